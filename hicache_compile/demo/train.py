@@ -1,0 +1,91 @@
+"""Train the demo model: ``python -m hicache_compile.demo.train OUT``.
+
+A rectified flow (Liu et al., 2209.03003) on the digits: ``x_t = (1 - t) x_0 + t e``, and the transformer
+learns the velocity ``e - x_0``. A tenth of the labels are dropped, so guidance works too. The weights
+that are saved are the exponential moving average, in fp16, in the diffusers folder format.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from pathlib import Path
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from tqdm import trange
+
+from hicache_compile.demo import digits
+
+CONFIG = {
+    "patch_size": 1,
+    "in_channels": digits.CHANNELS,
+    "num_layers": 2,
+    "num_single_layers": 4,
+    "attention_head_dim": 32,
+    "num_attention_heads": 4,
+    "joint_attention_dim": digits.TEXT_DIM,
+    "pooled_projection_dim": digits.CLASSES,
+    "guidance_embeds": False,
+    "axes_dims_rope": (8, 12, 12),
+}
+
+
+def loss_of(
+    model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
+    """The rectified-flow loss of one batch, times drawn from a logit-normal (Esser et al., 2403.03206)."""
+    clean = digits.pack(images)
+    noise = torch.randn(clean.shape, generator=generator)
+    time = torch.sigmoid(torch.randn(len(images), generator=generator))
+    dropped = torch.rand(len(labels), generator=generator) < 0.1
+    noisy = torch.lerp(clean, noise, time[:, None, None])
+    velocity = model(
+        hidden_states=noisy,
+        timestep=time,
+        **digits.prompt(labels.masked_fill(dropped, digits.NO_CLASS)),
+        return_dict=False,
+    )[0]
+    return (velocity - (noise - clean)).square().mean()
+
+
+def train(steps: int, batch: int = 64, lr: float = 2e-3, seed: int = 0) -> FluxTransformer2DModel:
+    """Train for ``steps`` updates and return the moving average of the weights."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    images, labels = digits.dataset()
+    model = FluxTransformer2DModel(**CONFIG)
+    average = copy.deepcopy(model).requires_grad_(False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=steps, pct_start=0.05)
+    compiled = torch.compile(model)
+    bar = trange(steps, desc="training", mininterval=5)
+    for step in bar:
+        chosen = torch.randint(len(images), (batch,), generator=generator)
+        loss = loss_of(compiled, images[chosen], labels[chosen], generator)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        decay = min(0.999, (1 + step) / (10 + step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+        if step % 50 == 0:
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+    return average
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    model = train(arguments.steps, seed=arguments.seed)
+    model.to(torch.float16).save_pretrained(arguments.out / "transformer")
+    FlowMatchEulerDiscreteScheduler(shift=1.0).save_pretrained(arguments.out / "scheduler")
+
+
+if __name__ == "__main__":
+    main()

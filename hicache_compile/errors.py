@@ -1,0 +1,43 @@
+"""The one exception family, and the one way a rewrite declines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+class HiCacheError(ValueError):
+    """Every error this package raises. The message names the field, the value and what is allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class CannotRewrite:
+    """A site that was left as it is: declining is normal, silence is not."""
+
+    site: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.site}: {self.reason}"
+
+
+def whole_number(owner: str, field: str, value: object, least: int, most: int | None = None) -> None:
+    """Raise unless ``value`` is an integer in ``[least, most]``."""
+    allowed = f"an integer >= {least}" if most is None else f"an integer from {least} to {most}"
+    wrong_type = isinstance(value, bool) or not isinstance(value, int)
+    if wrong_type or value < least or (most is not None and value > most):  # type: ignore[operator]  # checked first
+        raise HiCacheError(f"{owner}.{field} = {value!r}: must be {allowed}")
+
+
+def real_number(owner: str, field: str, value: object, low: float, high: float) -> None:
+    """Raise unless ``value`` is a finite number in ``(low, high]``."""
+    wrong_type = isinstance(value, bool) or not isinstance(value, int | float)
+    if wrong_type or not low < value <= high:  # type: ignore[operator]  # checked first
+        raise HiCacheError(f"{owner}.{field} = {value!r}: must be a number in ({low:g}, {high:g}]")
+
+
+def one_of(owner: str, field: str, value: object, allowed: Iterable[str]) -> None:
+    """Raise unless ``value`` is one of the strings ``allowed``."""
+    names = list(allowed)
+    if not isinstance(value, str) or value not in names:
+        raise HiCacheError(f"{owner}.{field} = {value!r}: must be one of {', '.join(names)}")

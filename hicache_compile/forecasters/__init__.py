@@ -1,0 +1,66 @@
+"""Linear forecasters: each is a weight vector over anchors, ``F^ = sum_j w_j * anchor_j``.
+
+A forecaster is any object with ``weights(anchors, target) -> list[float]``. It is handed the step
+indices of the anchors it may read, newest first, and the step to forecast; it returns one float64
+weight for each anchor it reads, newest first, and never more than there are anchors. It knows
+nothing of tensors or graphs. Your own forecaster is one small class with that method.
+
+Published rules that are only right on evenly spaced anchors stand beside a corrected one:
+
+=====================  =========================
+as published           right on uneven anchors
+=====================  =========================
+``Taylor``             ``Newton``
+``Hermite``            ``NewtonHermite``
+``ScaledTaylor``       ``NewtonScaledTaylor``
+``AdamsBashforth``     ``VariableAdamsBashforth``
+``BDF2``               ``VariableBDF2``
+=====================  =========================
+"""
+
+from hicache_compile.forecasters.base import Forecaster, Reuse, depth, weights
+from hicache_compile.forecasters.chebyshev import Chebyshev
+from hicache_compile.forecasters.differences import Hermite, ScaledTaylor, Taylor
+from hicache_compile.forecasters.multistep import (
+    BDF2,
+    AdamsBashforth,
+    VariableAdamsBashforth,
+    VariableBDF2,
+)
+from hicache_compile.forecasters.newton import Newton, NewtonHermite, NewtonScaledTaylor
+from hicache_compile.forecasters.smoothing import Smoothing
+
+FORECASTERS = (
+    Reuse,
+    Taylor,
+    Hermite,
+    ScaledTaylor,
+    Newton,
+    NewtonHermite,
+    NewtonScaledTaylor,
+    AdamsBashforth,
+    VariableAdamsBashforth,
+    BDF2,
+    VariableBDF2,
+    Chebyshev,
+)
+
+__all__ = [
+    "BDF2",
+    "FORECASTERS",
+    "AdamsBashforth",
+    "Chebyshev",
+    "Forecaster",
+    "Hermite",
+    "Newton",
+    "NewtonHermite",
+    "NewtonScaledTaylor",
+    "Reuse",
+    "ScaledTaylor",
+    "Smoothing",
+    "Taylor",
+    "VariableAdamsBashforth",
+    "VariableBDF2",
+    "depth",
+    "weights",
+]

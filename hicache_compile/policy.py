@@ -1,0 +1,94 @@
+"""A policy answers three independent questions: when to compute, what to do instead, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hicache_compile import forecasters
+from hicache_compile.errors import HiCacheError, one_of, whole_number
+from hicache_compile.forecasters import Forecaster, Smoothing
+from hicache_compile.schedules import Schedule
+
+SCOPES = ("module", "block", "stack", "output")
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """When (``schedule``), what instead (``forecaster``, ``smoothing``), and where (``scope``).
+
+    Args:
+        schedule: which steps are computed: ``Interval`` or ``StepMask``.
+        forecaster: any object with ``weights(anchors, target)``, ours or your own.
+        scope: where the sites are cut. ``"module"``: each attention and MLP output before its gate.
+            ``"block"``: each block's residual. ``"stack"``: the residual over the whole run of blocks.
+            ``"output"``: the hidden state before the final layer.
+        guards: measured decisions on top of the schedule; none exist yet, so the tuple is empty.
+        groups: a schedule per kind of site; none exist yet, so ``None``.
+        first: blocks at the start that always run (scopes ``block`` and ``stack``).
+        last: blocks at the end that always run (scopes ``block`` and ``stack``).
+        smoothing: smooth the anchors before forecasting.
+
+    Raises:
+        HiCacheError: a field has a wrong type or is out of range; the message says which and what is allowed.
+    """
+
+    schedule: Schedule
+    forecaster: Forecaster
+    scope: str = "module"
+    guards: tuple[()] = ()
+    groups: None = None
+    first: int = 0
+    last: int = 0
+    smoothing: Smoothing | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.schedule, type) or not isinstance(self.schedule, Schedule):
+            raise HiCacheError(f"Policy.schedule = {self.schedule!r}: must be an Interval or a StepMask")
+        if isinstance(self.forecaster, type) or not isinstance(self.forecaster, Forecaster):
+            raise HiCacheError(
+                f"Policy.forecaster = {self.forecaster!r}: must be an object with a method weights(anchors, target)"
+            )
+        one_of("Policy", "scope", self.scope, SCOPES)
+        if self.guards != ():
+            raise HiCacheError(f"Policy.guards = {self.guards!r}: must be (), a static schedule decides alone")
+        if self.groups is not None:
+            raise HiCacheError(f"Policy.groups = {self.groups!r}: must be None, one schedule serves every site")
+        for field in ("first", "last"):
+            value = getattr(self, field)
+            whole_number("Policy", field, value, 0)
+            if value and self.scope not in ("block", "stack"):
+                raise HiCacheError(f"Policy.{field} = {value}: must be 0 at scope {self.scope!r}")
+        if self.smoothing is not None and not isinstance(self.smoothing, Smoothing):
+            raise HiCacheError(f"Policy.smoothing = {self.smoothing!r}: must be a Smoothing or None")
+        _ = self.depth  # a forecaster that cannot run is refused here, not in the middle of a trajectory
+
+    @property
+    def depth(self) -> int:
+        """How many anchors a forecast reads at most: the size of the ring."""
+        return forecasters.depth(self.forecaster, self.smoothing)
+
+    @property
+    def cut(self) -> tuple[str, int, int]:
+        """What of a policy decides the graph: policies with an equal cut share their programs."""
+        return self.scope, self.first, self.last
+
+    def eligible(self, computed: Sequence[int]) -> list[int]:
+        """The anchors a forecast may read, newest first, out of the ``computed`` steps in order.
+
+        The published order ramp: steps before ``schedule.first_anchor`` enter no difference, so the newest
+        of them is only ever reused. Smoothing drops that gate, as published.
+        """
+        first = 0 if self.smoothing else self.schedule.first_anchor
+        newest_first = [step for step in reversed(computed) if step >= first] or [computed[-1]]
+        return newest_first[: self.depth]
+
+    def weights(self, computed: Sequence[int], step: int) -> list[float]:
+        """Weights over the newest of the ``computed`` steps, newest first, for the forecast of ``step``."""
+        return forecasters.weights(self.forecaster, self.eligible(computed), step, self.smoothing)
+
+    def decisions(self, num_steps: int, start: int = 0) -> str:
+        """One letter a step, ``F`` full and ``.`` forecast; the first step has no anchor and is always full."""
+        whole_number("trajectory", "num_steps", num_steps, 1)
+        computes = (step == start or self.schedule.computes(step, num_steps) for step in range(start, num_steps))
+        return "".join("F" if full else "." for full in computes)

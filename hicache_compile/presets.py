@@ -1,0 +1,88 @@
+"""Published methods as points in policy space. Each preset is a function that returns a ``Policy``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hicache_compile.errors import HiCacheError, one_of
+from hicache_compile.forecasters import Forecaster, Hermite, Reuse, Taylor
+from hicache_compile.masks import SPEEDS, steps_mask
+from hicache_compile.policy import Policy
+from hicache_compile.schedules import Interval, StepMask
+
+
+def HiCache(
+    interval: int = 6,
+    order: int = 2,
+    sigma: float = 0.5,
+    warmup: int = 3,
+    *,
+    scope: str = "module",
+    cooldown: int = 0,
+    forecaster: Forecaster | None = None,
+) -> Policy:
+    """HiCache (2508.16984): every ``interval``-th step in full, scaled Hermite forecasts between."""
+    return Policy(Interval(interval, warmup, cooldown), forecaster or Hermite(order, sigma), scope)
+
+
+def TaylorSeer(
+    interval: int = 6,
+    order: int = 1,
+    warmup: int = 3,
+    *,
+    scope: str = "module",
+    cooldown: int = 0,
+    forecaster: Forecaster | None = None,
+) -> Policy:
+    """TaylorSeer (2503.06923): every ``interval``-th step in full, Taylor forecasts between."""
+    return Policy(Interval(interval, warmup, cooldown), forecaster or Taylor(order), scope)
+
+
+def FORA(
+    interval: int = 3,
+    warmup: int = 1,
+    *,
+    scope: str = "module",
+    cooldown: int = 0,
+    forecaster: Forecaster | None = None,
+) -> Policy:
+    """FORA (2407.01425): every ``interval``-th step in full, plain reuse between."""
+    return Policy(Interval(interval, warmup, cooldown), forecaster or Reuse(), scope)
+
+
+def SCM(
+    mask: str,
+    num_steps: int | None = None,
+    *,
+    scope: str = "stack",
+    cooldown: int = 0,
+    forecaster: Forecaster | None = None,
+) -> Policy:
+    """Steps-computation mask: compute the steps marked ``1``, reuse the stack's residual at ``0``.
+
+    Args:
+        mask: a string of ``1`` and ``0``, or ``"slow"``, ``"medium"``, ``"fast"``, ``"ultra"`` for the
+            masks in common use, which then need ``num_steps``.
+        num_steps: length of the trajectory, with a named mask (by default 28).
+        cooldown: compute the last so many steps whatever the mask says.
+    """
+    if not isinstance(mask, str) or not mask.strip("01"):
+        steps = mask
+        if isinstance(mask, str) and num_steps not in (None, len(mask)):
+            raise HiCacheError(f"SCM.num_steps = {num_steps}: must be {len(mask)}, the length of the mask")
+    else:
+        one_of("SCM", "mask", mask, SPEEDS)
+        steps = steps_mask(mask, 28 if num_steps is None else num_steps)
+    schedule = StepMask(steps)
+    if cooldown:
+        Interval(1, cooldown=cooldown)  # the same field, the same check
+        schedule = StepMask(steps[: max(1, len(steps) - cooldown)].ljust(len(steps), "1"))
+    return Policy(schedule, forecaster or Reuse(), scope)
+
+
+PRESETS: dict[str, Callable[..., Policy]] = {
+    "HiCache": HiCache,
+    "TaylorSeer": TaylorSeer,
+    "FORA": FORA,
+    "SCM": SCM,
+}

@@ -1,0 +1,92 @@
+"""When to compute: which steps of a trajectory run in full."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from hicache_compile.errors import HiCacheError, whole_number
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """A static schedule: the step index alone decides."""
+
+    @property
+    def first_anchor(self) -> int:
+        """The first step whose value may enter a difference (earlier ones are only ever reused)."""
+        ...
+
+    def computes(self, step: int, num_steps: int | None) -> bool:
+        """Whether ``step`` of a run of ``num_steps`` is computed in full; ``None``: length unknown."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Compute the first ``warmup`` steps, then every ``interval``-th, and the last ``cooldown``.
+
+    The rule of FORA, TaylorSeer and HiCache: full steps are ``0 .. warmup-1``, then ``warmup-1 + interval``,
+    and so on; ``interval - 1`` forecasts follow each. As published, differences start at step
+    ``warmup - 2``, so the first interval forecasts with order 1 (with ``warmup=1``: plain reuse).
+
+    ``cooldown`` needs to know the length of the trajectory.
+    """
+
+    interval: int
+    warmup: int = 3
+    cooldown: int = 0
+
+    def __post_init__(self) -> None:
+        whole_number("Interval", "interval", self.interval, 1)
+        whole_number("Interval", "warmup", self.warmup, 1)
+        whole_number("Interval", "cooldown", self.cooldown, 0)
+
+    @property
+    def first_anchor(self) -> int:
+        return max(0, self.warmup - 2)
+
+    def computes(self, step: int, num_steps: int | None) -> bool:
+        if self.cooldown and num_steps is None:
+            raise HiCacheError(
+                f"Interval.cooldown = {self.cooldown}: must be 0 when the length of the trajectory is not "
+                "known; say it with `with compiled.trajectory(num_steps):`"
+            )
+        if step < self.warmup or (num_steps is not None and step >= num_steps - self.cooldown):
+            return True
+        return (step - self.warmup + 1) % self.interval == 0
+
+
+@dataclass(frozen=True, slots=True)
+class StepMask:
+    """Compute exactly the steps marked ``1``; the mask is as long as the trajectory.
+
+    Args:
+        mask: a string of ``1`` (compute) and ``0`` (forecast), starting with ``1``.
+    """
+
+    mask: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.mask, str) or not self.mask or set(self.mask) - {"0", "1"}:
+            raise HiCacheError(f"StepMask.mask = {self.mask!r}: must be a string of 1 (compute) and 0 (forecast)")
+        if self.mask[0] != "1":
+            raise HiCacheError(
+                f"StepMask.mask = {self.mask!r}: must start with 1; there is nothing to forecast from before"
+            )
+
+    @property
+    def first_anchor(self) -> int:
+        return 0
+
+    def computes(self, step: int, num_steps: int | None) -> bool:
+        if num_steps is not None and num_steps != len(self.mask):
+            raise HiCacheError(
+                f"StepMask.mask is for {len(self.mask)} steps, the trajectory has {num_steps}: must be equal"
+            )
+        if step >= len(self.mask):
+            raise HiCacheError(f"step {step}: StepMask.mask covers only {len(self.mask)} steps")
+        return self.mask[step] == "1"
+
+
+SCHEDULES = (Interval, StepMask)

@@ -1,0 +1,48 @@
+"""What a guarded graph is made of: three functions that mean the same by hand, in a graph and compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def remember(anchors: Tensor, position: Tensor, value: Tensor) -> None:
+    """Write ``value`` ``[*S]`` into row ``position`` ``[1]`` of the ring ``anchors`` ``[K, *S]``, in place."""
+    anchors.index_copy_(0, position, value.detach().unsqueeze(0))
+
+
+def forecast(anchors: Tensor, weights: Tensor) -> Tensor:
+    """``sum_k weights[k] * anchors[k]`` of a ring ``[K, *S]``, accumulated in float32 or wider.
+
+    Written as a chain of products so that a compiler makes it one pointwise kernel together with the
+    gate and the sum around it. Rows without an anchor hold zeros and have weight zero.
+    """
+    wide = torch.promote_types(anchors.dtype, torch.float32)
+    total = anchors[0].to(wide) * weights[0]
+    for k in range(1, anchors.shape[0]):
+        total = total + anchors[k].to(wide) * weights[k]
+    return total.to(anchors.dtype)
+
+
+def full_or_forecast(
+    full: Callable[..., tuple[Tensor, ...]],
+    computing: bool,
+    operands: Sequence[Tensor],
+    carried: Sequence[Tensor | None],
+    anchors: Sequence[Tensor],
+    position: Tensor,
+    weights: Tensor,
+) -> tuple[Tensor, ...]:
+    """A guarded site. Computing: run ``full`` and remember its slots; else forecast them.
+
+    A slot with a ``carried`` stream is cached as the residual on it.
+    """
+    if computing:
+        outputs = full(*operands)
+        for output, stream, ring in zip(outputs, carried, anchors, strict=True):
+            remember(ring, position, output if stream is None else output - stream)
+        return outputs
+    forecasts = [forecast(ring, weights) for ring in anchors]
+    return tuple(f if s is None else s + f for f, s in zip(forecasts, carried, strict=True))

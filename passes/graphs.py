@@ -1,0 +1,74 @@
+"""Small tools every pass uses: copying a graph, dropping what is dead, printing it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import fx
+
+from hicache_compile.passes import ops
+
+
+def copy_node(graph: fx.Graph, node: fx.Node, arg_of: Callable[[fx.Node], fx.Node]) -> fx.Node:
+    """Copy ``node`` with its metadata, and the mark by which AOTAutograd knows a Dynamo input."""
+    new = graph.node_copy(node, arg_of)
+    if hasattr(node, "_dynamo_source"):
+        new._dynamo_source = node._dynamo_source  # type: ignore[attr-defined]  # Dynamo sets it, AOT reads it
+    return new
+
+
+def module_of(graph: fx.Graph, origin: fx.GraphModule) -> fx.GraphModule:
+    """A GraphModule of ``graph`` with the attributes of ``origin``, checked and recompiled."""
+    graph.lint()
+    module = fx.GraphModule(origin, graph)
+    # Note [Dynamo marks] AOTAutograd reads parameters' addresses as fixed only on a module that says it came
+    # from Dynamo; with these two marks every placeholder needs a `_dynamo_source`, None on the ones we add.
+    module.meta.update(origin.meta)
+    module._param_name_to_source = {}  # type: ignore[assignment]  # read by AOTAutograd
+    return module
+
+
+def copy_graph(origin: fx.GraphModule) -> tuple[fx.GraphModule, dict[fx.Node, fx.Node]]:
+    """A copy of ``origin`` (the incoming graph stays the oracle) and the map from its nodes to the new ones."""
+    graph = fx.Graph()
+    env: dict[fx.Node, fx.Node] = {}
+    for node in origin.graph.nodes:
+        env[node] = copy_node(graph, node, env.__getitem__)
+    return module_of(graph, origin), env
+
+
+def drop_dead_code(graph: fx.Graph) -> int:
+    """Remove every pure node nobody reads; placeholders stay. Returns how many were removed."""
+    removed = 0
+    for node in reversed(graph.nodes):
+        if not node.users and ops.is_pure(node):
+            graph.erase_node(node)
+            removed += 1
+    return removed
+
+
+def placeholders(module: fx.GraphModule) -> list[fx.Node]:
+    return module.graph.find_nodes(op="placeholder")
+
+
+def output_node(graph: fx.Graph) -> fx.Node:
+    return next(iter(reversed(graph.nodes)))
+
+
+def reachable_from(roots: Iterable[fx.Node]) -> set[fx.Node]:
+    """Every node computed from one of ``roots``, the roots included."""
+    seen: set[fx.Node] = set()
+    queue = list(roots)
+    while queue:
+        node = queue.pop()
+        if node not in seen:
+            seen.add(node)
+            queue.extend(node.users)
+    return seen
+
+
+def text(module: torch.nn.Module) -> str:
+    """The module's graph as readable Python, submodules included."""
+    assert isinstance(module, fx.GraphModule)
+    return module.print_readable(print_output=False)

@@ -1,0 +1,144 @@
+"""The vocabulary of a Dynamo graph: what an op is called, what it carries, whether it may be removed."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+CAST = frozenset({"to", "float", "half", "bfloat16", "double", "type", "type_as", "contiguous", "clone"})
+RESHAPE = frozenset(
+    {"reshape", "view", "flatten", "unflatten", "permute", "transpose", "swapaxes", "movedim", "unsqueeze", "squeeze"}
+)
+SELECT = frozenset({"getitem", "split", "split_with_sizes", "chunk", "narrow", "unbind"})
+CLAMP = frozenset({"clip", "clamp", "nan_to_num"})
+JOIN = frozenset({"cat", "concat", "concatenate"})
+ADD = frozenset({"add", "iadd", "add_"})
+MUL = frozenset({"mul", "imul", "mul_", "multiply"})
+DIV = frozenset({"div", "truediv", "itruediv", "div_"})
+DROPOUT = frozenset({"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout"})
+ATTENTION = frozenset({"scaled_dot_product_attention", "flex_attention", "multi_head_attention_forward"})
+HEAVY = ATTENTION | {
+    "linear",
+    "bilinear",
+    "matmul",
+    "mm",
+    "bmm",
+    "addmm",
+    "baddbmm",
+    "einsum",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+}
+ACTIVATIONS = frozenset({"gelu", "silu", "relu", "sigmoid", "tanh", "mish", "hardswish", "leaky_relu", "elu"})
+
+_AUGMENTED = frozenset(
+    {"iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor"}
+)
+_RANDOM_SOURCES = frozenset({"rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like"})
+
+
+def op(node: fx.Node) -> str:
+    """The bare name of what ``node`` calls: ``torch.add``, ``operator.add`` and ``Tensor.add`` are all ``add``."""
+    if node.op == "call_method":
+        return str(node.target)
+    if node.op == "call_function":
+        name = getattr(node.target, "__name__", str(node.target))
+        return name.split(".")[0]
+    return ""
+
+
+def value(node: fx.Node) -> Any:
+    """The fake value Dynamo (or a pass) recorded for ``node``."""
+    return node.meta.get("example_value")
+
+
+def is_tensor(node: object) -> bool:
+    return isinstance(node, fx.Node) and isinstance(value(node), torch.Tensor)
+
+
+def same_shape(a: fx.Node, b: fx.Node) -> bool:
+    """Whether two tensor nodes have the same shape for every size the graph serves."""
+    left, right = value(a).shape, value(b).shape
+    return len(left) == len(right) and all(
+        statically_known_true(x == y) for x, y in zip(left, right, strict=True)
+    )
+
+
+def carriers(node: fx.Node) -> list[fx.Node]:
+    """The arguments a residual stream may come through: sums, joins, slices, casts, reshapes, constant scales."""
+    name = op(node)
+    tensors = [argument for argument in node.args if isinstance(argument, fx.Node)]
+    if name in ADD:
+        return tensors[:2]
+    if name in JOIN:
+        parts = node.args[0] if node.args else ()
+        return [part for part in parts if isinstance(part, fx.Node)]  # type: ignore[union-attr]  # a list of nodes
+    if name == "addcmul" or name in CAST | RESHAPE | SELECT | CLAMP:
+        return tensors[:1]
+    if name in DROPOUT and not is_random(node):
+        return tensors[:1]
+    if name in MUL | DIV and len(tensors) == 1:
+        return tensors
+    return []
+
+
+@lru_cache(maxsize=None)
+def _schemas(name: str) -> tuple[tuple[Any, bool], ...]:
+    """``(schema, draws random numbers)`` of every ATen overload called ``name``."""
+    packet = getattr(torch.ops.aten, name, None)
+    if packet is None:
+        return ()
+    overloads = [getattr(packet, overload) for overload in packet.overloads()]
+    return tuple((o._schema, torch.Tag.nondeterministic_seeded in o.tags) for o in overloads)
+
+
+def _bound(node: fx.Node, position: int, name: str, default: Any) -> Any:
+    if name in node.kwargs:
+        return node.kwargs[name]
+    return node.args[position] if len(node.args) > position else default
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether ``node`` draws random numbers. Dropout with ``p=0`` or outside training does not."""
+    name = op(node)
+    if name in DROPOUT:
+        return bool(_bound(node, 1, "p", 0.5)) and bool(_bound(node, 2, "training", True))
+    if name in ATTENTION:
+        return bool(_bound(node, 4, "dropout_p", 0.0))
+    return name in _RANDOM_SOURCES or any(seeded for _, seeded in _schemas(name))
+
+
+def mutated(node: fx.Node) -> fx.Node | None:
+    """The argument ``node`` writes to in place, if it does."""
+    name = op(node)
+    first = next((argument for argument in node.args if isinstance(argument, fx.Node)), None)
+    if isinstance(node.kwargs.get("out"), fx.Node):
+        return node.kwargs["out"]  # type: ignore[return-value]  # just checked
+    if name in _AUGMENTED or name in ("setitem", "__setitem__"):
+        return first if is_tensor(first) else None
+    if node.kwargs.get("inplace") is True:
+        return first
+    if node.op == "call_method" or node.op == "call_function":
+        inplace = name.endswith("_") and not name.endswith("__")
+        if inplace and any(schema.is_mutable for schema, _ in _schemas(name)):
+            return first
+    return None
+
+
+def is_pure(node: fx.Node) -> bool:
+    """Whether ``node`` may be dropped when nobody reads it."""
+    if node.op in ("placeholder", "output"):
+        return False
+    if node.op == "get_attr":
+        return True
+    if op(node).startswith(("_assert", "_set_", "set_", "sym_constrain", "_check")) or mutated(node) is not None:
+        return False
+    return not node.meta.get("side_effect") and not is_random(node)

@@ -1,0 +1,110 @@
+"""What must hold of the graph at each level, as code. The verifier runs in the tests and under ``HICACHE_VERIFY=1``.
+
+Each function raises ``HiCacheError`` naming the level, the node and what must hold.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from torch import fx
+
+from hicache_compile.errors import HiCacheError
+from hicache_compile.passes import ops
+from hicache_compile.passes.branch import forecast, full_or_forecast, remember
+from hicache_compile.passes.graphs import output_node, placeholders
+from hicache_compile.passes.specialise import Choice
+
+
+def verify_captured(captured: fx.GraphModule) -> None:
+    """Every input knows its position, every computing node its module, and nothing is dead."""
+    for position, node in enumerate(placeholders(captured)):
+        _require(node.meta.get("input") == position, "captured", node, f"input {position} of the denoiser")
+    for node in captured.graph.nodes:
+        _require("path" in node.meta, "captured", node, "given a module path")
+        dead = not node.users and ops.is_pure(node)
+        _require(not dead, "captured", node, "read by something")
+
+
+def verify_guarded(guarded: fx.GraphModule, captured: fx.GraphModule) -> None:
+    """Every op of the captured graph is there once, and every site's call fits its subgraph and rings."""
+    counts = Counter(ops.op(n) for n in guarded.graph.nodes if n.op.startswith("call"))
+    calls = [node for node in guarded.graph.nodes if node.target is full_or_forecast]
+    rings: set[fx.Node] = set()
+    for call in calls:
+        submodule, _, operands, carried, anchors, _, _ = call.args
+        full = guarded.get_submodule(str(submodule.target))
+        assert isinstance(full, fx.GraphModule)
+        slots = output_node(full.graph).args[0]
+        _require(len(placeholders(full)) == len(operands), "guarded", call, "given one operand per input of its site")
+        _require(len(slots) == len(carried) == len(anchors), "guarded", call, "given one ring and stream per slot")
+        for ring, slot in zip(anchors, slots, strict=True):
+            _require(ring not in rings, "guarded", ring, "the ring of one slot only")
+            rings.add(ring)
+            fits = ops.value(ring).shape[1:] == ops.value(slot).shape and ops.value(ring).dtype == ops.value(slot).dtype
+            _require(fits, "guarded", ring, f"shaped like its slot, {slot.name}")
+        counts.update(ops.op(n) for n in full.graph.nodes if n.op.startswith("call"))
+        for node in full.graph.nodes:
+            _require(not ops.is_random(node), "guarded", node, "free of random numbers, being inside a branch")
+    del counts[full_or_forecast.__name__]
+    counts["getitem"] -= sum(len(call.users) for call in calls)
+    _same_ops("guarded", +counts, _ops_of(captured))
+
+
+def verify_program(program: fx.GraphModule, choice: Choice, captured: fx.GraphModule) -> None:
+    """A straight-line program computes what its choice says and nothing else."""
+    level = f"program {choice.value}"
+    for node in program.graph.nodes:
+        _require(node.target is not full_or_forecast, level, node, "inlined")
+        written = ops.mutated(node)
+        into_ring = written is not None and "state" in written.meta
+        _require(not into_ring, level, node, "kept from writing to a ring except through remember")
+    returned = output_node(program.graph).all_input_nodes
+    for node in returned:
+        _require(node.op != "placeholder", level, node, "computed: an output must not be an input")
+    mine, theirs = _ops_of(program), _ops_of(captured)
+    reads = [node for node in program.graph.nodes if node.target is forecast]
+    writes = [node for node in program.graph.nodes if node.target is remember]
+    if choice is Choice.FORECAST:
+        for node in writes:
+            _require(False, level, node, "free of writes")
+        heavier = {name for name in ops.HEAVY if mine[name] > theirs[name]}
+        _require(not heavier, level, program.graph, f"free of more {', '.join(heavier)} than the denoiser has")
+    else:
+        for node in reads:
+            _require(False, level, node, "free of forecasts")
+        extra = {remember.__name__, "sub", "getitem"} if choice is Choice.FULL else set()
+        for name in extra:
+            if mine[name] >= theirs[name]:
+                mine[name] = theirs[name]
+        _same_ops(level, +mine, theirs)
+
+
+def verify_pair(programs: dict[Choice, fx.GraphModule]) -> None:
+    """The full program writes exactly the rings the forecast program reads, at the same shapes."""
+    full, forecasting = (
+        {n.meta["slot"]: tuple(ops.value(n).shape) for n in placeholders(programs[c]) if "slot" in n.meta}
+        for c in (Choice.FULL, Choice.FORECAST)
+    )
+    if full != forecasting:
+        raise HiCacheError(
+            f"programs: full writes rings {sorted(full.items())}, forecast reads {sorted(forecasting.items())}: "
+            "must be the same"
+        )
+
+
+def _ops_of(module: fx.GraphModule) -> Counter[str]:
+    return Counter(ops.op(node) for node in module.graph.nodes if node.op.startswith("call"))
+
+
+def _same_ops(level: str, mine: Counter[str], theirs: Counter[str]) -> None:
+    if mine != theirs:
+        raise HiCacheError(
+            f"{level}: ops added {dict(mine - theirs)}, ops lost {dict(theirs - mine)}: must hold every op of the "
+            "captured graph exactly once"
+        )
+
+
+def _require(holds: bool, level: str, where: object, what: str) -> None:
+    if not holds:
+        raise HiCacheError(f"{level}: `{where}` must be {what}")
