@@ -1,0 +1,28 @@
+"""Lowering: a straight-line graph to something callable. Backends do not import one another."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx
+
+from hicache_compile.errors import one_of
+
+BACKENDS = ("eager", "aot_eager", "inductor")
+Lowered = Callable[..., Any]
+
+
+def lower(program: fx.GraphModule, backend: str, mode: str | None = None) -> Lowered:
+    """Compile ``program``; the result takes its placeholders in order and returns its outputs.
+
+    Args:
+        program: a straight-line graph whose placeholders carry fake example values.
+        backend: ``"eager"``, ``"aot_eager"`` or ``"inductor"``.
+        mode: a mode of ``torch.compile`` (``"reduce-overhead"``, ``"max-autotune"``, ...); inductor only.
+    """
+    one_of("hicache_compile", "backend", backend, BACKENDS)
+    module = importlib.import_module(f"hicache_compile.backends.{backend}")
+    lowered: Lowered = module.lower(program, mode)
+    return lowered

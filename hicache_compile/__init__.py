@@ -1,0 +1,64 @@
+"""hicache_compile: a graph-transform optimizer for ``torch.compile`` that makes diffusion transformers sample faster.
+
+    from hicache_compile import hicache_compile, HiCache
+
+    model = hicache_compile(model, HiCache(interval=6, order=2))
+    with model.trajectory(num_steps=50):
+        for t in timesteps:
+            x = step(model(x, t), t, x)
+"""
+
+from hicache_compile.compile import hicache_compile
+from hicache_compile.denoiser import CompiledDenoiser
+from hicache_compile.errors import CannotRewrite, HiCacheError
+from hicache_compile.forecasters import (
+    BDF2,
+    AdamsBashforth,
+    Chebyshev,
+    Forecaster,
+    Hermite,
+    Newton,
+    NewtonHermite,
+    NewtonScaledTaylor,
+    Reuse,
+    ScaledTaylor,
+    Smoothing,
+    Taylor,
+    VariableAdamsBashforth,
+    VariableBDF2,
+    weights,
+)
+from hicache_compile.policy import Policy
+from hicache_compile.presets import FORA, SCM, HiCache, TaylorSeer
+from hicache_compile.report import Report
+from hicache_compile.schedules import Interval, StepMask
+
+__all__ = [
+    "BDF2",
+    "FORA",
+    "SCM",
+    "AdamsBashforth",
+    "CannotRewrite",
+    "Chebyshev",
+    "CompiledDenoiser",
+    "Forecaster",
+    "Hermite",
+    "HiCache",
+    "HiCacheError",
+    "Interval",
+    "Newton",
+    "NewtonHermite",
+    "NewtonScaledTaylor",
+    "Policy",
+    "Report",
+    "Reuse",
+    "ScaledTaylor",
+    "Smoothing",
+    "StepMask",
+    "Taylor",
+    "TaylorSeer",
+    "VariableAdamsBashforth",
+    "VariableBDF2",
+    "hicache_compile",
+    "weights",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hicache_compile import forecasters
 from hicache_compile.errors import HiCacheError, one_of, whole_number
@@ -41,6 +41,7 @@ class Policy:
     first: int = 0
     last: int = 0
     smoothing: Smoothing | None = None
+    depth: int = field(init=False, repr=False, compare=False)  # anchors a forecast reads at most
 
     def __post_init__(self) -> None:
         if isinstance(self.schedule, type) or not isinstance(self.schedule, Schedule):
@@ -61,12 +62,8 @@ class Policy:
                 raise HiCacheError(f"Policy.{field} = {value}: must be 0 at scope {self.scope!r}")
         if self.smoothing is not None and not isinstance(self.smoothing, Smoothing):
             raise HiCacheError(f"Policy.smoothing = {self.smoothing!r}: must be a Smoothing or None")
-        _ = self.depth  # a forecaster that cannot run is refused here, not in the middle of a trajectory
-
-    @property
-    def depth(self) -> int:
-        """How many anchors a forecast reads at most: the size of the ring."""
-        return forecasters.depth(self.forecaster, self.smoothing)
+        # Tried out here: a forecaster that cannot run is refused now, not in the middle of a trajectory.
+        object.__setattr__(self, "depth", forecasters.depth(self.forecaster, self.smoothing))
 
     @property
     def cut(self) -> tuple[str, int, int]:

@@ -1,0 +1,18 @@
+"""Trace to functional ATen with AOTAutograd, then run that: what Inductor sees, without Inductor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+from torch._dynamo.backends.debugging import aot_eager
+
+from hicache_compile.backends.tracing import example_inputs, fresh_tracing
+
+
+def lower(program: fx.GraphModule, mode: str | None) -> Callable[..., Any]:
+    inputs = example_inputs(program)
+    with torch.no_grad(), fresh_tracing(inputs):
+        return aot_eager(program, inputs)  # type: ignore[no-any-return]  # untyped in torch

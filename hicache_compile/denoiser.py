@@ -1,0 +1,212 @@
+"""The compiled denoiser: a module that behaves like the one it wraps and samples with a cache."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import types
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import fx
+from torch._dynamo.eval_frame import OptimizedModule
+
+from hicache_compile.backends import BACKENDS
+from hicache_compile.dispatch import CapturedStep
+from hicache_compile.errors import HiCacheError, one_of
+from hicache_compile.passes import Choice, capture
+from hicache_compile.policy import Policy
+from hicache_compile.report import Report
+from hicache_compile.serialize import as_policy
+from hicache_compile.trajectory import Session, Settings, Step
+
+log = logging.getLogger(__name__)
+
+TIME_NAMES = ("timestep", "timesteps", "t", "sigma", "sigmas", "time")
+
+
+class CompiledDenoiser(OptimizedModule):
+    """What ``hicache_compile`` returns. Everything it does not define is the wrapped module's own.
+
+    It samples: it runs without gradients, one step of a trajectory a call.
+    """
+
+    # `OptimizedModule` hands assignments to the wrapped module unless the class has the attribute.
+    _session: Session
+    _steps: list[CapturedStep]
+    _signature: inspect.Signature
+    _denoise: Callable[..., Any]
+
+    def __init__(self, model: torch.nn.Module, policy: Policy, backend: str, dynamic: bool | None, mode: str | None) -> None:
+        one_of("hicache_compile", "backend", backend, BACKENDS)
+        if mode is not None and backend != "inductor":
+            raise HiCacheError(f"hicache_compile.mode = {mode!r}: must be None with backend {backend!r}")
+        session = Session(Settings(policy))
+        steps: list[CapturedStep] = []
+
+        def receive(dynamo_graph: fx.GraphModule, example_inputs: list[Any]) -> CapturedStep:
+            steps.append(CapturedStep(capture(dynamo_graph), session, backend, mode))
+            return steps[-1]
+
+        context = torch._dynamo.optimize(receive, dynamic=dynamic)
+        super().__init__(model, context)  # type: ignore[arg-type]  # optimize is typed as a union
+        object.__setattr__(self, "_session", session)
+        object.__setattr__(self, "_steps", steps)
+        object.__setattr__(self, "_signature", inspect.signature(model.forward))
+        object.__setattr__(self, "_denoise", context(_own_frame(model)))
+        self.forward = self._sample
+
+    def _sample(self, *args: Any, **kwargs: Any) -> Any:
+        """One step: count it, run the compiled graphs, which read the count."""
+        self._refuse_gradients(args, kwargs)
+        session = self._session
+        if session.step is not None:
+            raise HiCacheError("the compiled denoiser was called from inside its own call")
+        step = session.next_step(lambda: self._read_time(args, kwargs))
+        session.step = step
+        try:
+            with torch.no_grad():
+                output = self._denoise(*args, **kwargs)
+        except BaseException:
+            step.context.invalidate()
+            raise
+        finally:
+            session.step = None
+        self._check_compiled(step)
+        session.finish(step)
+        return output
+
+    def trajectory(self, num_steps: int) -> Any:
+        """``with compiled.trajectory(num_steps):`` one sampling run; anchors of earlier runs are forgotten.
+
+        Raises:
+            HiCacheError: ``num_steps`` is not a positive integer or not the length the policy is made for,
+                or a trajectory is open already; inside, a call beyond ``num_steps`` in one context.
+        """
+        return self._session.open(num_steps)
+
+    @contextmanager
+    def cache_context(self, name: str, **hints: Any) -> Iterator[None]:
+        """``with compiled.cache_context(name):`` calls inside belong to the guidance branch ``name``.
+
+        ``hints`` are those of diffusers' own ``cache_context``, and are handed on to it.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(self._session.in_context(name))
+            if hasattr(self._orig_mod, "cache_context"):
+                stack.enter_context(self._orig_mod.cache_context(name, **hints))
+            yield
+
+    def disabled(self) -> Any:
+        """``with compiled.disabled():`` calls inside run uncached (and compiled); they count as steps."""
+        return self._session.without_cache()
+
+    def reset(self) -> None:
+        """Forget every anchor and every decision of this thread, and free their memory."""
+        if self._session.step is not None:
+            raise HiCacheError("reset(): must not be called in the middle of a step")
+        self._session.reset()
+
+    @property
+    def policy(self) -> Policy:
+        """The policy of the next trajectory. Assign a Policy, a preset name, a dict or a path to JSON."""
+        return self._session.settings.policy
+
+    @policy.setter
+    def policy(self, value: Any) -> None:
+        self._session.settings.policy = as_policy(value)
+
+    @property
+    def graphs(self) -> dict[str, fx.GraphModule]:
+        """``captured``, ``guarded``, ``full`` and ``forecast``, each printable and runnable; empty before the first call.
+
+        A denoiser that was captured in several graphs has ``captured.1`` and so on for the later ones.
+        """
+        found: dict[str, fx.GraphModule] = {}
+        for step in self._steps:
+            suffix = f".{len(found) // 4}" if found else ""
+            rewrite = step.variant(self.policy).rewrite
+            found["captured" + suffix] = rewrite.captured
+            found["guarded" + suffix] = rewrite.guarded
+            found["full" + suffix] = rewrite.programs[Choice.FULL]
+            found["forecast" + suffix] = rewrite.programs[Choice.FORECAST]
+        return found
+
+    def report(self) -> Report:
+        """What happened so far in this thread, as plain data."""
+        session = self._session
+        newest = max((context.trajectory for context in session.contexts.values()), default=-1)
+        letters = "".join(c.letters() for c in session.contexts.values() if c.trajectory == newest)
+        computed, forecast = letters.count("F"), letters.count(".")
+        full, cheap = self._flops(Choice.FULL), self._flops(Choice.FORECAST)
+        spent = computed * full + forecast * cheap
+        refused = {entry for step in self._steps if step.current for entry in step.current.rewrite.refused}
+        states = [state for context in session.contexts.values() for state in context.states.values()]
+        return Report(
+            computed=computed,
+            forecast=forecast,
+            flops_full=full,
+            flops_forecast=cheap,
+            flops_speedup=len(letters) * full / spent if spent else 1.0,
+            state_bytes=sum(state.nbytes for state in states),
+            programs=sum(len(variant.programs) for step in self._steps for variant in step.variants.values()),
+            recompiles=len(self._steps) - len({step.signature for step in self._steps}),
+            graph_breaks=max(0, session.most_graphs - 1),
+            host_syncs=session.syncs,
+            nonfinite_probes=0,
+            refused=sorted((entry.site, entry.reason) for entry in refused),
+            history={c.name: ["".join(run) for run in c.history] for c in session.contexts.values()},
+        )
+
+    def _flops(self, choice: Choice) -> int:
+        return sum(step.flops(choice) for step in self._steps if step.current is not None)
+
+    def _read_time(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:
+        """The timestep of a call, read back from the device: outside a trajectory it tells where one starts."""
+        given = self._signature.bind_partial(*args, **kwargs).arguments
+        value = next((given[name] for name in TIME_NAMES if given.get(name) is not None), None)
+        if isinstance(value, torch.Tensor):
+            self._session.syncs += value.device.type != "cpu"
+            return float(value.max())
+        return None if value is None else float(value)
+
+    def _refuse_gradients(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not torch.is_grad_enabled():
+            return
+        for name, value in [*enumerate(args), *kwargs.items()]:
+            if isinstance(value, torch.Tensor) and value.requires_grad:
+                raise HiCacheError(
+                    f"argument {name!r} requires grad: must not, a cached denoiser samples without gradients; "
+                    "call the module it wraps, compiled._orig_mod, to differentiate"
+                )
+
+    def _check_compiled(self, step: Step) -> None:
+        session = self._session
+        session.most_graphs = max(session.most_graphs, step.graphs)
+        if step.graphs == 0:
+            step.letter = "F"
+            if not session.warned_eager:
+                session.warned_eager = True
+                log.warning("Dynamo ran the denoiser without its compiled graphs, so nothing is cached: see TORCH_LOGS=recompiles")
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return self._orig_mod.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        return self._orig_mod.load_state_dict(state_dict, *args, **kwargs)
+
+
+def _own_frame(model: torch.nn.Module) -> Callable[..., Any]:
+    """A function that calls ``model``, with a code object of its own.
+
+    Dynamo counts recompiles by code object, and all models of one class share that of ``forward``: many
+    compiled denoisers in a process would use up one another's limit and silently run eagerly.
+    """
+
+    def denoise(*args: Any, **kwargs: Any) -> Any:
+        return model(*args, **kwargs)
+
+    own_code = denoise.__code__.replace()
+    return types.FunctionType(own_code, denoise.__globals__, "denoise", None, denoise.__closure__)

@@ -1,0 +1,161 @@
+"""dispatch: step counter -> choice -> compiled program(inputs, weights, rings)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from hicache_compile import passes
+from hicache_compile.backends import Lowered, lower
+from hicache_compile.errors import HiCacheError
+from hicache_compile.passes import Choice, Rewrite, ops
+from hicache_compile.passes.cost import count_flops
+from hicache_compile.passes.graphs import copy_graph, placeholders
+from hicache_compile.passes.shapes import Bindings, bind_symbols, concrete, is_dynamic
+from hicache_compile.policy import Policy
+from hicache_compile.state import AnchorState, RingShape, Token
+from hicache_compile.trajectory import Session, Step
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """One lowered program and what it reads: positions among the denoiser's inputs, then state by name."""
+
+    run: Lowered
+    inputs: tuple[int, ...]
+    state: tuple[str, ...]
+
+
+class Variant:
+    """The programs of one cut and ring depth, lowered when they are first needed."""
+
+    def __init__(self, rewrite: Rewrite, depth: int) -> None:
+        self.rewrite = rewrite
+        self.depth = depth
+        self.programs: dict[Choice, Program] = {}
+        self.rings = [
+            ops.value(node)
+            for node in placeholders(rewrite.programs[Choice.FORECAST])
+            if node.meta.get("state") == "anchors"
+        ]
+        self.dynamic = any(is_dynamic(ring.shape) for ring in self.rings)
+        self.weights_dtype = torch.float32
+        for ring in self.rings:
+            self.weights_dtype = torch.promote_types(self.weights_dtype, ring.dtype)
+
+    def ring_shapes(self, bindings: Bindings) -> tuple[RingShape, ...]:
+        return tuple((concrete(ring.shape, bindings), ring.dtype, ring.device) for ring in self.rings)
+
+    def program(self, choice: Choice, backend: str, mode: str | None) -> Program:
+        """The program of ``choice``, lowered now if it was not yet."""
+        if choice not in self.programs:
+            graph = self.rewrite.programs[choice]
+            log.info("lowering %s to %s: %d nodes", choice.value, backend, len(graph.graph.nodes))
+            inputs = placeholders(graph)
+            self.programs[choice] = Program(
+                # A compiler owns the graph it is given and may rewrite it; ours stays readable.
+                lower(copy_graph(graph)[0], backend, mode),
+                tuple(node.meta["input"] for node in inputs if "input" in node.meta),
+                tuple(node.meta["state"] for node in inputs if node.meta.get("state") in ("position", "weights")),
+            )
+        return self.programs[choice]
+
+
+class CapturedStep:
+    """One captured graph of the denoiser, and everything compiled from it. Dynamo calls it once a step."""
+
+    def __init__(self, captured: fx.GraphModule, session: Session, backend: str, mode: str | None) -> None:
+        self.captured = captured
+        self.session = session
+        self.backend = backend
+        self.mode = mode
+        self.variants: dict[tuple[str, int, int], Variant] = {}
+        self.current: Variant | None = None
+        self.bindings: Bindings = {}
+        self._inputs = placeholders(captured)
+        self._weights = [i for i, node in enumerate(self._inputs) if node.meta["weight"]]
+        self._sized = [i for i, node in enumerate(self._inputs) if not node.meta["weight"]]
+        sizes = [str(getattr(ops.value(self._inputs[i]), "shape", "")) for i in self._sized]
+        self.signature = (len(captured.graph.nodes), *sizes)
+        self._flops: dict[tuple[object, ...], int] = {}
+        self._dynamic = any(is_dynamic_input(ops.value(self._inputs[i])) for i in self._sized)
+
+    def __call__(self, *inputs: Any) -> Any:
+        step = self.session.step
+        if step is None:
+            raise HiCacheError("a captured graph ran outside of its compiled denoiser: call the denoiser itself")
+        step.graphs += 1
+        variant = self.current = self.variant(step.context.policy)
+        if self._dynamic:
+            self.bindings = bind_symbols([self._inputs[i] for i in self._sized], [inputs[i] for i in self._sized])
+        if step.uncached or not variant.rings:
+            step.letter = "F"
+            return self._run(variant, Choice.PLAIN, inputs, {}, ())
+        state = self._state(variant, step, inputs)
+        assert state.plan is not None
+        choice = Choice.FORECAST
+        if step.context.ambiguous or state.plan.computes(step.index):
+            choice, step.letter = Choice.FULL, "F"
+        table = state.plan.on_device(state.rings[0].device, variant.weights_dtype, step.index)
+        data = {"position": table.positions[step.index], "weights": table.rows[step.index]}
+        state.next_step = -1  # an exception in the middle leaves the anchors incomplete
+        outputs = self._run(variant, choice, inputs, data, state.rings)
+        state.next_step = step.index + 1
+        return outputs
+
+    def variant(self, policy: Policy) -> Variant:
+        """The programs for ``policy``: shared by every policy with its cut and no more anchors."""
+        variant = self.variants.get(policy.cut)
+        if variant is None or variant.depth < policy.depth:
+            rewrite = passes.build(self.captured, policy.scope, policy.depth, policy.first, policy.last)
+            variant = self.variants[policy.cut] = Variant(rewrite, policy.depth)
+        return variant
+
+    def flops(self, choice: Choice) -> int:
+        """FLOPs of the program of ``choice`` at the shape last seen."""
+        assert self.current is not None
+        key = (id(self.current), choice, *self.bindings.values())
+        if key not in self._flops:
+            self._flops[key] = count_flops(self.current.rewrite.programs[choice], self.bindings)
+        return self._flops[key]
+
+    def _run(
+        self,
+        variant: Variant,
+        choice: Choice,
+        inputs: Sequence[Any],
+        data: dict[str, torch.Tensor],
+        rings: Sequence[torch.Tensor],
+    ) -> Any:
+        program = variant.program(choice, self.backend, self.mode)
+        return program.run(*[inputs[i] for i in program.inputs], *[data[name] for name in program.state], *rings)
+
+    def _state(self, variant: Variant, step: Step, inputs: Sequence[Any]) -> AnchorState:
+        """The anchors of this graph in this context, started over when they do not continue."""
+        shapes = variant.ring_shapes(self.bindings)
+        context = step.context
+        state = context.states.get((id(self), shapes))
+        if state is None:
+            state = context.states[id(self), shapes] = AnchorState(shapes)
+        token = self._weights_token(inputs)
+        if not state.continues(context.trajectory, step.index, token):
+            state.start(self.session.plan(step, variant.depth), context.trajectory, token)
+        return state
+
+    def _weights_token(self, inputs: Sequence[Any]) -> Token:
+        """Changes when a parameter is replaced or written to."""
+        weights = [inputs[i] for i in self._weights]
+        return (*map(id, weights), *[0 if weight.is_inference() else weight._version for weight in weights])
+
+
+def is_dynamic_input(example: Any) -> bool:
+    if isinstance(example, torch.Tensor):
+        return is_dynamic(example.shape)
+    return isinstance(example, torch.SymInt)

@@ -1,0 +1,53 @@
+"""What happened: decisions, FLOPs, bytes, programs. Plain data."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+
+from hicache_compile.errors import HiCacheError
+from hicache_compile.trajectory import DEFAULT_CONTEXT
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Counters of one compiled denoiser in the calling thread.
+
+    ``computed`` and ``forecast`` count the steps of the newest trajectory, over all its contexts.
+    ``flops_full`` and ``flops_forecast`` are those of one step at the shape last seen (two for each
+    multiply-add, as FlopCounterMode counts); ``flops_speedup`` is full steps over what that trajectory cost.
+    ``state_bytes`` are the bytes of the live rings, ``programs`` the lowered programs, ``recompiles`` the
+    captures beyond one for each graph and set of input shapes, ``host_syncs`` the values read back from a device.
+    """
+
+    computed: int
+    forecast: int
+    flops_full: int
+    flops_forecast: int
+    flops_speedup: float
+    state_bytes: int
+    programs: int
+    recompiles: int
+    graph_breaks: int
+    host_syncs: int
+    nonfinite_probes: int
+    refused: list[tuple[str, str]]
+    history: dict[str, list[str]] = field(default_factory=dict)
+
+    def decisions(self, context: str = DEFAULT_CONTEXT, trajectory: int = -1) -> str:
+        """One letter a step of a trajectory (by default the newest): ``F`` full, ``.`` forecast.
+
+        Raises:
+            HiCacheError: no such context or trajectory.
+        """
+        if context not in self.history:
+            known = ", ".join(self.history) or "none yet"
+            raise HiCacheError(f"decisions.context = {context!r}: must be one of {known}")
+        runs = self.history[context]
+        if not -len(runs) <= trajectory < len(runs):
+            raise HiCacheError(f"decisions.trajectory = {trajectory}: must be within the {len(runs)} remembered")
+        return runs[trajectory]
+
+    def to_json(self) -> str:
+        """The same as JSON."""
+        return json.dumps(asdict(self), indent=2)

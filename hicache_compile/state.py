@@ -1,0 +1,49 @@
+"""Anchors: the rings of one compiled graph in one context."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from hicache_compile.plan import Plan
+
+RingShape = tuple[tuple[int, ...], torch.dtype, torch.device]
+Token = tuple[object, ...]
+
+
+class AnchorState:
+    """Ring buffers at fixed addresses, and what they are valid for.
+
+    Made zero at every start, so a ring row without an anchor contributes exactly nothing even if the run
+    before it ended in infinities.
+    """
+
+    def __init__(self, shapes: Sequence[RingShape]) -> None:
+        self.shapes = tuple(shapes)
+        # Inference tensors could not be written outside inference mode, and a run may mix the two.
+        with torch.inference_mode(False), torch.no_grad():
+            self.rings = [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in shapes]
+        self.plan: Plan | None = None
+        self.next_step = -1
+        self.trajectory = -1
+        self.weights_token: Token = ()
+
+    @property
+    def nbytes(self) -> int:
+        return sum(ring.untyped_storage().nbytes() for ring in self.rings)
+
+    def continues(self, trajectory: int, step: int, token: Token) -> bool:
+        """Whether the anchors are those of this trajectory, complete, and made with these weights."""
+        return (self.trajectory, self.next_step, self.weights_token) == (trajectory, step, token)
+
+    def start(self, plan: Plan, trajectory: int, token: Token) -> None:
+        """Forget every anchor and follow ``plan``."""
+        with torch.inference_mode(False), torch.no_grad():
+            if self.rings:
+                torch._foreach_zero_(self.rings)
+        self.plan, self.trajectory, self.weights_token = plan, trajectory, token
+
+    def invalidate(self) -> None:
+        """The anchors are no longer complete: the next step starts over."""
+        self.trajectory = -1
