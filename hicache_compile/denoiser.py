@@ -16,6 +16,7 @@ from torch._dynamo.eval_frame import OptimizedModule
 from hicache_compile.backends import BACKENDS
 from hicache_compile.dispatch import CapturedStep
 from hicache_compile.errors import HiCacheError, one_of
+from hicache_compile.modes import set_aside
 from hicache_compile.passes import Choice, capture
 from hicache_compile.policy import Policy
 from hicache_compile.report import Report
@@ -67,7 +68,7 @@ class CompiledDenoiser(OptimizedModule):
         step = session.next_step(lambda: self._read_time(args, kwargs))
         session.step = step
         try:
-            with torch.no_grad():
+            with torch.no_grad(), set_aside() as step.modes:
                 output = self._denoise(*args, **kwargs)
         except BaseException:
             step.context.invalidate()

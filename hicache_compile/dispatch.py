@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hicache_compile import passes
 from hicache_compile.backends import Lowered, lower
 from hicache_compile.errors import HiCacheError
+from hicache_compile.modes import brought_back
 from hicache_compile.passes import Choice, Rewrite, ops
 from hicache_compile.passes.cost import count_flops
 from hicache_compile.passes.graphs import copy_graph, placeholders
@@ -97,7 +99,7 @@ class CapturedStep:
             self.bindings = bind_symbols([self._inputs[i] for i in self._sized], [inputs[i] for i in self._sized])
         if step.uncached or not variant.rings:
             step.letter = "F"
-            return self._run(variant, Choice.PLAIN, inputs, {}, ())
+            return self._run(variant, Choice.PLAIN, inputs, {}, (), step.modes)
         state = self._state(variant, step, inputs)
         assert state.plan is not None
         choice = Choice.FORECAST
@@ -106,7 +108,7 @@ class CapturedStep:
         table = state.plan.on_device(state.rings[0].device, variant.weights_dtype, step.index)
         data = {"position": table.positions[step.index], "weights": table.rows[step.index]}
         state.next_step = -1  # an exception in the middle leaves the anchors incomplete
-        outputs = self._run(variant, choice, inputs, data, state.rings)
+        outputs = self._run(variant, choice, inputs, data, state.rings, step.modes)
         state.next_step = step.index + 1
         return outputs
 
@@ -133,9 +135,14 @@ class CapturedStep:
         inputs: Sequence[Any],
         data: dict[str, torch.Tensor],
         rings: Sequence[torch.Tensor],
+        modes: list[TorchDispatchMode],
     ) -> Any:
         program = variant.program(choice, self.backend, self.mode)
-        return program.run(*[inputs[i] for i in program.inputs], *[data[name] for name in program.state], *rings)
+        arguments = [*[inputs[i] for i in program.inputs], *[data[name] for name in program.state], *rings]
+        if not modes:
+            return program.run(*arguments)
+        with brought_back(modes):
+            return program.run(*arguments)
 
     def _state(self, variant: Variant, step: Step, inputs: Sequence[Any]) -> AnchorState:
         """The anchors of this graph in this context, started over when they do not continue."""

@@ -10,6 +10,8 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from torch.utils._python_dispatch import TorchDispatchMode
+
 from hicache_compile.errors import HiCacheError, whole_number
 from hicache_compile.plan import Plan
 from hicache_compile.policy import Policy
@@ -36,7 +38,8 @@ class Context:
     states: dict[Hashable, AnchorState] = field(default_factory=dict)
 
     def begin(self, trajectory: int, policy: Policy) -> None:
-        """Start over under ``policy``: step 0, no anchors."""
+        """Start over under ``policy``: step 0, no anchors. Rings the last trajectory did not use are freed."""
+        self.states = {key: state for key, state in self.states.items() if state.trajectory == self.trajectory}
         self.trajectory = trajectory
         self.policy = policy
         self.step = 0
@@ -60,6 +63,7 @@ class Step:
     """One denoiser call in progress, which the compiled graphs read to know what to do.
 
     ``letter`` and ``graphs`` are written by the graphs: what was decided, and how many there were.
+    ``modes`` are the caller's dispatch modes, set aside until a program runs.
     """
 
     context: Context
@@ -68,6 +72,7 @@ class Step:
     uncached: bool = False
     letter: str = "."
     graphs: int = 0
+    modes: list[TorchDispatchMode] = field(default_factory=list)
 
 
 @dataclass(slots=True)
