@@ -15,4 +15,4 @@ from hicache_compile.backends.tracing import example_inputs, fresh_tracing
 def lower(program: fx.GraphModule, mode: str | None) -> Callable[..., Any]:
     inputs = example_inputs(program)
     with torch.no_grad(), fresh_tracing(inputs):
-        return aot_eager(program, inputs)  # type: ignore[no-any-return]  # untyped in torch
+        return aot_eager(program, inputs)

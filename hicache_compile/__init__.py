@@ -1,11 +1,11 @@
 """hicache_compile: a graph-transform optimizer for ``torch.compile`` that makes diffusion transformers sample faster.
 
-    from hicache_compile import hicache_compile, HiCache
+from hicache_compile import hicache_compile, HiCache
 
-    model = hicache_compile(model, HiCache(interval=6, order=2))
-    with model.trajectory(num_steps=50):
-        for t in timesteps:
-            x = step(model(x, t), t, x)
+model = hicache_compile(model, HiCache(interval=6, order=2))
+with model.trajectory(num_steps=50):
+    for t in timesteps:
+        x = step(model(x, t), t, x)
 """
 
 from hicache_compile.compile import hicache_compile

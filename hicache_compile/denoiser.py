@@ -40,7 +40,9 @@ class CompiledDenoiser(OptimizedModule):
     _signature: inspect.Signature
     _denoise: Callable[..., Any]
 
-    def __init__(self, model: torch.nn.Module, policy: Policy, backend: str, dynamic: bool | None, mode: str | None) -> None:
+    def __init__(
+        self, model: torch.nn.Module, policy: Policy, backend: str, dynamic: bool | None, mode: str | None
+    ) -> None:
         one_of("hicache_compile", "backend", backend, BACKENDS)
         if mode is not None and backend != "inductor":
             raise HiCacheError(f"hicache_compile.mode = {mode!r}: must be None with backend {backend!r}")
@@ -97,7 +99,8 @@ class CompiledDenoiser(OptimizedModule):
         with ExitStack() as stack:
             stack.enter_context(self._session.in_context(name))
             if hasattr(self._orig_mod, "cache_context"):
-                stack.enter_context(self._orig_mod.cache_context(name, **hints))
+                theirs: Any = self._orig_mod.cache_context
+                stack.enter_context(theirs(name, **hints))
             yield
 
     def disabled(self) -> Any:
@@ -121,7 +124,7 @@ class CompiledDenoiser(OptimizedModule):
 
     @property
     def graphs(self) -> dict[str, fx.GraphModule]:
-        """``captured``, ``guarded``, ``full`` and ``forecast``, each printable and runnable; empty before the first call.
+        """``captured``, ``guarded``, ``full`` and ``forecast``: printable and runnable; empty before the first call.
 
         A denoiser that was captured in several graphs has ``captured.1`` and so on for the later ones.
         """
@@ -190,7 +193,9 @@ class CompiledDenoiser(OptimizedModule):
             step.letter = "F"
             if not session.warned_eager:
                 session.warned_eager = True
-                log.warning("Dynamo ran the denoiser without its compiled graphs, so nothing is cached: see TORCH_LOGS=recompiles")
+                log.warning(
+                    "Dynamo ran the denoiser without compiling it, so nothing is cached: see TORCH_LOGS=recompiles"
+                )
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         return self._orig_mod.state_dict(*args, **kwargs)

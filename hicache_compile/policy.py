@@ -55,11 +55,10 @@ class Policy:
             raise HiCacheError(f"Policy.guards = {self.guards!r}: must be (), a static schedule decides alone")
         if self.groups is not None:
             raise HiCacheError(f"Policy.groups = {self.groups!r}: must be None, one schedule serves every site")
-        for field in ("first", "last"):
-            value = getattr(self, field)
-            whole_number("Policy", field, value, 0)
+        for name, value in (("first", self.first), ("last", self.last)):
+            whole_number("Policy", name, value, 0)
             if value and self.scope not in ("block", "stack"):
-                raise HiCacheError(f"Policy.{field} = {value}: must be 0 at scope {self.scope!r}")
+                raise HiCacheError(f"Policy.{name} = {value}: must be 0 at scope {self.scope!r}")
         if self.smoothing is not None and not isinstance(self.smoothing, Smoothing):
             raise HiCacheError(f"Policy.smoothing = {self.smoothing!r}: must be a Smoothing or None")
         # Tried out here: a forecaster that cannot run is refused now, not in the middle of a trajectory.

@@ -88,7 +88,7 @@ def _plain(value: Any) -> Any:
     name = type(value).__name__
     if TYPES.get(name) is not type(value):
         raise HiCacheError(f"{name} is not one of {', '.join(TYPES)}: a policy with it cannot be written as JSON")
-    fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(TYPES[name])}
     return {"type": name, **fields}
 
 

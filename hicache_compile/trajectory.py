@@ -109,7 +109,7 @@ class Session(threading.local):
         """
         whole_number("trajectory", "num_steps", num_steps, 1)
         if self.trajectory is not None:
-            raise HiCacheError(f"trajectory(num_steps={num_steps}): a trajectory of {self.num_steps} steps is open already")
+            raise HiCacheError(f"trajectory({num_steps}): a trajectory of {self.num_steps} steps is open already")
         self.settings.policy.decisions(num_steps)  # a policy that cannot serve it says so now
         self.policy = self.settings.policy
         self.num_steps, self.trajectory = num_steps, next(_ids)
@@ -167,11 +167,19 @@ class Session(threading.local):
                 "sigma or time, to see where a trajectory starts; it has none of them"
             )
         if context.last_time is None or context.trajectory < 0 or time > context.last_time:
+            if context.last_time is not None and context.step == 1:
+                log.warning(
+                    "the timestep went up from %g to %g after a single step of context %r, which starts a new trajectory: "
+                    "where time runs upwards nothing is ever forecast; use trajectory(num_steps)",
+                    context.last_time,
+                    time,
+                    context.name,
+                )
             context.begin(next(_ids), self.settings.policy)
         elif time == context.last_time and not context.ambiguous:
             log.warning(
-                "timestep %g came twice in a row in context %r: two branches may share it, so nothing is forecast until "
-                "the timestep goes back up; use cache_context(name) for each branch, or trajectory(num_steps)",
+                "timestep %g came twice in a row in context %r: two branches may share it, so nothing is forecast "
+                "until the timestep goes back up; use cache_context(name) for each branch, or trajectory(num_steps)",
                 time,
                 context.name,
             )

@@ -57,7 +57,9 @@ def build(
         before = len(found.sites)
         found, apart = collapse(found)
         refused += apart
-        log.info("collapse: %d block sites became %d: residuals add up, so their forecasts do", before, len(found.sites))
+        log.info(
+            "collapse: %d block sites became %d: residuals add up, so their forecasts do", before, len(found.sites)
+        )
     guarded, tangled = guard(found, depth)
     refused += tangled
     programs = specialise(guarded)
@@ -65,7 +67,7 @@ def build(
         verify_captured(captured)
         verify_guarded(guarded, captured)
         for choice, program in programs.items():
-            verify_program(program, choice, captured)
+            verify_program(program, choice, captured, guarded)
         verify_pair(programs)
     declined = {entry.site for entry in tangled}
     sites = [site for site in found.sites if site.name not in declined]

@@ -1,9 +1,9 @@
-"""captured: a copy of Dynamo's graph with module paths written on its nodes and dead code gone.
+"""captured: a copy of Dynamo's graph, out of place where that is safe, with module paths on its nodes.
 
-    Requires   a GraphModule handed to a Dynamo backend
-    Ensures    every computing node has ``meta["path"]``: the dotted path of the module it ran in, from
-               the denoiser's root; every placeholder has ``meta["input"]``, its position, and
-               ``meta["weight"]``: whether it is a parameter or buffer of the denoiser
+Requires   a GraphModule handed to a Dynamo backend
+Ensures    every computing node has ``meta["path"]``: the dotted path of the module it ran in, from
+           the denoiser's root; every placeholder has ``meta["input"]``, its position, and
+           ``meta["weight"]``: whether it is a parameter or buffer of the denoiser
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 
 from torch import fx
 
+from hicache_compile.passes.functionalise import functionalise
 from hicache_compile.passes.graphs import copy_graph, drop_dead_code, placeholders
 
 _ROOT = re.compile(r"^L\['\w+'\]|^L\[\"\w+\"\]")
@@ -41,6 +42,7 @@ def _is_weight(node: fx.Node) -> bool:
 def capture(dynamo_graph: fx.GraphModule) -> fx.GraphModule:
     """The captured graph of ``dynamo_graph``, which is left as it is."""
     captured, _ = copy_graph(dynamo_graph)
+    functionalise(captured.graph)
     drop_dead_code(captured.graph)
     for position, node in enumerate(placeholders(captured)):
         # Placeholders carry the stack of their first user, which says nothing about them.

@@ -1,7 +1,7 @@
 """What a stream would be if its blocks contributed nothing: the value a residual is measured against.
 
-    carry(x + contribution) = carry(x)        carry(cat(a, b)) = cat(carry(a), carry(b))
-    carry(slice(x)) = slice(carry(x))         carry(x) = x                     outside the blocks
+carry(x + contribution) = carry(x)        carry(cat(a, b)) = cat(carry(a), carry(b))
+carry(slice(x)) = slice(carry(x))         carry(x) = x                     outside the blocks
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ from torch import fx
 
 from hicache_compile.errors import CannotRewrite
 from hicache_compile.passes import ops
-from hicache_compile.passes.sites import Site, Sites, Slot
+from hicache_compile.passes.scopes import Slot
+from hicache_compile.passes.sites import Site, Sites
 
 
 def collapse(found: Sites) -> tuple[Sites, list[CannotRewrite]]:

@@ -14,7 +14,7 @@ def copy_node(graph: fx.Graph, node: fx.Node, arg_of: Callable[[fx.Node], fx.Nod
     """Copy ``node`` with its metadata, and the mark by which AOTAutograd knows a Dynamo input."""
     new = graph.node_copy(node, arg_of)
     if hasattr(node, "_dynamo_source"):
-        new._dynamo_source = node._dynamo_source  # type: ignore[attr-defined]  # Dynamo sets it, AOT reads it
+        new._dynamo_source = node._dynamo_source
     return new
 
 

@@ -1,14 +1,14 @@
 """guarded: every site is one call, ``full_or_forecast(full, computing, operands, carried, anchors, ...)``.
 
-    before   attn = linear(sdpa(q(norm(x)), ...));  x2 = x + gate * attn
-    after    (attn,) = full_or_forecast(self.blocks_0_attn, computing, [x, ...], [None], [anchors_0], position, weights)
-             x2 = x + gate * attn
+before   attn = linear(sdpa(q(norm(x)), ...));  x2 = x + gate * attn
+after    (attn,) = full_or_forecast(self.blocks_0_attn, computing, [x, ...], [None], [anchors_0], position, weights)
+         x2 = x + gate * attn
 
-    Requires   sites on a working copy of the captured graph
-    Ensures    the graph runs as it is; new inputs follow the denoiser's own: computing, position ``[1]``
-               int64, weights ``[K]``, and one ring ``[K, *S]`` a slot; every op of the captured graph
-               is there exactly once, in the graph or in one site
-    Refuses    a site that would have to run both before and after something outside it
+Requires   sites on a working copy of the captured graph
+Ensures    the graph runs as it is; new inputs follow the denoiser's own: computing, position ``[1]``
+           int64, weights ``[K]``, and one ring ``[K, *S]`` a slot; every op of the captured graph
+           is there exactly once, in the graph or in one site
+Refuses    a site that would have to run both before and after something outside it
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from hicache_compile.errors import CannotRewrite
 from hicache_compile.passes import ops
 from hicache_compile.passes.branch import full_or_forecast
 from hicache_compile.passes.graphs import copy_node, module_of
-from hicache_compile.passes.sites import Site, Sites, Slot
+from hicache_compile.passes.scopes import Slot
+from hicache_compile.passes.sites import Site, Sites
 
 
 def guard(found: Sites, depth: int) -> tuple[fx.GraphModule, list[CannotRewrite]]:
@@ -117,7 +118,7 @@ class _Writer:
     def _input(self, name: str, role: str, example: Any) -> fx.Node:
         node = self.graph.placeholder(name)
         node.meta = {"example_value": example, "state": role, "path": ""}
-        node._dynamo_source = None  # type: ignore[attr-defined]  # Note [Dynamo marks]
+        node._dynamo_source = None
         if role == "anchors":
             node.meta["tensor_dict"] = {"_dynamo_static_input_type": "unguarded"}
         return node
@@ -142,7 +143,7 @@ class _Writer:
         )
         call.meta = {"path": site.name, "site": site.name, "kind": site.kind}
         for index, slot in enumerate(site.slots):
-            output = self.graph.call_function(operator.getitem, (call, index))
+            output = self.graph.create_node("call_function", operator.getitem, (call, index), name=slot.node.name)
             output.meta = {"path": site.name, "example_value": ops.value(slot.node)}
             self.env[slot.node] = output
 
@@ -168,4 +169,3 @@ def new_ring(like: torch.Tensor, depth: int) -> torch.Tensor:
     """A fake ring ``[depth, *S]`` for values like ``like``."""
     with detect_fake_mode(like):  # type: ignore[union-attr]  # Dynamo's values are fake
         return torch.empty((depth, *like.shape), dtype=like.dtype, device=like.device)
-

@@ -39,7 +39,7 @@ def narrow(program: fx.GraphModule) -> dict[int, Window]:
     changed = True
     while changed:
         drop_dead_code(graph)
-        changed = any([_push(graph, node) for node in list(graph.nodes) if _range(node) is not None])
+        changed = sum(_push(graph, node) for node in list(graph.nodes)) > 0
     windows = {}
     for node in list(graph.nodes):
         readers = list(node.users)
@@ -47,13 +47,13 @@ def narrow(program: fx.GraphModule) -> dict[int, Window]:
             anchors = node.args[0]
             assert isinstance(anchors, fx.Node)
             window = readers[0].args[1]
-            if all(isinstance(part, slice) and not _symbolic(part) for part in window):  # type: ignore[union-attr]
+            if all(isinstance(part, slice) and not _symbolic(part) for part in window):
                 windows[anchors.meta["slot"]] = window
                 readers[0].replace_all_uses_with(node)
                 node.meta["example_value"] = ops.value(readers[0])
                 graph.erase_node(readers[0])
     program.recompile()
-    return windows  # type: ignore[return-value]  # windows are tuples of slices
+    return windows
 
 
 def part_of_join(node: fx.Node, source: fx.Node) -> fx.Node | None:
@@ -77,10 +77,11 @@ def part_of_join(node: fx.Node, source: fx.Node) -> fx.Node | None:
 
 def _push(graph: fx.Graph, node: fx.Node) -> bool:
     """Move the slice ``node`` above its source, when nothing else reads the source."""
-    source = node.args[0]
     taken = _range(node)
-    if not isinstance(source, fx.Node) or taken is None or not node.users:
+    if taken is None or not node.users:
         return False
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
     part = part_of_join(node, source)
     if part is not None:
         node.replace_all_uses_with(part)
@@ -112,10 +113,11 @@ def _range(node: fx.Node) -> _Range | None:
     if not all(isinstance(part, slice) for part in node.args[1]):
         return None
     cut = [(dim, part) for dim, part in enumerate(node.args[1]) if part != whole]
-    if len(cut) != 1 or cut[0][1].step not in (None, 1):  # type: ignore[union-attr]
+    if len(cut) != 1 or cut[0][1].step not in (None, 1):
         return None
     dim, part = cut[0]
-    assert isinstance(part, slice) and isinstance(node.args[0], fx.Node)
+    assert isinstance(part, slice)
+    assert isinstance(node.args[0], fx.Node)
     size = ops.value(node.args[0]).shape[dim]
     start, stop = (ops.value(e) if isinstance(e, fx.Node) else e for e in (part.start, part.stop))
     start = 0 if start is None else start

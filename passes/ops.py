@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -67,9 +67,14 @@ def is_tensor(node: object) -> bool:
 def same_shape(a: fx.Node, b: fx.Node) -> bool:
     """Whether two tensor nodes have the same shape for every size the graph serves."""
     left, right = value(a).shape, value(b).shape
-    return len(left) == len(right) and all(
-        statically_known_true(x == y) for x, y in zip(left, right, strict=True)
-    )
+    return len(left) == len(right) and all(statically_known_true(x == y) for x, y in zip(left, right, strict=True))
+
+
+def shares_storage(a: fx.Node, b: fx.Node) -> bool:
+    """Whether the values of ``a`` and ``b`` are views of one tensor."""
+    if not (is_tensor(a) and is_tensor(b)):
+        return False
+    return bool(value(a).untyped_storage()._cdata == value(b).untyped_storage()._cdata)
 
 
 def carriers(node: fx.Node) -> list[fx.Node]:
@@ -90,7 +95,7 @@ def carriers(node: fx.Node) -> list[fx.Node]:
     return []
 
 
-@lru_cache(maxsize=None)
+@cache
 def _schemas(name: str) -> tuple[tuple[Any, bool], ...]:
     """``(schema, draws random numbers)`` of every ATen overload called ``name``."""
     packet = getattr(torch.ops.aten, name, None)
@@ -126,11 +131,8 @@ def mutated(node: fx.Node) -> fx.Node | None:
         return first if is_tensor(first) else None
     if node.kwargs.get("inplace") is True:
         return first
-    if node.op == "call_method" or node.op == "call_function":
-        inplace = name.endswith("_") and not name.endswith("__")
-        if inplace and any(schema.is_mutable for schema, _ in _schemas(name)):
-            return first
-    return None
+    inplace = name.endswith("_") and not name.endswith("__")
+    return first if inplace and any(schema.is_mutable for schema, _ in _schemas(name)) else None
 
 
 def is_pure(node: fx.Node) -> bool:

@@ -33,9 +33,7 @@ def bind_symbols(inputs: Sequence[fx.Node], actual: Sequence[Any]) -> Bindings:
 
 def concrete(shape: Sequence[int | torch.SymInt], bindings: Bindings) -> tuple[int, ...]:
     """``shape`` as plain integers."""
-    return tuple(
-        int(size.node.expr.subs(bindings)) if isinstance(size, torch.SymInt) else size for size in shape
-    )
+    return tuple(int(size.node.expr.subs(bindings)) if isinstance(size, torch.SymInt) else size for size in shape)
 
 
 def _bind(bindings: Bindings, size: torch.SymInt, real: int) -> None:

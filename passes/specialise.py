@@ -1,20 +1,20 @@
 """specialised: one straight-line program per choice, made by inlining one branch and deleting what is dead.
 
-    full       every site inlined; ``remember(anchors, position, slot)`` for each slot a forecast reads
-    forecast   every site replaced by ``forecast(anchors, weights)``; no site's operands are computed
-    plain      every site inlined and nothing remembered: the denoiser as it was captured
+full       every site inlined; ``remember(anchors, position, slot)`` for each slot a forecast reads
+forecast   every site replaced by ``forecast(anchors, weights)``; no site's operands are computed
+plain      every site inlined and nothing remembered: the denoiser as it was captured
 
-    Requires   a guarded graph
-    Ensures    no guarded call is left; placeholders nobody reads are gone and the others keep
-               ``meta["input"]`` (position among the denoiser's inputs) or ``meta["state"]``;
-               ``full`` writes exactly the rings ``forecast`` reads
+Requires   a guarded graph
+Ensures    no guarded call is left; placeholders nobody reads are gone and the others keep
+           ``meta["input"]`` (position among the denoiser's inputs) or ``meta["state"]``;
+           ``full`` writes exactly the rings ``forecast`` reads
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from enum import Enum
+from enum import StrEnum
 
 import torch
 from torch import fx
@@ -26,7 +26,7 @@ from hicache_compile.passes.guard import new_ring
 from hicache_compile.passes.narrow import Window, narrow
 
 
-class Choice(str, Enum):
+class Choice(StrEnum):
     """What a step does."""
 
     FULL = "full"
@@ -71,7 +71,7 @@ def _inline(guarded: fx.GraphModule, site: Inliner) -> fx.GraphModule:
         if node.target is full_or_forecast:
             outputs[node] = site(graph, node, env)
         elif node.args and node.args[0] in outputs:
-            env[node] = outputs[node.args[0]][node.args[1]]  # type: ignore[index]  # getitem(call, index)
+            env[node] = outputs[node.args[0]][node.args[1]]
         elif not (node.op == "get_attr" and all(user.target is full_or_forecast for user in node.users)):
             env[node] = copy_node(graph, node, env.__getitem__)
     return module_of(graph, guarded)
@@ -81,7 +81,7 @@ def _inline_full(graph: fx.Graph, call: fx.Node, env: dict[fx.Node, fx.Node]) ->
     owner = call.graph.owning_module
     full = owner.get_submodule(str(call.args[0].target))  # type: ignore[union-attr]  # a get_attr of the submodule
     assert isinstance(full, fx.GraphModule)
-    inner = dict(zip(placeholders(full), (env[a] for a in call.args[2]), strict=True))  # type: ignore[union-attr,index,misc]
+    inner = dict(zip(placeholders(full), (env[a] for a in call.args[2]), strict=True))  # type: ignore[union-attr,index]
     for node in full.graph.nodes:
         if node.op == "output":
             return [inner[slot] for slot in node.args[0]]

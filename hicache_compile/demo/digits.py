@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 SIZE = 16
 PATCH = 2
@@ -41,7 +41,7 @@ def prompt(labels: torch.Tensor) -> dict[str, torch.Tensor]:
     class next to the one-hot position ``j``; the pooled projection is the one-hot class.
     """
     known = (labels != NO_CLASS).unsqueeze(1)
-    one_hot = F.one_hot(labels.clamp(min=0), CLASSES).float() * known
+    one_hot = functional.one_hot(labels.clamp(min=0), CLASSES).float() * known
     position = torch.eye(TEXT_TOKENS).expand(len(labels), -1, -1)
     text = torch.cat([one_hot.unsqueeze(1).expand(-1, TEXT_TOKENS, -1), position], dim=2)
     rows = torch.arange(GRID, dtype=torch.float32)
@@ -50,7 +50,7 @@ def prompt(labels: torch.Tensor) -> dict[str, torch.Tensor]:
         "encoder_hidden_states": text,
         "pooled_projections": one_hot,
         "txt_ids": torch.zeros(TEXT_TOKENS, 3),
-        "img_ids": F.pad(grid, (1, 0)),
+        "img_ids": functional.pad(grid, (1, 0)),
     }
 
 
@@ -61,7 +61,7 @@ def dataset() -> tuple[torch.Tensor, torch.Tensor]:
 
     digits = load_digits()
     small = torch.from_numpy(digits.images).float() / 8 - 1
-    images = F.interpolate(small.unsqueeze(1), size=SIZE, mode="bilinear", align_corners=False)
+    images = functional.interpolate(small.unsqueeze(1), size=SIZE, mode="bilinear", align_corners=False)
     return images.squeeze(1), torch.from_numpy(digits.target).long()
 
 

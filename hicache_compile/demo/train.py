@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import copy
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
@@ -32,7 +34,7 @@ CONFIG = {
 
 
 def loss_of(
-    model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator
+    model: Callable[..., Any], images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
     """The rectified-flow loss of one batch, times drawn from a logit-normal (Esser et al., 2403.03206)."""
     clean = digits.pack(images)

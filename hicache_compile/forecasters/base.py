@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from hicache_compile.errors import HiCacheError
@@ -56,15 +57,12 @@ def weights(
     """
     if not anchors:
         raise HiCacheError("anchors = []: must hold at least one step; there is nothing to forecast from")
-    if any(newer <= older for newer, older in zip(anchors, anchors[1:], strict=False)):
+    if any(newer <= older for newer, older in pairwise(anchors)):
         raise HiCacheError(f"anchors = {list(anchors)}: must be strictly decreasing, newest first")
     if target <= anchors[0]:
         raise HiCacheError(f"target = {target}: must be later than the newest anchor, {anchors[0]}")
-    if smoothing is None:
-        row = forecaster.weights(anchors, target)
-    else:
-        row = smoothing.weights(forecaster, anchors, target)
-    row = [float(weight) for weight in row]
+    smooth = smoothing and smoothing.weights(forecaster, anchors, target)
+    row = [float(weight) for weight in smooth or forecaster.weights(anchors, target)]
     if not 1 <= len(row) <= len(anchors):
         raise HiCacheError(
             f"{type(forecaster).__name__}.weights returned {len(row)} weights for {len(anchors)} "

@@ -57,10 +57,7 @@ class TrueDerivatives:
     def weights(self, anchors: Sequence[int], target: int) -> list[float]:
         x = float(target - anchors[0])
         bases = lagrange(offsets(anchors, self.order + 1))
-        return [
-            float(sum(self.coefficient(k, x) * basis.deriv(k)(0.0) for k in range(len(bases))))
-            for basis in bases
-        ]
+        return [float(sum(self.coefficient(k, x) * basis.deriv(k)(0.0) for k in range(len(bases)))) for basis in bases]
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -64,9 +65,7 @@ class Smoothing:
             smooth += weight * window[-1][::-1]
         return smooth.tolist()
 
-    def _on_differences(
-        self, forecaster: DifferenceForecaster, anchors: Sequence[int], target: int
-    ) -> list[float]:
+    def _on_differences(self, forecaster: DifferenceForecaster, anchors: Sequence[int], target: int) -> list[float]:
         # D_m needs the smoothed slope at m anchors, and each of those a full window.
         read = list(anchors[: forecaster.order + (WINDOW - 1 if forecaster.order else WINDOW)])
         count = len(read)
@@ -89,7 +88,7 @@ class Smoothing:
         unit = np.eye(count)
         window = [unit[i] for i in range(max(0, index - WINDOW + 1), index + 1)]
         smooth = [window[0]]
-        for older, newer in zip(window, window[1:], strict=False):
+        for older, newer in pairwise(window):
             if self.method == "exponential":
                 smooth.append(self.alpha * newer + (1 - self.alpha) * smooth[-1])
             else:

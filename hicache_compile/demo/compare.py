@@ -1,0 +1,128 @@
+"""Sample the same digits uncached and under several policies, and measure what it cost and what it changed."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hicache_compile.compile import hicache_compile
+from hicache_compile.demo import digits
+from hicache_compile.demo.sampling import Sample, load_model, sample
+from hicache_compile.denoiser import CompiledDenoiser
+from hicache_compile.policy import Policy
+from hicache_compile.presets import FORA, HiCache, TaylorSeer
+from hicache_compile.report import Report
+
+Contestant = tuple[str, Policy]
+CONTESTANTS: tuple[Contestant, ...] = tuple(
+    (name, policy)
+    for scope in ("module", "stack")
+    for name, policy in (
+        ("HiCache N=4", HiCache(interval=4, scope=scope)),
+        ("HiCache N=6", HiCache(interval=6, scope=scope)),
+        ("HiCache N=7", HiCache(interval=7, scope=scope)),
+        ("HiCache N=8", HiCache(interval=8, scope=scope)),
+        ("TaylorSeer N=6", TaylorSeer(interval=6, scope=scope)),
+        ("FORA N=6", FORA(interval=6, warmup=3, scope=scope)),
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One policy's run. ``psnr`` (dB over a range of 2, the mean over images) and ``relative_error``
+    (2-norm) are against the uncached sample of the same seed; ``accuracy`` is the share of images the
+    classifier reads as the digit that was asked for; ``clock_speedup`` is the uncached sampling loop's
+    seconds over this one's, compiling aside.
+    """
+
+    policy: str
+    scope: str
+    report: Report
+    clock_speedup: float
+    psnr: float
+    relative_error: float
+    accuracy: float
+    images: torch.Tensor
+
+    def as_data(self) -> dict[str, Any]:
+        """The row as plain data, under the names of ``report()``."""
+        own = {name: getattr(self, name) for name in ("policy", "scope", *MEASURED)}
+        counted = {name: getattr(self.report, name) for name in COUNTED}
+        return {**own, **counted, "decisions": self.report.decisions()}
+
+
+MEASURED = ("clock_speedup", "psnr", "relative_error", "accuracy")
+COUNTED = ("computed", "forecast", "flops_speedup", "state_bytes", "programs", "recompiles", "graph_breaks")
+
+
+def trajectories_of(contestants: Sequence[Contestant]) -> int:
+    """How many trajectories ``compare`` samples: with each scope two uncached and a warm-up, one a policy."""
+    return 3 * len(_scopes(contestants)) + len(contestants)
+
+
+def compare(
+    per_class: int,
+    num_steps: int,
+    seed: int,
+    backend: str,
+    contestants: Sequence[Contestant] = CONTESTANTS,
+    on_step: Callable[[], object] = lambda: None,
+) -> list[Result]:
+    """The uncached sample's result, then those of ``contestants`` in order.
+
+    The clock compares with the same denoiser under ``disabled()``: the program that plain ``torch.compile``
+    runs. The median of uncached runs before and after each scope's policies is taken.
+    """
+    labels = torch.arange(digits.CLASSES).repeat(per_class)
+    model = load_model()
+    uncached = hicache_compile(model, contestants[0][1], backend=backend)
+    baselines: list[Sample] = []
+    runs: list[tuple[str, str, Report, Sample]] = []
+
+    def run(denoiser: CompiledDenoiser) -> Sample:
+        return sample(denoiser, labels, num_steps, seed, on_step)
+
+    def run_uncached() -> None:
+        with uncached.disabled():
+            if not baselines:
+                sample(uncached, labels, num_steps=1)  # compiles
+            baselines.append(run(uncached))
+
+    for scope in _scopes(contestants):
+        run_uncached()
+        mine = [(name, policy) for name, policy in contestants if policy.scope == scope]
+        compiled = hicache_compile(model, max(mine, key=lambda entry: entry[1].depth)[1], backend=backend)
+        run(compiled)  # compiles
+        for name, policy in mine:
+            compiled.policy = policy
+            result = run(compiled)
+            runs.append((name, scope, compiled.report(), result))
+        run_uncached()
+    baseline = statistics.median(entry.seconds for entry in baselines)
+    first = Sample(baselines[0].images, baseline)
+    rows = [("uncached", "", uncached.report(), first), *runs]
+    return [_result(name, scope, report, found, first, labels) for name, scope, report, found in rows]
+
+
+def _scopes(contestants: Sequence[Contestant]) -> list[str]:
+    return list(dict.fromkeys(policy.scope for _, policy in contestants))
+
+
+def _result(name: str, scope: str, report: Report, found: Sample, reference: Sample, labels: torch.Tensor) -> Result:
+    difference = found.images - reference.images
+    mse = difference.square().mean(dim=(1, 2))
+    return Result(
+        policy=name,
+        scope=scope,
+        report=report,
+        clock_speedup=reference.seconds / found.seconds,
+        psnr=float((10 * torch.log10(4 / mse)).mean()),
+        relative_error=float(difference.norm() / reference.images.norm()),
+        accuracy=float((digits.classify(found.images) == labels).float().mean()),
+        images=found.images,
+    )

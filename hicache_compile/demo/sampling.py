@@ -1,0 +1,71 @@
+"""Load the demo model and sample digits with it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from typing import Any
+
+import torch
+from torch import nn
+
+from hicache_compile.demo import digits
+from hicache_compile.denoiser import CompiledDenoiser
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Images ``[B, 16, 16]`` in about [-1, 1], and the seconds the sampling loop took."""
+
+    images: torch.Tensor
+    seconds: float
+
+
+def load_model() -> nn.Module:
+    """The trained transformer, 2.3 M parameters, in float32."""
+    from diffusers import FluxTransformer2DModel
+    from diffusers.utils import logging
+
+    logging.set_verbosity_error()  # it recommends accelerate, which a model of this size does not need
+    with as_file(files("hicache_compile.demo") / "model" / "transformer") as folder:
+        return FluxTransformer2DModel.from_pretrained(folder, torch_dtype=torch.float32).eval()
+
+
+def load_scheduler() -> Any:
+    """Its ``FlowMatchEulerDiscreteScheduler``."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    with as_file(files("hicache_compile.demo") / "model" / "scheduler") as folder:
+        return FlowMatchEulerDiscreteScheduler.from_pretrained(folder)
+
+
+@torch.no_grad()
+def sample(
+    denoiser: nn.Module,
+    labels: torch.Tensor,
+    num_steps: int = 50,
+    seed: int = 0,
+    on_step: Callable[[], object] = lambda: None,
+) -> Sample:
+    """Sample one digit for each of ``labels`` ``[B]``; the same seed gives the same noise."""
+    scheduler = load_scheduler()
+    scheduler.set_timesteps(num_steps)
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(len(labels), digits.TOKENS, digits.CHANNELS, generator=generator)
+    conditioning = digits.prompt(labels)
+    trajectory = denoiser.trajectory(num_steps) if isinstance(denoiser, CompiledDenoiser) else nullcontext()
+    began = time.perf_counter()
+    with trajectory:
+        for timestep in scheduler.timesteps:
+            velocity = denoiser(
+                hidden_states=x,
+                timestep=(timestep / 1000).expand(len(x)),
+                **conditioning,
+                return_dict=False,
+            )[0]
+            x = scheduler.step(velocity, timestep, x, return_dict=False)[0]
+            on_step()
+    return Sample(digits.unpack(x), time.perf_counter() - began)

@@ -1,0 +1,173 @@
+"""Where each scope cuts: the slots of its sites, and the zone each site means to make dead.
+
+    module     the contributions of the residual sums, stripped of their gates
+    block      each block's residual on each of its streams
+    stack      the residual over the whole run of blocks, or over its middle
+    output     the hidden state that leaves the run of blocks
+
+A slot with a ``carried`` value caches ``node - carried``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import fx
+
+from hicache_compile.passes import ops
+from hicache_compile.passes.blocks import Block, Run, Streams
+from hicache_compile.passes.carry import carry
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One tensor that leaves a site. ``carried``: the stream it is a residual on, at scopes block and stack."""
+
+    name: str
+    node: fx.Node
+    carried: fx.Node | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A site before its region is known."""
+
+    name: str
+    slots: tuple[Slot, ...]
+    zone: frozenset[fx.Node]  # what the site means to make dead
+
+
+def _module_drafts(graph: fx.Graph, run: Run, first: int, last: int, dependent: set[fx.Node]) -> list[Draft]:
+    """One site per attention or MLP: the contributions of the residual sums, stripped of their gates."""
+    drafts = []
+    for block in run.blocks:
+        slots = [_strip_gate(addition.contribution, dependent) for addition in block.additions]
+        slots = [node for node in dict.fromkeys(slots) if node not in block.spine]
+        made_by = {node: _makers(node, block, set(slots), dependent) for node in slots}
+        for group in _joined(slots, made_by):
+            zone = frozenset().union(*(made_by[node] for node in group))
+            if any(ops.op(node) in ops.HEAVY for node in zone):
+                name = _site_name(block, group)
+                drafts.append(Draft(name, _named(name, [(node, None) for node in group]), zone))
+    return drafts
+
+
+def _block_drafts(graph: fx.Graph, run: Run, first: int, last: int, dependent: set[fx.Node]) -> list[Draft]:
+    """One site per block: its residual on each stream."""
+    cached = run.blocks[first : len(run.blocks) - last]
+    return [_residual_draft(graph, block.name, [block], dependent) for block in cached]
+
+
+def _stack_drafts(graph: fx.Graph, run: Run, first: int, last: int, dependent: set[fx.Node]) -> list[Draft]:
+    """One site: the residual over the whole run of blocks, or over its middle."""
+    cached = run.blocks[first : len(run.blocks) - last]
+    if not cached:
+        return []
+    name = cached[0].name if len(cached) == 1 else f"{cached[0].name}..{cached[-1].name}"
+    return [_residual_draft(graph, name, cached, dependent)]
+
+
+def _output_drafts(graph: fx.Graph, run: Run, first: int, last: int, dependent: set[fx.Node]) -> list[Draft]:
+    """One site: the hidden state that leaves the run of blocks."""
+    zone = _zone(run.blocks)
+    slots = [(node, None) for node in _leaving(zone, dependent)]
+    name = f"{run.blocks[0].name}..{run.blocks[-1].name}"
+    return [Draft(name, _named(name, slots), zone)] if slots else []
+
+
+DRAFTS = {"module": _module_drafts, "block": _block_drafts, "stack": _stack_drafts, "output": _output_drafts}
+
+
+def _residual_draft(graph: fx.Graph, name: str, blocks: list[Block], dependent: set[fx.Node]) -> Draft:
+    zone = _zone(blocks)
+    streams = Streams(set(zone))
+    leaving = [(node, carry(graph, node, streams, blocks)) for node in _leaving(zone, dependent)]
+    return Draft(name, _named(name, leaving), zone)
+
+
+def _zone(blocks: list[Block]) -> frozenset[fx.Node]:
+    """The nodes of ``blocks`` and of the joins and slices between them."""
+    inside = {node for block in blocks for node in block.nodes}
+    between: set[fx.Node] = set()
+    for block in blocks[1:]:
+        for entry in block.entries - inside:
+            between |= _path_to(entry, inside)
+    return frozenset(inside | between)
+
+
+def _path_to(node: fx.Node, inside: set[fx.Node]) -> set[fx.Node]:
+    """The nodes from ``node`` back to ``inside`` along carriers; empty when none leads there."""
+    if node in inside:
+        return set()
+    found: set[fx.Node] = set()
+    for carrier in ops.carriers(node):
+        above = _path_to(carrier, inside)
+        if above or carrier in inside:
+            found |= above | {node}
+    return found
+
+
+def _leaving(zone: frozenset[fx.Node], dependent: set[fx.Node]) -> list[fx.Node]:
+    """The values that leave ``zone`` and follow from its streams, in graph order."""
+    inside = [node for node in zone if node in dependent and ops.is_tensor(node)]
+    leaving = {node for node in inside if any(user not in zone for user in node.users)}
+    return [node for node in next(iter(zone)).graph.nodes if node in leaving] if zone else []
+
+
+def _strip_gate(node: fx.Node, dependent: set[fx.Node]) -> fx.Node:
+    """``gate * y`` -> ``y``: peel factors that do not follow from the streams, and casts around them."""
+    slot = node
+    while True:
+        arguments = [argument for argument in node.args[:2] if isinstance(argument, fx.Node)]
+        following = [argument for argument in arguments if argument in dependent]
+        if len(following) != 1 or not ops.same_shape(following[0], node):
+            return slot
+        name = ops.op(node)
+        if name in ops.MUL | ops.CAST or (name in ops.DIV and following == arguments[:1]):
+            slot = following[0]
+        elif name not in ops.DROPOUT or ops.is_random(node):
+            return slot
+        node = following[0]
+
+
+def _makers(slot: fx.Node, block: Block, slots: set[fx.Node], dependent: set[fx.Node]) -> frozenset[fx.Node]:
+    """The block's nodes between its streams and ``slot``, other slots excluded."""
+    inside = set(block.nodes)
+    seen: set[fx.Node] = set()
+    queue = [slot]
+    while queue:
+        node = queue.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        above = (argument for argument in node.all_input_nodes if argument in inside and argument in dependent)
+        queue.extend(argument for argument in above if argument not in block.spine and argument not in slots)
+    return frozenset(seen)
+
+
+def _joined(slots: list[fx.Node], made_by: dict[fx.Node, frozenset[fx.Node]]) -> list[list[fx.Node]]:
+    """Slots that share expensive makers (the two halves of a joint attention) belong to one site."""
+    groups: list[list[fx.Node]] = []
+    for slot in slots:
+        heavy = {node for node in made_by[slot] if ops.op(node) in ops.HEAVY}
+        home = next((group for group in groups if any(heavy & made_by[other] for other in group)), None)
+        if home is None:
+            groups.append([slot])
+        else:
+            home.append(slot)
+    return groups
+
+
+def _site_name(block: Block, slots: Iterable[fx.Node]) -> str:
+    """The path of the child of the block that made the slots, or the block's own."""
+    depth = block.name.count(".") + 2
+    paths = {".".join(node.meta["path"].split(".")[:depth]) for node in slots}
+    return paths.pop() if len(paths) == 1 else block.name
+
+
+def _named(site: str, leaving: Sequence[tuple[fx.Node, fx.Node | None]]) -> tuple[Slot, ...]:
+    many = len(leaving) > 1
+    return tuple(
+        Slot(f"{site}[{index}]" if many else site, node, carried) for index, (node, carried) in enumerate(leaving)
+    )
