@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import fx
 from torch._dynamo.backends.debugging import aot_eager
 
@@ -14,5 +13,5 @@ from hicache_compile.backends.tracing import example_inputs, fresh_tracing
 
 def lower(program: fx.GraphModule, mode: str | None) -> Callable[..., Any]:
     inputs = example_inputs(program)
-    with torch.no_grad(), fresh_tracing(inputs):
+    with fresh_tracing(program):
         return aot_eager(program, inputs)

@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._guards import TracingContext, detect_fake_mode, tracing
+from torch._dynamo.symbolic_convert import TensorifyState
+from torch._guards import TracingContext, tracing
+from torch._subclasses import FakeTensor, FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import SymT, symbol_is_type
 
 
 def example_inputs(program: fx.GraphModule) -> list[Any]:
@@ -17,8 +20,39 @@ def example_inputs(program: fx.GraphModule) -> list[Any]:
 
 
 @contextmanager
-def fresh_tracing(inputs: list[Any]) -> Iterator[None]:
-    """A tracing context over the inputs' own fake mode, whether or not Dynamo is compiling around us."""
-    fakes = [value for value in inputs if isinstance(value, torch.Tensor)]
-    with tracing(TracingContext(detect_fake_mode(fakes))):
+def fresh_tracing(program: fx.GraphModule) -> Iterator[None]:
+    """A tracing context over the program's own fake mode, whether or not Dynamo is compiling around us.
+
+    Always outside inference mode, inside which AOTAutograd decomposes some ops in another way: the same
+    program must come out however the caller runs it.
+    """
+    mode = next(value.fake_mode for value in example_inputs(program) if isinstance(value, FakeTensor))
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        tracing(TracingContext(mode)),
+        _absent_floats_settled(program, mode),
+    ):
         yield
+
+
+@contextmanager
+def _absent_floats_settled(program: fx.GraphModule, mode: FakeTensorMode) -> Iterator[None]:
+    """Under dynamic shapes Dynamo makes Python floats inputs, and AOTAutograd asks Dynamo to start over for one
+    that the graph does not turn into tensor arithmetic. A forecast program lacks the floats only a site
+    reads; there is nothing to start over for, so they are marked as settled while it is compiled.
+    """
+    known = TensorifyState.force_specializations
+    floats = (
+        {str(s) for s in mode.shape_env.backed_var_to_val if symbol_is_type(s, SymT.FLOAT)} if mode.shape_env else set()
+    )
+    for node in program.graph.nodes:
+        value = node.meta.get("example_value")
+        if isinstance(value, torch.SymFloat):
+            floats -= {str(symbol) for symbol in value.node.expr.free_symbols}
+    added = floats - known
+    known |= added
+    try:
+        yield
+    finally:
+        known -= added

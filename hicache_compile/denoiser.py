@@ -46,12 +46,16 @@ class CompiledDenoiser(OptimizedModule):
         one_of("hicache_compile", "backend", backend, BACKENDS)
         if mode is not None and backend != "inductor":
             raise HiCacheError(f"hicache_compile.mode = {mode!r}: must be None with backend {backend!r}")
+        if mode is not None:
+            one_of("hicache_compile", "mode", mode, torch._inductor.list_mode_options())
         session = Session(Settings(policy))
         steps: list[CapturedStep] = []
 
         def receive(dynamo_graph: fx.GraphModule, example_inputs: list[Any]) -> CapturedStep:
-            steps.append(CapturedStep(capture(dynamo_graph), session, backend, mode))
-            return steps[-1]
+            step = CapturedStep(capture(dynamo_graph), session, backend, mode)
+            step.lower_now()  # may ask Dynamo to start over
+            steps.append(step)
+            return step
 
         context = torch._dynamo.optimize(receive, dynamic=dynamic)
         super().__init__(model, context)  # type: ignore[arg-type]  # optimize is typed as a union

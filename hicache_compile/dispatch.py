@@ -112,6 +112,14 @@ class CapturedStep:
         state.next_step = step.index + 1
         return outputs
 
+    def lower_now(self) -> None:
+        """Lower what the step in progress needs, while Dynamo compiles: it may specialise a value and start again."""
+        step = self.session.step
+        if step is not None:
+            variant = self.variant(step.context.policy)
+            choice = Choice.PLAIN if step.uncached or not variant.rings else Choice.FULL
+            variant.program(choice, self.backend, self.mode)
+
     def variant(self, policy: Policy) -> Variant:
         """The programs for ``policy``: shared by every policy with its cut and no more anchors."""
         variant = self.variants.get(policy.cut)
@@ -148,9 +156,13 @@ class CapturedStep:
         """The anchors of this graph in this context, started over when they do not continue."""
         shapes = variant.ring_shapes(self.bindings)
         context = step.context
-        state = context.states.get((id(self), shapes))
+        # Not by graph: Dynamo may capture the same graph again in the middle of a run, because an input came
+        # with other strides or out of inference mode, and the anchors are still good.
+        key = (self.signature, step.graphs, shapes)
+        state = context.states.get(key)
         if state is None:
-            state = context.states[id(self), shapes] = AnchorState(shapes)
+            context.drop_stale()  # another shape or scope: what the last run held is of no use
+            state = context.states[key] = AnchorState(shapes)
         token = self._weights_token(inputs)
         if not state.continues(context.trajectory, step.index, token):
             state.start(self.session.plan(step, variant.depth), context.trajectory, token)

@@ -1,7 +1,8 @@
-"""Torch dispatch modes around a call (a FLOP counter, a logger) see the ops our programs run.
+"""What watches a call from outside: torch dispatch modes and global module hooks (a FLOP counter has both).
 
-Dynamo refuses to look at a frame while such a mode is active, runs it eagerly, and never looks again. So
-the modes step aside while Dynamo decides and come back while a program runs.
+Dynamo refuses to look at a frame while such a mode is active, runs it eagerly and never looks again; and a
+global hook breaks the graph. So both step aside while Dynamo decides, and the modes come back while a
+program runs: they see the ops that are really executed.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from torch.nn.modules import module as modules
 from torch.utils._python_dispatch import (
     TorchDispatchMode,
     _disable_current_modes,
@@ -17,15 +19,24 @@ from torch.utils._python_dispatch import (
     is_in_torch_dispatch_mode,
 )
 
+GLOBAL_HOOKS = (modules._global_forward_pre_hooks, modules._global_forward_hooks)
+
 
 @contextmanager
 def set_aside() -> Iterator[list[TorchDispatchMode]]:
-    """Take the active modes off the stack; yields them, outermost first."""
+    """Take the active modes off the stack and the hooks off the modules; yields the modes, outermost first."""
     if not is_in_torch_dispatch_mode(include_infra_modes=False):
         yield []
         return
-    with _disable_current_modes() as modes:
-        yield [mode for mode in modes if isinstance(mode, TorchDispatchMode)]
+    hooks = [dict(registered) for registered in GLOBAL_HOOKS]
+    for registered in GLOBAL_HOOKS:
+        registered.clear()
+    try:
+        with _disable_current_modes() as modes:
+            yield [mode for mode in modes if isinstance(mode, TorchDispatchMode)]
+    finally:
+        for registered, hook in zip(GLOBAL_HOOKS, hooks, strict=True):
+            registered.update(hook)
 
 
 @contextmanager

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import torch
 
+from hicache_compile.errors import HiCacheError
 from hicache_compile.policy import Policy
 
 HORIZON = 64
@@ -30,7 +33,7 @@ class Plan:
         self.rows: list[list[float]] = [[0.0] * depth] * start  # float64, columns in ring order
         self._computed: list[int] = []
         self._on_device: dict[tuple[torch.device, torch.dtype], DeviceTable] = {}
-        self._reach(num_steps or start + HORIZON)
+        self._reach(num_steps or start + 1)
 
     def computes(self, step: int) -> bool:
         """Whether ``step`` is computed in full."""
@@ -40,7 +43,7 @@ class Plan:
     def _reach(self, steps: int) -> None:
         """Lay out the plan up to ``steps``."""
         for step in range(len(self.full), steps):
-            full = step == self.start or self.policy.schedule.computes(step, self.num_steps)
+            full = self.policy.schedule.computes(step, self.num_steps) or step == self.start
             row = [0.0] * self.depth
             if full:
                 self._computed.append(step)
@@ -52,11 +55,17 @@ class Plan:
             self.positions.append((len(self._computed) - 1) % self.depth)
             self.rows.append(row)
 
+    def _reach_far(self, step: int) -> None:
+        """Lay out ``step`` and, where the length is unknown, as many more as the schedule knows of."""
+        self._reach(step + 1)
+        with suppress(HiCacheError):  # a mask ends: the step beyond it raises when it is asked for
+            self._reach(step + 1 if self.num_steps else step + HORIZON)
+
     def on_device(self, device: torch.device, dtype: torch.dtype, step: int) -> DeviceTable:
         """The table and the positions on ``device``, long enough for ``step``; uploaded once a trajectory."""
         uploaded = self._on_device.get((device, dtype))
         if uploaded is None or step >= len(uploaded.rows):
-            self._reach(max(len(self.full), step + 1 if self.num_steps else 2 * step))
+            self._reach_far(step)
             uploaded = DeviceTable(self, device, dtype)
             self._on_device[device, dtype] = uploaded
         return uploaded

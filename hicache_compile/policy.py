@@ -46,7 +46,10 @@ class Policy:
     def __post_init__(self) -> None:
         if isinstance(self.schedule, type) or not isinstance(self.schedule, Schedule):
             raise HiCacheError(f"Policy.schedule = {self.schedule!r}: must be an Interval or a StepMask")
-        if isinstance(self.forecaster, type) or not isinstance(self.forecaster, Forecaster):
+        usable = callable(getattr(self.forecaster, "weights", None)) and not isinstance(
+            self.forecaster, type | Smoothing
+        )
+        if not usable:
             raise HiCacheError(
                 f"Policy.forecaster = {self.forecaster!r}: must be an object with a method weights(anchors, target)"
             )
@@ -76,7 +79,7 @@ class Policy:
         of them is only ever reused. Smoothing drops that gate, as published.
         """
         first = 0 if self.smoothing else self.schedule.first_anchor
-        newest_first = [step for step in reversed(computed) if step >= first] or [computed[-1]]
+        newest_first = [step for step in reversed(computed) if step >= first] or list(computed[-1:])
         return newest_first[: self.depth]
 
     def weights(self, computed: Sequence[int], step: int) -> list[float]:
@@ -86,5 +89,5 @@ class Policy:
     def decisions(self, num_steps: int, start: int = 0) -> str:
         """One letter a step, ``F`` full and ``.`` forecast; the first step has no anchor and is always full."""
         whole_number("trajectory", "num_steps", num_steps, 1)
-        computes = (step == start or self.schedule.computes(step, num_steps) for step in range(start, num_steps))
+        computes = (self.schedule.computes(step, num_steps) or step == start for step in range(start, num_steps))
         return "".join("F" if full else "." for full in computes)

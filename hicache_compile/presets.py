@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hicache_compile.errors import HiCacheError, one_of
+from hicache_compile.errors import HiCacheError, one_of, whole_number
 from hicache_compile.forecasters import Forecaster, Hermite, Reuse, Taylor
 from hicache_compile.masks import SPEEDS, steps_mask
 from hicache_compile.policy import Policy
@@ -22,7 +22,7 @@ def HiCache(
     forecaster: Forecaster | None = None,
 ) -> Policy:
     """HiCache (2508.16984): every ``interval``-th step in full, scaled Hermite forecasts between."""
-    return Policy(Interval(interval, warmup, cooldown), forecaster or Hermite(order, sigma), scope)
+    return Policy(Interval(interval, warmup, cooldown), _chosen(forecaster, Hermite(order, sigma)), scope)
 
 
 def TaylorSeer(
@@ -35,7 +35,7 @@ def TaylorSeer(
     forecaster: Forecaster | None = None,
 ) -> Policy:
     """TaylorSeer (2503.06923): every ``interval``-th step in full, Taylor forecasts between."""
-    return Policy(Interval(interval, warmup, cooldown), forecaster or Taylor(order), scope)
+    return Policy(Interval(interval, warmup, cooldown), _chosen(forecaster, Taylor(order)), scope)
 
 
 def FORA(
@@ -47,7 +47,7 @@ def FORA(
     forecaster: Forecaster | None = None,
 ) -> Policy:
     """FORA (2407.01425): every ``interval``-th step in full, plain reuse between."""
-    return Policy(Interval(interval, warmup, cooldown), forecaster or Reuse(), scope)
+    return Policy(Interval(interval, warmup, cooldown), _chosen(forecaster, Reuse()), scope)
 
 
 def SCM(
@@ -73,11 +73,15 @@ def SCM(
     else:
         one_of("SCM", "mask", mask, SPEEDS)
         steps = steps_mask(mask, 28 if num_steps is None else num_steps)
+    whole_number("SCM", "cooldown", cooldown, 0)
     schedule = StepMask(steps)
     if cooldown:
-        Interval(1, cooldown=cooldown)  # the same field, the same check
         schedule = StepMask(steps[: max(1, len(steps) - cooldown)].ljust(len(steps), "1"))
-    return Policy(schedule, forecaster or Reuse(), scope)
+    return Policy(schedule, _chosen(forecaster, Reuse()), scope)
+
+
+def _chosen(forecaster: Forecaster | None, published: Forecaster) -> Forecaster:
+    return published if forecaster is None else forecaster
 
 
 PRESETS: dict[str, Callable[..., Policy]] = {

@@ -52,7 +52,7 @@ def from_json(text: str) -> Policy:
     """The policy in JSON ``text``; raises ``HiCacheError`` when it is not one."""
     try:
         data = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise HiCacheError(f"policy is not JSON: {error}") from None
     return from_dict(data)
 
@@ -70,14 +70,19 @@ def as_policy(value: Any) -> Policy:
     if isinstance(value, str) and value in PRESETS:
         return from_dict({"preset": value})
     if isinstance(value, Path) or (isinstance(value, str) and value.endswith(".json")):
-        try:
-            text = Path(value).read_text(encoding="utf-8")
-        except OSError as error:
-            raise HiCacheError(f"policy = {str(value)!r}: must be a readable JSON file ({error.strerror})") from None
-        return from_json(text)
+        return _from_file(Path(value))
     raise HiCacheError(
         f"policy = {value!r}: must be a Policy, a dict, a path to a .json file, or one of {', '.join(PRESETS)}"
     )
+
+
+def _from_file(path: Path) -> Policy:
+    try:
+        return from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise HiCacheError(f"policy = {str(path)!r}: must be a readable JSON file ({error})") from None
+    except HiCacheError as error:
+        raise HiCacheError(f"policy file {str(path)!r}: {error}") from None
 
 
 def _plain(value: Any) -> Any:
@@ -95,7 +100,7 @@ def _plain(value: Any) -> Any:
 def _rich(key: str, value: Any) -> Any:
     if isinstance(value, list) and key == "guards":
         return tuple(value)
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or key not in ("schedule", "forecaster", "smoothing"):
         return value
     fields = dict(value)
     name = fields.pop("type", None)

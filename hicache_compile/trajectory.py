@@ -38,14 +38,17 @@ class Context:
     states: dict[Hashable, AnchorState] = field(default_factory=dict)
 
     def begin(self, trajectory: int, policy: Policy) -> None:
-        """Start over under ``policy``: step 0, no anchors. Rings the last trajectory did not use are freed."""
-        self.states = {key: state for key, state in self.states.items() if state.trajectory == self.trajectory}
+        """Start over under ``policy``: step 0, no anchors."""
         self.trajectory = trajectory
         self.policy = policy
         self.step = 0
         self.last_time = None
         self.ambiguous = False
         self.history.append([])
+
+    def drop_stale(self) -> None:
+        """Free the rings this trajectory has not used."""
+        self.states = {key: state for key, state in self.states.items() if state.trajectory == self.trajectory}
 
     def letters(self) -> str:
         """The decisions of the newest trajectory."""
@@ -169,8 +172,8 @@ class Session(threading.local):
         if context.last_time is None or context.trajectory < 0 or time > context.last_time:
             if context.last_time is not None and context.step == 1:
                 log.warning(
-                    "the timestep went up from %g to %g after a single step of context %r, which starts a new trajectory: "
-                    "where time runs upwards nothing is ever forecast; use trajectory(num_steps)",
+                    "the timestep went up from %g to %g after a single step of context %r, which starts a new "
+                    "trajectory: where time runs upwards nothing is ever forecast; use trajectory(num_steps)",
                     context.last_time,
                     time,
                     context.name,

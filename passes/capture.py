@@ -33,7 +33,7 @@ def module_path(node: fx.Node) -> str:
 def _is_weight(node: fx.Node) -> bool:
     source = getattr(node, "_dynamo_source", None)
     while source is not None:
-        if "ParamBuffer" in type(source).__name__ or "NNModule" in type(source).__name__:
+        if "ParamBuffer" in type(source).__name__:
             return True
         source = getattr(source, "base", None)
     return False

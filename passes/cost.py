@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from hicache_compile.passes import ops
 from hicache_compile.passes.graphs import placeholders
-from hicache_compile.passes.shapes import Bindings, bind_symbols, concrete
+from hicache_compile.passes.shapes import Bindings, concrete
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
@@ -23,16 +22,19 @@ def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> in
 _CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
 
 
+class _Run(fx.Interpreter):
+    """Runs a graph on fake tensors, from which a scalar cannot be read: the one seen at capture stands in."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        example = ops.value(n)
+        return float(example.node.hint) if isinstance(example, torch.SymFloat) else super().run_node(n)
+
+
 def count_flops(program: fx.GraphModule, bindings: Bindings) -> int:
     """FLOPs (two for each multiply-add) of one run of ``program`` at the sizes in ``bindings``."""
     with FakeTensorMode(), FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter, torch.no_grad():
-        program(*(_fake(ops.value(node), bindings) for node in placeholders(program)))
+        _Run(program).run(*(_fake(ops.value(node), bindings) for node in placeholders(program)))
     return int(counter.get_total_flops())
-
-
-def bindings_of(captured: fx.GraphModule, inputs: Sequence[Any]) -> Bindings:
-    """The sizes of one call of the captured graph."""
-    return bind_symbols(placeholders(captured), inputs)
 
 
 def _fake(example: Any, bindings: Bindings) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import fx
+from torch._subclasses import FakeTensor, FakeTensorMode
 
 from hicache_compile.passes import ops
 
@@ -36,6 +37,12 @@ def copy_graph(origin: fx.GraphModule) -> tuple[fx.GraphModule, dict[fx.Node, fx
     for node in origin.graph.nodes:
         env[node] = copy_node(graph, node, env.__getitem__)
     return module_of(graph, origin), env
+
+
+def fake_mode_of(value: torch.Tensor) -> FakeTensorMode:
+    """The mode of a value Dynamo recorded. (The ambient one, while a backend runs, is another.)"""
+    assert isinstance(value, FakeTensor)
+    return value.fake_mode
 
 
 def drop_dead_code(graph: fx.Graph) -> int:

@@ -20,12 +20,11 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._guards import detect_fake_mode
 
 from hicache_compile.errors import CannotRewrite
 from hicache_compile.passes import ops
 from hicache_compile.passes.branch import full_or_forecast
-from hicache_compile.passes.graphs import copy_node, module_of
+from hicache_compile.passes.graphs import copy_node, fake_mode_of, module_of
 from hicache_compile.passes.scopes import Slot
 from hicache_compile.passes.sites import Site, Sites
 
@@ -103,7 +102,7 @@ class _Writer:
         widest = torch.float32
         for slot in self.slots:
             widest = torch.promote_types(widest, ops.value(slot.node).dtype)
-        with detect_fake_mode(like):  # type: ignore[union-attr]  # Dynamo's values are fake
+        with fake_mode_of(like):
             position = torch.zeros(1, dtype=torch.int64, device=like.device)
             weights = torch.empty(self.depth, dtype=widest, device=like.device)
         self.computing = self._input("computing", "computing", True)
@@ -167,5 +166,5 @@ class _Writer:
 
 def new_ring(like: torch.Tensor, depth: int) -> torch.Tensor:
     """A fake ring ``[depth, *S]`` for values like ``like``."""
-    with detect_fake_mode(like):  # type: ignore[union-attr]  # Dynamo's values are fake
+    with fake_mode_of(like):
         return torch.empty((depth, *like.shape), dtype=like.dtype, device=like.device)

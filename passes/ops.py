@@ -106,9 +106,9 @@ def _schemas(name: str) -> tuple[tuple[Any, bool], ...]:
 
 
 def _bound(node: fx.Node, position: int, name: str, default: Any) -> Any:
-    if name in node.kwargs:
-        return node.kwargs[name]
-    return node.args[position] if len(node.args) > position else default
+    given = node.kwargs.get(name, node.args[position] if len(node.args) > position else default)
+    # Under dynamic shapes a Python float is a node; asking for its truth makes Dynamo guard on the answer.
+    return value(given) if isinstance(given, fx.Node) else given
 
 
 def is_random(node: fx.Node) -> bool:

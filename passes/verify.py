@@ -51,9 +51,7 @@ def verify_guarded(guarded: fx.GraphModule, captured: fx.GraphModule) -> None:
     _same_ops("guarded", +counts, _ops_of(captured))
 
 
-def verify_program(
-    program: fx.GraphModule, choice: Choice, captured: fx.GraphModule, guarded: fx.GraphModule
-) -> None:
+def verify_program(program: fx.GraphModule, choice: Choice, captured: fx.GraphModule, guarded: fx.GraphModule) -> None:
     """A straight-line program computes what its choice says and nothing else."""
     level = f"program {choice.value}"
     for node in program.graph.nodes:

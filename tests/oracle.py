@@ -142,7 +142,7 @@ class PublishedCache(nn.Module):
         return self.model(*args, **kwargs)
 
     def caching(self, run: Callable[..., Any]) -> Callable[..., Any]:
-        """``run``, a module's forward, on full steps; the forecast of what it returns, a tensor or a tuple, on others."""
+        """``run``, a module's forward, on full steps; forecasts of what it returns, a tensor or a tuple, on others."""
         tables: list[Table] = []
         returns_tuple = False
 

@@ -44,9 +44,7 @@ def test_collapsed_equals_uncollapsed(monkeypatch: pytest.MonkeyPatch) -> None:
     results, slots = [], []
     for collapsing in (True, False):
         build = passes.build
-        monkeypatch.setattr(
-            passes, "build", lambda *args, c=collapsing, b=build, **kw: b(*args, collapsing=c, **kw)
-        )
+        monkeypatch.setattr(passes, "build", lambda *args, c=collapsing, b=build, **kw: b(*args, collapsing=c, **kw))
         compiled = hicache_compile(model, HiCache(interval=4, scope="block"), backend="aot_eager")
         with compiled.trajectory(steps):
             results.append(sample(compiled, inputs, steps))

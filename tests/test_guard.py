@@ -29,7 +29,9 @@ def flux() -> torch.fx.GraphModule:
 
 def test_golden_guarded_graph_at_module_scope(toy: torch.fx.GraphModule) -> None:
     rewrite = passes.build(toy, "module", depth=2, verify=True)
-    assert_expected_inline(listing(rewrite.guarded), """\
+    assert_expected_inline(
+        listing(rewrite.guarded),
+        """\
 1_: input[2]
 0_: input[2, 5, 16]
 computing: input
@@ -69,12 +71,15 @@ linear_11 = getitem([full_or_forecast_3, 0])
 mul_3 = mul([gate_m_1, linear_11])
 x_4 = add([x_3, mul_3])
 linear_12 = linear([x_4])
-return [linear_12]""")
+return [linear_12]""",
+    )
 
 
 def test_golden_programs_at_stack_scope(toy: torch.fx.GraphModule) -> None:
     rewrite = passes.build(toy, "stack", depth=2, verify=True)
-    assert_expected_inline(listing(rewrite.guarded), """\
+    assert_expected_inline(
+        listing(rewrite.guarded),
+        """\
 1_: input[2]
 0_: input[2, 5, 16]
 computing: input
@@ -85,8 +90,11 @@ x = linear([0_])
 full_or_forecast = full_or_forecast([layers_0_layers_1, [1_, x], [x], [anchors_0]])
 x_4 = getitem([full_or_forecast, 0])
 linear_12 = linear([x_4])
-return [linear_12]""")
-    assert_expected_inline(listing(rewrite.programs[Choice.FORECAST]), """\
+return [linear_12]""",
+    )
+    assert_expected_inline(
+        listing(rewrite.programs[Choice.FORECAST]),
+        """\
 0_: input[2, 5, 16]
 weights: input[2]
 anchors_0: input[2, 2, 5, 16]
@@ -94,7 +102,8 @@ x = linear([0_])
 forecast = forecast([anchors_0, weights])
 add = add([x, forecast])
 linear_12 = linear([add])
-return [linear_12]""")
+return [linear_12]""",
+    )
 
 
 @pytest.mark.parametrize("scope", ["module", "block", "stack", "output"])

@@ -23,7 +23,8 @@ from tests.oracle import Basis, Counter, PublishedCache, coefficient
 TOLERANCE = 5e-6
 INTERVALS = range(2, 9)
 WARMUPS = range(1, 5)
-METHODS: list[tuple[Basis, int]] = [("hermite", order) for order in range(4)] + [("taylor", order) for order in range(5)]
+ORDERS: dict[Basis, int] = {"hermite": 3, "taylor": 4}
+METHODS = [(basis, order) for basis, highest in ORDERS.items() for order in range(highest + 1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ def lively_random_flux() -> nn.Module:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2:
-                parameter *= 3
+                parameter.mul_(3)
     return model
 
 

@@ -294,7 +294,11 @@ def test_a_path_that_cannot_be_read_is_named(tmp_path: Path) -> None:
             as_policy(path)
 
 
-@pytest.mark.parametrize("value", [None, 6, "hicache", "", Hermite(), Interval(6), HiCache, ["HiCache"]], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [None, 6, "hicache", "", Hermite(), Interval(6), HiCache, ["HiCache"]],
+    ids=lambda value: type(value).__name__,
+)
 def test_anything_else_is_no_policy(value: object) -> None:
     with pytest.raises(HiCacheError) as error:
         as_policy(value)

@@ -89,7 +89,11 @@ def test_leaving_no_block_to_cache_is_an_error(flux: torch.fx.GraphModule) -> No
 
 def test_user_written_blocks_are_found_without_a_name() -> None:
     found = find_sites(captured(ToyDiT(depth=2), *TOY_INPUTS), "module")
-    expected = [(f"layers.{i}.{part}", kind, 1) for i in range(2) for part, kind in (("proj", "self-attention"), ("down", "mlp"))]
+    expected = [
+        (f"layers.{i}.{part}", kind, 1)
+        for i in range(2)
+        for part, kind in (("proj", "self-attention"), ("down", "mlp"))
+    ]
     assert kinds(found) == expected
 
 
@@ -187,6 +191,4 @@ def test_lists_without_a_residual_sum_are_a_near_miss() -> None:
 
     found = find_sites(captured(Chain(), *TOY_INPUTS), "block")
     assert found.sites == []
-    assert [str(entry) for entry in found.refused] == [
-        "layers: no output of layers.0 is a residual sum of its input"
-    ]
+    assert [str(entry) for entry in found.refused] == ["layers: no output of layers.0 is a residual sum of its input"]

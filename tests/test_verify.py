@@ -113,7 +113,7 @@ BROKEN = {
     share_a_ring: "guarded: `anchors_0` must be the ring of one slot only",
     drop_an_operand: "guarded: .* must be given one operand per input of its site",
     give_a_ring_of_another_shape: "guarded: `anchors_0` must be shaped like its slot",
-    compute_in_a_forecast: "program forecast: `scaled_dot_product_attention` must be computed no more often than outside",
+    compute_in_a_forecast: "program forecast: `scaled_dot_product_attention` must be computed no more often than",
     write_in_a_forecast: "program forecast: .* must be free of writes",
     compute_twice_in_full: r"program full: ops added \{'linear': 1\}",
     return_an_input: "program forecast: .* an output must not be an input",

@@ -61,16 +61,23 @@ def weights(
         raise HiCacheError(f"anchors = {list(anchors)}: must be strictly decreasing, newest first")
     if target <= anchors[0]:
         raise HiCacheError(f"target = {target}: must be later than the newest anchor, {anchors[0]}")
-    smooth = smoothing and smoothing.weights(forecaster, anchors, target)
-    row = [float(weight) for weight in smooth or forecaster.weights(anchors, target)]
-    if not 1 <= len(row) <= len(anchors):
-        raise HiCacheError(
-            f"{type(forecaster).__name__}.weights returned {len(row)} weights for {len(anchors)} "
-            f"anchors: must be 1 to {len(anchors)}"
-        )
-    if not all(map(math.isfinite, row)):
-        raise HiCacheError(f"{type(forecaster).__name__}.weights returned {row}: must be finite")
-    return row
+    if smoothing is None:
+        return checked(forecaster, forecaster.weights(anchors, target), len(anchors))
+    return checked(forecaster, smoothing.weights(forecaster, anchors, target), len(anchors))
+
+
+def checked(forecaster: Forecaster, row: object, most: int) -> list[float]:
+    """``row`` as the list of 1 to ``most`` finite floats it must be; raises ``HiCacheError`` when it is not."""
+    name = type(forecaster).__name__
+    try:
+        numbers = [float(weight) for weight in row]  # type: ignore[attr-defined]  # that is what is tried
+    except (TypeError, ValueError):
+        raise HiCacheError(f"{name}.weights returned {row!r}: must be a list of numbers") from None
+    if not 1 <= len(numbers) <= most:
+        raise HiCacheError(f"{name}.weights returned {len(numbers)} weights for {most} anchors: must be 1 to {most}")
+    if not all(map(math.isfinite, numbers)):
+        raise HiCacheError(f"{name}.weights returned {numbers}: must be finite")
+    return numbers
 
 
 def depth(forecaster: Forecaster, smoothing: Smoothing | None = None) -> int:

@@ -21,7 +21,7 @@ from itertools import pairwise
 import numpy as np
 
 from hicache_compile.errors import HiCacheError, one_of, real_number
-from hicache_compile.forecasters.base import Forecaster
+from hicache_compile.forecasters.base import Forecaster, checked
 from hicache_compile.forecasters.differences import DifferenceForecaster, Vector, difference_table
 
 WINDOW = 3
@@ -51,13 +51,15 @@ class Smoothing:
     def weights(self, forecaster: Forecaster, anchors: Sequence[int], target: int) -> list[float]:
         """The weights of ``forecaster`` over smoothed anchors, newest first."""
         if isinstance(forecaster, DifferenceForecaster):
+            if self.hybrid and forecaster.order < 2:
+                return forecaster.weights(anchors, target)
             return self._on_differences(forecaster, anchors, target)
         if self.hybrid:
             raise HiCacheError(
                 f"Smoothing.hybrid = True: must be false with {type(forecaster).__name__}, "
                 "which has no differences to keep raw"
             )
-        raw = np.asarray(forecaster.weights(anchors, target))
+        raw = checked(forecaster, forecaster.weights(anchors, target), len(anchors))
         reach = min(len(anchors), len(raw) + WINDOW - 1)
         smooth = np.zeros(reach)
         for position, weight in enumerate(raw):
