@@ -11,7 +11,7 @@ from torch import fx
 from torch._dynamo.symbolic_convert import TensorifyState
 from torch._guards import TracingContext, tracing
 from torch._subclasses import FakeTensor, FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import SymT, symbol_is_type
+from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 
 def example_inputs(program: fx.GraphModule) -> list[Any]:

@@ -19,7 +19,7 @@ from hicache_compile.errors import HiCacheError, one_of
 from hicache_compile.modes import set_aside
 from hicache_compile.passes import Choice, capture
 from hicache_compile.policy import Policy
-from hicache_compile.report import Report
+from hicache_compile.report import Report, gather
 from hicache_compile.serialize import as_policy
 from hicache_compile.trajectory import Session, Settings, Step
 
@@ -144,32 +144,7 @@ class CompiledDenoiser(OptimizedModule):
 
     def report(self) -> Report:
         """What happened so far in this thread, as plain data."""
-        session = self._session
-        newest = max((context.trajectory for context in session.contexts.values()), default=-1)
-        letters = "".join(c.letters() for c in session.contexts.values() if c.trajectory == newest)
-        computed, forecast = letters.count("F"), letters.count(".")
-        full, cheap = self._flops(Choice.FULL), self._flops(Choice.FORECAST)
-        spent = computed * full + forecast * cheap
-        refused = {entry for step in self._steps if step.current for entry in step.current.rewrite.refused}
-        states = [state for context in session.contexts.values() for state in context.states.values()]
-        return Report(
-            computed=computed,
-            forecast=forecast,
-            flops_full=full,
-            flops_forecast=cheap,
-            flops_speedup=len(letters) * full / spent if spent else 1.0,
-            state_bytes=sum(state.nbytes for state in states),
-            programs=sum(len(variant.programs) for step in self._steps for variant in step.variants.values()),
-            recompiles=len(self._steps) - len({step.signature for step in self._steps}),
-            graph_breaks=max(0, session.most_graphs - 1),
-            host_syncs=session.syncs,
-            nonfinite_probes=0,
-            refused=sorted((entry.site, entry.reason) for entry in refused),
-            history={c.name: ["".join(run) for run in c.history] for c in session.contexts.values()},
-        )
-
-    def _flops(self, choice: Choice) -> int:
-        return sum(step.flops(choice) for step in self._steps if step.current is not None)
+        return gather(self._session, self._steps)
 
     def _read_time(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:
         """The timestep of a call, read back from the device: outside a trajectory it tells where one starts."""
@@ -191,12 +166,10 @@ class CompiledDenoiser(OptimizedModule):
                 )
 
     def _check_compiled(self, step: Step) -> None:
-        session = self._session
-        session.most_graphs = max(session.most_graphs, step.graphs)
-        if step.graphs == 0:
+        if not step.graphs:
             step.letter = "F"
-            if not session.warned_eager:
-                session.warned_eager = True
+            if not self._session.warned_eager:
+                self._session.warned_eager = True
                 log.warning(
                     "Dynamo ran the denoiser without compiling it, so nothing is cached: see TORCH_LOGS=recompiles"
                 )

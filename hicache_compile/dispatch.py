@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,62 +10,16 @@ from torch import fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hicache_compile import passes
-from hicache_compile.backends import Lowered, lower
 from hicache_compile.errors import HiCacheError
 from hicache_compile.modes import brought_back
-from hicache_compile.passes import Choice, Rewrite, ops
+from hicache_compile.passes import Choice, ops
 from hicache_compile.passes.cost import count_flops
-from hicache_compile.passes.graphs import copy_graph, placeholders
-from hicache_compile.passes.shapes import Bindings, bind_symbols, concrete, is_dynamic
+from hicache_compile.passes.graphs import placeholders
+from hicache_compile.passes.shapes import Bindings, bind_symbols, is_dynamic
 from hicache_compile.policy import Policy
-from hicache_compile.state import AnchorState, RingShape, Token
+from hicache_compile.programs import Variant
+from hicache_compile.state import AnchorState, Token
 from hicache_compile.trajectory import Session, Step
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Program:
-    """One lowered program and what it reads: positions among the denoiser's inputs, then state by name."""
-
-    run: Lowered
-    inputs: tuple[int, ...]
-    state: tuple[str, ...]
-
-
-class Variant:
-    """The programs of one cut and ring depth, lowered when they are first needed."""
-
-    def __init__(self, rewrite: Rewrite, depth: int) -> None:
-        self.rewrite = rewrite
-        self.depth = depth
-        self.programs: dict[Choice, Program] = {}
-        self.rings = [
-            ops.value(node)
-            for node in placeholders(rewrite.programs[Choice.FORECAST])
-            if node.meta.get("state") == "anchors"
-        ]
-        self.dynamic = any(is_dynamic(ring.shape) for ring in self.rings)
-        self.weights_dtype = torch.float32
-        for ring in self.rings:
-            self.weights_dtype = torch.promote_types(self.weights_dtype, ring.dtype)
-
-    def ring_shapes(self, bindings: Bindings) -> tuple[RingShape, ...]:
-        return tuple((concrete(ring.shape, bindings), ring.dtype, ring.device) for ring in self.rings)
-
-    def program(self, choice: Choice, backend: str, mode: str | None) -> Program:
-        """The program of ``choice``, lowered now if it was not yet."""
-        if choice not in self.programs:
-            graph = self.rewrite.programs[choice]
-            log.info("lowering %s to %s: %d nodes", choice.value, backend, len(graph.graph.nodes))
-            inputs = placeholders(graph)
-            self.programs[choice] = Program(
-                # A compiler owns the graph it is given and may rewrite it; ours stays readable.
-                lower(copy_graph(graph)[0], backend, mode),
-                tuple(node.meta["input"] for node in inputs if "input" in node.meta),
-                tuple(node.meta["state"] for node in inputs if node.meta.get("state") in ("position", "weights")),
-            )
-        return self.programs[choice]
 
 
 class CapturedStep:
@@ -87,13 +39,13 @@ class CapturedStep:
         sizes = [str(getattr(ops.value(self._inputs[i]), "shape", "")) for i in self._sized]
         self.signature = (len(captured.graph.nodes), *sizes)
         self._flops: dict[tuple[object, ...], int] = {}
-        self._dynamic = any(is_dynamic_input(ops.value(self._inputs[i])) for i in self._sized)
+        self._dynamic = any(is_dynamic(ops.value(self._inputs[i])) for i in self._sized)
 
     def __call__(self, *inputs: Any) -> Any:
         step = self.session.step
         if step is None:
             raise HiCacheError("a captured graph ran outside of its compiled denoiser: call the denoiser itself")
-        step.graphs += 1
+        step.graphs.append(self)
         variant = self.current = self.variant(step.context.policy)
         if self._dynamic:
             self.bindings = bind_symbols([self._inputs[i] for i in self._sized], [inputs[i] for i in self._sized])
@@ -158,7 +110,7 @@ class CapturedStep:
         context = step.context
         # Not by graph: Dynamo may capture the same graph again in the middle of a run, because an input came
         # with other strides or out of inference mode, and the anchors are still good.
-        key = (self.signature, step.graphs, shapes)
+        key = (self.signature, len(step.graphs), shapes)
         state = context.states.get(key)
         if state is None:
             context.drop_stale()  # another shape or scope: what the last run held is of no use
@@ -172,9 +124,3 @@ class CapturedStep:
         """Changes when a parameter is replaced or written to."""
         weights = [inputs[i] for i in self._weights]
         return (*map(id, weights), *[0 if weight.is_inference() else weight._version for weight in weights])
-
-
-def is_dynamic_input(example: Any) -> bool:
-    if isinstance(example, torch.Tensor):
-        return is_dynamic(example.shape)
-    return isinstance(example, torch.SymInt)

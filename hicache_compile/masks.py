@@ -56,9 +56,8 @@ def steps_mask(speed: str, num_steps: int) -> str:
         bins[i] += grow[i]
         total += grow[i]
         turn += 1
-    from_the_end = zip(reversed(range(len(computed))), reversed(range(-1, len(cached))), strict=True)
-    for i, j in from_the_end:
-        for bins, place in ((computed, i), (cached, j)):
+    for i in reversed(range(len(cached))):
+        for bins, place in ((computed, i + 1), (cached, i)):
             surplus = min(total - num_steps, bins[place] - 1)
             bins[place] -= surplus
             total -= surplus

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
+from hicache_compile.dispatch import CapturedStep
 from hicache_compile.errors import HiCacheError
-from hicache_compile.trajectory import DEFAULT_CONTEXT
+from hicache_compile.passes import Choice
+from hicache_compile.trajectory import DEFAULT_CONTEXT, Session
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,3 +54,30 @@ class Report:
     def to_json(self) -> str:
         """The same as JSON."""
         return json.dumps(asdict(self), indent=2)
+
+
+def gather(session: Session, steps: Sequence[CapturedStep]) -> Report:
+    """The report of ``session``'s thread over the captured graphs ``steps``."""
+    contexts = list(session.contexts.values())
+    used = [step for step in steps if step in session.last_graphs]
+    newest = max((context.trajectory for context in contexts), default=-1)
+    letters = "".join(context.letters() for context in contexts if context.trajectory == newest)
+    computed, forecast = letters.count("F"), letters.count(".")
+    full, cheap = (sum(step.flops(choice) for step in used) for choice in (Choice.FULL, Choice.FORECAST))
+    spent = computed * full + forecast * cheap
+    refused = {entry for step in used if step.current for entry in step.current.rewrite.refused}
+    return Report(
+        computed=computed,
+        forecast=forecast,
+        flops_full=full,
+        flops_forecast=cheap,
+        flops_speedup=len(letters) * full / spent if spent else 1.0,
+        state_bytes=sum(state.nbytes for context in contexts for state in context.states.values()),
+        programs=sum(len(variant.programs) for step in steps for variant in step.variants.values()),
+        recompiles=len(steps) - len({step.signature for step in steps}),
+        graph_breaks=max(0, session.most_graphs - 1),
+        host_syncs=session.syncs,
+        nonfinite_probes=0,
+        refused=sorted((entry.site, entry.reason) for entry in refused),
+        history={context.name: ["".join(run) for run in context.history] for context in contexts},
+    )

@@ -65,7 +65,7 @@ class Context:
 class Step:
     """One denoiser call in progress, which the compiled graphs read to know what to do.
 
-    ``letter`` and ``graphs`` are written by the graphs: what was decided, and how many there were.
+    ``letter`` and ``graphs`` are written by the graphs: what was decided, and which of them ran.
     ``modes`` are the caller's dispatch modes, set aside until a program runs.
     """
 
@@ -74,7 +74,7 @@ class Step:
     num_steps: int | None
     uncached: bool = False
     letter: str = "."
-    graphs: int = 0
+    graphs: list[object] = field(default_factory=list)
     modes: list[TorchDispatchMode] = field(default_factory=list)
 
 
@@ -98,6 +98,7 @@ class Session(threading.local):
         self.step: Step | None = None
         self.uncached = False
         self.syncs = 0
+        self.last_graphs: list[object] = []
         self.most_graphs = 0
         self.warned_eager = False
         self._plans: list[Plan] = []
@@ -191,6 +192,8 @@ class Session(threading.local):
 
     def finish(self, step: Step) -> None:
         """The call returned: count it."""
+        self.last_graphs = step.graphs
+        self.most_graphs = max(self.most_graphs, len(step.graphs))
         if step.context.history:
             step.context.step += 1
             step.context.history[-1].append(step.letter)

@@ -13,8 +13,11 @@ from hicache_compile.passes import ops
 Bindings = dict[Any, int]
 
 
-def is_dynamic(shape: Sequence[int | torch.SymInt]) -> bool:
-    return any(isinstance(size, torch.SymInt) for size in shape)
+def is_dynamic(example: Any) -> bool:
+    """Whether an input of the graph is a symbolic size or has one."""
+    if isinstance(example, torch.Tensor):
+        return any(isinstance(size, torch.SymInt) for size in example.shape)
+    return isinstance(example, torch.SymInt)
 
 
 def bind_symbols(inputs: Sequence[fx.Node], actual: Sequence[Any]) -> Bindings:

@@ -75,6 +75,12 @@ def test_a_second_shape_adds_its_programs_once() -> None:
             sample(compiled, flux_inputs(tokens), 6)
         report = compiled.report()
         assert (report.programs, captures(), report.recompiles) == (programs, graphs, 0)
+        alone = hicache_compile(model, HiCache(interval=2), backend="eager", dynamic=False)
+        with alone.trajectory(6):
+            sample(alone, flux_inputs(tokens), 6)
+        counters["stats"]["unique_graphs"] -= 1  # the capture of `alone`
+        assert (report.flops_full, report.flops_forecast) == (alone.report().flops_full, alone.report().flops_forecast)
+        assert report.state_bytes == alone.report().state_bytes
 
 
 def test_dynamic_shapes_share_programs_but_not_anchors() -> None:

@@ -18,7 +18,7 @@ as published           right on uneven anchors
 =====================  =========================
 """
 
-from hicache_compile.forecasters.base import Forecaster, Reuse, depth, weights
+from hicache_compile.forecasters.base import Forecaster, Reuse
 from hicache_compile.forecasters.chebyshev import Chebyshev
 from hicache_compile.forecasters.differences import Hermite, ScaledTaylor, Taylor
 from hicache_compile.forecasters.multistep import (
@@ -28,6 +28,7 @@ from hicache_compile.forecasters.multistep import (
     VariableBDF2,
 )
 from hicache_compile.forecasters.newton import Newton, NewtonHermite, NewtonScaledTaylor
+from hicache_compile.forecasters.rows import depth, weights
 from hicache_compile.forecasters.smoothing import Smoothing
 
 FORECASTERS = (

@@ -1,0 +1,71 @@
+"""The programs of one policy cut: straight-line graphs, lowered when they are first needed."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from torch._dynamo.convert_frame import compile_lock
+
+from hicache_compile.backends import Lowered, lower
+from hicache_compile.passes import Choice, Rewrite, ops
+from hicache_compile.passes.graphs import copy_graph, placeholders
+from hicache_compile.passes.shapes import Bindings, concrete
+from hicache_compile.state import RingShape
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """One lowered program and what it reads: positions among the denoiser's inputs, then state by name."""
+
+    run: Lowered
+    inputs: tuple[int, ...]
+    state: tuple[str, ...]
+
+
+class Variant:
+    """The programs of one cut and ring depth, lowered when they are first needed."""
+
+    def __init__(self, rewrite: Rewrite, depth: int) -> None:
+        self.rewrite = rewrite
+        self.depth = depth
+        self.programs: dict[Choice, Program] = {}
+        self._fixed_shapes: tuple[RingShape, ...] | None = None
+        self.rings = [
+            ops.value(node)
+            for node in placeholders(rewrite.programs[Choice.FORECAST])
+            if node.meta.get("state") == "anchors"
+        ]
+        self.weights_dtype = torch.float32
+        for ring in self.rings:
+            self.weights_dtype = torch.promote_types(self.weights_dtype, ring.dtype)
+
+        dynamic = any(isinstance(size, torch.SymInt) for ring in self.rings for size in ring.shape)
+        self._fixed_shapes = None if dynamic else self.ring_shapes({})
+
+    def ring_shapes(self, bindings: Bindings) -> tuple[RingShape, ...]:
+        """The rings' shapes at the sizes in ``bindings``."""
+        if self._fixed_shapes is not None:
+            return self._fixed_shapes
+        return tuple((concrete(ring.shape, bindings), ring.dtype, ring.device) for ring in self.rings)
+
+    def program(self, choice: Choice, backend: str, mode: str | None) -> Program:
+        """The program of ``choice``, lowered now if it was not yet."""
+        if choice in self.programs:
+            return self.programs[choice]
+        with compile_lock:  # Dynamo's own: one thread compiles at a time
+            if choice in self.programs:
+                return self.programs[choice]
+            graph = self.rewrite.programs[choice]
+            log.info("lowering %s to %s: %d nodes", choice.value, backend, len(graph.graph.nodes))
+            inputs = placeholders(graph)
+            self.programs[choice] = Program(
+                # A compiler owns the graph it is given and may rewrite it; ours stays readable.
+                lower(copy_graph(graph)[0], backend, mode),
+                tuple(node.meta["input"] for node in inputs if "input" in node.meta),
+                tuple(node.meta["state"] for node in inputs if node.meta.get("state") in ("position", "weights")),
+            )
+        return self.programs[choice]
