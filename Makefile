@@ -12,7 +12,7 @@ demo: $(STAMP)
 	$(BIN)/hicache demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -14,6 +14,7 @@ Everything here works on coefficient vectors over anchors, so the result is a we
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -70,14 +71,15 @@ def scaled_taylor_basis(k: int, x: float, sigma: float) -> float:
     return sigma ** (2 * k) * taylor_basis(k, x)
 
 
-class DifferenceForecaster:
+class DifferenceForecaster(ABC):
     """``F^(n + x) = sum_k c_k(x) D_k``: a subclass gives ``order`` and the basis ``c_k``."""
 
     __slots__ = ()
     order: int
 
+    @abstractmethod
     def coefficient(self, k: int, x: float) -> float:
-        raise NotImplementedError  # abstract
+        """``c_k(x)``"""
 
     def combine(self, table: Sequence[Vector], x: float) -> list[float]:
         """``sum_k c_k(x) D_k`` as weights, newest anchor first."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -45,14 +46,15 @@ class Newton:
         return [float(basis(x)) for basis in lagrange(offsets(anchors, self.order + 1))]
 
 
-class TrueDerivatives:
+class TrueDerivatives(ABC):
     """``F(n) + sum_k c_k(x) F^(k)(n)`` with the derivatives of the interpolating polynomial."""
 
     __slots__ = ()
     order: int
 
+    @abstractmethod
     def coefficient(self, k: int, x: float) -> float:
-        raise NotImplementedError  # abstract
+        """``c_k(x)``"""
 
     def weights(self, anchors: Sequence[int], target: int) -> list[float]:
         x = float(target - anchors[0])

@@ -1,0 +1,37 @@
+"""Every Python block of the README runs, and its commands are the Makefile's."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
+def test_a_block_runs_and_prints_what_it_says(block: str, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    exec(compile(block, "README.md", "exec"), {"__name__": "__main__"})
+    printed = capsys.readouterr().out
+    for promised in re.findall(r"^print\(.*\)  # (.*)$", block, flags=re.MULTILINE):
+        assert promised in printed
+
+
+@pytest.mark.parametrize("command", ["make demo", "make test"])
+def test_its_commands_exist(command: str) -> None:
+    target = command.split()[1]
+    assert command in README
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_every_number_has_its_command() -> None:
+    for heading in ("## What it costs and what it changes",):
+        section = README.split(heading)[1].split("\n## ")[0]
+        tables = len(re.findall(r"^\|[-:| ]+\|$", section, flags=re.MULTILINE))
+        assert tables == len(re.findall(r"^```bash\n", section, flags=re.MULTILINE)) > 0
