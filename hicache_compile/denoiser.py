@@ -6,7 +6,7 @@ import inspect
 import logging
 import types
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -85,7 +85,7 @@ class CompiledDenoiser(OptimizedModule):
         session.finish(step)
         return output
 
-    def trajectory(self, num_steps: int) -> Any:
+    def trajectory(self, num_steps: int) -> AbstractContextManager[None]:
         """``with compiled.trajectory(num_steps):`` one sampling run; anchors of earlier runs are forgotten.
 
         Raises:
@@ -107,7 +107,7 @@ class CompiledDenoiser(OptimizedModule):
                 stack.enter_context(theirs(name, **hints))
             yield
 
-    def disabled(self) -> Any:
+    def disabled(self) -> AbstractContextManager[None]:
         """``with compiled.disabled():`` calls inside run uncached (and compiled); they count as steps."""
         return self._session.without_cache()
 
