@@ -1,7 +1,7 @@
 """Run scenarios: ``python -m benchmarks.run flux-70m-module flux-70m-stack``. One JSON line each.
 
-Every scenario takes turns with plain ``torch.compile`` of the same weights in the same process: a whole
-trajectory of one, then of the other, so that a machine whose speed drifts moves both. Medians are quoted.
+Every scenario takes turns with plain ``torch.compile`` of the same weights in the same process, a step of one
+and a step of the other, so that a machine whose speed drifts moves both. Medians are quoted.
 """
 
 from __future__ import annotations
@@ -14,63 +14,65 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.scenarios import SCENARIOS, Scenario
-from hicache_compile import hicache_compile
+from hicache_compile import CompiledDenoiser, hicache_compile
 from hicache_compile.serialize import to_dict
 
 Denoiser = Callable[..., Any]
 
 
-def sample(denoiser: Denoiser, inputs: dict[str, torch.Tensor], steps: int) -> tuple[torch.Tensor, list[float]]:
-    """An Euler trajectory from ``inputs``; the last state and the seconds of each denoiser call."""
-    x, seconds = inputs["hidden_states"], []
-    for step in range(steps):
-        arguments = {**inputs, "hidden_states": x, "timestep": torch.full_like(inputs["timestep"], 1 - step / steps)}
+@dataclass(slots=True)
+class Run:
+    """One denoiser's trajectory in progress: its state and the seconds of each call."""
+
+    denoiser: Denoiser
+    x: torch.Tensor
+    seconds: list[float] = field(default_factory=list)
+
+    def step(self, inputs: dict[str, torch.Tensor], index: int, steps: int) -> None:
+        """One Euler step; only the denoiser call is timed."""
+        time_left = torch.full_like(inputs["timestep"], 1 - index / steps)
         began = time.perf_counter()
         with torch.no_grad():
-            velocity = denoiser(**arguments, return_dict=False)[0]
-        seconds.append(time.perf_counter() - began)
-        x = x - velocity / steps
-    return x, seconds
+            velocity = self.denoiser(**{**inputs, "hidden_states": self.x, "timestep": time_left}, return_dict=False)[0]
+        self.seconds.append(time.perf_counter() - began)
+        self.x = self.x - velocity / steps
+
+
+def lockstep(
+    compiled: CompiledDenoiser, plain: Denoiser, inputs: dict[str, torch.Tensor], steps: int
+) -> tuple[Run, Run]:
+    """A cached and an uncached trajectory, a step of one and a step of the other in turn."""
+    cached, uncached = Run(compiled, inputs["hidden_states"]), Run(plain, inputs["hidden_states"])
+    with compiled.trajectory(steps):
+        for index in range(steps):
+            cached.step(inputs, index, steps)
+            uncached.step(inputs, index, steps)
+    return cached, uncached
 
 
 def run(scenario: Scenario, rounds: int) -> dict[str, Any]:
-    """Measure one scenario in ``rounds`` turns after a warm-up of each."""
-    model = scenario.model.model().to(getattr(torch, scenario.dtype))
+    """Measure one scenario in ``rounds`` trajectories after one that compiles."""
+    model = scenario.model.model()
     inputs = scenario.model.inputs()
     compiled = hicache_compile(model, scenario.policy, backend=scenario.backend)
     plain = torch.compile(model, backend=scenario.backend)
-
-    def cached() -> tuple[torch.Tensor, list[float]]:
-        with compiled.trajectory(scenario.steps):
-            return sample(compiled, inputs, scenario.steps)
-
-    began = time.perf_counter()
-    cached()
-    compile_seconds = time.perf_counter() - began
-    reference, _ = sample(plain, inputs, scenario.steps)
-    totals: list[float] = []
-    full: list[float] = []
-    forecast: list[float] = []
-    baseline: list[float] = []
-    uncached: list[float] = []
-    for _ in range(rounds):
-        last, seconds = cached()
-        letters = compiled.report().decisions()
-        totals.append(sum(seconds))
-        full += [s for s, letter in zip(seconds, letters, strict=True) if letter == "F"]
-        forecast += [s for s, letter in zip(seconds, letters, strict=True) if letter == "."]
-        _, plain_seconds = sample(plain, inputs, scenario.steps)
-        baseline += plain_seconds
-        uncached.append(sum(plain_seconds))
+    lockstep(compiled, plain, inputs, scenario.steps)
+    runs = [lockstep(compiled, plain, inputs, scenario.steps) for _ in range(rounds)]
     report = compiled.report()
-    step = statistics.median(baseline)
-    speedups = [slow / fast for slow, fast in zip(uncached, totals, strict=True)]
+    letters = report.decisions() * rounds
+    cached = [seconds for mine, _ in runs for seconds in mine.seconds]
+    step = statistics.median(seconds for _, theirs in runs for seconds in theirs.seconds)
+    full = statistics.median(s for s, letter in zip(cached, letters, strict=True) if letter == "F")
+    forecast = statistics.median(s for s, letter in zip(cached, letters, strict=True) if letter == ".")
+    speedups = [sum(theirs.seconds) / sum(mine.seconds) for mine, theirs in runs]
+    last, reference = runs[-1][0].x, runs[-1][1].x
     return {
         "scenario": scenario.name,
         "policy": to_dict(scenario.policy),
@@ -78,10 +80,10 @@ def run(scenario: Scenario, rounds: int) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "decisions": report.decisions(),
         "plain_step_ms": 1e3 * step,
-        "full_step_ms": 1e3 * statistics.median(full),
-        "forecast_step_ms": 1e3 * statistics.median(forecast),
-        "full_over_plain": statistics.median(full) / step,
-        "forecast_over_full": statistics.median(forecast) / statistics.median(full),
+        "full_step_ms": 1e3 * full,
+        "forecast_step_ms": 1e3 * forecast,
+        "full_over_plain": full / step,
+        "forecast_over_full": forecast / full,
         "forecast_flops_over_full": report.flops_forecast / report.flops_full,
         "flops_speedup": report.flops_speedup,
         "clock_speedup": statistics.median(speedups),
@@ -91,12 +93,10 @@ def run(scenario: Scenario, rounds: int) -> dict[str, Any]:
         "state_bytes": report.state_bytes,
         "programs": report.programs,
         "recompiles": report.recompiles,
-        "compile_seconds": compile_seconds,
         "backend": scenario.backend,
-        "dtype": scenario.dtype,
+        "dtype": "float32",
         "rounds": rounds,
         "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
         "hardware": _hardware(),
         "date": datetime.date.today().isoformat(),
         "command": f"python -m benchmarks.run {scenario.name} --rounds {rounds}",

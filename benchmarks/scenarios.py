@@ -67,7 +67,6 @@ class Scenario:
     policy: Policy
     steps: int = 50
     backend: str = "inductor"
-    dtype: str = "float32"
 
 
 FLUX_70M = Flux(layers=2, single_layers=4, heads=11, head_dim=64, image_tokens=576, text_tokens=64)
