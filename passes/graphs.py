@@ -73,9 +73,3 @@ def reachable_from(roots: Iterable[fx.Node]) -> set[fx.Node]:
             seen.add(node)
             queue.extend(node.users)
     return seen
-
-
-def text(module: torch.nn.Module) -> str:
-    """The module's graph as readable Python, submodules included."""
-    assert isinstance(module, fx.GraphModule)
-    return module.print_readable(print_output=False)

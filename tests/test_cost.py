@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -83,6 +85,7 @@ def test_small_flux_flops_match_an_independent_count(scope: str) -> None:
     assert 0 < report.flops_forecast < 0.05 * report.flops_full
     expected = steps * report.flops_full / (5 * report.flops_full + 7 * report.flops_forecast)
     assert report.flops_speedup == pytest.approx(expected, rel=1e-12)
+    assert json.loads(report.to_json())["flops_full"] == report.flops_full
 
 
 @pytest.mark.parametrize(("first", "last", "streams"), [(0, 0, ["image"]), (1, 1, ["image", "text"])])

@@ -37,7 +37,8 @@ def verify_all(rewrite: Rewrite) -> None:
 
 
 def test_what_the_passes_make_is_accepted(rewrite: Rewrite) -> None:
-    verify_all(rewrite)
+    assert set(rewrite.programs) == set(Choice)
+    verify_all(rewrite)  # raises where it finds fault
 
 
 def leave_dead_code(rewrite: Rewrite) -> None:
