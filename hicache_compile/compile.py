@@ -1,50 +1,82 @@
-"""The one call: ``hicache_compile(model, policy)``."""
+"""The one call: ``hicache_compile(model, policy)``, of a denoiser or of a pipeline."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import torch
 
 from hicache_compile.denoiser import CompiledDenoiser
 from hicache_compile.errors import HiCacheError
+from hicache_compile.memory import parse_bytes
+from hicache_compile.pipeline import compile_pipeline, is_pipeline
 from hicache_compile.serialize import as_policy
+from hicache_compile.trajectory import Settings
+
+Pipeline = TypeVar("Pipeline")
+
+
+@overload
+def hicache_compile(model: torch.nn.Module, policy: Any, **options: Any) -> CompiledDenoiser: ...
+
+
+@overload
+def hicache_compile(model: Pipeline, policy: Any, **options: Any) -> Pipeline: ...
 
 
 def hicache_compile(
-    model: torch.nn.Module,
+    model: Any,
     policy: Any,
     *,
     backend: str = "inductor",
     sparsity: None = None,
     dynamic: bool | None = None,
     mode: str | None = None,
-) -> CompiledDenoiser:
+    memory_budget: str | int | None = None,
+    offload: bool = False,
+) -> Any:
     """Compile ``model`` to sample with the cache ``policy`` describes.
 
     Nothing is compiled yet: Dynamo captures the denoiser at its first call, like ``torch.compile``.
 
     Args:
-        model: the denoiser, any module Dynamo can capture. It is not changed and shares its weights.
+        model: the denoiser, any module Dynamo can capture; it is not changed and shares its weights. Or a diffusers
+            pipeline: its denoisers are compiled in place, and its scheduler says where a run begins and ends.
         policy: a ``Policy`` (or a preset, which returns one), a preset's name, a dict, or a path to JSON.
         backend: what a program is lowered to: ``"inductor"``, ``"aot_eager"`` or ``"eager"``.
         sparsity: ``None``: attention and MLPs stay dense.
         dynamic: as in ``torch.compile``.
         mode: as in ``torch.compile``, for Inductor: ``"reduce-overhead"``, ``"max-autotune"``, ...
+        memory_budget: bytes of anchors on the device over all guidance branches, like ``"4GiB"``: the finest scope,
+            order and anchor dtype that fit are chosen from shapes at the first call; ``report().memory`` says which.
+        offload: keep the anchors on the CPU; the device then holds one row a slot.
 
     Returns:
-        A module used like ``model``, with ``trajectory``, ``reset``, ``disabled``, ``report``, ``graphs``
-        and ``policy``.
+        A module used like ``model``, with ``trajectory``, ``reset``, ``disabled``, ``report``, ``graphs`` and
+        ``policy``; of a pipeline, the same pipeline, whose ``transformer`` (or ``unet``) is such a module.
 
     Raises:
         HiCacheError: an argument is not what is allowed; the message says what is.
     """
-    if not isinstance(model, torch.nn.Module):
-        raise HiCacheError(f"hicache_compile.model = {type(model).__name__}: must be a torch.nn.Module")
-    if isinstance(model, CompiledDenoiser):
-        raise HiCacheError("hicache_compile.model is compiled already: set its policy instead")
+    pipeline = is_pipeline(model)
+    if not pipeline and not isinstance(model, torch.nn.Module):
+        raise HiCacheError(
+            f"hicache_compile.model = {type(model).__name__}: must be a torch.nn.Module or a diffusers pipeline"
+        )
     if sparsity is not None:
         raise HiCacheError(f"hicache_compile.sparsity = {sparsity!r}: must be None")
     if dynamic not in (None, True, False):
         raise HiCacheError(f"hicache_compile.dynamic = {dynamic!r}: must be None, True or False")
-    return CompiledDenoiser(model, as_policy(policy), backend, dynamic, mode)
+    wanted = as_policy(policy)
+    if not isinstance(offload, bool):
+        raise HiCacheError(f"hicache_compile.offload = {offload!r}: must be true or false")
+    budget = parse_bytes(memory_budget)
+
+    def wrap(module: torch.nn.Module) -> CompiledDenoiser:
+        if not isinstance(module, CompiledDenoiser):
+            return CompiledDenoiser(module, Settings(wanted, budget, offload), backend, dynamic, mode)
+        if not pipeline or module.policy != wanted:
+            raise HiCacheError("hicache_compile.model is compiled already: set its policy instead")
+        return module  # two pipelines share it
+
+    return compile_pipeline(model, wrap) if pipeline else wrap(model)

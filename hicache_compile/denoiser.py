@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import inspect
 import logging
+import re
 import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import fx
 from torch._dynamo.eval_frame import OptimizedModule
+from torch._dynamo.exc import BackendCompilerFailed
 
 from hicache_compile.backends import BACKENDS
+from hicache_compile.context import Step
 from hicache_compile.dispatch import CapturedStep
 from hicache_compile.errors import HiCacheError, one_of
 from hicache_compile.modes import set_aside
@@ -21,10 +27,12 @@ from hicache_compile.passes import Choice, capture
 from hicache_compile.policy import Policy
 from hicache_compile.report import Report, gather
 from hicache_compile.serialize import as_policy
-from hicache_compile.trajectory import Session, Settings, Step
+from hicache_compile.trajectory import Session, Settings
 
 log = logging.getLogger(__name__)
 
+# Methods of diffusers' and peft's models that change what the weights compute.
+_CHANGES_WEIGHTS = re.compile("lora|adapter|load_state_dict|fuse_")
 TIME_NAMES = ("timestep", "timesteps", "t", "sigma", "sigmas", "time")
 
 
@@ -35,20 +43,21 @@ class CompiledDenoiser(OptimizedModule):
     """
 
     # `OptimizedModule` hands assignments to the wrapped module unless the class has the attribute.
+    _options: tuple[Settings, str, bool | None, str | None]
     _session: Session
     _steps: list[CapturedStep]
     _signature: inspect.Signature
     _denoise: Callable[..., Any]
 
     def __init__(
-        self, model: torch.nn.Module, policy: Policy, backend: str, dynamic: bool | None, mode: str | None
+        self, model: torch.nn.Module, settings: Settings, backend: str, dynamic: bool | None, mode: str | None
     ) -> None:
         one_of("hicache_compile", "backend", backend, BACKENDS)
         if mode is not None and backend != "inductor":
             raise HiCacheError(f"hicache_compile.mode = {mode!r}: must be None with backend {backend!r}")
         if mode is not None:
             one_of("hicache_compile", "mode", mode, torch._inductor.list_mode_options())
-        session = Session(Settings(policy))
+        session = Session(settings)
         steps: list[CapturedStep] = []
 
         def receive(dynamo_graph: fx.GraphModule, example_inputs: list[Any]) -> CapturedStep:
@@ -59,6 +68,7 @@ class CompiledDenoiser(OptimizedModule):
 
         context = torch._dynamo.optimize(receive, dynamic=dynamic)
         super().__init__(model, context)  # type: ignore[arg-type]  # optimize is typed as a union
+        object.__setattr__(self, "_options", (settings, backend, dynamic, mode))
         object.__setattr__(self, "_session", session)
         object.__setattr__(self, "_steps", steps)
         object.__setattr__(self, "_signature", inspect.signature(model.forward))
@@ -71,13 +81,15 @@ class CompiledDenoiser(OptimizedModule):
         session = self._session
         if session.step is not None:
             raise HiCacheError("the compiled denoiser was called from inside its own call")
-        step = session.next_step(lambda: self._read_time(args, kwargs))
+        step = session.next_step(DenoiserCall(session, self._signature, args, kwargs))
         session.step = step
         try:
             with torch.no_grad(), set_aside() as step.modes:
                 output = self._denoise(*args, **kwargs)
-        except BaseException:
+        except BaseException as error:
             step.context.invalidate()
+            if isinstance(error, BackendCompilerFailed) and isinstance(error.inner_exception, HiCacheError):
+                raise error.inner_exception from None
             raise
         finally:
             session.step = None
@@ -135,7 +147,7 @@ class CompiledDenoiser(OptimizedModule):
         found: dict[str, fx.GraphModule] = {}
         for step in self._steps:
             suffix = f".{len(found) // 4}" if found else ""
-            rewrite = step.variant(self.policy).rewrite
+            rewrite = step.variant(step.layout(self.policy)).rewrite
             found["captured" + suffix] = rewrite.captured
             found["guarded" + suffix] = rewrite.guarded
             found["full" + suffix] = rewrite.programs[Choice.FULL]
@@ -145,15 +157,6 @@ class CompiledDenoiser(OptimizedModule):
     def report(self) -> Report:
         """What happened so far in this thread, as plain data."""
         return gather(self._session, self._steps)
-
-    def _read_time(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:
-        """The timestep of a call, read back from the device: outside a trajectory it tells where one starts."""
-        given = self._signature.bind_partial(*args, **kwargs).arguments
-        value = next((given[name] for name in TIME_NAMES if given.get(name) is not None), None)
-        if isinstance(value, torch.Tensor):
-            self._session.syncs += value.device.type != "cpu"
-            return float(value.max())
-        return None if value is None else float(value)
 
     def _refuse_gradients(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not torch.is_grad_enabled():
@@ -174,11 +177,71 @@ class CompiledDenoiser(OptimizedModule):
                     "Dynamo ran the denoiser without compiling it, so nothing is cached: see TORCH_LOGS=recompiles"
                 )
 
+    def __getattr__(self, name: str) -> Any:
+        found = super().__getattr__(name)
+        if _CHANGES_WEIGHTS.search(name) and inspect.ismethod(found):
+            return self._forgetting(found)
+        return found
+
+    def _forgetting(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        """``method`` of the wrapped module, after which the anchors start over.
+
+        Hot-swapping a LoRA writes to the data of its parameters behind autograd's back: no version changes.
+        """
+
+        @functools.wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return method(*args, **kwargs)
+            finally:
+                self._session.settings.weights_epoch += 1
+
+        return call
+
+    def _reset_stateful_cache(self, recurse: bool = True) -> None:
+        """diffusers calls this when a pipeline is done: the run it announced is over."""
+        self._session.end_run()
+        theirs = getattr(self._orig_mod, "_reset_stateful_cache", None)
+        if theirs is not None:
+            theirs(recurse=recurse)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledDenoiser:
+        settings, *options = self._options
+        return CompiledDenoiser(copy.deepcopy(self._orig_mod, memo), replace(settings), *options)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise HiCacheError(
+            "a compiled denoiser cannot be pickled: must be saved as the module it wraps (save_pretrained, state_dict, "
+            "or compiled._orig_mod) with its policy as JSON, and compiled again where it is loaded"
+        )
+
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         return self._orig_mod.state_dict(*args, **kwargs)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         return self._orig_mod.load_state_dict(state_dict, *args, **kwargs)
+
+
+@dataclass(frozen=True, slots=True)
+class DenoiserCall:
+    """The arguments of one call, read only where the step counter needs them."""
+
+    session: Session
+    signature: inspect.Signature
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def arguments(self) -> Mapping[str, Any]:
+        return self.signature.bind_partial(*self.args, **self.kwargs).arguments
+
+    def time(self) -> float | None:
+        """The timestep, read back from the device: outside a known run it tells where one starts."""
+        given = self.arguments()
+        value = next((given[name] for name in TIME_NAMES if given.get(name) is not None), None)
+        if isinstance(value, torch.Tensor):
+            self.session.syncs += value.device.type != "cpu"
+            return float(value.max())
+        return None if value is None else float(value)
 
 
 def _own_frame(model: torch.nn.Module) -> Callable[..., Any]:

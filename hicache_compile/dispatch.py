@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
+from functools import cache
+from math import prod
 from typing import Any
 
 import torch
@@ -10,16 +14,22 @@ from torch import fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hicache_compile import passes
+from hicache_compile.context import Step
+from hicache_compile.environment import switched_on
 from hicache_compile.errors import HiCacheError
+from hicache_compile.memory import Layout, SlotShapes, choose, layout_of
 from hicache_compile.modes import brought_back
+from hicache_compile.offload import OffloadedState
 from hicache_compile.passes import Choice, ops
 from hicache_compile.passes.cost import count_flops
 from hicache_compile.passes.graphs import placeholders
 from hicache_compile.passes.shapes import Bindings, bind_symbols, is_dynamic
 from hicache_compile.policy import Policy
 from hicache_compile.programs import Variant
-from hicache_compile.state import AnchorState, Token
-from hicache_compile.trajectory import Session, Step
+from hicache_compile.state import AnchorState, RingShape, Token
+from hicache_compile.trajectory import Session
+
+log = logging.getLogger(__name__)
 
 
 class CapturedStep:
@@ -30,8 +40,10 @@ class CapturedStep:
         self.session = session
         self.backend = backend
         self.mode = mode
-        self.variants: dict[tuple[str, int, int], Variant] = {}
+        self.variants: dict[Layout, Variant] = {}
         self.current: Variant | None = None
+        self.memory = ""
+        self._layouts: dict[Hashable, Layout] = {}
         self.bindings: Bindings = {}
         self._inputs = placeholders(captured)
         self._weights = [i for i, node in enumerate(self._inputs) if node.meta["weight"]]
@@ -46,21 +58,25 @@ class CapturedStep:
         if step is None:
             raise HiCacheError("a captured graph ran outside of its compiled denoiser: call the denoiser itself")
         step.graphs.append(self)
-        variant = self.current = self.variant(step.context.policy)
+        layout = self.layout(step.context.policy, step)
+        variant = self.current = self.variant(layout)
         if self._dynamic:
             self.bindings = bind_symbols([self._inputs[i] for i in self._sized], [inputs[i] for i in self._sized])
         if step.uncached or not variant.rings:
             step.letter = "F"
             return self._run(variant, Choice.PLAIN, inputs, {}, (), step.modes)
-        state = self._state(variant, step, inputs)
+        state = self._state(layout, variant, step, inputs)
         assert state.plan is not None
-        choice = Choice.FORECAST
-        if step.context.ambiguous or state.plan.computes(step.index):
-            choice, step.letter = Choice.FULL, "F"
-        table = state.plan.on_device(state.rings[0].device, variant.weights_dtype, step.index)
-        data = {"position": table.positions[step.index], "weights": table.rows[step.index]}
+        computes = step.context.ambiguous or state.plan.computes(step.index)
+        data = state.inputs(step.index, variant.weights_dtype)
         state.next_step = -1  # an exception in the middle leaves the anchors incomplete
-        outputs = self._run(variant, choice, inputs, data, state.rings, step.modes)
+        if computes:
+            step.letter = "F"
+            outputs = self._run(variant, Choice.FULL, inputs, data, state.rings, step.modes)
+            state.after_full(step.index)
+        else:
+            state.before_forecast(step.index)
+            outputs = self._run(variant, Choice.FORECAST, inputs, data, state.rings, step.modes)
         state.next_step = step.index + 1
         return outputs
 
@@ -68,17 +84,57 @@ class CapturedStep:
         """Lower what the step in progress needs, while Dynamo compiles: it may specialise a value and start again."""
         step = self.session.step
         if step is not None:
-            variant = self.variant(step.context.policy)
+            variant = self.variant(self.layout(step.context.policy, step))
             choice = Choice.PLAIN if step.uncached or not variant.rings else Choice.FULL
             variant.program(choice, self.backend, self.mode)
 
-    def variant(self, policy: Policy) -> Variant:
-        """The programs for ``policy``: shared by every policy with its cut and no more anchors."""
-        variant = self.variants.get(policy.cut)
-        if variant is None or variant.depth < policy.depth:
-            rewrite = passes.build(self.captured, policy.scope, policy.depth, policy.first, policy.last)
-            variant = self.variants[policy.cut] = Variant(rewrite, policy.depth)
+    def layout(self, policy: Policy, step: Step | None = None) -> Layout:
+        """Where to cut for ``policy``: as it says, or what the memory budget leaves room for."""
+        settings = self.session.settings
+        if settings.memory_budget is None:
+            return layout_of(policy)
+        earlier = [graph for graph in step.graphs if graph is not self] if step else []
+        taken = sum(graph.nbytes for graph in earlier if isinstance(graph, CapturedStep))
+        contexts = max(1, self.session.live_contexts())
+        key = (layout_of(policy), taken, contexts)
+        if key not in self._layouts:
+            budget = settings.memory_budget // contexts - taken
+            layout, why = choose(policy, budget, 1 if settings.offload else None, self._slots_at(policy))
+            log.info("memory budget for %d contexts: %s", contexts, why)
+            self._layouts[key] = layout
+            self.memory = why
+        return self._layouts[key]
+
+    def _slots_at(self, policy: Policy) -> Callable[[str], SlotShapes]:
+        """The slots each scope keeps anchors of, from shapes alone: nothing is lowered."""
+
+        @cache
+        def slots_at(scope: str) -> SlotShapes:
+            ends = policy.cut[1:] if scope in ("block", "stack") else (0, 0)
+            variant = Variant(passes.build(self.captured, scope, 1, *ends), 1)
+            return [(shape[1:], dtype) for shape, dtype, _ in variant.ring_shapes(self.bindings)]
+
+        return slots_at
+
+    def variant(self, layout: Layout) -> Variant:
+        """The programs for ``layout``: shared by every layout with its cut and no more anchors."""
+        offloaded = self.session.settings.offload
+        depth = 1 if offloaded else layout.depth
+        exact = self.session.settings.memory_budget is not None
+        key = replace(layout, depth=depth if exact else 1)
+        variant = self.variants.get(key)
+        if variant is None or variant.depth < depth:
+            rewrite = passes.build(self.captured, layout.scope, depth, layout.first, layout.last, layout.dtype)
+            variant = self.variants[key] = Variant(rewrite, depth)
         return variant
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rings of one context on the device, at the shapes and layout last seen."""
+        if self.current is None:
+            return 0
+        shapes = self.current.ring_shapes(self.bindings)
+        return sum(prod(shape) * dtype.itemsize for shape, dtype, _ in shapes)
 
     def flops(self, choice: Choice) -> int:
         """FLOPs of the program of ``choice`` at the shape last seen."""
@@ -104,23 +160,41 @@ class CapturedStep:
         with brought_back(modes):
             return program.run(*arguments)
 
-    def _state(self, variant: Variant, step: Step, inputs: Sequence[Any]) -> AnchorState:
+    def _state(self, layout: Layout, variant: Variant, step: Step, inputs: Sequence[Any]) -> AnchorState:
         """The anchors of this graph in this context, started over when they do not continue."""
         shapes = variant.ring_shapes(self.bindings)
         context = step.context
+        depth = layout.depth if self.session.settings.offload else variant.depth
         # Not by graph: Dynamo may capture the same graph again in the middle of a run, because an input came
         # with other strides or out of inference mode, and the anchors are still good.
-        key = (self.signature, len(step.graphs), shapes)
-        state = context.states.get(key)
-        if state is None:
-            context.drop_stale()  # another shape or scope: what the last run held is of no use
-            state = context.states[key] = AnchorState(shapes)
+        place = len(step.graphs)
+        state = context.states.get(place)
+        if state is None or (state.shapes, state.signature) != (shapes, self.signature):
+            self._check_shapes(state, shapes, step)
+            context.drop_stale(place)  # another shape or scope: what it held is of no use
+            offload = self.session.settings.offload
+            state = OffloadedState(shapes, depth) if offload else AnchorState(shapes)
+            state.signature = self.signature
+            context.states[place] = state
         token = self._weights_token(inputs)
         if not state.continues(context.trajectory, step.index, token):
-            state.start(self.session.plan(step, variant.depth), context.trajectory, token)
+            state.start(self.session.plan(step, depth), context.trajectory, token)
         return state
+
+    def _check_shapes(self, before: AnchorState | None, shapes: Sequence[RingShape], step: Step) -> None:
+        """``TS_DEBUG_SHAPES`` and ``TS_STRICT_SHAPES``: see ``hicache_compile.environment``."""
+        if switched_on("TS_DEBUG_SHAPES"):
+            sizes = ", ".join(str(list(shape)) for shape, _, _ in shapes)
+            log.warning("[TS][step %d][%s] anchors: %s", step.index, step.context.name, sizes)
+        changed = before is not None and before.trajectory == step.context.trajectory and before.shapes != shapes
+        if changed and switched_on("TS_STRICT_SHAPES"):
+            raise HiCacheError(
+                f"step {step.index} of context {step.context.name!r}: the shapes of the anchors changed inside a run: "
+                "must not while TS_STRICT_SHAPES is on"
+            )
 
     def _weights_token(self, inputs: Sequence[Any]) -> Token:
         """Changes when a parameter is replaced or written to."""
         weights = [inputs[i] for i in self._weights]
-        return (*map(id, weights), *[0 if weight.is_inference() else weight._version for weight in weights])
+        epoch = self.session.settings.weights_epoch
+        return (epoch, *map(id, weights), *[0 if weight.is_inference() else weight._version for weight in weights])

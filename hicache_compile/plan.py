@@ -18,7 +18,7 @@ class Plan:
     Args:
         policy: the policy in force.
         num_steps: length of the trajectory, or ``None``: the plan then grows as steps come.
-        depth: anchors a ring holds, at least ``policy.depth``.
+        depth: anchors a ring holds, which limits the order where it is less than ``policy.depth``.
         start: the step at which the rings are empty: 0, or where a trajectory had to start over because
             its shape or the weights changed. It is always computed.
     """
@@ -49,7 +49,7 @@ class Plan:
                 self._computed.append(step)
             else:
                 newest = len(self._computed) - 1
-                for age, weight in enumerate(self.policy.weights(self._computed, step)):
+                for age, weight in enumerate(self.policy.weights(self._computed, step, self.depth)):
                     row[(newest - age) % self.depth] = weight
             self.full.append(full)
             self.positions.append((len(self._computed) - 1) % self.depth)

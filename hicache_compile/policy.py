@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hicache_compile import forecasters
 from hicache_compile.errors import HiCacheError, one_of, whole_number
 from hicache_compile.forecasters import Forecaster, Smoothing
-from hicache_compile.schedules import Schedule
+from hicache_compile.schedules import Schedule, StepMask
 
 SCOPES = ("module", "block", "stack", "output")
 
@@ -67,6 +67,17 @@ class Policy:
         # Tried out here: a forecaster that cannot run is refused now, not in the middle of a trajectory.
         object.__setattr__(self, "depth", forecasters.depth(self.forecaster, self.smoothing))
 
+    @classmethod
+    def from_env(cls) -> Policy:
+        """The policy of the environment variables of earlier frameworks (``TS_CACHE_INTERVAL``, ...).
+
+        Raises:
+            HiCacheError: a variable holds what it may not; see ``hicache_compile.environment``.
+        """
+        from hicache_compile.environment import policy_from_env  # it makes policies, so it imports this module
+
+        return policy_from_env()
+
     @property
     def cut(self) -> tuple[str, int, int]:
         """What of a policy decides the graph: policies with an equal cut share their programs."""
@@ -82,9 +93,15 @@ class Policy:
         newest_first = [step for step in reversed(computed) if step >= first] or list(computed[-1:])
         return newest_first[: self.depth]
 
-    def weights(self, computed: Sequence[int], step: int) -> list[float]:
-        """Weights over the newest of the ``computed`` steps, newest first, for the forecast of ``step``."""
-        return forecasters.weights(self.forecaster, self.eligible(computed), step, self.smoothing)
+    def weights(self, computed: Sequence[int], step: int, most: int | None = None) -> list[float]:
+        """Weights over the newest of the ``computed`` steps (at most ``most``), newest first, to forecast ``step``."""
+        return forecasters.weights(self.forecaster, self.eligible(computed)[:most], step, self.smoothing)
+
+    def from_step(self, step: int) -> Policy:
+        """The policy of a denoiser that takes over at ``step`` of a run: a mask goes on, all else starts afresh."""
+        if step == 0 or not isinstance(self.schedule, StepMask):
+            return self
+        return replace(self, schedule=self.schedule.from_step(step))
 
     def decisions(self, num_steps: int, start: int = 0) -> str:
         """One letter a step, ``F`` full and ``.`` forecast; the first step has no anchor and is always full."""

@@ -20,7 +20,8 @@ class Report:
     ``flops_full`` and ``flops_forecast`` are those of one step at the shape last seen (two for each
     multiply-add, as FlopCounterMode counts); ``flops_speedup`` is full steps over what that trajectory cost.
     ``state_bytes`` are the bytes of the live rings, ``programs`` the lowered programs, ``recompiles`` the
-    captures beyond one for each graph and set of input shapes, ``host_syncs`` the values read back from a device.
+    captures beyond one for each graph and set of input shapes, ``host_syncs`` the values read back from a
+    device, ``memory`` what a memory budget made of the policy.
     """
 
     computed: int
@@ -35,14 +36,19 @@ class Report:
     host_syncs: int
     nonfinite_probes: int
     refused: list[tuple[str, str]]
+    memory: str = ""
     history: dict[str, list[str]] = field(default_factory=dict)
 
     def decisions(self, context: str = DEFAULT_CONTEXT, trajectory: int = -1) -> str:
         """One letter a step of a trajectory (by default the newest): ``F`` full, ``.`` forecast.
 
+        Where every call was made in a named context, ``"default"`` is the first of them.
+
         Raises:
             HiCacheError: no such context or trajectory.
         """
+        if context == DEFAULT_CONTEXT and context not in self.history:
+            context = next(iter(self.history), context)
         if context not in self.history:
             known = ", ".join(self.history) or "none yet"
             raise HiCacheError(f"decisions.context = {context!r}: must be one of {known}")
@@ -79,5 +85,6 @@ def gather(session: Session, steps: Sequence[CapturedStep]) -> Report:
         host_syncs=session.syncs,
         nonfinite_probes=0,
         refused=sorted((entry.site, entry.reason) for entry in refused),
+        memory="; ".join(step.memory for step in used if step.memory),
         history={context.name: ["".join(run) for run in context.history] for context in contexts},
     )

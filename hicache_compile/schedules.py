@@ -88,5 +88,9 @@ class StepMask:
             raise HiCacheError(f"step {step}: StepMask.mask covers only {len(self.mask)} steps")
         return self.mask[step] == "1"
 
+    def from_step(self, step: int) -> StepMask:
+        """The mask of what is left from ``step`` on; its first step is computed."""
+        return StepMask("1" + self.mask[step + 1 :])
+
 
 SCHEDULES = (Interval, StepMask)

@@ -58,7 +58,7 @@ def from_json(text: str) -> Policy:
 
 
 def as_policy(value: Any) -> Policy:
-    """A Policy from a Policy, a preset name, a dict, or a path to a JSON file.
+    """A Policy from a Policy, a preset name, a dict, a path to a JSON file, or ``"env"``, the environment.
 
     Raises:
         HiCacheError: it is none of these, with what is allowed.
@@ -69,10 +69,12 @@ def as_policy(value: Any) -> Policy:
         return from_dict(value)
     if isinstance(value, str) and value in PRESETS:
         return from_dict({"preset": value})
+    if value == "env":
+        return Policy.from_env()
     if isinstance(value, Path) or (isinstance(value, str) and value.endswith(".json")):
         return _from_file(Path(value))
     raise HiCacheError(
-        f"policy = {value!r}: must be a Policy, a dict, a path to a .json file, or one of {', '.join(PRESETS)}"
+        f"policy = {value!r}: must be a Policy, a dict, a path to a .json file, or one of {', '.join(PRESETS)}, env"
     )
 
 

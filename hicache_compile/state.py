@@ -28,6 +28,7 @@ class AnchorState:
         self.next_step = -1
         self.trajectory = -1
         self.weights_token: Token = ()
+        self.signature: tuple[object, ...] = ()  # of the graph that wrote them
 
     @property
     def nbytes(self) -> int:
@@ -47,3 +48,15 @@ class AnchorState:
     def invalidate(self) -> None:
         """The anchors are no longer complete: the next step starts over."""
         self.trajectory = -1
+
+    def inputs(self, step: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """What a program reads besides the rings: ``position`` ``[1]`` int64 and ``weights`` ``[K]``."""
+        assert self.plan is not None
+        table = self.plan.on_device(self.rings[0].device, dtype, step)
+        return {"position": table.positions[step], "weights": table.rows[step]}
+
+    def before_forecast(self, step: int) -> None:
+        """Make the rings ready to be read."""
+
+    def after_full(self, step: int) -> None:
+        """Keep what the program wrote into the rings."""

@@ -1,88 +1,89 @@
-"""The step counter: trajectories, the contexts inside them, and where one ends and the next begins."""
+"""The step counter: where a trajectory begins and ends, and which step of which context a call is.
+
+Three things can say so. ``with compiled.trajectory(num_steps)`` counts calls. A scheduler that announces its runs (see
+``announce``) counts its own steps, so that a step may have several calls, one for each guidance branch. With neither, a
+timestep that goes back up starts a new trajectory.
+"""
 
 from __future__ import annotations
 
 import itertools
 import logging
 import threading
-from collections import deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-from torch.utils._python_dispatch import TorchDispatchMode
-
+from hicache_compile.branches import Branches
+from hicache_compile.context import Context, Step
 from hicache_compile.errors import HiCacheError, whole_number
 from hicache_compile.plan import Plan
 from hicache_compile.policy import Policy
-from hicache_compile.state import AnchorState
 
 log = logging.getLogger(__name__)
 
-HISTORY = 256
 DEFAULT_CONTEXT = "default"
 _ids = itertools.count()
 
 
-@dataclass(slots=True)
-class Context:
-    """One sequence of steps: the run itself, or one guidance branch of it."""
+class Call(Protocol):
+    """What a call of the denoiser can be asked; nothing is read from a device unless it is."""
 
-    name: str
-    policy: Policy
-    trajectory: int = -1
-    step: int = 0
-    last_time: float | None = None
-    ambiguous: bool = False
-    history: deque[list[str]] = field(default_factory=lambda: deque(maxlen=HISTORY))
-    states: dict[Hashable, AnchorState] = field(default_factory=dict)
+    def time(self) -> float | None:
+        """Its timestep, or None when it has none."""
+        ...
 
-    def begin(self, trajectory: int, policy: Policy) -> None:
-        """Start over under ``policy``: step 0, no anchors."""
-        self.trajectory = trajectory
-        self.policy = policy
-        self.step = 0
-        self.last_time = None
-        self.ambiguous = False
-        self.history.append([])
-
-    def drop_stale(self) -> None:
-        """Free the rings this trajectory has not used."""
-        self.states = {key: state for key, state in self.states.items() if state.trajectory == self.trajectory}
-
-    def letters(self) -> str:
-        """The decisions of the newest trajectory."""
-        return "".join(self.history[-1]) if self.history else ""
-
-    def invalidate(self) -> None:
-        """The anchors are no longer what they should be: the next step starts over."""
-        self.last_time = None
-        for state in self.states.values():
-            state.invalidate()
+    def arguments(self) -> Mapping[str, Any]:
+        """Its arguments by name."""
+        ...
 
 
-@dataclass(slots=True)
-class Step:
-    """One denoiser call in progress, which the compiled graphs read to know what to do.
+class Run:
+    """A sampling run that a scheduler announced: ``tick`` counts the scheduler's steps.
 
-    ``letter`` and ``graphs`` are written by the graphs: what was decided, and which of them ran.
-    ``modes`` are the caller's dispatch modes, set aside until a program runs.
+    Args:
+        length: how many steps there are, or None when the scheduler cannot tell; asked at the first call, when
+            the pipeline has cut off the steps it skips.
+        policy: the policy in force.
     """
 
-    context: Context
-    index: int
-    num_steps: int | None
-    uncached: bool = False
-    letter: str = "."
-    graphs: list[object] = field(default_factory=list)
-    modes: list[TorchDispatchMode] = field(default_factory=list)
+    def __init__(self, length: Callable[[], int | None], policy: Policy) -> None:
+        self.id = next(_ids)
+        self.tick = 0
+        self.policy = policy
+        self.num_steps: int | None = None
+        self.origin: int | None = None
+        self._length = length
+        self._branches: dict[str, Branches] = {}
+
+    def begin(self) -> None:
+        """The first call of this denoiser: it may take over from another one in the middle of the run."""
+        if self.origin is None:
+            self.origin = self.tick
+            length = self._length()
+            self.num_steps = None if length is None else max(1, length - self.origin)
+            self.policy = self.policy.from_step(self.origin)
+            if self.num_steps is not None:
+                self.policy.decisions(self.num_steps)  # a policy that cannot serve it says so now
+
+    def is_over(self) -> bool:
+        """Whether the scheduler has made all its steps."""
+        return self.origin is not None and self.num_steps is not None and self.tick - self.origin >= self.num_steps
+
+    def branch(self, context: str, arguments: Mapping[str, Any]) -> tuple[str, bool]:
+        """The context of a call made inside ``cache_context(context)`` (or none), and whether it is certain."""
+        return self._branches.setdefault(context, Branches(context)).name_of(arguments, self.tick)
 
 
 @dataclass(slots=True)
 class Settings:
-    """What the threads of one compiled denoiser share: the policy of the next trajectory."""
+    """What the threads of one compiled denoiser share: the policy of the next trajectory, and room for anchors."""
 
     policy: Policy
+    memory_budget: int | None = None  # bytes of anchors on the device, over all contexts
+    offload: bool = False
+    weights_epoch: int = 0  # counts changes of weights that their versions do not show
 
 
 class Session(threading.local):
@@ -95,6 +96,7 @@ class Session(threading.local):
         self.context_name = DEFAULT_CONTEXT
         self.num_steps: int | None = None
         self.trajectory: int | None = None
+        self.run: Run | None = None
         self.step: Step | None = None
         self.uncached = False
         self.syncs = 0
@@ -115,6 +117,7 @@ class Session(threading.local):
         if self.trajectory is not None:
             raise HiCacheError(f"trajectory({num_steps}): a trajectory of {self.num_steps} steps is open already")
         self.settings.policy.decisions(num_steps)  # a policy that cannot serve it says so now
+        self._free_idle()
         self.policy = self.settings.policy
         self.num_steps, self.trajectory = num_steps, next(_ids)
         try:
@@ -145,23 +148,69 @@ class Session(threading.local):
         finally:
             self.uncached = outer
 
-    def next_step(self, time: Callable[[], float | None]) -> Step:
-        """The step that begins now. ``time`` reads its timestep, which is needed only outside ``open``."""
-        if self.uncached and self.trajectory is None:
-            return Step(Context("uncached", self.policy), 0, None, uncached=True)
-        context = self.contexts.setdefault(self.context_name, Context(self.context_name, self.policy))
+    def announce(self, length: Callable[[], int | None]) -> None:
+        """A scheduler starts a run: the anchors of earlier ones are forgotten. ``length``: see ``Run``."""
+        self._free_idle()
+        self.run = Run(length, self.settings.policy)
+
+    def tick(self) -> None:
+        """The scheduler that announced the run made a step."""
+        if self.run is not None:
+            self.run.tick += 1
+
+    def end_run(self) -> None:
+        """The announced run is over, or was given up: nothing continues it."""
+        if self.run is not None:
+            self.run = None
+            self.invalidate()
+
+    def next_step(self, call: Call) -> Step:
+        """The step that begins now with ``call``."""
+        if self.run is not None and self.run.is_over():
+            self.end_run()
         if self.trajectory is not None:
-            if context.trajectory != self.trajectory:
-                context.begin(self.trajectory, self.policy)
-            if context.step >= self.num_steps:  # type: ignore[operator]  # set together with trajectory
-                raise HiCacheError(
-                    f"step {context.step} of context {context.name!r}: the trajectory has {self.num_steps} steps; "
-                    "open one `with compiled.trajectory(num_steps):` per run, and give each guidance branch its own "
-                    "`with compiled.cache_context(name):`"
-                )
-        else:
-            self._follow_time(context, time())
+            return self._counted(self.trajectory)
+        if self.run is not None:
+            return self._ticked(self.run, call)
+        if self.uncached:
+            return Step(Context("uncached", self.policy), 0, None, uncached=True)
+        context = self._context(self.context_name)
+        self._follow_time(context, call.time())
+        return Step(context, context.step, None)
+
+    def _context(self, name: str) -> Context:
+        return self.contexts.setdefault(name, Context(name, self.policy))
+
+    def _counted(self, trajectory: int) -> Step:
+        """Inside ``open``: the calls are counted, in each context."""
+        context = self._context(self.context_name)
+        if context.trajectory != trajectory:
+            context.begin(trajectory, self.policy)
+        if context.step >= self.num_steps:  # type: ignore[operator]  # set together with trajectory
+            raise HiCacheError(
+                f"step {context.step} of context {context.name!r}: the trajectory has {self.num_steps} steps; "
+                "open one `with compiled.trajectory(num_steps):` per run, and give each guidance branch its own "
+                "`with compiled.cache_context(name):`"
+            )
         return Step(context, context.step, self.num_steps, self.uncached)
+
+    def _ticked(self, run: Run, call: Call) -> Step:
+        """In an announced run: the scheduler counts, and a branch nobody names is told by its conditioning."""
+        run.begin()
+        name, certain = run.branch(self.context_name, call.arguments())
+        context = self._context(name)
+        if context.trajectory != run.id:
+            self.policy = run.policy
+            context.begin(run.id, run.policy)
+        assert run.origin is not None
+        if not certain and not context.ambiguous:
+            log.warning(
+                "the calls of one step are conditioned alike, so context %r may be another guidance branch and nothing "
+                "is forecast until the run ends; use cache_context(name) for each branch, or trajectory(num_steps)",
+                name,
+            )
+            context.ambiguous = True
+        return Step(context, run.tick - run.origin, run.num_steps, self.uncached)
 
     def _follow_time(self, context: Context, time: float | None) -> None:
         """Without an open trajectory, a timestep that goes back up starts a new one."""
@@ -207,6 +256,18 @@ class Session(threading.local):
         self._plans = [*self._plans[-7:], Plan(*wanted)]
         return self._plans[-1]
 
+    def live_contexts(self) -> int:
+        """How many contexts the newest trajectory has so far."""
+        newest = max((context.trajectory for context in self.contexts.values()), default=-1)
+        return sum(context.trajectory == newest for context in self.contexts.values())
+
+    def _free_idle(self) -> None:
+        """Free the rings of contexts that the newest trajectory did not use."""
+        newest = max((context.trajectory for context in self.contexts.values()), default=-1)
+        for context in self.contexts.values():
+            if context.trajectory != newest:
+                context.states = {}
+
     def invalidate(self) -> None:
         """Every anchor of every context is stale."""
         for context in self.contexts.values():
@@ -215,3 +276,4 @@ class Session(threading.local):
     def reset(self) -> None:
         """Forget contexts, anchors and history, and free their memory."""
         self.contexts = {}
+        self.run = None

@@ -6,6 +6,7 @@ import logging
 import os
 from dataclasses import dataclass
 
+import torch
 from torch import fx
 
 from hicache_compile.errors import CannotRewrite
@@ -38,6 +39,7 @@ def build(
     depth: int,
     first: int = 0,
     last: int = 0,
+    anchor_dtype: torch.dtype | None = None,
     *,
     collapsing: bool = True,
     verify: bool | None = None,
@@ -48,6 +50,7 @@ def build(
         captured: what ``capture`` returned; it is not changed.
         scope, first, last: where the sites are cut, see ``Policy``.
         depth: anchors a ring holds.
+        anchor_dtype: what they are kept in; by default each in the dtype of its slot.
         collapsing: merge neighbouring residual sites (scope ``block``).
         verify: check every level; by default when the environment has ``HICACHE_VERIFY=1``.
     """
@@ -60,7 +63,7 @@ def build(
         log.info(
             "collapse: %d block sites became %d: residuals add up, so their forecasts do", before, len(found.sites)
         )
-    guarded, tangled = guard(found, depth)
+    guarded, tangled = guard(found, depth, anchor_dtype)
     refused += tangled
     programs = specialise(guarded)
     if verify if verify is not None else os.environ.get("HICACHE_VERIFY") == "1":

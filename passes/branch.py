@@ -10,12 +10,13 @@ from torch import Tensor
 
 def remember(anchors: Tensor, position: Tensor, value: Tensor) -> None:
     """Write ``value`` ``[*S]`` into row ``position`` ``[1]`` of the ring ``anchors`` ``[K, *S]``, in place."""
-    anchors.index_copy_(0, position, value.detach().unsqueeze(0))
+    anchors.index_copy_(0, position, value.detach().unsqueeze(0).to(anchors.dtype))
 
 
-def forecast(anchors: Tensor, weights: Tensor) -> Tensor:
+def forecast(anchors: Tensor, weights: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """``sum_k weights[k] * anchors[k]`` of a ring ``[K, *S]``, accumulated in float32 or wider.
 
+    ``dtype`` is that of the slot, where it is not the ring's own.
     Written as a chain of products so that a compiler makes it one pointwise kernel together with the
     gate and the sum around it. Rows without an anchor hold zeros and have weight zero.
     """
@@ -23,7 +24,7 @@ def forecast(anchors: Tensor, weights: Tensor) -> Tensor:
     total = anchors[0].to(wide) * weights[0]
     for k in range(1, anchors.shape[0]):
         total = total + anchors[k].to(wide) * weights[k]
-    return total.to(anchors.dtype)
+    return total.to(dtype or anchors.dtype)
 
 
 def full_or_forecast(
@@ -34,15 +35,17 @@ def full_or_forecast(
     anchors: Sequence[Tensor],
     position: Tensor,
     weights: Tensor,
+    dtypes: Sequence[torch.dtype | None] | None = None,
 ) -> tuple[Tensor, ...]:
     """A guarded site. Computing: run ``full`` and remember its slots; else forecast them.
 
-    A slot with a ``carried`` stream is cached as the residual on it.
+    A slot with a ``carried`` stream is cached as the residual on it. ``dtypes`` are those of the slots, where
+    the rings have another.
     """
     if computing:
         outputs = full(*operands)
         for output, stream, ring in zip(outputs, carried, anchors, strict=True):
             remember(ring, position, output if stream is None else output - stream)
         return outputs
-    forecasts = [forecast(ring, weights) for ring in anchors]
+    forecasts = [forecast(r, weights, dtype) for r, dtype in zip(anchors, dtypes or [None] * len(anchors), strict=True)]
     return tuple(f if s is None else s + f for f, s in zip(forecasts, carried, strict=True))

@@ -29,8 +29,13 @@ from hicache_compile.passes.scopes import Slot
 from hicache_compile.passes.sites import Site, Sites
 
 
-def guard(found: Sites, depth: int) -> tuple[fx.GraphModule, list[CannotRewrite]]:
-    """Rewrite the sites of ``found`` into guarded calls with rings of ``depth`` anchors."""
+def guard(
+    found: Sites, depth: int, anchor_dtype: torch.dtype | None = None
+) -> tuple[fx.GraphModule, list[CannotRewrite]]:
+    """Rewrite the sites of ``found`` into guarded calls with rings of ``depth`` anchors.
+
+    ``anchor_dtype``: what anchors are kept in; by default each in its slot's own dtype.
+    """
     sites, refused = list(found.sites), []
     order = _order(found.module.graph, sites)
     while order is None:
@@ -38,7 +43,7 @@ def guard(found: Sites, depth: int) -> tuple[fx.GraphModule, list[CannotRewrite]
         sites.remove(tangled)
         refused.append(CannotRewrite(tangled.name, "part of it must run after something that reads its slots"))
         order = _order(found.module.graph, sites)
-    return _Writer(found.module, sites, depth).write(order), refused
+    return _Writer(found.module, sites, depth, anchor_dtype).write(order), refused
 
 
 def _order(graph: fx.Graph, sites: list[Site]) -> list[fx.Node | Site] | None:
@@ -73,9 +78,10 @@ def _order(graph: fx.Graph, sites: list[Site]) -> list[fx.Node | Site] | None:
 class _Writer:
     """Writes the guarded graph node by node."""
 
-    def __init__(self, origin: fx.GraphModule, sites: list[Site], depth: int) -> None:
+    def __init__(self, origin: fx.GraphModule, sites: list[Site], depth: int, anchor_dtype: torch.dtype | None) -> None:
         self.origin = origin
         self.depth = depth
+        self.anchor_dtype = anchor_dtype
         self.graph = fx.Graph()
         self.env: dict[fx.Node, fx.Node] = {}
         self.submodules: dict[str, fx.GraphModule] = {}
@@ -109,7 +115,9 @@ class _Writer:
         self.position = self._input("position", "position", position)
         self.weights = self._input("weights", "weights", weights)
         for index, slot in enumerate(self.slots):
-            ring = self._input(f"anchors_{index}", "anchors", new_ring(ops.value(slot.node), self.depth))
+            ring = self._input(
+                f"anchors_{index}", "anchors", new_ring(ops.value(slot.node), self.depth, self.anchor_dtype)
+            )
             ring.meta["slot"] = index
             ring.meta["slot_name"] = slot.name
             self.ring_of[slot] = ring
@@ -139,6 +147,7 @@ class _Writer:
                 self.position,
                 self.weights,
             ),
+            {"dtypes": [ops.value(slot.node).dtype for slot in site.slots]} if self.anchor_dtype else {},
         )
         call.meta = {"path": site.name, "site": site.name, "kind": site.kind}
         for index, slot in enumerate(site.slots):
@@ -164,7 +173,7 @@ class _Writer:
         return name
 
 
-def new_ring(like: torch.Tensor, depth: int) -> torch.Tensor:
-    """A fake ring ``[depth, *S]`` for values like ``like``."""
+def new_ring(like: torch.Tensor, depth: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """A fake ring ``[depth, *S]`` for values like ``like``, in ``dtype`` or their own."""
     with fake_mode_of(like):
-        return torch.empty((depth, *like.shape), dtype=like.dtype, device=like.device)
+        return torch.empty((depth, *like.shape), dtype=dtype or like.dtype, device=like.device)

@@ -93,9 +93,11 @@ def _inline_full(graph: fx.Graph, call: fx.Node, env: dict[fx.Node, fx.Node]) ->
 def _forecast_site(graph: fx.Graph, call: fx.Node, env: dict[fx.Node, fx.Node]) -> list[fx.Node]:
     _, _, _, carried, rings, _, weights = call.args
     outputs = []
-    for stream, ring in zip(carried, rings, strict=True):  # type: ignore[arg-type]  # lists of nodes
-        node = graph.call_function(forecast, (env[ring], env[weights]))  # type: ignore[index]  # nodes
-        node.meta = {"path": call.meta["site"], "example_value": ops.value(ring)[0]}
+    dtypes = call.kwargs.get("dtypes") or [None] * len(rings)  # type: ignore[arg-type]  # a list of nodes
+    for stream, ring, dtype in zip(carried, rings, dtypes, strict=True):  # type: ignore[arg-type]  # lists
+        kept_otherwise = (dtype,) if dtype is not None else ()
+        node = graph.call_function(forecast, (env[ring], env[weights], *kept_otherwise))  # type: ignore[index]  # nodes
+        node.meta = {"path": call.meta["site"], "example_value": ops.value(ring)[0].to(dtype or ops.value(ring).dtype)}
         if stream is not None:
             total = graph.call_function(torch.add, (env[stream], node))
             total.meta = dict(node.meta)

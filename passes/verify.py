@@ -38,10 +38,11 @@ def verify_guarded(guarded: fx.GraphModule, captured: fx.GraphModule) -> None:
         slots = list(output_node(full.graph).args[0])  # type: ignore[arg-type]  # a tuple of nodes
         _require(len(placeholders(full)) == len(operands), "guarded", call, "given one operand per input of its site")
         _require(len(slots) == len(carried) == len(anchors), "guarded", call, "given one ring and stream per slot")
-        for ring, slot in zip(anchors, slots, strict=True):
+        kept_otherwise = call.kwargs.get("dtypes") or [ops.value(ring).dtype for ring in anchors]
+        for ring, slot, dtype in zip(anchors, slots, kept_otherwise, strict=True):
             _require(ring not in rings, "guarded", ring, "the ring of one slot only")
             rings.add(ring)
-            fits = ops.value(ring).shape[1:] == ops.value(slot).shape and ops.value(ring).dtype == ops.value(slot).dtype
+            fits = ops.value(ring).shape[1:] == ops.value(slot).shape and dtype == ops.value(slot).dtype
             _require(fits, "guarded", ring, f"shaped like its slot, {slot.name}")
         counts.update(ops.op(n) for n in full.graph.nodes if n.op.startswith("call"))
         for node in full.graph.nodes:
