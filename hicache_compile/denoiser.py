@@ -19,6 +19,7 @@ from torch._dynamo.eval_frame import OptimizedModule
 from torch._dynamo.exc import BackendCompilerFailed
 
 from hicache_compile.backends import BACKENDS
+from hicache_compile.casting import cast_in_the_graph
 from hicache_compile.context import Step
 from hicache_compile.dispatch import CapturedStep
 from hicache_compile.errors import HiCacheError, one_of
@@ -32,7 +33,7 @@ from hicache_compile.trajectory import Session, Settings
 log = logging.getLogger(__name__)
 
 # Methods of diffusers' and peft's models that change what the weights compute.
-_CHANGES_WEIGHTS = re.compile("lora|adapter|load_state_dict|fuse_")
+_CHANGES_MODEL = re.compile("lora|adapter|fuse_|layerwise_casting")
 TIME_NAMES = ("timestep", "timesteps", "t", "sigma", "sigmas", "time")
 
 
@@ -53,6 +54,7 @@ class CompiledDenoiser(OptimizedModule):
         self, model: torch.nn.Module, settings: Settings, backend: str, dynamic: bool | None, mode: str | None
     ) -> None:
         one_of("hicache_compile", "backend", backend, BACKENDS)
+        cast_in_the_graph(model)
         if mode is not None and backend != "inductor":
             raise HiCacheError(f"hicache_compile.mode = {mode!r}: must be None with backend {backend!r}")
         if mode is not None:
@@ -179,11 +181,9 @@ class CompiledDenoiser(OptimizedModule):
 
     def __getattr__(self, name: str) -> Any:
         found = super().__getattr__(name)
-        if _CHANGES_WEIGHTS.search(name) and inspect.ismethod(found):
-            return self._forgetting(found)
-        return found
+        return self._noticed(found) if _CHANGES_MODEL.search(name) and inspect.ismethod(found) else found
 
-    def _forgetting(self, method: Callable[..., Any]) -> Callable[..., Any]:
+    def _noticed(self, method: Callable[..., Any]) -> Callable[..., Any]:
         """``method`` of the wrapped module, after which the anchors start over.
 
         Hot-swapping a LoRA writes to the data of its parameters behind autograd's back: no version changes.
@@ -195,6 +195,7 @@ class CompiledDenoiser(OptimizedModule):
                 return method(*args, **kwargs)
             finally:
                 self._session.settings.weights_epoch += 1
+                cast_in_the_graph(self._orig_mod)
 
         return call
 

@@ -1,41 +1,39 @@
-"""Find the denoiser's blocks: neighbours in a list of modules, chained through residual streams.
+"""Find the denoiser's blocks: the modules in which residual sums happen, chained through their streams.
 
-A block is the set of nodes that ran in one numbered child of a module list. It counts when one of its
-outputs is a residual sum: one of its inputs, carried by sums, joins, slices, casts and reshapes only,
-plus contributions the block computed. Class names are never read.
+A block is one call of a numbered child of a module list, or of a module beside them, with at least one residual sum
+in it. Class names are never read.
 
     Requires   ``capture`` has written module paths
-    Ensures    runs of blocks in graph order; in a run each block's streams come from the one before
-    Refuses    lists whose children have no residual sum, with that as the reason
+    Ensures    runs of blocks in graph order; every stream of a block comes from a block before it in
+               the run, but for the first block's
+    Refuses    a list with expensive children but no residual sum, with that as the reason
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from os.path import commonprefix
 
 from torch import fx
 
 from hicache_compile.errors import CannotRewrite
 from hicache_compile.passes import ops
-
-
-@dataclass(frozen=True, slots=True)
-class Addition:
-    """One residual sum in a block: ``node = stream + contribution``."""
-
-    node: fx.Node
-    stream: fx.Node
-    contribution: fx.Node
+from hicache_compile.passes.ancestry import Ancestry, Bits
+from hicache_compile.passes.residuals import Residual, find_residuals, stream_carriers
 
 
 @dataclass(slots=True)
 class Block:
-    """One block: its nodes in graph order, where its streams leave it, and the sums on the way."""
+    """One block: its nodes in graph order, its residual sums, its streams' nodes and where those start.
+
+    ``entries`` are values from outside, or made in the block by something that is no carrier: a projection
+    that merges a long skip, a convolution that changes the resolution.
+    """
 
     name: str
     nodes: list[fx.Node]
-    exits: list[fx.Node] = field(default_factory=list)
-    additions: list[Addition] = field(default_factory=list)
+    residuals: list[Residual]
     spine: set[fx.Node] = field(default_factory=set)
     entries: set[fx.Node] = field(default_factory=set)
 
@@ -48,15 +46,22 @@ class Run:
 
 
 class Streams:
-    """Where values come from when followed back through carriers only."""
+    """Where values come from when followed back through carriers only.
 
-    def __init__(self, inside: set[fx.Node], constants: frozenset[fx.Node] = frozenset()) -> None:
-        self.inside = inside
-        self.constants = constants
+    Args:
+        inside: the nodes followed through; what is outside of them is a root.
+        starts: nodes inside that are roots nevertheless.
+        constants: nodes outside that are none: what enters several blocks unchanged (a position embedding) is
+            added to a stream, it is not one.
+    """
+
+    def __init__(self, inside: set[fx.Node], starts: Iterable[fx.Node] = (), constants: Iterable[fx.Node] = ()) -> None:
+        self.inside = inside - set(starts)
+        self.constants = set(constants)
         self._roots: dict[fx.Node, frozenset[fx.Node]] = {}
 
     def roots(self, node: fx.Node) -> frozenset[fx.Node]:
-        """The values from outside that ``node`` carries; empty when it is not on a stream."""
+        """The values that ``node`` carries; empty when it is not on a stream."""
         if node not in self._roots:
             self._roots[node] = self._find(node)
         return self._roots[node]
@@ -66,128 +71,158 @@ class Streams:
             stream = ops.is_tensor(node) and ops.value(node).is_floating_point() and ops.value(node).dim() > 1
             weight = node.op == "get_attr" or node.meta.get("weight")
             return frozenset() if not stream or weight or node in self.constants else frozenset({node})
-        found = [self.roots(carrier) for carrier in self.carriers(node)]
-        return frozenset().union(*found)
+        return frozenset().union(*(self.roots(carrier) for carrier in stream_carriers(node)))
 
     def carriers(self, node: fx.Node) -> list[fx.Node]:
-        """The carriers of ``node``; of a sum only the operands of its own shape (a bias carries nothing)."""
-        carriers = ops.carriers(node)
-        if ops.op(node) in ops.ADD:
-            return [c for c in carriers if ops.is_tensor(c) and ops.is_tensor(node) and ops.same_shape(c, node)]
-        return carriers
+        """The carriers of ``node`` that are on a stream."""
+        return [carrier for carrier in stream_carriers(node) if self.roots(carrier)]
 
 
 def find_runs(captured: fx.GraphModule) -> tuple[list[Run], list[CannotRewrite]]:
-    """The runs of blocks of ``captured`` and the candidates that were not blocks, with the reason."""
-    blocks: list[Block] = []
-    misses: list[CannotRewrite] = []
-    taken: set[fx.Node] = set()
-    deepest = max((node.meta["path"].count(".") for node in captured.graph.nodes), default=0)
-    for level in range(deepest + 1):
-        lists = _candidates(captured, level, taken)
-        for name, candidates in lists.items():
-            found = _accept(candidates)
-            blocks += found
-            taken.update(node for block in found for node in block.nodes)
-            if not found and level == 0 and any(ops.op(n) in ops.HEAVY for c in candidates for n in c.nodes):
-                misses.append(CannotRewrite(name, f"no output of {candidates[0].name} is a residual sum of its input"))
-    order = {node: index for index, node in enumerate(captured.graph.nodes)}
-    blocks.sort(key=lambda block: order[block.nodes[0]])
-    return _chain(blocks), misses
+    """The runs of blocks of ``captured``, and the lists of modules without one, with the reason."""
+    ancestry = Ancestry(captured.graph)
+    residuals = find_residuals(captured.graph, ancestry)
+    blocks = _blocks(captured, residuals, ancestry)
+    return _chain(blocks, ancestry), _misses(captured, blocks)
 
 
-def _candidates(captured: fx.GraphModule, level: int, taken: set[fx.Node]) -> dict[str, list[Block]]:
-    """List name -> its numbered children as candidate blocks, at the ``level``-th number in module paths."""
-    lists: dict[str, dict[str, Block]] = {}
+def _blocks(captured: fx.GraphModule, residuals: list[Residual], ancestry: Ancestry) -> list[Block]:
+    """The modules the residual sums happen in, one block for each call, in graph order."""
+    home = {residual: _home(residual) for residual in residuals}
+    units = _units(set(home.values()))
+    of_sum = {residual.node: _unit_of(home[residual], units) for residual in residuals}
+    blocks: dict[tuple[str, int], Block] = {}
     for node in captured.graph.nodes:
-        parts = node.meta["path"].split(".")
-        numbered = [i for i, part in enumerate(parts) if part.isdigit()]
-        if level < len(numbered) and node not in taken:
-            place = numbered[level]
-            children = lists.setdefault(".".join(parts[:place]), {})
-            name = ".".join(parts[: place + 1])
-            children.setdefault(name, Block(name, [])).nodes.append(node)
-    return {name: list(children.values()) for name, children in lists.items()}
+        unit = of_sum.get(node) or _unit_of(node.meta["path"], units)
+        if unit is not None:
+            called_in = node if node.meta["path"].startswith(unit) else _contribution_of(node, residuals)
+            call = _call_number(called_in, unit)
+            block = blocks.setdefault((unit, call), Block(f"{unit}@{call}" if call else unit, [], []))
+            block.nodes.append(node)
+            block.residuals += [residual for residual in residuals if residual.node is node]
+    found = [block for block in blocks.values() if block.residuals]
+    _follow_streams(found)
+    return sorted(found, key=lambda block: ancestry.index[block.residuals[0].node])
 
 
-def _accept(candidates: list[Block]) -> list[Block]:
-    """Those candidates of one list that have a residual sum, with their streams filled in."""
-    exits = {node for block in candidates for node in _outputs(block)}
+def _home(residual: Residual) -> str:
+    """The path of the module the sum happens in; of its contribution where that is the denoiser itself."""
+    return str(residual.node.meta["path"] or _made_in(residual.contribution).meta["path"])
+
+
+def _made_in(node: fx.Node) -> fx.Node:
+    """``node`` or the nearest node before it that ran in a module below the denoiser."""
+    seen: set[fx.Node] = set()
+    queue = [node]
+    for current in queue:
+        if current.meta["path"]:
+            return current
+        queue += [argument for argument in current.all_input_nodes if argument not in seen]
+        seen.update(queue)
+    return node
+
+
+def _contribution_of(node: fx.Node, residuals: list[Residual]) -> fx.Node:
+    return next((_made_in(residual.contribution) for residual in residuals if residual.node is node), node)
+
+
+def _units(homes: set[str]) -> set[str]:
+    """Paths of blocks: up to the first number below what all ``homes`` share; a path without one is a block itself."""
+    split = [home.split(".") for home in homes]
+    shared = len(commonprefix(split)) if len(split) > 1 else 0
+    units = set()
+    for parts in split:
+        number = next((i for i in range(shared, len(parts)) if parts[i].isdigit()), len(parts) - 1)
+        units.add(".".join(parts[: number + 1]))
+    return {unit for unit in units if not any(unit.startswith(f"{other}.") for other in units)}
+
+
+def _unit_of(path: str, units: set[str]) -> str | None:
+    parts = path.split(".")
+    return next((unit for end in range(1, len(parts) + 1) if (unit := ".".join(parts[:end])) in units), None)
+
+
+def _call_number(node: fx.Node, unit: str) -> int:
+    """How often the module ``unit`` had been called before the call ``node`` ran in."""
+    return next((call for path, call in node.meta["calls"] if path == unit), 0)
+
+
+def _follow_streams(blocks: list[Block]) -> None:
+    """Fill in the spine and the entries of ``blocks``."""
     uses: dict[fx.Node, int] = {}
-    for block in candidates:
-        streams = Streams(set(block.nodes))
-        for root in frozenset().union(*(streams.roots(node) for node in _outputs(block))):
+    for block in blocks:
+        streams = Streams(set(block.nodes), _bases(block))
+        for root in frozenset().union(*(streams.roots(residual.node) for residual in block.residuals)):
             uses[root] = uses.get(root, 0) + 1
-    # What enters several blocks unchanged (a position embedding) is added to a stream, it is not one.
-    constants = frozenset(root for root, count in uses.items() if count > 1 and root not in exits)
-    return [block for block in candidates if _fill(block, Streams(set(block.nodes), constants))]
+    made_inside = {node for block in blocks for node in block.nodes}
+    constants = {root for root, count in uses.items() if count > 1 and root not in made_inside}
+    for block in blocks:
+        bases = _bases(block)
+        streams = Streams(set(block.nodes), bases, constants)
+        queue = [residual.node for residual in block.residuals]
+        while queue:
+            node = queue.pop()
+            if node not in block.spine and node in streams.inside:
+                block.spine.add(node)
+                stream = next((r.stream for r in block.residuals if r.node is node), None)
+                queue += streams.carriers(node) if stream is None else [stream]
+        block.spine |= bases
+        block.entries = set().union(*(streams.roots(residual.stream) for residual in block.residuals))
 
 
-def _outputs(block: Block) -> list[fx.Node]:
+def _bases(block: Block) -> set[fx.Node]:
+    """Values made in ``block`` by something that is no carrier, from which one of its streams starts."""
     inside = set(block.nodes)
-    return [node for node in block.nodes if any(user not in inside for user in node.users)]
-
-
-def _fill(block: Block, streams: Streams) -> bool:
-    """Follow the block's stream outputs back and write down the sums; False when there is none."""
-    block.exits = [node for node in _outputs(block) if ops.is_tensor(node) and streams.roots(node)]
-    queue = list(block.exits)
+    sums = {residual.node: residual.stream for residual in block.residuals}
+    bases: set[fx.Node] = set()
+    seen: set[fx.Node] = set()
+    queue = list(sums.values())
     while queue:
         node = queue.pop()
-        if node in block.spine or node not in streams.inside:
+        if node in seen or node not in inside:
             continue
-        block.spine.add(node)
-        on_stream = [carrier for carrier in streams.carriers(node) if streams.roots(carrier)]
-        queue.extend(on_stream)
-        contribution = _contribution(node, on_stream)
-        if contribution is not None and contribution in streams.inside:
-            block.additions.append(Addition(node, on_stream[0], contribution))
-    order = {node: index for index, node in enumerate(block.nodes)}
-    block.additions.sort(key=lambda addition: order[addition.node])
-    block.entries = set().union(*(streams.roots(node) for node in block.exits)) if block.exits else set()
-    return bool(block.additions) and any(ops.op(node) in ops.HEAVY for node in block.nodes)
+        seen.add(node)
+        carriers = [sums[node]] if node in sums else stream_carriers(node)
+        queue += carriers
+        if not carriers:
+            bases.add(node)
+    return bases
 
 
-def _contribution(node: fx.Node, on_stream: list[fx.Node]) -> fx.Node | None:
-    """The operand of a residual sum that is not the stream; None when ``node`` is no such sum."""
-    if len(on_stream) != 1:
-        return None
-    if ops.op(node) == "addcmul":
-        last = node.args[2]
-        return last if isinstance(last, fx.Node) else None
-    if ops.op(node) not in ops.ADD:
-        return None
-    others = [argument for argument in node.args[:2] if isinstance(argument, fx.Node) and argument is not on_stream[0]]
-    full_shape = [other for other in others if ops.is_tensor(other) and ops.same_shape(other, node)]
-    return full_shape[0] if full_shape else None
-
-
-def _chain(blocks: list[Block]) -> list[Run]:
-    """Split blocks, in graph order, into runs: a block joins the run one of its streams comes from."""
-    inside = {node for block in blocks for node in block.nodes}
+def _chain(blocks: list[Block], ancestry: Ancestry) -> list[Run]:
+    """Split blocks, in graph order, into runs: a block goes on with the newest run it follows from when each of
+    its streams follows from a block before it; one with a stream of its own starts a run."""
     runs: list[Run] = []
+    inside: list[Bits] = []  # the nodes of each run
     for block in blocks:
-        arriving = set().union(*(_arrives_from(entry, inside) for entry in block.entries)) if block.entries else set()
-        home = next((run for run in reversed(runs) if arriving & set(run.blocks[-1].exits)), None)
-        if home is None:
-            runs.append(Run([block]))
-        else:
-            home.blocks.append(block)
+        streams = Streams(set(block.nodes), _bases(block))
+        above = [
+            ancestry.bits(roots) | ancestry.above_all(roots)
+            for roots in (streams.roots(residual.stream) for residual in block.residuals)
+        ]
+        follows = all(any(bits & nodes for nodes in inside) for bits in above)
+        home = next((i for i in reversed(range(len(runs))) if any(bits & inside[i] for bits in above)), None)
+        if not follows or home is None:
+            runs.append(Run([]))
+            inside.append(0)
+            home = len(runs) - 1
+        runs[home].blocks.append(block)
+        inside[home] |= ancestry.bits(block.nodes)
     return runs
 
 
-def _arrives_from(entry: fx.Node, inside: set[fx.Node]) -> set[fx.Node]:
-    """The block outputs that ``entry`` carries, through sums, joins and slices between blocks."""
-    seen: set[fx.Node] = set()
-    queue = [entry]
-    found: set[fx.Node] = set()
-    while queue:
-        node = queue.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if node in inside:
-            found.add(node)
-        else:
-            queue.extend(ops.carriers(node))
-    return found
+def _misses(captured: fx.GraphModule, blocks: list[Block]) -> list[CannotRewrite]:
+    """The outermost lists of modules with an expensive child and no block."""
+    taken = {node for block in blocks for node in block.nodes}
+    lists: dict[str, str] = {}
+    for node in captured.graph.nodes:
+        parts = node.meta["path"].split(".")
+        number = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+        if number is not None and ops.op(node) in ops.HEAVY and node not in taken:
+            lists.setdefault(".".join(parts[:number]), ".".join(parts[: number + 1]))
+    homes = {".".join(block.name.split(".")[:-1]) for block in blocks}
+    return [
+        CannotRewrite(name, f"no output of {child} is a residual sum of its input")
+        for name, child in lists.items()
+        if name not in homes
+    ]

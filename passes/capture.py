@@ -2,7 +2,8 @@
 
 Requires   a GraphModule handed to a Dynamo backend
 Ensures    every computing node has ``meta["path"]``: the dotted path of the module it ran in, from
-           the denoiser's root; every placeholder has ``meta["input"]``, its position, and
+           the denoiser's root, and ``meta["calls"]``: the same of the modules around it, with the number
+           of the call; every placeholder has ``meta["input"]``, its position, and
            ``meta["weight"]``: whether it is a parameter or buffer of the denoiser
 """
 
@@ -19,15 +20,18 @@ _ROOT = re.compile(r"^L\['\w+'\]|^L\[\"\w+\"\]")
 _DICT_ITEM = re.compile(r"\.__dict__\['_modules'\]\['(\w+)'\]|\._modules\['(\w+)'\]|\['?(\w+)'?\]")
 
 
-def module_path(node: fx.Node) -> str:
-    """The dotted path of the module ``node`` ran in. Stack *keys* are ids and are never read."""
-    stack = node.meta.get("nn_module_stack")
-    if not stack:
-        return ""
-    path = list(stack.values())[-1][0]
+def module_calls(node: fx.Node) -> tuple[tuple[str, int], ...]:
+    """The modules ``node`` ran in, outermost first: dotted path, and how often it had been called before.
+
+    The keys of the stack are ids, of which only the number of the call is read: ``...@2`` is the third.
+    """
+    stack = node.meta.get("nn_module_stack") or {}
+    return tuple((_dotted(path), int(f"{key}@0".split("@")[1])) for key, (path, _) in stack.items())
+
+
+def _dotted(path: str) -> str:
     path = _ROOT.sub("", path)
-    path = _DICT_ITEM.sub(lambda found: "." + next(filter(None, found.groups())), path)
-    return path.strip(".")
+    return _DICT_ITEM.sub(lambda found: "." + next(filter(None, found.groups())), path).strip(".")
 
 
 def _is_weight(node: fx.Node) -> bool:
@@ -49,6 +53,7 @@ def capture(dynamo_graph: fx.GraphModule) -> fx.GraphModule:
         node.meta["input"] = position
         node.meta["weight"] = _is_weight(node)
     for node in captured.graph.nodes:
-        node.meta["path"] = "" if node.op == "placeholder" else module_path(node)
+        node.meta["calls"] = () if node.op == "placeholder" else module_calls(node)
+        node.meta["path"] = node.meta["calls"][-1][0] if node.meta["calls"] else ""
     captured.recompile()
     return captured

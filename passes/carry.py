@@ -15,7 +15,7 @@ from hicache_compile.passes.narrow import part_of_join
 
 def carry(graph: fx.Graph, exit_node: fx.Node, streams: Streams, blocks: list[Block]) -> fx.Node | None:
     """The carried value of ``exit_node`` over ``blocks``, built in ``graph``; None when it is on no stream."""
-    sums = {addition.node: addition.stream for block in blocks for addition in block.additions}
+    sums = {residual.node: residual.stream for block in blocks for residual in block.residuals}
     built: dict[fx.Node, fx.Node] = {}
     copies: list[fx.Node] = []
 
@@ -29,7 +29,7 @@ def carry(graph: fx.Graph, exit_node: fx.Node, streams: Streams, blocks: list[Bl
     def rebuild(node: fx.Node) -> fx.Node:
         if node in sums:
             return build(sums[node])
-        on_stream = [carrier for carrier in streams.carriers(node) if streams.roots(carrier)]
+        on_stream = streams.carriers(node)
         if ops.op(node) in ops.CLAMP | ops.DROPOUT or (ops.op(node) in ops.ADD and len(on_stream) == 1):
             return build(on_stream[0])
         carried = {carrier: build(carrier) for carrier in on_stream}

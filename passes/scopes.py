@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from hicache_compile.passes import ops
+from hicache_compile.passes.ancestry import Ancestry
 from hicache_compile.passes.blocks import Block, Run, Streams
 from hicache_compile.passes.carry import carry
 
@@ -42,7 +43,7 @@ def _module_drafts(graph: fx.Graph, run: Run, first: int, last: int, dependent: 
     """One site per attention or MLP: the contributions of the residual sums, stripped of their gates."""
     drafts = []
     for block in run.blocks:
-        slots = [_strip_gate(addition.contribution, dependent) for addition in block.additions]
+        slots = [_strip_gate(residual.contribution, dependent) for residual in block.residuals]
         slots = [node for node in dict.fromkeys(slots) if node not in block.spine]
         made_by = {node: _makers(node, block, set(slots), dependent) for node in slots}
         for group in _joined(slots, made_by):
@@ -70,7 +71,7 @@ def _stack_drafts(graph: fx.Graph, run: Run, first: int, last: int, dependent: s
 
 def _output_drafts(graph: fx.Graph, run: Run, first: int, last: int, dependent: set[fx.Node]) -> list[Draft]:
     """One site: the hidden state that leaves the run of blocks."""
-    zone = _zone(run.blocks)
+    zone = _zone(graph, run.blocks)
     slots = [(node, None) for node in _leaving(zone, dependent)]
     name = f"{run.blocks[0].name}..{run.blocks[-1].name}"
     return [Draft(name, _named(name, slots), zone)] if slots else []
@@ -80,32 +81,36 @@ DRAFTS = {"module": _module_drafts, "block": _block_drafts, "stack": _stack_draf
 
 
 def _residual_draft(graph: fx.Graph, name: str, blocks: list[Block], dependent: set[fx.Node]) -> Draft:
-    zone = _zone(blocks)
+    """One site over ``blocks``: each value that leaves them, as a residual on the stream it came in on."""
+    zone = _zone(graph, blocks) - _preparation(graph, blocks[0])
     streams = Streams(set(zone))
-    leaving = [(node, carry(graph, node, streams, blocks)) for node in _leaving(zone, dependent)]
+    leaving = []
+    for node in _leaving(zone, dependent):
+        carried = carry(graph, node, streams, blocks)
+        leaving.append((node, carried if carried is not None else _entered_as(node, zone, blocks)))
     return Draft(name, _named(name, leaving), zone)
 
 
-def _zone(blocks: list[Block]) -> frozenset[fx.Node]:
-    """The nodes of ``blocks`` and of the joins and slices between them."""
-    inside = {node for block in blocks for node in block.nodes}
-    between: set[fx.Node] = set()
-    for block in blocks[1:]:
-        for entry in block.entries - inside:
-            between |= _path_to(entry, inside)
-    return frozenset(inside | between)
+def _preparation(graph: fx.Graph, block: Block) -> set[fx.Node]:
+    """What ``block`` does to a stream before its first residual sum (merge a long skip): it stays live."""
+    ancestry = Ancestry(graph)
+    sums = ancestry.bits(residual.node for residual in block.residuals)
+    starts = [entry for entry in block.entries if entry in block.nodes and not ancestry.above(entry) & sums]
+    return set(starts) | ancestry.within(ancestry.above_all(starts))
 
 
-def _path_to(node: fx.Node, inside: set[fx.Node]) -> set[fx.Node]:
-    """The nodes from ``node`` back to ``inside`` along carriers; empty when none leads there."""
-    if node in inside:
-        return set()
-    found: set[fx.Node] = set()
-    for carrier in ops.carriers(node):
-        above = _path_to(carrier, inside)
-        if above or carrier in inside:
-            found |= above | {node}
-    return found
+def _entered_as(node: fx.Node, zone: frozenset[fx.Node], blocks: list[Block]) -> fx.Node | None:
+    """The stream that came into ``zone`` in the shape and dtype in which ``node`` leaves it, when there is just one:
+    behind a norm or a convolution nothing is carried any more, but what changed on the way can still be cached."""
+    entries = {entry for block in blocks for entry in block.entries if entry not in zone}
+    alike = [e for e in entries if ops.same_shape(e, node) and ops.value(e).dtype == ops.value(node).dtype]
+    return alike[0] if len(alike) == 1 else None
+
+
+def _zone(graph: fx.Graph, blocks: list[Block]) -> frozenset[fx.Node]:
+    """The nodes of ``blocks`` and everything on the way between them."""
+    ancestry = Ancestry(graph)
+    return frozenset(ancestry.between(ancestry.bits(node for block in blocks for node in block.nodes)))
 
 
 def _leaving(zone: frozenset[fx.Node], dependent: set[fx.Node]) -> list[fx.Node]:

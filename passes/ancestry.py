@@ -1,0 +1,68 @@
+"""Who is computed from whom in a graph, as bit sets: one bit a node, in graph order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import fx
+
+from hicache_compile.passes import ops
+
+Bits = int
+
+
+class Ancestry:
+    """The ancestors of every node of ``graph``, and those it is separated from by an expensive op."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.nodes = list(graph.nodes)
+        self.index = {node: position for position, node in enumerate(self.nodes)}
+        self._above: list[Bits] = []
+        self._above_product: list[Bits] = []
+        for node in self.nodes:
+            above = through = 0
+            for argument in node.all_input_nodes:
+                position = self.index[argument]
+                above |= self._above[position] | (1 << position)
+                through |= self._above_product[position]
+            self._above.append(above)
+            self._above_product.append(above if ops.op(node) in ops.HEAVY else through)
+
+    def bit(self, node: fx.Node) -> Bits:
+        return 1 << self.index[node]
+
+    def bits(self, nodes: Iterable[fx.Node]) -> Bits:
+        found = 0
+        for node in nodes:
+            found |= self.bit(node)
+        return found
+
+    def above(self, node: fx.Node) -> Bits:
+        """The nodes that ``node`` is computed from."""
+        return self._above[self.index[node]]
+
+    def above_all(self, nodes: Iterable[fx.Node]) -> Bits:
+        """The nodes that one of ``nodes`` is computed from."""
+        found = 0
+        for node in nodes:
+            found |= self.above(node)
+        return found
+
+    def within(self, bits: Bits) -> set[fx.Node]:
+        """The nodes in ``bits``."""
+        return {node for node in self.nodes if bits & self.bit(node)}
+
+    def above_product(self, node: fx.Node) -> Bits:
+        """Those of ``above`` with a matrix product, convolution or attention on the way."""
+        return self._above_product[self.index[node]]
+
+    def between(self, zone: Bits) -> set[fx.Node]:
+        """``zone`` and every node on a path from it to it."""
+        below = leading = zone
+        for node in self.nodes:
+            if self.above(node) & below:
+                below |= self.bit(node)
+        for node in reversed(self.nodes):
+            if leading & self.bit(node):
+                leading |= self.above(node)
+        return self.within(below & leading)

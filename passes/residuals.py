@@ -1,0 +1,82 @@
+"""Find the residual sums: ``y = x + f(x)``, where ``f`` holds a matrix product, a convolution or an attention.
+
+``x`` may come through other sums, joins, slices and casts, so that ``f`` may start from any earlier value of the
+stream. A sum whose operands each follow from the other's stream merges two streams and adds no contribution. Class
+names, module lists and argument names are never read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from hicache_compile.passes import ops
+from hicache_compile.passes.ancestry import Ancestry, Bits
+
+
+@dataclass(frozen=True, slots=True)
+class Residual:
+    """One residual sum: ``node = stream + contribution``."""
+
+    node: fx.Node
+    stream: fx.Node
+    contribution: fx.Node
+
+
+def find_residuals(graph: fx.Graph, ancestry: Ancestry) -> list[Residual]:
+    """The residual sums of ``graph`` in its order, without those inside another one's contribution."""
+    carried = _Carried(ancestry)
+    found = [residual for node in graph.nodes if (residual := _residual(node, ancestry, carried)) is not None]
+    return [residual for residual in found if not any(_inside(residual, other, ancestry) for other in found)]
+
+
+class _Carried:
+    """What every value carries: itself and, through carriers, what they were made from."""
+
+    def __init__(self, ancestry: Ancestry) -> None:
+        self.bits: dict[fx.Node, Bits] = {}
+        for node in ancestry.nodes:
+            carried = ancestry.bit(node)
+            for carrier in stream_carriers(node):
+                carried |= self.bits[carrier]
+            self.bits[node] = carried
+
+
+def stream_carriers(node: fx.Node) -> list[fx.Node]:
+    """The carriers of ``node``; of a sum only the operands of its own shape (a bias carries nothing)."""
+    carriers = ops.carriers(node)
+    if ops.op(node) in ops.ADD:
+        return [c for c in carriers if ops.is_tensor(c) and ops.is_tensor(node) and ops.same_shape(c, node)]
+    return carriers
+
+
+def _residual(node: fx.Node, ancestry: Ancestry, carried: _Carried) -> Residual | None:
+    """``node`` as a residual sum, or None when it is none."""
+    if not ops.is_tensor(node) or not ops.value(node).is_floating_point() or ops.value(node).dim() < 2:
+        return None
+    if ops.op(node) == "addcmul":
+        operands = [node.args[0], node.args[2]]
+    elif ops.op(node) in ops.ADD:
+        operands = list(node.args[:2])
+    else:
+        return None
+    if len(operands) < 2 or not all(ops.is_tensor(operand) for operand in operands) or operands[0] is operands[1]:
+        return None
+    if not all(ops.same_shape(operand, node) for operand in operands if ops.op(node) != "addcmul"):
+        return None
+    a, b = operands
+    follows = [
+        carried.bits[stream] & ancestry.above_product(contribution) != 0 for stream, contribution in ((a, b), (b, a))
+    ]
+    if follows[0] == follows[1]:
+        return None
+    return Residual(node, a, b) if follows[0] else Residual(node, b, a)
+
+
+def _inside(residual: Residual, other: Residual, ancestry: Ancestry) -> bool:
+    """Whether ``residual`` is part of how the contribution of ``other`` is made from its stream."""
+    making = ancestry.above(other.contribution) | ancestry.bit(other.contribution)
+    return bool(making & ancestry.bit(residual.node)) and bool(
+        ancestry.above(residual.node) & ancestry.bit(other.stream)
+    )
