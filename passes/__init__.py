@@ -29,6 +29,7 @@ class Rewrite:
     captured: fx.GraphModule
     guarded: fx.GraphModule
     programs: dict[Choice, fx.GraphModule]
+    blocks: int
     sites: list[Site]
     refused: list[CannotRewrite]
 
@@ -75,7 +76,7 @@ def build(
     declined = {entry.site for entry in tangled}
     sites = [site for site in found.sites if site.name not in declined]
     _log_outcome(scope, sites, found.blocks, refused)
-    return Rewrite(captured, guarded, programs, sites, refused)
+    return Rewrite(captured, guarded, programs, found.blocks, sites, refused)
 
 
 def _log_outcome(scope: str, sites: list[Site], blocks: int, refused: list[CannotRewrite]) -> None:
