@@ -26,7 +26,8 @@ def fresh_tracing(program: fx.GraphModule) -> Iterator[None]:
     Always outside inference mode, inside which AOTAutograd decomposes some ops in another way: the same
     program must come out however the caller runs it.
     """
-    mode = next(value.fake_mode for value in example_inputs(program) if isinstance(value, FakeTensor))
+    modes = [value.fake_mode for value in example_inputs(program) if isinstance(value, FakeTensor)]
+    mode = modes[0] if modes else FakeTensorMode()
     with (
         torch.inference_mode(False),
         torch.no_grad(),

@@ -57,7 +57,8 @@ class Context:
 class Step:
     """One denoiser call in progress, which the compiled graphs read to know what to do.
 
-    ``letter`` and ``graphs`` are written by the graphs: what was decided, and which of them ran.
+    ``letter`` and ``graphs`` are written by the graphs: ``.`` once one of
+    them forecast, and which of them ran.
     ``modes`` are the caller's dispatch modes, set aside until a program runs.
     """
 
@@ -65,6 +66,6 @@ class Step:
     index: int
     num_steps: int | None
     uncached: bool = False
-    letter: str = "."
+    letter: str = "F"
     graphs: list[object] = field(default_factory=list)
     modes: list[TorchDispatchMode] = field(default_factory=list)

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import fx
 from torch._dynamo.eval_frame import OptimizedModule
-from torch._dynamo.exc import BackendCompilerFailed
+from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from hicache_compile.backends import BACKENDS
 from hicache_compile.casting import cast_in_the_graph
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 
 # Methods of diffusers' and peft's models that change what the weights compute.
 _CHANGES_MODEL = re.compile("lora|adapter|fuse_|layerwise_casting")
+_DATA_DEPENDENT_OPS = functools.partial(torch._dynamo.config.patch, capture_dynamic_output_shape_ops=True)
 TIME_NAMES = ("timestep", "timesteps", "t", "sigma", "sigmas", "time")
 
 
@@ -49,6 +51,7 @@ class CompiledDenoiser(OptimizedModule):
     _steps: list[CapturedStep]
     _signature: inspect.Signature
     _denoise: Callable[..., Any]
+    _breaks_at_data: bool = False
 
     def __init__(
         self, model: torch.nn.Module, settings: Settings, backend: str, dynamic: bool | None, mode: str | None
@@ -87,7 +90,7 @@ class CompiledDenoiser(OptimizedModule):
         session.step = step
         try:
             with torch.no_grad(), set_aside() as step.modes:
-                output = self._denoise(*args, **kwargs)
+                output = self._run(step, args, kwargs)
         except BaseException as error:
             step.context.invalidate()
             if isinstance(error, BackendCompilerFailed) and isinstance(error.inner_exception, HiCacheError):
@@ -98,6 +101,23 @@ class CompiledDenoiser(OptimizedModule):
         self._check_compiled(step)
         session.finish(step)
         return output
+
+    def _run(self, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the compiled graphs. Ops whose output's shape or value depends on data are captured with the rest
+        (a mask that picks tokens, a router of experts); where Dynamo cannot, the graph breaks there instead."""
+        if self._breaks_at_data:
+            return self._denoise(*args, **kwargs)
+        try:
+            with _DATA_DEPENDENT_OPS():
+                return self._denoise(*args, **kwargs)
+        except (TorchDynamoException, GuardOnDataDependentSymNode) as error:
+            if isinstance(getattr(error, "inner_exception", None), HiCacheError):
+                raise
+            log.info("capturing again with graph breaks at ops that depend on data: %s", error)
+            object.__setattr__(self, "_breaks_at_data", True)
+            step.graphs.clear()
+            step.context.invalidate()
+            return self._denoise(*args, **kwargs)
 
     def trajectory(self, num_steps: int) -> AbstractContextManager[None]:
         """``with compiled.trajectory(num_steps):`` one sampling run; anchors of earlier runs are forgotten.
@@ -171,13 +191,9 @@ class CompiledDenoiser(OptimizedModule):
                 )
 
     def _check_compiled(self, step: Step) -> None:
-        if not step.graphs:
-            step.letter = "F"
-            if not self._session.warned_eager:
-                self._session.warned_eager = True
-                log.warning(
-                    "Dynamo ran the denoiser without compiling it, so nothing is cached: see TORCH_LOGS=recompiles"
-                )
+        if not step.graphs and not self._session.warned_eager:
+            self._session.warned_eager = True
+            log.warning("Dynamo ran the denoiser without compiling it, so nothing is cached: see TORCH_LOGS=recompiles")
 
     def __getattr__(self, name: str) -> Any:
         found = super().__getattr__(name)

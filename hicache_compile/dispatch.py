@@ -63,7 +63,6 @@ class CapturedStep:
         if self._dynamic:
             self.bindings = bind_symbols([self._inputs[i] for i in self._sized], [inputs[i] for i in self._sized])
         if step.uncached or not variant.rings:
-            step.letter = "F"
             return self._run(variant, Choice.PLAIN, inputs, {}, (), step.modes)
         state = self._state(layout, variant, step, inputs)
         assert state.plan is not None
@@ -71,11 +70,11 @@ class CapturedStep:
         data = state.inputs(step.index, variant.weights_dtype)
         state.next_step = -1  # an exception in the middle leaves the anchors incomplete
         if computes:
-            step.letter = "F"
             outputs = self._run(variant, Choice.FULL, inputs, data, state.rings, step.modes)
             state.after_full(step.index)
         else:
             state.before_forecast(step.index)
+            step.letter = "."
             outputs = self._run(variant, Choice.FORECAST, inputs, data, state.rings, step.modes)
         state.next_step = step.index + 1
         return outputs

@@ -1,4 +1,4 @@
-"""Who is computed from whom in a graph, as bit sets: one bit a node, in graph order."""
+"""Whose numbers are computed from whose in a graph, as bit sets: one bit a node, in graph order."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Ancestry:
         self._above_product: list[Bits] = []
         for node in self.nodes:
             above = through = 0
-            for argument in node.all_input_nodes:
+            for argument in ops.data_inputs(node):
                 position = self.index[argument]
                 above |= self._above[position] | (1 << position)
                 through |= self._above_product[position]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch._subclasses import FakeTensorMode
+from torch._subclasses.fake_tensor import DynamicOutputShapeException
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from hicache_compile.passes import ops
@@ -23,18 +24,43 @@ _CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _a
 
 
 class _Run(fx.Interpreter):
-    """Runs a graph on fake tensors, from which a scalar cannot be read: the one seen at capture stands in."""
+    """Runs a graph on fake tensors.
+
+    A scalar cannot be read from them: the one seen at capture stands in. Flex attention does not run on them outside
+    of a compiler: it is counted like any other, whatever its mask leaves out.
+    """
+
+    attention_flops = 0
 
     def run_node(self, n: fx.Node) -> Any:
         example = ops.value(n)
-        return float(example.node.hint) if isinstance(example, torch.SymFloat) else super().run_node(n)
+        if isinstance(example, torch.SymFloat):
+            return float(example.node.hint)
+        if n.op == "call_function" and ops.op(n) == "flex_attention":
+            query, key, value = (self.env[argument] for argument in n.args[:3])  # type: ignore[index]  # nodes
+            self.attention_flops += int(sdpa_flop_count(query.shape, key.shape, value.shape))
+            return tuple(torch.empty(e.shape, dtype=e.dtype, device=e.device) for e in example)
+        try:
+            return super().run_node(n)
+        except DynamicOutputShapeException:
+            return _largest(n, self.env)
+
+
+def _largest(node: fx.Node, env: dict[fx.Node, Any]) -> Any:
+    """What an op whose output's size depends on data gives at most."""
+    source = env[node.all_input_nodes[0]]
+    if ops.op(node) == "nonzero":
+        return torch.empty(source.numel(), source.dim(), dtype=torch.int64, device=source.device)
+    mask = env[node.all_input_nodes[-1]]  # source[mask], masked_select(source, mask)
+    return torch.empty(mask.numel(), *source.shape[mask.dim() :], dtype=source.dtype, device=source.device)
 
 
 def count_flops(program: fx.GraphModule, bindings: Bindings) -> int:
     """FLOPs (two for each multiply-add) of one run of ``program`` at the sizes in ``bindings``."""
     with FakeTensorMode(), FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter, torch.no_grad():
-        _Run(program).run(*(_fake(ops.value(node), bindings) for node in placeholders(program)))
-    return int(counter.get_total_flops())
+        run = _Run(program)
+        run.run(*(_fake(ops.value(node), bindings) for node in placeholders(program)))
+    return int(counter.get_total_flops()) + run.attention_flops
 
 
 def _fake(example: Any, bindings: Bindings) -> Any:

@@ -64,12 +64,12 @@ def output_node(graph: fx.Graph) -> fx.Node:
 
 
 def reachable_from(roots: Iterable[fx.Node]) -> set[fx.Node]:
-    """Every node computed from one of ``roots``, the roots included."""
+    """Every node whose numbers are computed from one of ``roots``, the roots included."""
     seen: set[fx.Node] = set()
     queue = list(roots)
     while queue:
         node = queue.pop()
         if node not in seen:
             seen.add(node)
-            queue.extend(node.users)
+            queue.extend(user for user in node.users if node in ops.data_inputs(user))
     return seen

@@ -132,7 +132,8 @@ class _Writer:
 
     def _call_site(self, site: Site) -> None:
         region = set(site.region)
-        operands = list(dict.fromkeys(a for node in site.region for a in node.all_input_nodes if a not in region))
+        read = dict.fromkeys(a for node in site.region for a in node.all_input_nodes if a not in region)
+        operands = [argument for argument in read if argument.op != "get_attr"]
         name = self._outline(site, operands)
         full = self.graph.get_attr(name)
         carried = [None if slot.carried is None else self.env[slot.carried] for slot in site.slots]
@@ -163,6 +164,9 @@ class _Writer:
             inner[operand] = graph.placeholder(operand.name)
             inner[operand].meta = dict(operand.meta)
         for node in site.region:
+            for argument in node.all_input_nodes:
+                if argument.op == "get_attr" and argument not in inner:  # the mask function of flex attention
+                    inner[argument] = copy_node(graph, argument, inner.__getitem__)
             inner[node] = copy_node(graph, node, inner.__getitem__)
         graph.output(tuple(inner[slot.node] for slot in site.slots))
         base = re.sub(r"\W+", "_", site.name).strip("_") or "site"

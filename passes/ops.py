@@ -27,6 +27,7 @@ HEAVY = ATTENTION | {
     "matmul",
     "mm",
     "bmm",
+    "grouped_mm",
     "addmm",
     "baddbmm",
     "einsum",
@@ -42,6 +43,7 @@ ACTIVATIONS = frozenset({"gelu", "silu", "relu", "sigmoid", "tanh", "mish", "har
 _AUGMENTED = frozenset(
     {"iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor"}
 )
+_TAKES_FORM = frozenset({"type_as", "expand_as", "view_as", "reshape_as"})
 _RANDOM_SOURCES = frozenset({"rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like"})
 
 
@@ -66,13 +68,15 @@ def is_tensor(node: object) -> bool:
 
 def same_shape(a: fx.Node, b: fx.Node) -> bool:
     """Whether two tensor nodes have the same shape for every size the graph serves."""
+    if not (is_tensor(a) and is_tensor(b)):
+        return False
     left, right = value(a).shape, value(b).shape
     return len(left) == len(right) and all(statically_known_true(x == y) for x, y in zip(left, right, strict=True))
 
 
 def shares_storage(a: fx.Node, b: fx.Node) -> bool:
     """Whether the values of ``a`` and ``b`` are views of one tensor."""
-    if not (is_tensor(a) and is_tensor(b)):
+    if not (is_tensor(a) and is_tensor(b)) or any(torch._C._functorch.is_batchedtensor(value(n)) for n in (a, b)):
         return False
     return bool(value(a).untyped_storage()._cdata == value(b).untyped_storage()._cdata)
 
@@ -93,6 +97,15 @@ def carriers(node: fx.Node) -> list[fx.Node]:
     if name in MUL | DIV and len(tensors) == 1:
         return tensors
     return []
+
+
+def data_inputs(node: fx.Node) -> list[fx.Node]:
+    """The arguments whose numbers ``node`` computes with; not those it takes a size or a dtype from."""
+    if op(node) in _TAKES_FORM:
+        return [argument for argument in node.args[:1] if isinstance(argument, fx.Node)]
+    if op(node).endswith("_like") or op(node).startswith("new_"):
+        return []
+    return [argument for argument in node.all_input_nodes if not isinstance(value(argument), torch.SymInt)]
 
 
 @cache
@@ -117,7 +130,7 @@ def is_random(node: fx.Node) -> bool:
     if name in DROPOUT:
         return bool(_bound(node, 1, "p", 0.5)) and bool(_bound(node, 2, "training", True))
     if name in ATTENTION:
-        return bool(_bound(node, 4, "dropout_p", 0.0))
+        return name != "flex_attention" and bool(_bound(node, 4, "dropout_p", 0.0))
     return name in _RANDOM_SOURCES or any(seeded for _, seeded in _schemas(name))
 
 
@@ -135,12 +148,18 @@ def mutated(node: fx.Node) -> fx.Node | None:
     return first if inplace and any(schema.is_mutable for schema, _ in _schemas(name)) else None
 
 
+# An assertion, or what opens and closes a context: autocast, a level of vmap.
+OPENS = ("_enter_autocast", "_vmap_increment_nesting", "_grad_increment_nesting", "_jvp_increment_nesting")
+CLOSES = ("_exit_autocast", "_vmap_decrement_nesting", "_grad_decrement_nesting", "_jvp_decrement_nesting")
+_EFFECTS = ("_assert", "_set_", "set_", "sym_constrain", "_check", "lazy_load_decompositions", *OPENS, *CLOSES)
+
+
 def is_pure(node: fx.Node) -> bool:
     """Whether ``node`` may be dropped when nobody reads it."""
     if node.op in ("placeholder", "output"):
         return False
     if node.op == "get_attr":
         return True
-    if op(node).startswith(("_assert", "_set_", "set_", "sym_constrain", "_check")) or mutated(node) is not None:
+    if op(node).startswith(_EFFECTS) or mutated(node) is not None:
         return False
     return not node.meta.get("side_effect") and not is_random(node)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from hicache_compile.passes import ops
 from hicache_compile.passes.scopes import Draft
@@ -17,12 +19,21 @@ def refusal(draft: Draft, region: set[fx.Node], dependent: set[fx.Node]) -> str 
         dependent: every node that follows from the streams.
     """
     return (
-        _draws_random_numbers(draft.zone | region)
+        _has_a_size_from_data(draft)
+        or _draws_random_numbers(draft.zone | region)
         or _writes_in_place(draft, region)
         or _hands_out_a_view(draft, region)
         or _is_read_elsewhere(draft, region, dependent)
         or _is_not_worth_it(region)
     )
+
+
+def _has_a_size_from_data(draft: Draft) -> str | None:
+    for slot in draft.slots:
+        sizes = [size for size in ops.value(slot.node).shape if isinstance(size, torch.SymInt)]
+        if any(free_unbacked_symbols(size) for size in sizes):
+            return f"the size of `{slot.node.name}` depends on data"
+    return None
 
 
 def _draws_random_numbers(nodes: set[fx.Node] | frozenset[fx.Node]) -> str | None:
@@ -35,6 +46,10 @@ def _writes_in_place(draft: Draft, region: set[fx.Node]) -> str | None:
         target = ops.mutated(node)
         if target is not None and target not in region:
             return f"`{node.name}` ({ops.op(node)}) writes in place to `{target.name}`, which the site did not make"
+        if target is not None:
+            alias = next((n for n in node.graph.nodes if n not in region and ops.shares_storage(n, target)), None)
+            if alias is not None:
+                return f"`{node.name}` ({ops.op(node)}) writes in place to memory of `{alias.name}`, outside the site"
     for slot in draft.slots:
         writer = next((user for user in slot.node.users if ops.mutated(user) is slot.node), None)
         if writer is not None:

@@ -1,8 +1,8 @@
 """Find the residual sums: ``y = x + f(x)``, where ``f`` holds a matrix product, a convolution or an attention.
 
 ``x`` may come through other sums, joins, slices and casts, so that ``f`` may start from any earlier value of the
-stream. A sum whose operands each follow from the other's stream merges two streams and adds no contribution. Class
-names, module lists and argument names are never read.
+stream. A sum whose operands carry the same value, or each follow from the other's stream, merges two streams and adds
+no contribution. Class names, module lists and argument names are never read.
 """
 
 from __future__ import annotations
@@ -44,11 +44,23 @@ class _Carried:
 
 
 def stream_carriers(node: fx.Node) -> list[fx.Node]:
-    """The carriers of ``node``; of a sum only the operands of its own shape (a bias carries nothing)."""
+    """The carriers of ``node``. Of a sum only the operands of its own shape: a bias carries nothing. Of a selection
+    only a source with as many channels: a part of them (a shift of a modulation, a query) is not the stream."""
     carriers = ops.carriers(node)
     if ops.op(node) in ops.ADD:
         return [c for c in carriers if ops.is_tensor(c) and ops.is_tensor(node) and ops.same_shape(c, node)]
+    if ops.op(node) in ops.SELECT and ops.is_tensor(node):
+        return [c for c in carriers if _channels(c) in (None, _channels(node))]
     return carriers
+
+
+def _channels(node: fx.Node) -> object:
+    """The last size of ``node``, or of what it splits; None when it has none."""
+    source = node if ops.is_tensor(node) else node.args[0] if node.args else None
+    if not ops.is_tensor(source):
+        return None
+    shape = ops.value(source).shape  # type: ignore[arg-type]  # a node
+    return shape[-1] if len(shape) else None
 
 
 def _residual(node: fx.Node, ancestry: Ancestry, carried: _Carried) -> Residual | None:
@@ -66,6 +78,8 @@ def _residual(node: fx.Node, ancestry: Ancestry, carried: _Carried) -> Residual 
     if not all(ops.same_shape(operand, node) for operand in operands if ops.op(node) != "addcmul"):
         return None
     a, b = operands
+    if carried.bits[a] & carried.bits[b]:
+        return None
     follows = [
         carried.bits[stream] & ancestry.above_product(contribution) != 0 for stream, contribution in ((a, b), (b, a))
     ]

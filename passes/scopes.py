@@ -42,10 +42,11 @@ class Draft:
 def _module_drafts(graph: fx.Graph, run: Run, first: int, last: int, dependent: set[fx.Node]) -> list[Draft]:
     """One site per attention or MLP: the contributions of the residual sums, stripped of their gates."""
     drafts = []
+    spines = {node for block in run.blocks for node in block.spine | block.entries}
     for block in run.blocks:
         slots = [_strip_gate(residual.contribution, dependent) for residual in block.residuals]
         slots = [node for node in dict.fromkeys(slots) if node not in block.spine]
-        made_by = {node: _makers(node, block, set(slots), dependent) for node in slots}
+        made_by = {node: _makers(node, spines, set(slots), dependent) for node in slots}
         for group in _joined(slots, made_by):
             zone = frozenset().union(*(made_by[node] for node in group))
             if any(ops.op(node) in ops.HEAVY for node in zone):
@@ -136,9 +137,8 @@ def _strip_gate(node: fx.Node, dependent: set[fx.Node]) -> fx.Node:
         node = following[0]
 
 
-def _makers(slot: fx.Node, block: Block, slots: set[fx.Node], dependent: set[fx.Node]) -> frozenset[fx.Node]:
-    """The block's nodes between its streams and ``slot``, other slots excluded."""
-    inside = set(block.nodes)
+def _makers(slot: fx.Node, spines: set[fx.Node], slots: set[fx.Node], dependent: set[fx.Node]) -> frozenset[fx.Node]:
+    """The nodes between the streams and ``slot``, other slots excluded."""
     seen: set[fx.Node] = set()
     queue = [slot]
     while queue:
@@ -146,8 +146,8 @@ def _makers(slot: fx.Node, block: Block, slots: set[fx.Node], dependent: set[fx.
         if node in seen:
             continue
         seen.add(node)
-        above = (argument for argument in node.all_input_nodes if argument in inside and argument in dependent)
-        queue.extend(argument for argument in above if argument not in block.spine and argument not in slots)
+        above = (argument for argument in node.all_input_nodes if argument in dependent)
+        queue.extend(argument for argument in above if argument not in spines and argument not in slots)
     return frozenset(seen)
 
 

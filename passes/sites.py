@@ -1,9 +1,8 @@
 """Find the sites of a scope: which values a forecast replaces, and what is then no longer computed.
 
 Requires   runs of blocks
-Ensures    a working copy of the captured graph and sites on it. A site's region is its exclusive
-           cone: the nodes every use of which ends in the site's slots, so all of it is dead when
-           the slots are forecast. A slot with a ``carried`` value caches ``node - carried``.
+Ensures    a working copy of the captured graph and sites on it, each with the region that is dead when
+           its slots are forecast. A slot with a ``carried`` value caches ``node - carried``.
 Refuses    a site that draws random numbers, writes to a value it did not make, hands out a view of
            its input, or whose expensive nodes are read elsewhere too
 """
@@ -19,6 +18,7 @@ from hicache_compile.passes.blocks import Run, find_runs
 from hicache_compile.passes.graphs import copy_graph, reachable_from
 from hicache_compile.passes.kinds import kind_of
 from hicache_compile.passes.refusals import refusal
+from hicache_compile.passes.regions import Contexts, exclusive_cone
 from hicache_compile.passes.scopes import DRAFTS, Draft, Slot
 
 
@@ -61,9 +61,10 @@ def find_sites(captured: fx.GraphModule, scope: str, first: int = 0, last: int =
     order = {node: index for index, node in enumerate(module.graph.nodes)}
     stops = {slot.node for draft in drafts for slot in draft.slots}
     stops |= {slot.carried for draft in drafts for slot in draft.slots if slot.carried is not None}
+    contexts = Contexts(module.graph)
     sites = []
     for draft in drafts:
-        region = _exclusive_cone(draft, stops, order)
+        region = exclusive_cone((slot.node for slot in draft.slots), stops, order, contexts)
         reason = refusal(draft, region, dependent)
         if reason is None:
             ordered = tuple(sorted(region, key=order.__getitem__))
@@ -71,18 +72,6 @@ def find_sites(captured: fx.GraphModule, scope: str, first: int = 0, last: int =
         else:
             refused.append(CannotRewrite(draft.name, reason))
     return Sites(module, sites, refused, blocks)
-
-
-def _exclusive_cone(draft: Draft, stops: set[fx.Node], order: dict[fx.Node, int]) -> set[fx.Node]:
-    """The nodes every use of which ends in the draft's slots."""
-    own = {slot.node for slot in draft.slots}
-    cone: set[fx.Node] = set(own)
-    for node in sorted(order, key=order.__getitem__, reverse=True):
-        if node in stops or node.op in ("placeholder", "output", "get_attr") or not node.users:
-            continue
-        if all(user in cone for user in node.users):
-            cone.add(node)
-    return cone
 
 
 def _streams_of(draft: Draft, runs: list[Run]) -> set[fx.Node]:

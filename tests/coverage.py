@@ -28,7 +28,7 @@ class Coverage:
     sites: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
     graphs: int = 0
-    recompiles: int = 0
+    recompiles: int = 0  # captures after the first run
     identical: bool = False
     error: float = float("nan")
     flops_full: int = 0
@@ -58,6 +58,7 @@ def examine(
     expected = trajectory(case, model, x, size)
     compiled = hicache_compile(model, HiCache(interval=1, order=1, scope=scope), backend="aot_eager")
     identical = torch.equal(trajectory(case, compiled, x, size), expected)
+    captured = len(compiled._steps)
     compiled.policy = HiCache(interval=4, order=1, scope=scope)
     cached = trajectory(case, compiled, x, size)
     report = compiled.report()
@@ -70,7 +71,7 @@ def examine(
         sites=len(sites),
         kinds=Counter(site.kind for site in sites),
         graphs=report.graph_breaks + 1,
-        recompiles=report.recompiles,
+        recompiles=len(compiled._steps) - captured,
         identical=identical,
         error=float((cached - expected).float().norm() / moved),
         flops_full=report.flops_full,

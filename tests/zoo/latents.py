@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.zoo.case import Case, constant, grid_ids, half_channels, one, stacked, thousand, whole
+from tests.zoo.case import Case, constant, half_channels, one, stacked, thousand, whole
 
 TEXT = 6
 

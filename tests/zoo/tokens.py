@@ -137,7 +137,12 @@ CASES = [
         _tokens(4),
         _guided,
     ),
-    Case("OvisImageTransformer2DModel", lambda layers: {**_flux_config(layers), "out_channels": 4}, _tokens(4), _flux_like),
+    Case(
+        "OvisImageTransformer2DModel",
+        lambda layers: {**_flux_config(layers), "out_channels": 4},
+        _tokens(4),
+        _flux_like,
+    ),
     Case(
         "BriaTransformer2DModel",
         lambda layers: {**_flux_config(layers), "pooled_projection_dim": None},
