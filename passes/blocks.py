@@ -11,6 +11,7 @@ in it. Class names are never read.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from os.path import commonprefix
@@ -194,12 +195,14 @@ def _chain(blocks: list[Block], ancestry: Ancestry) -> list[Run]:
     its streams follows from a block before it; one with a stream of its own starts a run."""
     runs: list[Run] = []
     inside: list[Bits] = []  # the nodes of each run
+    taken = {node for block in blocks for node in block.nodes}
     for block in blocks:
         streams = Streams(set(block.nodes), _bases(block))
-        above = [
-            ancestry.bits(roots) | ancestry.above_all(roots)
-            for roots in (streams.roots(residual.stream) for residual in block.residuals)
-        ]
+        above = []
+        for residual in block.residuals:
+            sources = {source for root in streams.roots(residual.stream) for source in _sources(root, taken)}
+            main = max(sorted(sources, key=ancestry.index.__getitem__), key=_size, default=residual.stream)
+            above.append(ancestry.bit(main) | ancestry.above(main))
         follows = all(any(bits & nodes for nodes in inside) for bits in above)
         home = next((i for i in reversed(range(len(runs))) if any(bits & inside[i] for bits in above)), None)
         if not follows or home is None:
@@ -209,6 +212,17 @@ def _chain(blocks: list[Block], ancestry: Ancestry) -> list[Run]:
         runs[home].blocks.append(block)
         inside[home] |= ancestry.bits(block.nodes)
     return runs
+
+
+def _sources(root: fx.Node, taken: set[fx.Node]) -> set[fx.Node]:
+    """What ``root`` carries, followed back through joins and sums between the blocks."""
+    carriers = [] if root in taken else stream_carriers(root)
+    return set().union(*(_sources(carrier, taken) for carrier in carriers)) if carriers else {root}
+
+
+def _size(node: fx.Node) -> int:
+    """How many numbers ``node`` holds: of joined streams the larger one is followed."""
+    return math.prod(size if isinstance(size, int) else size.node.hint or 1 for size in ops.value(node).shape)
 
 
 def _misses(captured: fx.GraphModule, blocks: list[Block]) -> list[CannotRewrite]:

@@ -45,10 +45,12 @@ def carry(graph: fx.Graph, exit_node: fx.Node, streams: Streams, blocks: list[Bl
     if not streams.roots(exit_node):
         return None
     result = build(exit_node)
+    # A join with something the blocks made is not what would be there without them.
+    whole = not any(read in streams.inside for copy in copies for read in copy.all_input_nodes)
     for copy in reversed(copies):
-        if not copy.users and copy is not result:
+        if not copy.users and (copy is not result or not whole):
             graph.erase_node(copy)
-    return result
+    return result if whole else None
 
 
 def _position(graph: fx.Graph) -> dict[fx.Node, int]:

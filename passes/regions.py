@@ -34,9 +34,10 @@ def exclusive_cone(
     slots: Iterable[fx.Node], stops: set[fx.Node], order: dict[fx.Node, int], contexts: Contexts
 ) -> set[fx.Node]:
     """The region of ``slots`` in a graph with node ``order``; never beyond ``stops``, the slots of all sites."""
+    leaving = set(slots)
     barred: set[fx.Node] = set()
     while True:
-        cone = _cone(set(slots), stops | barred, order)
+        cone = _cone(set(leaving), stops | barred, order)
         split = [node for span in contexts.spans if _is_split(span, cone, barred) for node in span]
         split += [node for node in cone if not node.users and ops.mutated(node) not in cone]
         if not split:
@@ -63,6 +64,6 @@ def _read_after(node: fx.Node, order: dict[fx.Node, int]) -> list[fx.Node]:
 
 def _is_split(span: list[fx.Node], cone: set[fx.Node], barred: set[fx.Node]) -> bool:
     """Whether ``cone`` holds a part of ``span`` that cannot run without the rest."""
-    working = [node for node in span if node.users and node.op != "get_attr"]
+    working = [node for node in span if node.users and node.op != "get_attr" and ops.op(node) not in ops.OPENS]
     inside = [node for node in working if node in cone]
     return bool(inside) and len(inside) < len(working) and not barred >= set(span)

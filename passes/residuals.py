@@ -1,8 +1,8 @@
 """Find the residual sums: ``y = x + f(x)``, where ``f`` holds a matrix product, a convolution or an attention.
 
 ``x`` may come through other sums, joins, slices and casts, so that ``f`` may start from any earlier value of the
-stream. A sum whose operands carry the same value, or each follow from the other's stream, merges two streams and adds
-no contribution. Class names, module lists and argument names are never read.
+stream. A sum whose operands carry the same value, or each follow from the other's stream, or are streams with residual
+sums both, merges two streams and adds no contribution. Class names, module lists and argument names are never read.
 """
 
 from __future__ import annotations
@@ -27,7 +27,13 @@ class Residual:
 def find_residuals(graph: fx.Graph, ancestry: Ancestry) -> list[Residual]:
     """The residual sums of ``graph`` in its order, without those inside another one's contribution."""
     carried = _Carried(ancestry)
-    found = [residual for node in graph.nodes if (residual := _residual(node, ancestry, carried)) is not None]
+    found: list[Residual] = []
+    sums: Bits = 0
+    for node in graph.nodes:
+        residual = _residual(node, ancestry, carried)
+        if residual is not None and not carried.bits[residual.contribution] & sums:
+            found.append(residual)
+            sums |= ancestry.bit(node)
     return [residual for residual in found if not any(_inside(residual, other, ancestry) for other in found)]
 
 
@@ -65,20 +71,8 @@ def _channels(node: fx.Node) -> object:
 
 def _residual(node: fx.Node, ancestry: Ancestry, carried: _Carried) -> Residual | None:
     """``node`` as a residual sum, or None when it is none."""
-    if not ops.is_tensor(node) or not ops.value(node).is_floating_point() or ops.value(node).dim() < 2:
-        return None
-    if ops.op(node) == "addcmul":
-        operands = [node.args[0], node.args[2]]
-    elif ops.op(node) in ops.ADD:
-        operands = list(node.args[:2])
-    else:
-        return None
-    if len(operands) < 2 or not all(ops.is_tensor(operand) for operand in operands) or operands[0] is operands[1]:
-        return None
-    if not all(ops.same_shape(operand, node) for operand in operands if ops.op(node) != "addcmul"):
-        return None
-    a, b = operands
-    if carried.bits[a] & carried.bits[b]:
+    a, b = _operands(node)
+    if a is None or b is None or carried.bits[a] & carried.bits[b]:
         return None
     follows = [
         carried.bits[stream] & ancestry.above_product(contribution) != 0 for stream, contribution in ((a, b), (b, a))
@@ -86,6 +80,19 @@ def _residual(node: fx.Node, ancestry: Ancestry, carried: _Carried) -> Residual 
     if follows[0] == follows[1]:
         return None
     return Residual(node, a, b) if follows[0] else Residual(node, b, a)
+
+
+def _operands(node: fx.Node) -> tuple[fx.Node, fx.Node] | tuple[None, None]:
+    """The two values that the sum ``node`` adds, each of its own shape; none when it is no sum of such values."""
+    floating = ops.is_tensor(node) and ops.value(node).is_floating_point() and ops.value(node).dim() > 1
+    scaled = ops.op(node) == "addcmul"  # a + gate * b
+    if not floating or not (scaled or ops.op(node) in ops.ADD):
+        return None, None
+    given = (node.args[0], node.args[2]) if scaled else node.args[:2]
+    operands = [argument for argument in given if isinstance(argument, fx.Node) and ops.is_tensor(argument)]
+    if len(operands) < 2 or not (scaled or all(ops.same_shape(operand, node) for operand in operands)):
+        return None, None
+    return operands[0], operands[1]
 
 
 def _inside(residual: Residual, other: Residual, ancestry: Ancestry) -> bool:
