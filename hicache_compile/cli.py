@@ -1,4 +1,4 @@
-"""The command line: ``hicache demo``."""
+"""The command line: ``hicache demo`` and ``hicache generate``."""
 
 from __future__ import annotations
 
@@ -34,3 +34,70 @@ def demo(
     except HiCacheError as error:
         typer.secho(f"hicache demo: {error}", err=True, fg="red")
         raise typer.Exit(2) from None
+
+
+@app.command()
+def generate(
+    model: Annotated[Path, typer.Option(help="Folder of a diffusers pipeline (save_pretrained).")],
+    policy: Annotated[str, typer.Option(help="A preset name, a .json file, JSON, or env (TS_CACHE_INTERVAL, ...).")],
+    output_dir: Annotated[Path, typer.Option(help="Where pictures or videos and results.jsonl go.")],
+    prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be given several times.")] = None,
+    prompt_file: Annotated[Path | None, typer.Option(help="One prompt a line, or .jsonl with prompt, image.")] = None,
+    metadata_file: Annotated[Path | None, typer.Option(help="GenEval's evaluation_metadata.jsonl; its layout.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Pictures of each prompt; GenEval takes 4.")] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 50,
+    seed: Annotated[int, typer.Option(help="Seed of the first picture.")] = 0,
+    height: Annotated[int | None, typer.Option(min=1)] = None,
+    width: Annotated[int | None, typer.Option(min=1)] = None,
+    num_frames: Annotated[int | None, typer.Option(min=1)] = None,
+    guidance_scale: Annotated[float | None, typer.Option()] = None,
+    true_cfg_scale: Annotated[float | None, typer.Option()] = None,
+    negative_prompt: Annotated[str | None, typer.Option()] = None,
+    max_sequence_length: Annotated[int | None, typer.Option(min=1)] = None,
+    image: Annotated[str | None, typer.Option(help="Picture to edit.")] = None,
+    backend: Annotated[str, typer.Option(help="eager, aot_eager or inductor.")] = "inductor",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: a GPU if any.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
+    memory_budget: Annotated[str | None, typer.Option(help='Bytes of anchors, like "4GiB".')] = None,
+    offload: Annotated[bool, typer.Option(help="Keep the anchors on the CPU.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Generate pictures or videos with a pipeline from a folder; skips what is there already.
+
+    Under torchrun the prompts are shared out among the processes.
+    """
+    from hicache_compile.generate.options import run
+
+    given = {
+        "height": height,
+        "width": width,
+        "num_frames": num_frames,
+        "guidance_scale": guidance_scale,
+        "true_cfg_scale": true_cfg_scale,
+        "negative_prompt": negative_prompt,
+        "max_sequence_length": max_sequence_length,
+    }
+    try:
+        failed = run(
+            model=model,
+            policy=policy,
+            folder=output_dir,
+            prompts=prompt or [],
+            prompt_file=prompt_file,
+            metadata_file=metadata_file,
+            samples=samples,
+            steps=steps,
+            seed=seed,
+            image=image,
+            backend=backend,
+            device=device,
+            dtype=dtype,
+            memory_budget=memory_budget,
+            offload=offload,
+            arguments={name: value for name, value in given.items() if value is not None},
+            as_json=json,
+        )
+    except HiCacheError as error:
+        typer.secho(f"hicache generate: {error}", err=True, fg="red")
+        raise typer.Exit(2) from None
+    raise typer.Exit(1 if failed else 0)

@@ -84,7 +84,10 @@ def find_runs(captured: fx.GraphModule) -> tuple[list[Run], list[CannotRewrite]]
     ancestry = Ancestry(captured.graph)
     residuals = find_residuals(captured.graph, ancestry)
     blocks = _blocks(captured, residuals, ancestry)
-    return _chain(blocks, ancestry), _misses(captured, blocks)
+    runs = _chain(blocks, ancestry)
+    idle = [run for run in runs if not _follows_from_a_sample(run, ancestry)]
+    refused = [CannotRewrite(run.blocks[0].name, "it follows from the time alone: cheap, and steep") for run in idle]
+    return [run for run in runs if run not in idle], refused + _misses(captured, blocks)
 
 
 def _blocks(captured: fx.GraphModule, residuals: list[Residual], ancestry: Ancestry) -> list[Block]:
@@ -212,6 +215,14 @@ def _chain(blocks: list[Block], ancestry: Ancestry) -> list[Run]:
         runs[home].blocks.append(block)
         inside[home] |= ancestry.bits(block.nodes)
     return runs
+
+
+def _follows_from_a_sample(run: Run, ancestry: Ancestry) -> bool:
+    """Whether an input with more than a number a sample goes into ``run``. A tower of modulations has none."""
+    entries = {entry for block in run.blocks for entry in block.entries}
+    above = ancestry.bits(entries) | ancestry.above_all(entries)
+    inputs = [node for node in ancestry.within(above) if node.op == "placeholder" and not node.meta["weight"]]
+    return any(ops.is_tensor(node) and ops.value(node).dim() > 1 for node in inputs)
 
 
 def _sources(root: fx.Node, taken: set[fx.Node]) -> set[fx.Node]:

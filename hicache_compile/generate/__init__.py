@@ -1,0 +1,1 @@
+"""``hicache generate``: a folder of prompts in, a folder of pictures or videos out, resumable."""

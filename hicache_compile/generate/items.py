@@ -1,0 +1,86 @@
+"""What is to be generated: prompts, seeds and files, in the plain layout or GenEval's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hicache_compile.errors import HiCacheError
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One picture or video.
+
+    Args:
+        index: of its prompt.
+        sample: of the pictures of that prompt.
+        prompt: the text.
+        seed: of its noise.
+        file: where it goes, below the output folder, without a suffix.
+        image: the picture to edit, if any.
+        metadata: GenEval's line for this prompt.
+    """
+
+    index: int
+    sample: int
+    prompt: str
+    seed: int
+    file: str
+    image: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def plain_items(prompts: Sequence[dict[str, Any]], samples: int, seed: int, image: str | None) -> list[Item]:
+    """``00000.png``, ``00001.png``, ...: one file a prompt, or ``00000_1.png`` and so on for more samples.
+
+    Each file has a seed of its own: ``seed`` plus its number.
+    """
+    items = []
+    for index, given in enumerate(prompts):
+        for sample in range(samples):
+            name = f"{index:05d}_{sample}" if samples > 1 else f"{index:05d}"
+            number = index * samples + sample
+            items.append(Item(index, sample, given["prompt"], seed + number, name, given.get("image", image)))
+    return items
+
+
+def geneval_items(metadata: Sequence[dict[str, Any]], samples: int, seed: int) -> list[Item]:
+    """GenEval's layout: ``00000/metadata.jsonl`` and ``00000/samples/0000.png``, ... for each prompt.
+
+    As in its own scripts the samples of a prompt start from ``seed`` and its successors, the same for all prompts.
+    """
+    return [
+        Item(index, sample, line["prompt"], seed + sample, f"{index:05d}/samples/{sample:04d}", metadata=line)
+        for index, line in enumerate(metadata)
+        for sample in range(samples)
+    ]
+
+
+def read_prompts(path: Path) -> list[dict[str, Any]]:
+    """Prompts of a text file, one a line, or of a ``.jsonl`` file with ``prompt`` (and ``image``) in each line.
+
+    Raises:
+        HiCacheError: the file cannot be read, a line is not what it should be, or there is none.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise HiCacheError(f"generate.prompt_file = {str(path)!r}: must be a readable text file ({error})") from None
+    if not lines:
+        raise HiCacheError(f"generate.prompt_file = {str(path)!r}: must have at least one prompt")
+    if path.suffix != ".jsonl":
+        return [{"prompt": line} for line in lines]
+    prompts = []
+    for number, line in enumerate(lines, 1):
+        try:
+            given = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise HiCacheError(f"{path}, line {number}: must be JSON ({error})") from None
+        if not isinstance(given, dict) or not isinstance(given.get("prompt"), str):
+            raise HiCacheError(f"{path}, line {number}: must be an object with a string `prompt`")
+        prompts.append(given)
+    return prompts

@@ -1,0 +1,155 @@
+"""Load a pipeline, compile it, run items through it."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from hicache_compile.compile import hicache_compile
+from hicache_compile.denoiser import CompiledDenoiser
+from hicache_compile.errors import HiCacheError
+from hicache_compile.generate.items import Item
+from hicache_compile.generate.record import Record, put
+from hicache_compile.serialize import as_policy, to_dict
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to run: the model folder, the policy and what is handed to the pipeline's call."""
+
+    model: Path
+    policy: Any
+    backend: str
+    device: str
+    dtype: str
+    memory_budget: str | None
+    offload: bool
+    steps: int
+    arguments: dict[str, Any]
+
+
+class Launcher:
+    """A compiled pipeline and where its results go.
+
+    Raises:
+        HiCacheError: the folder holds no pipeline, or the pipeline does not take one of the arguments.
+    """
+
+    def __init__(self, settings: Settings, folder: Path, record: Record, quiet: bool) -> None:
+        self.settings = settings
+        self.folder = folder
+        self.record = record
+        self.quiet = quiet
+        self.policy = as_policy(settings.policy)
+        self.pipeline = self._load()
+        self.accepted = inspect.signature(self.pipeline.__call__).parameters
+        for name in settings.arguments:
+            if name not in self.accepted:
+                raise HiCacheError(
+                    f"generate.{name}: {type(self.pipeline).__name__} takes no such argument; must be one of "
+                    f"{', '.join(self.accepted)}"
+                )
+
+    def _load(self) -> Any:
+        from diffusers import DiffusionPipeline
+
+        settings = self.settings
+        if not (settings.model / "model_index.json").exists():
+            raise HiCacheError(
+                f"generate.model = {str(settings.model)!r}: must be a folder that save_pretrained wrote, with a "
+                "model_index.json in it"
+            )
+        pipeline = DiffusionPipeline.from_pretrained(settings.model, dtype=DTYPES[settings.dtype])
+        pipeline.to(settings.device)
+        bar = {"position": 1, "leave": False, "desc": "steps", "disable": self.quiet, "file": sys.stderr}
+        pipeline.set_progress_bar_config(**bar)
+        return hicache_compile(
+            pipeline,
+            self.policy,
+            backend=settings.backend,
+            memory_budget=settings.memory_budget,
+            offload=settings.offload,
+        )
+
+    def run(self, items: Sequence[Item]) -> dict[Item, str]:
+        """Make every item; returns those that failed, with the error."""
+        failed = {}
+        with tqdm(items, desc="prompts", unit="item", file=sys.stderr, disable=self.quiet) as bar:
+            for item in bar:
+                try:
+                    self.make(item)
+                except Exception as error:  # one bad prompt must not stop the others
+                    failed[item] = f"{type(error).__name__}: {error}"
+        return failed
+
+    def make(self, item: Item) -> None:
+        """Make one item: its file first, then its line."""
+        began = time.perf_counter()
+        output = self.pipeline(**self._arguments(item))
+        seconds = time.perf_counter() - began
+        path = self.folder / f"{item.file}{suffix(output)}"
+        put(path, lambda unfinished: write(output, unfinished))
+        if item.metadata:
+            _describe(path.parent.parent / "metadata.jsonl", item)
+        self.record.add(
+            {
+                "index": item.index,
+                "sample": item.sample,
+                "file": str(path.relative_to(self.folder)),
+                "prompt": item.prompt,
+                "seed": item.seed,
+                "steps": self.settings.steps,
+                "policy": to_dict(self.policy),
+                "decisions": self._decisions(),
+                "seconds": round(seconds, 3),
+            }
+        )
+
+    def _arguments(self, item: Item) -> dict[str, Any]:
+        generator = torch.Generator(device="cpu").manual_seed(item.seed)
+        arguments = {**self.settings.arguments, "prompt": item.prompt, "generator": generator}
+        if item.image is not None:
+            from diffusers.utils import load_image
+
+            arguments["image"] = load_image(item.image)
+        return {**arguments, "num_inference_steps": self.settings.steps}
+
+    def _decisions(self) -> dict[str, dict[str, str]]:
+        """Denoiser -> context -> the letters of the run just made."""
+        compiled = {n: c for n, c in self.pipeline.components.items() if isinstance(c, CompiledDenoiser)}
+        return {
+            name: {context: runs[-1] for context, runs in denoiser.report().history.items() if runs}
+            for name, denoiser in compiled.items()
+        }
+
+
+def suffix(output: Any) -> str:
+    """``.mp4`` for a video, ``.png`` for a picture."""
+    return ".mp4" if getattr(output, "frames", None) is not None else ".png"
+
+
+def write(output: Any, path: Path) -> None:
+    """Write the first picture or video of what a pipeline returned."""
+    frames = getattr(output, "frames", None)
+    if frames is None:
+        output.images[0].save(path)
+        return
+    from diffusers.utils import export_to_video
+
+    export_to_video(list(frames[0]), str(path), fps=16)
+
+
+def _describe(path: Path, item: Item) -> None:
+    import json
+
+    put(path, lambda unfinished: unfinished.write_text(json.dumps(item.metadata), encoding="utf-8"))
