@@ -168,12 +168,13 @@ class CapturedStep:
         # with other strides or out of inference mode, and the anchors are still good.
         place = len(step.graphs)
         state = context.states.get(place)
-        if state is None or (state.shapes, state.signature) != (shapes, self.signature):
+        signature = (*self.signature, depth)
+        if state is None or (state.shapes, state.signature) != (shapes, signature):
             self._check_shapes(state, shapes, step)
             context.drop_stale(place)  # another shape or scope: what it held is of no use
             offload = self.session.settings.offload
             state = OffloadedState(shapes, depth) if offload else AnchorState(shapes)
-            state.signature = self.signature
+            state.signature = signature
             context.states[place] = state
         token = self._weights_token(inputs)
         if not state.continues(context.trajectory, step.index, token):

@@ -12,21 +12,30 @@ Bits = int
 
 
 class Ancestry:
-    """The ancestors of every node of ``graph``, and those it is separated from by an expensive op."""
+    """The ancestors of every node of ``graph``. ``inputs``: the nodes it takes its numbers from directly."""
 
     def __init__(self, graph: fx.Graph) -> None:
         self.nodes = list(graph.nodes)
         self.index = {node: position for position, node in enumerate(self.nodes)}
         self._above: list[Bits] = []
-        self._above_product: list[Bits] = []
+        self._writers: dict[fx.Node, list[fx.Node]] = {}  # so far, while the nodes are walked in order
+        self.inputs: dict[fx.Node, list[fx.Node]] = {}
         for node in self.nodes:
-            above = through = 0
-            for argument in ops.data_inputs(node):
+            above = 0
+            self.inputs[node] = self._numbers_of(node)
+            for argument in self.inputs[node]:
                 position = self.index[argument]
                 above |= self._above[position] | (1 << position)
-                through |= self._above_product[position]
             self._above.append(above)
-            self._above_product.append(above if ops.op(node) in ops.HEAVY else through)
+
+    def _numbers_of(self, node: fx.Node) -> list[fx.Node]:
+        """Where the numbers ``node`` computes with come from: its arguments and what was written into them."""
+        read = ops.data_inputs(node)
+        written = [writer for argument in read for writer in self._writers.get(argument, ())]
+        target = ops.mutated(node)
+        if target is not None:
+            self._writers.setdefault(target, []).append(node)
+        return [*read, *written]
 
     def bit(self, node: fx.Node) -> Bits:
         return 1 << self.index[node]
@@ -51,10 +60,6 @@ class Ancestry:
     def within(self, bits: Bits) -> set[fx.Node]:
         """The nodes in ``bits``."""
         return {node for node in self.nodes if bits & self.bit(node)}
-
-    def above_product(self, node: fx.Node) -> Bits:
-        """Those of ``above`` with a matrix product, convolution or attention on the way."""
-        return self._above_product[self.index[node]]
 
     def between(self, zone: Bits) -> set[fx.Node]:
         """``zone`` and every node on a path from it to it."""

@@ -72,4 +72,6 @@ def reachable_from(roots: Iterable[fx.Node]) -> set[fx.Node]:
         if node not in seen:
             seen.add(node)
             queue.extend(user for user in node.users if node in ops.data_inputs(user))
+            target = ops.mutated(node)
+            queue.extend(target.users if target is not None else ())
     return seen

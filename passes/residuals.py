@@ -1,8 +1,10 @@
 """Find the residual sums: ``y = x + f(x)``, where ``f`` holds a matrix product, a convolution or an attention.
 
 ``x`` may come through other sums, joins, slices and casts, so that ``f`` may start from any earlier value of the
-stream. A sum whose operands carry the same value, or each follow from the other's stream, or are streams with residual
-sums both, merges two streams and adds no contribution. Class names, module lists and argument names are never read.
+stream; on its way through ``f`` it passes no residual sum of another stream. So a shift that is added in every block is
+no stream, though all later values follow from it. A sum whose operands carry the same value, or each follow from the
+other's stream, or are streams with residual sums both, merges two streams and adds no contribution. Class names, module
+lists and argument names are never read.
 """
 
 from __future__ import annotations
@@ -25,28 +27,57 @@ class Residual:
 
 
 def find_residuals(graph: fx.Graph, ancestry: Ancestry) -> list[Residual]:
-    """The residual sums of ``graph`` in its order, without those inside another one's contribution."""
-    carried = _Carried(ancestry)
-    found: list[Residual] = []
-    sums: Bits = 0
+    """The residual sums of ``graph``, in its order."""
+    finder = _Finder(ancestry)
     for node in graph.nodes:
-        residual = _residual(node, ancestry, carried)
-        if residual is not None and not carried.bits[residual.contribution] & sums:
-            found.append(residual)
-            sums |= ancestry.bit(node)
-    return [residual for residual in found if not any(_inside(residual, other, ancestry) for other in found)]
+        finder.visit(node)
+    return finder.found
 
 
-class _Carried:
-    """What every value carries: itself and, through carriers, what they were made from."""
+class _Finder:
+    """Walks a graph in its order and knows the sums found so far."""
 
     def __init__(self, ancestry: Ancestry) -> None:
-        self.bits: dict[fx.Node, Bits] = {}
-        for node in ancestry.nodes:
-            carried = ancestry.bit(node)
-            for carrier in stream_carriers(node):
-                carried |= self.bits[carrier]
-            self.bits[node] = carried
+        self.ancestry = ancestry
+        self.found: list[Residual] = []
+        self.sums: Bits = 0
+        self.carried: dict[fx.Node, Bits] = {}  # the node itself and, through carriers, what it was made from
+
+    def visit(self, node: fx.Node) -> None:
+        self.carried[node] = self.ancestry.bit(node)
+        for carrier in stream_carriers(node):
+            self.carried[node] |= self.carried[carrier]
+        a, b = _operands(node)
+        if a is None or b is None or self.carried[a] & self.carried[b]:
+            return
+        forth, back = self._is_made_from(b, a), self._is_made_from(a, b)
+        if forth == back:
+            return
+        residual = Residual(node, a, b) if forth else Residual(node, b, a)
+        if not self.carried[residual.contribution] & self.sums:
+            self.found.append(residual)
+            self.sums |= self.ancestry.bit(node)
+
+    def _is_made_from(self, contribution: fx.Node, stream: fx.Node) -> bool:
+        """Whether a path from ``stream`` or what it carries leads to ``contribution``, with an expensive op and no
+        residual sum of another stream on it."""
+        stream_bits = self.carried[stream]
+        if not stream_bits & self.ancestry.above(contribution):
+            return False
+        seen: set[tuple[fx.Node, bool]] = set()
+        queue = [(contribution, False)]
+        while queue:
+            node, product = queue.pop()
+            bit = self.ancestry.bit(node)
+            if product and bit & stream_bits:
+                return True
+            foreign = bit & self.sums and not self.carried[node] & stream_bits
+            if (node, product) in seen or foreign:
+                continue
+            seen.add((node, product))
+            through = product or ops.op(node) in ops.HEAVY
+            queue += [(argument, through) for argument in self.ancestry.inputs[node]]
+        return False
 
 
 def stream_carriers(node: fx.Node) -> list[fx.Node]:
@@ -69,19 +100,6 @@ def _channels(node: fx.Node) -> object:
     return shape[-1] if len(shape) else None
 
 
-def _residual(node: fx.Node, ancestry: Ancestry, carried: _Carried) -> Residual | None:
-    """``node`` as a residual sum, or None when it is none."""
-    a, b = _operands(node)
-    if a is None or b is None or carried.bits[a] & carried.bits[b]:
-        return None
-    follows = [
-        carried.bits[stream] & ancestry.above_product(contribution) != 0 for stream, contribution in ((a, b), (b, a))
-    ]
-    if follows[0] == follows[1]:
-        return None
-    return Residual(node, a, b) if follows[0] else Residual(node, b, a)
-
-
 def _operands(node: fx.Node) -> tuple[fx.Node, fx.Node] | tuple[None, None]:
     """The two values that the sum ``node`` adds, each of its own shape; none when it is no sum of such values."""
     floating = ops.is_tensor(node) and ops.value(node).is_floating_point() and ops.value(node).dim() > 1
@@ -93,11 +111,3 @@ def _operands(node: fx.Node) -> tuple[fx.Node, fx.Node] | tuple[None, None]:
     if len(operands) < 2 or not (scaled or all(ops.same_shape(operand, node) for operand in operands)):
         return None, None
     return operands[0], operands[1]
-
-
-def _inside(residual: Residual, other: Residual, ancestry: Ancestry) -> bool:
-    """Whether ``residual`` is part of how the contribution of ``other`` is made from its stream."""
-    making = ancestry.above(other.contribution) | ancestry.bit(other.contribution)
-    return bool(making & ancestry.bit(residual.node)) and bool(
-        ancestry.above(residual.node) & ancestry.bit(other.stream)
-    )

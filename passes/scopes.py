@@ -43,16 +43,31 @@ def _module_drafts(graph: fx.Graph, run: Run, first: int, last: int, dependent: 
     """One site per attention or MLP: the contributions of the residual sums, stripped of their gates."""
     drafts = []
     spines = {node for block in run.blocks for node in block.spine | block.entries}
+    drafts_of: list[tuple[Block, dict[fx.Node, frozenset[fx.Node]]]] = []
     for block in run.blocks:
         slots = [_strip_gate(residual.contribution, dependent) for residual in block.residuals]
         slots = [node for node in dict.fromkeys(slots) if node not in block.spine]
         made_by = {node: _makers(node, spines, set(slots), dependent) for node in slots}
-        for group in _joined(slots, made_by):
-            zone = frozenset().union(*(made_by[node] for node in group))
+        drafts_of.append((block, made_by))
+    # What several blocks read (a modulation made once for all of them) is no block's own: it stays live.
+    shared = _in_several(frozenset().union(*made_by.values()) for _, made_by in drafts_of)
+    for block, made_by in drafts_of:
+        for group in _joined(list(made_by), made_by):
+            zone = frozenset().union(*(made_by[node] for node in group)) - shared
             if any(ops.op(node) in ops.HEAVY for node in zone):
                 name = _site_name(block, group)
                 drafts.append(Draft(name, _named(name, [(node, None) for node in group]), zone))
     return drafts
+
+
+def _in_several(groups: Iterable[frozenset[fx.Node]]) -> set[fx.Node]:
+    """What is in more than one of ``groups``."""
+    seen: set[fx.Node] = set()
+    twice: set[fx.Node] = set()
+    for group in groups:
+        twice |= seen & group
+        seen |= group
+    return twice
 
 
 def _block_drafts(graph: fx.Graph, run: Run, first: int, last: int, dependent: set[fx.Node]) -> list[Draft]:
