@@ -195,6 +195,11 @@ class CompiledDenoiser(OptimizedModule):
             self._session.warned_eager = True
             log.warning("Dynamo ran the denoiser without compiling it, so nothing is cached: see TORCH_LOGS=recompiles")
 
+    @property
+    def __class__(self) -> Any:
+        """The wrapped module's: diffusers loads LoRAs and offloads by ``isinstance``."""
+        return type(self._orig_mod)
+
     def __getattr__(self, name: str) -> Any:
         found = super().__getattr__(name)
         return self._noticed(found) if _CHANGES_MODEL.search(name) and inspect.ismethod(found) else found

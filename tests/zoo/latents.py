@@ -108,7 +108,7 @@ def _hunyuan_dit(x: Tensor, t: float, height: int, width: int) -> dict[str, Any]
     rotary = get_2d_rotary_pos_embed(8, ((0, 0), (height, width)), (height, width), output_type="pt")
     return {
         "hidden_states": x,
-        "timestep": thousand(x, t),
+        "timestep": thousand(x, t).to(x.dtype),
         "encoder_hidden_states": _text(x, 16, 4),
         "text_embedding_mask": torch.ones(len(x), 4),
         "encoder_hidden_states_t5": constant(len(x), 4, 16, like=x, seed=8),
@@ -372,7 +372,7 @@ CASES = [
             "max_resolution": (32, 32),
             "llama_layers": tuple(i % 2 for i in range(2 * layers)),
         },
-        lambda batch, height, width: (batch, 4, 2 * height, 2 * height),  # other shapes come patched, with masks
+        _latents(4),
         _hidream,
     ),
     Case(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.zoo.case import Case, constant, grid_ids, one
+from tests.zoo.case import Case, constant, grid_ids, one, thousand
 
 TEXT = 6
 
@@ -46,7 +46,7 @@ def _guided(x: Tensor, t: float, height: int, width: int) -> dict[str, Any]:
 
 def _bria_fibo(x: Tensor, t: float, height: int, width: int) -> dict[str, Any]:
     text = constant(len(x), TEXT, 32, like=x)
-    return _flux_like(x, t, height, width, text_encoder_layers=[text[..., :16]] * 5)
+    return _flux_like(x, t, height, width, timestep=thousand(x, t), text_encoder_layers=[text[..., :16]] * 5)
 
 
 def _flux2(x: Tensor, t: float, height: int, width: int) -> dict[str, Any]:
@@ -147,7 +147,7 @@ CASES = [
         "BriaTransformer2DModel",
         lambda layers: {**_flux_config(layers), "pooled_projection_dim": None},
         _tokens(4),
-        _flux_like,
+        lambda x, t, height, width: _flux_like(x, t, height, width, timestep=thousand(x, t)),
     ),
     Case(
         "BriaFiboTransformer2DModel",
