@@ -21,7 +21,7 @@ _LISTENERS = "_hicache_listeners"
 def connect(scheduler: Any, sessions: Iterable[Session]) -> None:
     """Let ``scheduler`` announce its runs to ``sessions``, besides those it announces to already."""
     if _LISTENERS not in vars(scheduler):
-        scheduler.__class__ = _announcing(type(scheduler))
+        scheduler.__class__ = _announcing(type(scheduler))  # type: ignore[arg-type]  # classes are hashable
         vars(scheduler)[_LISTENERS] = weakref.WeakSet()
     vars(scheduler)[_LISTENERS].update(sessions)
 
@@ -38,25 +38,26 @@ def steps_left(scheduler: Any) -> int | None:
 
 
 @cache
-def _announcing(cls: type) -> type:
+def _announcing(cls: Any) -> type:
     """A subclass of the scheduler class ``cls`` that announces."""
 
-    @functools.wraps(cls.set_timesteps)  # type: ignore[attr-defined]  # can_announce; pipelines read the signature
+    @functools.wraps(cls.set_timesteps)  # pipelines read its signature
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = cls.set_timesteps(self, *args, **kwargs)  # type: ignore[attr-defined]
+        result = cls.set_timesteps(self, *args, **kwargs)
         for session in vars(self).get(_LISTENERS, ()):
             session.announce(lambda: steps_left(self))
         return result
 
-    @functools.wraps(cls.step)  # type: ignore[attr-defined]
+    @functools.wraps(cls.step)
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = cls.step(self, *args, **kwargs)  # type: ignore[attr-defined]
+        result = cls.step(self, *args, **kwargs)
         for session in vars(self).get(_LISTENERS, ()):
             session.tick()
         return result
 
     def deepcopy(self: Any, memo: dict[int, Any]) -> Any:
-        plain = memo[id(self)] = object.__new__(cls)
+        plain: Any = object.__new__(cls)
+        memo[id(self)] = plain
         vars(plain).update(copy.deepcopy({k: v for k, v in vars(self).items() if k != _LISTENERS}, memo))
         return plain
 

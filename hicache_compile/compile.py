@@ -17,14 +17,14 @@ Pipeline = TypeVar("Pipeline")
 
 
 @overload
-def hicache_compile(model: torch.nn.Module, policy: Any, **options: Any) -> CompiledDenoiser: ...
+def hicache_compile(model: torch.nn.Module, policy: Any, *, backend: str = ..., **options: Any) -> CompiledDenoiser: ...
 
 
 @overload
 def hicache_compile(model: Pipeline, policy: Any, **options: Any) -> Pipeline: ...
 
 
-def hicache_compile(
+def hicache_compile(  # type: ignore[misc]  # the overloads leave the options to this signature
     model: Any,
     policy: Any,
     *,

@@ -195,7 +195,7 @@ class CompiledDenoiser(OptimizedModule):
             self._session.warned_eager = True
             log.warning("Dynamo ran the denoiser without compiling it, so nothing is cached: see TORCH_LOGS=recompiles")
 
-    @property
+    @property  # type: ignore[misc]  # of every object, and never assigned here
     def __class__(self) -> Any:
         """The wrapped module's: diffusers loads LoRAs and offloads by ``isinstance``."""
         return type(self._orig_mod)
@@ -228,8 +228,8 @@ class CompiledDenoiser(OptimizedModule):
             theirs(recurse=recurse)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledDenoiser:
-        settings, *options = self._options
-        return CompiledDenoiser(copy.deepcopy(self._orig_mod, memo), replace(settings), *options)
+        settings, backend, dynamic, mode = self._options
+        return CompiledDenoiser(copy.deepcopy(self._orig_mod, memo), replace(settings), backend, dynamic, mode)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise HiCacheError(

@@ -35,18 +35,12 @@ class Layout:
 
     def nbytes(self, slots: SlotShapes, rows: int | None = None) -> int:
         """Bytes of the rings of ``slots``, at ``rows`` anchors each (by default ``depth``)."""
-        return sum(
-            prod(shape) * (self.dtype if _kept_otherwise(self.dtype, dtype) else dtype).itemsize  # type: ignore[union-attr]
-            for shape, dtype in slots
-        ) * (self.depth if rows is None else rows)
+        row = sum(int(prod(shape)) * (self.dtype or dtype).itemsize for shape, dtype in slots)
+        return row * (self.depth if rows is None else rows)
 
     def __str__(self) -> str:
         kept = f" in {str(self.dtype).removeprefix('torch.')}" if self.dtype else ""
         return f"scope {self.scope}, {self.depth} anchor{'s' * (self.depth > 1)}{kept}"
-
-
-def _kept_otherwise(kept: torch.dtype | None, own: torch.dtype) -> bool:
-    return kept is not None and kept != own
 
 
 def layout_of(policy: Policy) -> Layout:

@@ -43,7 +43,7 @@ def compile_pipeline(pipeline: Any, wrap: Callable[[torch.nn.Module], CompiledDe
         setattr(pipeline, name, module)
     if getattr(type(pipeline), "_announces_runs", False):
         return pipeline
-    pipeline.__class__ = _announcing(type(pipeline))
+    pipeline.__class__ = _announcing(type(pipeline))  # type: ignore[arg-type]  # classes are hashable
     _wire(pipeline)
     return pipeline
 
@@ -73,7 +73,7 @@ def _wire(pipeline: Any) -> list[CompiledDenoiser]:
 
 
 @cache
-def _announcing(cls: type) -> type:
+def _announcing(cls: Any) -> type:
     """A subclass of the pipeline class ``cls``, of the same name, that wires the scheduler it has at each call."""
 
     @functools.wraps(cls.__call__)

@@ -82,7 +82,7 @@ def _tell(
     table.add_row("items", f"{len(lines)} in place, {skipped} of them from before, {len(new)} new")
     if seconds:
         table.add_row("seconds", f"{summary['seconds_median']} an item (median)")
-    for denoiser, contexts in summary["decisions"].items():  # type: ignore[attr-defined]  # a dict
+    for denoiser, contexts in (lines[-1]["decisions"] if lines else {}).items():
         for context, letters in contexts.items():
             table.add_row(f"{denoiser}, {context}", letters)
     console.print(table)

@@ -31,7 +31,7 @@ class Item:
     seed: int
     file: str
     image: str | None = None
-    metadata: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict, hash=False)
 
 
 def plain_items(prompts: Sequence[dict[str, Any]], samples: int, seed: int, image: str | None) -> list[Item]:
