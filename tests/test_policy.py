@@ -302,7 +302,7 @@ def test_a_path_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 def test_anything_else_is_no_policy(value: object) -> None:
     with pytest.raises(HiCacheError) as error:
         as_policy(value)
-    allowed = "must be a Policy, a dict, a path to a .json file, or one of HiCache, TaylorSeer, FORA, SCM"
+    allowed = "must be a Policy, a dict, a path to a .json file, or one of HiCache, TaylorSeer, FORA, SCM, env"
     assert str(error.value) == f"policy = {value!r}: {allowed}"
 
 
