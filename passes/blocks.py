@@ -154,12 +154,15 @@ def _call_number(node: fx.Node, unit: str) -> int:
 def _follow_streams(blocks: list[Block]) -> None:
     """Fill in the spine and the entries of ``blocks``."""
     uses: dict[fx.Node, int] = {}
+    only: list[frozenset[fx.Node]] = []
     for block in blocks:
         streams = Streams(set(block.nodes), _bases(block))
         for root in frozenset().union(*(streams.roots(residual.node) for residual in block.residuals)):
             uses[root] = uses.get(root, 0) + 1
+        only += [streams.roots(residual.stream) for residual in block.residuals]
     made_inside = {node for block in blocks for node in block.nodes}
     constants = {root for root, count in uses.items() if count > 1 and root not in made_inside}
+    constants -= {root for roots in only for root in roots if roots <= constants}  # two towers on one stream
     for block in blocks:
         bases = _bases(block)
         streams = Streams(set(block.nodes), bases, constants)
@@ -194,20 +197,24 @@ def _bases(block: Block) -> set[fx.Node]:
 
 
 def _chain(blocks: list[Block], ancestry: Ancestry) -> list[Run]:
-    """Split blocks, in graph order, into runs: a block goes on with the newest run it follows from when each of
-    its streams follows from a block before it; one with a stream of its own starts a run."""
+    """Split blocks, in graph order, into runs: a block goes on with the run that hands it a stream, or else with the
+    newest it follows from; one with a stream that follows from no block before it starts a run."""
     runs: list[Run] = []
     inside: list[Bits] = []  # the nodes of each run
     taken = {node for block in blocks for node in block.nodes}
     for block in blocks:
         streams = Streams(set(block.nodes), _bases(block))
-        above = []
+        handed, above = 0, []
         for residual in block.residuals:
             sources = {source for root in streams.roots(residual.stream) for source in _sources(root, taken)}
-            main = max(sorted(sources, key=ancestry.index.__getitem__), key=_size, default=residual.stream)
+            main = max(sources, key=lambda source: (_size(source), ancestry.index[source]), default=residual.stream)
+            handed |= ancestry.bit(main)
             above.append(ancestry.bit(main) | ancestry.above(main))
         follows = all(any(bits & nodes for nodes in inside) for bits in above)
-        home = next((i for i in reversed(range(len(runs))) if any(bits & inside[i] for bits in above)), None)
+        newest_first = list(reversed(range(len(runs))))
+        home = next((i for i in newest_first if handed & inside[i]), None)
+        if home is None:
+            home = next((i for i in newest_first if any(bits & inside[i] for bits in above)), None)
         if not follows or home is None:
             runs.append(Run([]))
             inside.append(0)

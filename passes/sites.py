@@ -9,14 +9,14 @@ Refuses    a site that draws random numbers, writes to a value it did not make, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx
 
 from hicache_compile.errors import CannotRewrite, HiCacheError
 from hicache_compile.passes.blocks import Run, find_runs
 from hicache_compile.passes.graphs import copy_graph, reachable_from
-from hicache_compile.passes.kinds import kind_of
+from hicache_compile.passes.kinds import kind_of, temporal
 from hicache_compile.passes.refusals import refusal
 from hicache_compile.passes.regions import Contexts, exclusive_cone
 from hicache_compile.passes.scopes import DRAFTS, Draft, Slot
@@ -71,7 +71,14 @@ def find_sites(captured: fx.GraphModule, scope: str, first: int = 0, last: int =
             sites.append(Site(draft.name, kind_of(ordered, _streams_of(draft, runs)), draft.slots, ordered))
         else:
             refused.append(CannotRewrite(draft.name, reason))
-    return Sites(module, sites, refused, blocks)
+    return Sites(module, _named_temporal(sites), refused, blocks)
+
+
+def _named_temporal(sites: list[Site]) -> list[Site]:
+    """``sites`` with self-attention over time named so: it takes the others to tell."""
+    within = [site for site in sites if site.kind == "self-attention"]
+    over_time = {id(s) for s, is_over in zip(within, temporal([s.region for s in within]), strict=True) if is_over}
+    return [replace(site, kind="temporal-attention") if id(site) in over_time else site for site in sites]
 
 
 def _streams_of(draft: Draft, runs: list[Run]) -> set[fx.Node]:
