@@ -95,7 +95,7 @@ class CapturedStep:
         earlier = [graph for graph in step.graphs if graph is not self] if step else []
         taken = sum(graph.nbytes for graph in earlier if isinstance(graph, CapturedStep))
         contexts = max(1, self.session.live_contexts())
-        key = (layout_of(policy), taken, contexts)
+        key = (layout_of(policy), taken, contexts, *self.bindings.values())
         if key not in self._layouts:
             budget = settings.memory_budget // contexts - taken
             layout, why = choose(policy, budget, 1 if settings.offload else None, self._slots_at(policy))

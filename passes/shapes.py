@@ -35,8 +35,13 @@ def bind_symbols(inputs: Sequence[fx.Node], actual: Sequence[Any]) -> Bindings:
 
 
 def concrete(shape: Sequence[int | torch.SymInt], bindings: Bindings) -> tuple[int, ...]:
-    """``shape`` as plain integers."""
-    return tuple(int(size.node.expr.subs(bindings)) if isinstance(size, torch.SymInt) else size for size in shape)
+    """``shape`` as plain integers; a symbol without a binding has the value it was captured with."""
+    return tuple(_whole(size, bindings) if isinstance(size, torch.SymInt) else size for size in shape)
+
+
+def _whole(size: torch.SymInt, bindings: Bindings) -> int:
+    bound = size.node.expr.subs(bindings)
+    return int(size.node.hint) if bound.free_symbols else int(bound)
 
 
 def _bind(bindings: Bindings, size: torch.SymInt, real: int) -> None:
