@@ -27,6 +27,7 @@ IN_SEVERAL_GRAPHS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", COVERED)
 def test_a_denoiser_of_diffusers(case: Case) -> None:
     for scope, found in examine(case, ("module", "stack")).items():
@@ -36,7 +37,7 @@ def test_a_denoiser_of_diffusers(case: Case) -> None:
         assert math.isfinite(found.error), scope
         assert 0 < found.error < (0.7 if "UNet" in case.name else 0.3), scope
         assert found.recompiles == 0, scope
-        assert 0 < found.flops_forecast < found.flops_full, scope
+        assert 0 <= found.flops_forecast < found.flops_full, scope
         assert found.state_bytes > 0, scope
         assert found.graphs == 1 or case.name in IN_SEVERAL_GRAPHS, scope
 
