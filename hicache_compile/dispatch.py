@@ -58,10 +58,10 @@ class CapturedStep:
         if step is None:
             raise HiCacheError("a captured graph ran outside of its compiled denoiser: call the denoiser itself")
         step.graphs.append(self)
-        layout = self.layout(step.context.policy, step)
-        variant = self.current = self.variant(layout)
         if self._dynamic:
             self.bindings = bind_symbols([self._inputs[i] for i in self._sized], [inputs[i] for i in self._sized])
+        layout = self.layout(step.context.policy, step)
+        variant = self.current = self.variant(layout)
         if step.uncached or not variant.rings:
             return self._run(variant, Choice.PLAIN, inputs, {}, (), step.modes)
         state = self._state(layout, variant, step, inputs)

@@ -128,7 +128,7 @@ def test_video(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "00000.mp4").stat().st_size > 0
 
 
-def test_editing(model: Path, tmp_path: Path) -> None:
+def test_pictures_to_edit_are_named_and_must_exist(model: Path, tmp_path: Path) -> None:
     from PIL import Image
 
     kontext = by_name("FluxKontextPipeline").saved(tmp_path / "model")
