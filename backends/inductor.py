@@ -1,7 +1,8 @@
-"""Compile with TorchInductor."""
+"""Compile with TorchInductor, each kind of block once."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +11,15 @@ from torch._inductor import list_mode_options
 from torch._inductor.compile_fx import compile_fx
 
 from hicache_compile.backends.tracing import example_inputs, fresh_tracing
+from hicache_compile.passes.outline import outline
+
+log = logging.getLogger(__name__)
 
 
 def lower(program: fx.GraphModule, mode: str | None) -> Callable[..., Any]:
     inputs = example_inputs(program)
+    program, calls = outline(program)
+    log.info("%d blocks outlined", calls)
     options = list_mode_options(mode) if mode else None
     with fresh_tracing(program):
         return compile_fx(program, inputs, config_patches=options)  # type: ignore[return-value]  # callable for a GraphModule

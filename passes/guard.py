@@ -13,7 +13,6 @@ Refuses    a site that would have to run both before and after something outside
 
 from __future__ import annotations
 
-import heapq
 import operator
 import re
 from typing import Any
@@ -25,6 +24,7 @@ from hicache_compile.errors import CannotRewrite
 from hicache_compile.passes import ops
 from hicache_compile.passes.branch import full_or_forecast
 from hicache_compile.passes.graphs import copy_node, fake_mode_of, module_of
+from hicache_compile.passes.order import contracted_order
 from hicache_compile.passes.scopes import Slot
 from hicache_compile.passes.sites import Site, Sites
 
@@ -47,32 +47,13 @@ def guard(
 
 
 def _order(graph: fx.Graph, sites: list[Site]) -> list[fx.Node | Site] | None:
-    """The nodes with each region contracted to its site, sorted; None when that makes a cycle."""
-    unit_of: dict[fx.Node, Any] = {node: node for node in graph.nodes}
-    unit_of.update({node: index for index, site in enumerate(sites) for node in site.region})
-    position: dict[Any, int] = {unit_of[node]: place for place, node in enumerate(graph.nodes)}
-    waits: dict[Any, set[Any]] = {unit: set() for unit in position}
-    for node in graph.nodes:
-        waits[unit_of[node]] |= {unit_of[argument] for argument in node.all_input_nodes}
-    for index, site in enumerate(sites):
-        waits[index].discard(index)
-        waits[index] |= {unit_of[slot.carried] for slot in site.slots if slot.carried is not None}
-    unblocks: dict[Any, list[Any]] = {unit: [] for unit in position}
-    for unit, needed in waits.items():
-        for other in needed:
-            unblocks[other].append(unit)
-    unit_at = {place: unit for unit, place in position.items()}
-    ready = [position[unit] for unit, needed in waits.items() if not needed]
-    heapq.heapify(ready)
-    order: list[fx.Node | Site] = []
-    while ready:
-        unit = unit_at[heapq.heappop(ready)]
-        order.append(sites[unit] if isinstance(unit, int) else unit)
-        for other in unblocks[unit]:
-            waits[other].discard(unit)
-            if not waits[other]:
-                heapq.heappush(ready, position[other])
-    return order if len(order) == len(position) else None
+    """The nodes with each region contracted to its site, sorted; None when that makes a cycle.
+
+    (In the guarded graph, not in the captured one, a site reads the streams it carries.)
+    """
+    streams = [[slot.carried for slot in site.slots if slot.carried is not None] for site in sites]
+    order = contracted_order(graph, [site.region for site in sites], streams)
+    return None if order is None else [sites[unit] if isinstance(unit, int) else unit for unit in order]
 
 
 class _Writer:

@@ -51,6 +51,9 @@ def find_sites(captured: fx.GraphModule, scope: str, first: int = 0, last: int =
     module, _ = copy_graph(captured)
     runs, refused = find_runs(module)
     blocks = sum(len(run.blocks) for run in runs)
+    for block in (block for run in runs for block in run.blocks):
+        for node in block.nodes:
+            node.meta["block"] = block.name
     if runs and first + last >= max(len(run.blocks) for run in runs):
         raise HiCacheError(
             f"Policy.first + Policy.last = {first + last}: must be less than the "
