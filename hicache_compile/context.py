@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hicache_compile.policy import Policy
+from hicache_compile.replay import GraphCall, Replays
 from hicache_compile.state import AnchorState
 
 HISTORY = 256
@@ -26,6 +27,7 @@ class Context:
     ambiguous: bool = False
     history: deque[list[str]] = field(default_factory=lambda: deque(maxlen=HISTORY))
     states: dict[int, AnchorState] = field(default_factory=dict)  # by the graph's place in a call
+    replays: Replays = field(default_factory=Replays)
 
     def begin(self, trajectory: int, policy: Policy) -> None:
         """Start over under ``policy``: step 0, no anchors."""
@@ -35,6 +37,7 @@ class Context:
         self.last_step = -1
         self.last_time = None
         self.ambiguous = False
+        self.replays.clear()
         self.history.append([])
 
     def drop_stale(self, place: int) -> None:
@@ -49,6 +52,7 @@ class Context:
     def invalidate(self) -> None:
         """The anchors are no longer what they should be: the next step starts over."""
         self.last_time = None
+        self.replays.clear()
         for state in self.states.values():
             state.invalidate()
 
@@ -57,8 +61,8 @@ class Context:
 class Step:
     """One denoiser call in progress, which the compiled graphs read to know what to do.
 
-    ``letter`` and ``graphs`` are written by the graphs: ``.`` once one of
-    them forecast, and which of them ran.
+    ``letter``, ``graphs`` and ``calls`` are written by the graphs: ``.`` once one of them forecast, which of
+    them ran, and on what.
     ``modes`` are the caller's dispatch modes, set aside until a program runs.
     """
 
@@ -68,4 +72,5 @@ class Step:
     uncached: bool = False
     letter: str = "F"
     graphs: list[object] = field(default_factory=list)
+    calls: list[GraphCall] = field(default_factory=list)
     modes: list[TorchDispatchMode] = field(default_factory=list)

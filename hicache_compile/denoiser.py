@@ -9,7 +9,7 @@ import logging
 import re
 import types
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,8 +27,10 @@ from hicache_compile.errors import HiCacheError, one_of
 from hicache_compile.modes import set_aside
 from hicache_compile.passes import Choice, capture
 from hicache_compile.policy import Policy
+from hicache_compile.replay import Replay, changes_python_state, look_of_call
 from hicache_compile.report import Report, gather
 from hicache_compile.serialize import as_policy
+from hicache_compile.signature import Unknown
 from hicache_compile.trajectory import Session, Settings
 
 log = logging.getLogger(__name__)
@@ -67,6 +69,7 @@ class CompiledDenoiser(OptimizedModule):
 
         def receive(dynamo_graph: fx.GraphModule, example_inputs: list[Any]) -> CapturedStep:
             step = CapturedStep(capture(dynamo_graph), session, backend, mode)
+            step.replayable = not changes_python_state()
             step.lower_now()  # may ask Dynamo to start over
             steps.append(step)
             return step
@@ -90,7 +93,7 @@ class CompiledDenoiser(OptimizedModule):
         session.step = step
         try:
             with torch.no_grad(), set_aside() as step.modes:
-                output = self._run(step, args, kwargs)
+                output = self._replay_or_run(step, args, kwargs)
         except BaseException as error:
             step.context.invalidate()
             if isinstance(error, BackendCompilerFailed) and isinstance(error.inner_exception, HiCacheError):
@@ -100,6 +103,19 @@ class CompiledDenoiser(OptimizedModule):
             session.step = None
         self._check_compiled(step)
         session.finish(step)
+        return output
+
+    def _replay_or_run(self, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Make an earlier call of this run again, or go through Dynamo and remember how."""
+        look, tensors = look_of_call(args, kwargs, self._orig_mod.training)
+        settings = self._session.settings
+        replay = step.context.replays.find(look, settings.changes())
+        if replay is not None:
+            return replay(tensors)
+        output = self._run(step, args, kwargs)
+        if look is not None and len(step.calls) == len(step.graphs) == 1:
+            with suppress(Unknown):
+                step.context.replays.keep(look, Replay(step.calls[0], tensors, output, settings.changes()))
         return output
 
     def _run(self, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -202,7 +218,10 @@ class CompiledDenoiser(OptimizedModule):
 
     def __getattr__(self, name: str) -> Any:
         found = super().__getattr__(name)
-        return self._noticed(found) if _CHANGES_MODEL.search(name) and inspect.ismethod(found) else found
+        if not inspect.ismethod(found):
+            return found
+        self._session.settings.touched += 1  # whatever the method does, the next step looks at the whole module
+        return self._noticed(found) if _CHANGES_MODEL.search(name) else found
 
     def _noticed(self, method: Callable[..., Any]) -> Callable[..., Any]:
         """``method`` of the wrapped module, after which the anchors start over.

@@ -26,8 +26,10 @@ from hicache_compile.passes.graphs import placeholders
 from hicache_compile.passes.shapes import Bindings, bind_symbols, is_dynamic
 from hicache_compile.policy import Policy
 from hicache_compile.programs import Variant
-from hicache_compile.state import AnchorState, RingShape, Token
+from hicache_compile.replay import GraphCall
+from hicache_compile.state import AnchorState, RingShape
 from hicache_compile.trajectory import Session
+from hicache_compile.weights import Weights
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,7 @@ class CapturedStep:
         self.variants: dict[Layout, Variant] = {}
         self.current: Variant | None = None
         self.memory = ""
+        self.replayable = False
         self._layouts: dict[Hashable, Layout] = {}
         self.bindings: Bindings = {}
         self._inputs = placeholders(captured)
@@ -54,17 +57,28 @@ class CapturedStep:
         self._dynamic = any(is_dynamic(ops.value(self._inputs[i])) for i in self._sized)
 
     def __call__(self, *inputs: Any) -> Any:
+        """Called by what Dynamo compiled."""
+        return self.again(inputs, Weights([inputs[i] for i in self._weights]))
+
+    def again(self, inputs: Sequence[Any], weights: Weights) -> Any:
+        """The same, called directly: ``weights`` are those among ``inputs``."""
         step = self.session.step
         if step is None:
             raise HiCacheError("a captured graph ran outside of its compiled denoiser: call the denoiser itself")
         step.graphs.append(self)
+        outputs = self._compute(step, inputs, weights)
+        if self.replayable:
+            step.calls.append(GraphCall(self.again, weights, inputs, outputs))
+        return outputs
+
+    def _compute(self, step: Step, inputs: Sequence[Any], weights: Weights) -> Any:
         if self._dynamic:
             self.bindings = bind_symbols([self._inputs[i] for i in self._sized], [inputs[i] for i in self._sized])
         layout = self.layout(step.context.policy, step)
         variant = self.current = self.variant(layout)
         if step.uncached or not variant.rings:
             return self._run(variant, Choice.PLAIN, inputs, {}, (), step.modes)
-        state = self._state(layout, variant, step, inputs)
+        state = self._state(layout, variant, step, weights)
         assert state.plan is not None
         computes = step.context.ambiguous or state.plan.computes(step.index)
         data = state.inputs(step.index, variant.weights_dtype)
@@ -159,7 +173,7 @@ class CapturedStep:
         with brought_back(modes):
             return program.run(*arguments)
 
-    def _state(self, layout: Layout, variant: Variant, step: Step, inputs: Sequence[Any]) -> AnchorState:
+    def _state(self, layout: Layout, variant: Variant, step: Step, weights: Weights) -> AnchorState:
         """The anchors of this graph in this context, started over when they do not continue."""
         shapes = variant.ring_shapes(self.bindings)
         context = step.context
@@ -176,7 +190,7 @@ class CapturedStep:
             state = OffloadedState(shapes, depth) if offload else AnchorState(shapes)
             state.signature = signature
             context.states[place] = state
-        token = self._weights_token(inputs)
+        token = weights.token(self.session.settings.weights_epoch)
         if not state.continues(context.trajectory, step.index, token):
             state.start(self.session.plan(step, depth), context.trajectory, token)
         return state
@@ -192,9 +206,3 @@ class CapturedStep:
                 f"step {step.index} of context {step.context.name!r}: the shapes of the anchors changed inside a run: "
                 "must not while TS_STRICT_SHAPES is on"
             )
-
-    def _weights_token(self, inputs: Sequence[Any]) -> Token:
-        """Changes when a parameter is replaced or written to."""
-        weights = [inputs[i] for i in self._weights]
-        epoch = self.session.settings.weights_epoch
-        return (epoch, *map(id, weights), *[0 if weight.is_inference() else weight._version for weight in weights])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ from hicache_compile.context import Context, Step
 from hicache_compile.errors import HiCacheError, whole_number
 from hicache_compile.plan import Plan
 from hicache_compile.policy import Policy
+from hicache_compile.replay import registrations
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +85,11 @@ class Settings:
     memory_budget: int | None = None  # bytes of anchors on the device, over all contexts
     offload: bool = False
     weights_epoch: int = 0  # counts changes of weights that their versions do not show
+    touched: int = 0  # counts what may have changed the denoiser in another way
+
+    def changes(self) -> Hashable:
+        """Different when the denoiser may have changed."""
+        return self.weights_epoch, self.touched, registrations()
 
 
 class Session(threading.local):
