@@ -30,7 +30,7 @@ from hicache_compile.policy import Policy
 from hicache_compile.replay import Replay, changes_python_state, look_of_call
 from hicache_compile.report import Report, gather
 from hicache_compile.serialize import as_policy
-from hicache_compile.signature import Unknown
+from hicache_compile.signature import UnknownLookError
 from hicache_compile.trajectory import Session, Settings
 
 log = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ class CompiledDenoiser(OptimizedModule):
             return replay(tensors)
         output = self._run(step, args, kwargs)
         if look is not None and len(step.calls) == len(step.graphs) == 1:
-            with suppress(Unknown):
+            with suppress(UnknownLookError):
                 step.context.replays.keep(look, Replay(step.calls[0], tensors, output, settings.changes()))
         return output
 

@@ -9,7 +9,8 @@ forecast step. They run at the first step of every run and of every look a call 
   methods and the registration of any module, parameter or buffer changed since.
 
 Anything else that changes in the middle of a run (a plain attribute of a submodule, a forward hook, one parameter's
-``.data``) is noticed at the next run. A call that changes Python state, or whose graph breaks, always goes through Dynamo.
+``.data``) is noticed at the next run. A call that changes Python state, or whose graph breaks, always goes through
+Dynamo.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from torch._dynamo.variables.base import AttributeMutationNew, ValueMutationNew
 from torch.nn.modules import module as modules
 from torch.utils import _pytree as pytree
 
-from hicache_compile.signature import Unknown, look_of
+from hicache_compile.signature import UnknownLookError, look_of
 from hicache_compile.weights import Weights
 
 KEPT = 8  # looks of a call that one run may have; beyond, the oldest is forgotten
@@ -79,7 +80,7 @@ class Replay:
         changes: of the denoiser so far.
 
     Raises:
-        Unknown: its outputs are not those of the graph.
+        UnknownLookError: its outputs are not those of the graph.
     """
 
     def __init__(self, call: GraphCall, leaves: Sequence[torch.Tensor], output: Any, changes: Hashable) -> None:
@@ -141,7 +142,7 @@ def look_of_call(args: Sequence[Any], kwargs: Mapping[str, Any], training: bool)
         return None, leaves
     try:
         return (training, torch.is_inference_mode_enabled(), look_of((args, dict(kwargs)), leaves)), leaves
-    except Unknown:
+    except UnknownLookError:
         return None, leaves
 
 
@@ -158,4 +159,4 @@ def _origin(value: Any, made: Mapping[int, int], given: Mapping[int, int]) -> tu
             return False, given[id(value)]
     elif isinstance(value, type(None) | bool | int | float | str):
         return None, value
-    raise Unknown(type(value).__name__)
+    raise UnknownLookError(type(value).__name__)

@@ -10,7 +10,7 @@ import torch
 _PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device, torch.Size)
 
 
-class Unknown(Exception):
+class UnknownLookError(Exception):
     """An argument of a kind whose look this module cannot tell."""
 
 
@@ -22,7 +22,7 @@ def look_of(value: Any, leaves: list[torch.Tensor]) -> Hashable:
         leaves: its tensors are appended to these. One that came before is told by its place there.
 
     Raises:
-        Unknown: something in it is of another type.
+        UnknownLookError: something in it is of another type.
     """
     if type(value) is torch.Tensor or type(value) is torch.nn.Parameter:
         for place, leaf in enumerate(leaves):
@@ -37,4 +37,4 @@ def look_of(value: Any, leaves: list[torch.Tensor]) -> Hashable:
         return type(value), tuple([look_of(item, leaves) for item in value])
     if type(value) is dict:
         return dict, tuple([(type(key), key, look_of(item, leaves)) for key, item in value.items()])
-    raise Unknown(type(value).__name__)
+    raise UnknownLookError(type(value).__name__)

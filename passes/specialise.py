@@ -24,6 +24,7 @@ from hicache_compile.passes.branch import forecast, full_or_forecast, remember
 from hicache_compile.passes.graphs import copy_node, drop_dead_code, module_of, placeholders
 from hicache_compile.passes.guard import new_ring
 from hicache_compile.passes.narrow import Window, narrow
+from hicache_compile.passes.rows import narrow_rows
 
 
 class Choice(StrEnum):
@@ -38,6 +39,7 @@ def specialise(guarded: fx.GraphModule) -> dict[Choice, fx.GraphModule]:
     """The straight-line programs of ``guarded``, by choice."""
     forecasting = _inline(guarded, _forecast_site)
     windows = narrow(forecasting)
+    narrow_rows(forecasting)
     _drop_unused_inputs(forecasting)
     read = {node.meta["slot"] for node in placeholders(forecasting) if node.meta.get("state") == "anchors"}
 
