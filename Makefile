@@ -19,7 +19,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	mkdir -p $(VENV)/typed/hicache_compile
-	ln -sfn $(CURDIR)/hicache_compile/* $(CURDIR)/passes $(CURDIR)/backends $(VENV)/typed/hicache_compile
+	ln -sfn $(CURDIR)/hicache_compile/* $(CURDIR)/passes $(CURDIR)/backends $(CURDIR)/benchmarks $(VENV)/typed/hicache_compile
 	cd $(VENV) && MYPYPATH=typed bin/mypy --config-file ../pyproject.toml -p hicache_compile
 
 # torch first and alone: nothing else may pick another build of it.

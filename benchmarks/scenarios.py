@@ -6,78 +6,48 @@ from dataclasses import dataclass
 
 import torch
 
-from hicache_compile import FORA, HiCache, Policy, TaylorSeer
-
-
-@dataclass(frozen=True, slots=True)
-class Flux:
-    """A FLUX transformer with random weights and the inputs of one denoiser call."""
-
-    layers: int
-    single_layers: int
-    heads: int
-    head_dim: int
-    image_tokens: int
-    text_tokens: int
-    batch: int = 1
-    seed: int = 0
-
-    def model(self) -> torch.nn.Module:
-        from diffusers import FluxTransformer2DModel
-
-        torch.manual_seed(self.seed)
-        third = self.head_dim // 8
-        return FluxTransformer2DModel(
-            patch_size=1,
-            in_channels=64,
-            num_layers=self.layers,
-            num_single_layers=self.single_layers,
-            attention_head_dim=self.head_dim,
-            num_attention_heads=self.heads,
-            joint_attention_dim=512,
-            pooled_projection_dim=256,
-            axes_dims_rope=(2 * third, 3 * third, 3 * third),
-        ).eval()
-
-    def inputs(self) -> dict[str, torch.Tensor]:
-        generator = torch.Generator().manual_seed(self.seed)
-
-        def noise(*shape: int) -> torch.Tensor:
-            return torch.randn(shape, generator=generator)
-
-        side = round(self.image_tokens**0.5)
-        rows = torch.arange(side, dtype=torch.float32)
-        grid = torch.stack(torch.meshgrid(rows, rows, indexing="ij"), -1).reshape(-1, 2)
-        return {
-            "hidden_states": noise(self.batch, self.image_tokens, 64),
-            "encoder_hidden_states": noise(self.batch, self.text_tokens, 512),
-            "pooled_projections": noise(self.batch, 256),
-            "timestep": torch.full((self.batch,), 1.0),
-            "img_ids": torch.nn.functional.pad(grid, (1, 0)),
-            "txt_ids": torch.zeros(self.text_tokens, 3),
-        }
+from hicache_compile import HiCache
+from hicache_compile.benchmarks.models import Demo, DiT, Flux, Qwen, Shape, Wan
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """What is measured: a model, a policy at a scope, a number of steps, and how it is compiled."""
+    """A model, how often it is computed in full, and how many steps there are."""
 
     name: str
-    model: Flux
-    policy: Policy
+    shape: Shape
+    interval: int = 7
     steps: int = 50
-    backend: str = "inductor"
+    warmup: int = 3
+    needs_gpu: bool = False
+
+    @property
+    def decisions(self) -> str:
+        """Which steps are computed, for every contender."""
+        return HiCache(interval=self.interval, warmup=self.warmup).decisions(self.steps)
 
 
 FLUX_70M = Flux(layers=2, single_layers=4, heads=11, head_dim=64, image_tokens=576, text_tokens=64)
 
+
+def _flux_dev(side: int) -> Flux:
+    """FLUX.1-dev, 12 B parameters, for a picture of ``16 side x 16 side``."""
+    return Flux(19, 38, 24, 128, side**2, 512, 1, 0, 1.0, 4096, 768, True, "cuda", torch.bfloat16)
+
+
 SCENARIOS = {
     scenario.name: scenario
     for scenario in (
-        Scenario("flux-70m-module", FLUX_70M, HiCache(interval=6, scope="module")),
-        Scenario("flux-70m-stack", FLUX_70M, HiCache(interval=6, scope="stack")),
-        Scenario("flux-70m-output", FLUX_70M, HiCache(interval=6, scope="output")),
-        Scenario("flux-70m-taylorseer", FLUX_70M, TaylorSeer(interval=6)),
-        Scenario("flux-70m-fora", FLUX_70M, FORA(interval=6, warmup=3)),
+        Scenario("flux-70m", FLUX_70M),
+        Scenario("flux-70m-n5", FLUX_70M, interval=5),
+        Scenario("dit-small", DiT(layers=12, heads=4, head_dim=32, tokens=256)),
+        Scenario("wan-small", Wan(layers=4, heads=6, head_dim=64, frames=5, side=8, text_tokens=64)),
+        Scenario("qwen-small", Qwen(layers=4, heads=6, head_dim=64, side=16, text_tokens=(64, 16))),
+        Scenario("demo", Demo(digits=10)),
+        *(
+            Scenario(f"flux-dev-{16 * side}-n{interval}", _flux_dev(side), interval=interval, needs_gpu=True)
+            for side in (64, 32)
+            for interval in (5, 7)
+        ),
     )
 }

@@ -1,4 +1,4 @@
-"""The command line: ``hicache demo`` and ``hicache generate``."""
+"""The command line: ``hicache demo``, ``hicache generate`` and ``hicache bench``."""
 
 from __future__ import annotations
 
@@ -101,3 +101,26 @@ def generate(
         typer.secho(f"hicache generate: {error}", err=True, fg="red")
         raise typer.Exit(2) from None
     raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def bench(
+    names: Annotated[list[str] | None, typer.Argument(help="Scenarios, or host, compile, memory, growth.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Trajectories of each contender.")] = 3,
+    only: Annotated[
+        str | None, typer.Option(help="Only contenders with this in their name, and torch.compile.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Append one JSON line for each result to this file.")] = None,
+    charts: Annotated[Path | None, typer.Option(help="Draw the results into this folder.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Fail where a committed expectation does not hold.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the results as JSON lines.")] = False,
+) -> None:
+    """Race the caches of this and other libraries on the same weights, in turns; by default flux-70m."""
+    from hicache_compile.benchmarks.command import run
+
+    try:
+        holds = run(names or ["flux-70m"], rounds, only, out, charts, checking=check, as_json=json)
+    except HiCacheError as error:
+        typer.secho(f"hicache bench: {error}", err=True, fg="red")
+        raise typer.Exit(2) from None
+    raise typer.Exit(0 if holds else 1)

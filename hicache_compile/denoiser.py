@@ -8,7 +8,7 @@ import inspect
 import logging
 import re
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,6 +29,7 @@ from hicache_compile.passes import Choice, capture
 from hicache_compile.policy import Policy
 from hicache_compile.replay import Replay, changes_python_state, look_of_call
 from hicache_compile.report import Report, gather
+from hicache_compile.schedules import StepMask
 from hicache_compile.serialize import as_policy
 from hicache_compile.signature import UnknownLookError
 from hicache_compile.trajectory import Session, Settings
@@ -134,6 +135,31 @@ class CompiledDenoiser(OptimizedModule):
             step.graphs.clear()
             step.context.invalidate()
             return self._denoise(*args, **kwargs)
+
+    def warmup(self, example_inputs: Mapping[str, Any] | Sequence[Any]) -> None:
+        """Capture the denoiser and compile every program of the policy now, for inputs that look like these.
+
+        The denoiser is called twice, a full step and a forecast one; no anchors and no history stay.
+
+        Args:
+            example_inputs: the arguments of one call, by name or in order.
+
+        Raises:
+            HiCacheError: it is neither, or a trajectory is open.
+        """
+        if isinstance(example_inputs, torch.Tensor) or not isinstance(example_inputs, Mapping | Sequence):
+            kind = type(example_inputs).__name__
+            raise HiCacheError(f"warmup.example_inputs is a {kind}: must be a dict, a tuple or a list of arguments")
+        args: tuple[Any, ...] = ()
+        kwargs: dict[str, Any] = {}
+        if isinstance(example_inputs, Mapping):
+            kwargs = dict(example_inputs)
+        else:
+            args = tuple(example_inputs)
+        rehearsed = replace(self.policy, schedule=StepMask("10"))
+        with torch.no_grad(), self._session.rehearse(rehearsed, 2):
+            for _ in range(2):
+                self(*args, **kwargs)
 
     def trajectory(self, num_steps: int) -> AbstractContextManager[None]:
         """``with compiled.trajectory(num_steps):`` one sampling run; anchors of earlier runs are forgotten.

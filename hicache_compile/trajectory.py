@@ -135,6 +135,20 @@ class Session(threading.local):
             self.num_steps = self.trajectory = None
 
     @contextmanager
+    def rehearse(self, policy: Policy, num_steps: int) -> Iterator[None]:
+        """A trajectory of ``num_steps`` steps under ``policy``, of which nothing stays."""
+        if self.trajectory is not None or self.run is not None:
+            raise HiCacheError("warmup(): must not be called inside a trajectory")
+        kept = self.contexts, self.policy
+        self.contexts = {}
+        self.policy, self.num_steps, self.trajectory = policy, num_steps, next(_ids)
+        try:
+            yield
+        finally:
+            self.contexts, self.policy = kept
+            self.num_steps = self.trajectory = None
+
+    @contextmanager
     def in_context(self, name: str) -> Iterator[None]:
         """Steps inside belong to the context ``name``."""
         if not isinstance(name, str) or not name:

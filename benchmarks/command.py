@@ -1,0 +1,117 @@
+"""``hicache bench``: run the declared measurements, print them, write them down, draw them, check them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from hicache_compile.benchmarks import compile_time, growth, host, memory
+from hicache_compile.benchmarks.charts import draw
+from hicache_compile.benchmarks.contenders import BASELINES, OURS, WITH_GRAPHS
+from hicache_compile.benchmarks.expectations import check, with_best_peer
+from hicache_compile.benchmarks.lockstep import race
+from hicache_compile.benchmarks.peers import PEERS
+from hicache_compile.benchmarks.record import records
+from hicache_compile.benchmarks.scenarios import SCENARIOS
+from hicache_compile.errors import HiCacheError
+
+Line = dict[str, Any]
+OTHERS: dict[str, Callable[[], list[Line]]] = {
+    "host": host.measure,
+    "compile": compile_time.measure,
+    "memory": memory.measure,
+    "growth": growth.measure,
+}
+
+
+def run(
+    names: Sequence[str],
+    rounds: int,
+    only: str | None,
+    out: Path | None,
+    charts: Path | None,
+    checking: bool,
+    as_json: bool,
+) -> bool:
+    """Run the measurements ``names``; whether every expectation checked holds."""
+    logging.getLogger("hicache_compile.benchmarks").setLevel(logging.INFO)
+    for name in names:
+        if name not in SCENARIOS and name not in OTHERS:
+            raise HiCacheError(f"bench {name!r}: must be one of {', '.join([*SCENARIOS, *OTHERS])}")
+    lines: list[Line] = []
+    for name in names:
+        measured = _race(name, rounds, only) if name in SCENARIOS else OTHERS[name]()
+        lines += measured
+        if out is not None:
+            with out.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(line) + "\n" for line in measured)
+        if as_json:
+            print("\n".join(json.dumps(line) for line in measured), flush=True)
+        else:
+            _print(name, measured)
+    if charts is not None:
+        raced = [line for line in lines if "contender" in line]
+        paths = (draw(raced, charts) if raced else []) + growth.draw(
+            [line for line in lines if line.get("measured") == "growth"], charts
+        )
+        print("\n".join(map(str, paths)), file=sys.stderr)
+    return not checking or _check(lines)
+
+
+def _race(name: str, rounds: int, only: str | None) -> list[Line]:
+    scenario = SCENARIOS[name]
+    if scenario.needs_gpu and not torch.cuda.is_available():
+        raise HiCacheError(f"bench {name!r}: must be run on a machine with a GPU; there is none")
+    field = (*BASELINES, *OURS, *(WITH_GRAPHS if scenario.needs_gpu else ()), *PEERS)
+    contenders = [c for c in field if only is None or c.name == "torch.compile" or only in c.name]
+    return with_best_peer(records(race(scenario, contenders, rounds), shlex.join(["hicache", *sys.argv[1:]])))
+
+
+def _print(name: str, lines: Sequence[Line]) -> None:
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    if name not in SCENARIOS:
+        for line in lines:
+            console.print_json(json.dumps(line))
+        return
+    raced = sorted((line for line in lines if "refused" not in line), key=lambda line: line["trajectory_ms"])
+    about = raced[0]
+    computed = f"{about['computed']} of {about['steps']} steps computed"
+    title = f"{name}: {about['parameters'] / 1e6:.1f} M parameters, {computed}, {about['hardware']}"
+    table = Table(title=title, title_justify="left")
+    for heading in ("contender", "kind of cache"):
+        table.add_column(heading)
+    for heading in ("full, ms", "forecast, ms", "trajectory, s", "faster", "clock / FLOPs", "error"):
+        table.add_column(heading, justify="right")
+    for line in raced:
+        cached = line["forecast_step_ms"]
+        table.add_row(
+            line["contender"],
+            line["kind"],
+            f"{line['full_step_ms']:.2f}",
+            "" if cached is None else f"{cached:.2f}",
+            f"{line['trajectory_ms'] / 1e3:.2f}",
+            f"{line['clock_speedup']:.2f}x",
+            f"{line['clock_over_flops']:.3f}" if "clock_over_flops" in line else "",
+            f"{line['relative_error']:.4f}",
+            style="bold" if line["contender"].startswith("ours") else None,
+        )
+    console.print(table)
+    for line in lines:
+        if "refused" in line:
+            console.print(f"{line['contender']}: {line['refused']}", style="dim", highlight=False)
+
+
+def _check(lines: Sequence[Line]) -> bool:
+    outcome = check(lines)
+    for expectation, value, holds in outcome:
+        print(f"{'holds ' if holds else 'FAILS '} {expectation}: {value:.4g}", file=sys.stderr)
+    return all(holds for _, _, holds in outcome)

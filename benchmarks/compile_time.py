@@ -1,0 +1,71 @@
+"""Cold and warm compile time, each way in a process of its own: ``python -m hicache_compile.benchmarks.compile_time``.
+
+One compile thread. Cold: an empty cache folder. Warm: a second process with the folder the first one filled. Ours
+counts all programs of a static policy, made by ``warmup``. What a step itself takes is taken off.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from typing import Any
+
+from hicache_compile.benchmarks.memory import in_own_process
+
+WAYS = ("plain", "regional", "ours stack", "ours module")
+
+
+def measure(ways: tuple[str, ...] = WAYS) -> list[dict[str, Any]]:
+    """Seconds until everything is compiled, cold and with warm caches, and the ratios to plain ``torch.compile``."""
+    lines = []
+    for way in ways:
+        with tempfile.TemporaryDirectory() as cache:
+            one_thread = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "OMP_NUM_THREADS": "1"}
+            cold, warm = (
+                in_own_process(__name__, *way.split(), environment={"TORCHINDUCTOR_CACHE_DIR": cache, **one_thread})
+                for _ in range(2)
+            )
+        lines.append(
+            {"measured": "compile time", "way": way, "cold_s": cold["seconds"], "warm_s": warm["seconds"], **cold}
+        )
+        lines[-1].pop("seconds")
+    plain = next((line for line in lines if line["way"] == "plain"), None)
+    for line in lines if plain else []:
+        line["cold_over_plain"] = line["cold_s"] / plain["cold_s"]  # type: ignore[index]  # there is one
+        line["warm_over_plain_cold"] = line["warm_s"] / plain["cold_s"]  # type: ignore[index]
+    return lines
+
+
+def _once(way: str, scope: str = "stack") -> dict[str, Any]:
+    import torch
+
+    from hicache_compile import HiCache, hicache_compile
+    from hicache_compile.benchmarks.models import Flux
+    from hicache_compile.benchmarks.record import environment
+
+    shape = Flux(layers=4, single_layers=8, heads=11, head_dim=64, image_tokens=576, text_tokens=64)
+    model = shape.model().requires_grad_(False)
+    arguments = {"hidden_states": shape.noise(), "timestep": torch.ones(1), **shape.branches()["cond"]}
+    denoiser: Any = model
+    with torch.no_grad():
+        if way == "ours":
+            denoiser = hicache_compile(model, HiCache(interval=5, warmup=1, scope=scope))
+        elif way == "regional":
+            model.compile_repeated_blocks()  # type: ignore[operator]
+        else:
+            denoiser = torch.compile(model)
+        began = time.perf_counter()
+        if way == "ours":
+            denoiser.warmup(arguments)
+        denoiser(**arguments)
+        first = time.perf_counter() - began
+        began = time.perf_counter()
+        denoiser(**arguments)
+        step = time.perf_counter() - began
+    return {"seconds": first - step, "blocks": "4+8", "compile_threads": 1, **environment()}
+
+
+if __name__ == "__main__":
+    print(json.dumps(_once(*sys.argv[1:])))

@@ -1,0 +1,83 @@
+"""What happens between the caller and the first kernel of a step, on a FLUX of 57 blocks and tiny width.
+
+Every program is replaced by one that does nothing, so that guards, flattening, dispatch and the gathering of inputs are
+all that is left.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import fx
+
+from hicache_compile import HiCache, hicache_compile
+from hicache_compile.benchmarks.models import Flux
+from hicache_compile.benchmarks.record import environment
+from hicache_compile.passes.graphs import output_node
+
+FLUX_57 = Flux(layers=19, single_layers=38, heads=2, head_dim=16, image_tokens=16, text_tokens=8)
+
+
+def _nothing(program: fx.GraphModule, *_: object) -> Callable[..., Any]:
+    outputs = [torch.zeros(node.meta["example_value"].shape) for node in output_node(program.graph).args[0]]  # type: ignore[union-attr]
+    return lambda *inputs: outputs
+
+
+@torch.no_grad()
+def measure(
+    shape: Flux = FLUX_57, scopes: tuple[str, ...] = ("module", "stack"), rounds: int = 8
+) -> list[dict[str, Any]]:
+    """Microseconds of a step of plain ``torch.compile`` and of ours, in turns; medians, and the first step of a run."""
+    model = shape.model()
+    arguments = {
+        "hidden_states": shape.noise(),
+        "timestep": torch.ones(1),
+        **shape.branches()["cond"],
+        "return_dict": False,
+    }
+
+    def steps(denoiser: Callable[..., Any], count: int) -> list[float]:
+        seconds = []
+        for _ in range(count):
+            began = time.perf_counter()
+            denoiser(**arguments)
+            seconds.append(1e6 * (time.perf_counter() - began))
+        return seconds
+
+    plain = torch.compile(model, backend=lambda program, inputs: _nothing(program))
+    steps(plain, 3)
+    lines = []
+    for scope in scopes:
+        with mock.patch("hicache_compile.programs.lower", _nothing):
+            ours = hicache_compile(model, HiCache(interval=7, scope=scope), backend="eager")
+            with ours.trajectory(50):
+                steps(ours, 50)
+            mine: list[float] = []
+            first: list[float] = []
+            theirs: list[float] = []
+            for _ in range(rounds):
+                with ours.trajectory(50):
+                    run = steps(ours, 50)
+                first.append(run[0])
+                mine += run
+                theirs += steps(plain, 50)
+        lines.append(
+            {
+                "measured": "host time of a step",
+                "blocks": shape.layers + shape.single_layers,
+                "inputs": len(list(model.parameters())) + 6,
+                "scope": scope,
+                "plain_us": statistics.median(theirs),
+                "ours_us": statistics.median(mine),
+                "first_step_us": statistics.median(first),
+                "ours_over_plain": statistics.median(mine) / statistics.median(theirs),
+                "run_over_plain": sum(mine) / sum(theirs),
+                **environment(),
+            }
+        )
+    return lines

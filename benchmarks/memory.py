@@ -1,0 +1,65 @@
+"""Peak resident memory of a trajectory on the 70 M FLUX after everything is compiled, each way in its own process."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+WAYS = ("plain", "stack", "module")
+
+
+def measure(ways: tuple[str, ...] = WAYS) -> list[dict[str, Any]]:
+    """Bytes, and the ratio to plain ``torch.compile``."""
+    lines = [{"measured": "peak memory", "way": way, **in_own_process(__name__, way)} for way in ways]
+    plain = next((line["peak_bytes"] for line in lines if line["way"] == "plain"), None)
+    return [line | {"over_plain": line["peak_bytes"] / plain} for line in lines] if plain else lines
+
+
+def in_own_process(module: str, *arguments: str, environment: dict[str, str] | None = None) -> dict[str, Any]:
+    """What ``python -m module arguments`` prints last, as JSON."""
+    command = [sys.executable, "-m", module, *arguments]
+    found = subprocess.run(command, env=os.environ | (environment or {}), check=True, stdout=subprocess.PIPE, text=True)
+    line: dict[str, Any] = json.loads(found.stdout.splitlines()[-1])
+    return line
+
+
+def forget_peak() -> None:
+    """The peak of this process's memory starts over (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes() -> int:
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return 1024 * int(found.group(1))
+
+
+def _once(way: str) -> dict[str, Any]:
+    import torch
+
+    from hicache_compile import HiCache, hicache_compile
+    from hicache_compile.benchmarks.record import environment
+    from hicache_compile.benchmarks.scenarios import FLUX_70M
+
+    model = FLUX_70M.model().requires_grad_(False)
+    arguments = {"hidden_states": FLUX_70M.noise(), **FLUX_70M.branches()["cond"], "return_dict": False}
+    denoiser: Any = torch.compile(model) if way == "plain" else hicache_compile(model, HiCache(interval=7, scope=way))
+
+    def sample() -> None:
+        for step in range(10):
+            denoiser(**arguments, timestep=torch.tensor([1 - step / 10]))
+
+    with torch.no_grad():
+        sample()
+        forget_peak()
+        sample()
+    return {"peak_bytes": peak_bytes(), **environment()}
+
+
+if __name__ == "__main__":
+    print(json.dumps(_once(*sys.argv[1:])))
