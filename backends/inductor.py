@@ -12,6 +12,7 @@ from torch._inductor.compile_fx import compile_fx
 
 from hicache_compile.backends.tracing import example_inputs, fresh_tracing
 from hicache_compile.passes.outline import outline
+from hicache_compile.passes.row_major import lay_out_streams
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +20,8 @@ log = logging.getLogger(__name__)
 def lower(program: fx.GraphModule, mode: str | None) -> Callable[..., Any]:
     inputs = example_inputs(program)
     program, calls = outline(program)
-    log.info("%d blocks outlined", calls)
+    streams = lay_out_streams(program)
+    log.info("%d blocks outlined, %d streams laid out like their anchors", calls, streams)
     options = list_mode_options(mode) if mode else None
     with fresh_tracing(program):
         return compile_fx(program, inputs, config_patches=options)  # type: ignore[return-value]  # callable for a GraphModule

@@ -29,7 +29,7 @@ def _colour(line: Line) -> str:
 
 
 def _about(line: Line) -> str:
-    return f"{line['steps']} steps, {line['computed']} computed, batch 1, {line['dtype']}, {line['hardware']}"
+    return f"{line['steps']} steps, {line['computed']} computed, {line['dtype']}, {line['hardware']}"
 
 
 def _bars(scenario: str, raced: Sequence[Line], folder: Path) -> Path:

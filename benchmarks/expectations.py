@@ -33,6 +33,7 @@ EXPECTATIONS = (
     *(Expectation(name, "ours, module", "clock_over_flops", 0.88, True) for name in ("flux-70m", "flux-70m-n5")),
     Expectation("flux-70m", "ours, stack", "forecast_over_full", 0.005),
     Expectation("flux-70m", "ours, module", "forecast_over_full", 0.03),
+    Expectation("flux-70m", "ours, module", "forecast_over_floor", 1.5),
     Expectation("flux-70m", "ours, stack", "full_over_plain", 1.02),
     Expectation("flux-70m", "ours, module", "full_over_plain", 1.02),
     Expectation("flux-70m", "ours, stack", "over_best_peer", 1.15, True),

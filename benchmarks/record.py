@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from hicache_compile.benchmarks.floor import bandwidth, bytes_touched
 from hicache_compile.benchmarks.lockstep import Race, Racer
 
 
@@ -70,7 +71,12 @@ def _record(racer: Racer, plain: Racer, uncached: float, race: Race) -> dict[str
     report = getattr(racer.prepared.denoiser, "report", None)
     if racer.contender.name.startswith("ours") and report is not None:
         found = report()
+        touched = bytes_touched(racer.prepared.denoiser.graphs["forecast"])  # type: ignore[attr-defined]  # ours
+        floor = len(race.scenario.shape.branches()) * touched / bandwidth(racer.x.device.type)
         line |= {
+            "forecast_bytes": touched,
+            "forecast_floor_ms": 1e3 * floor,
+            "forecast_over_floor": line["forecast_step_ms"] / 1e3 / floor,
             "flops_speedup": found.flops_speedup,
             "forecast_flops_over_full": found.flops_forecast / found.flops_full,
             "clock_over_flops": line["clock_speedup"] / found.flops_speedup,

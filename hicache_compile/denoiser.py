@@ -17,7 +17,9 @@ import torch
 from torch import fx
 from torch._dynamo.eval_frame import OptimizedModule
 from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
+from torch._inductor import list_mode_options
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.utils import _pytree as pytree
 
 from hicache_compile.backends import BACKENDS
 from hicache_compile.casting import cast_in_the_graph
@@ -55,6 +57,7 @@ class CompiledDenoiser(OptimizedModule):
     _signature: inspect.Signature
     _denoise: Callable[..., Any]
     _breaks_at_data: bool = False
+    _graphed: bool = False
 
     def __init__(
         self, model: torch.nn.Module, settings: Settings, backend: str, dynamic: bool | None, mode: str | None
@@ -64,7 +67,7 @@ class CompiledDenoiser(OptimizedModule):
         if mode is not None and backend != "inductor":
             raise HiCacheError(f"hicache_compile.mode = {mode!r}: must be None with backend {backend!r}")
         if mode is not None:
-            one_of("hicache_compile", "mode", mode, torch._inductor.list_mode_options())
+            one_of("hicache_compile", "mode", mode, list_mode_options())
         session = Session(settings)
         steps: list[CapturedStep] = []
 
@@ -78,6 +81,7 @@ class CompiledDenoiser(OptimizedModule):
         context = torch._dynamo.optimize(receive, dynamic=dynamic)
         super().__init__(model, context)  # type: ignore[arg-type]  # optimize is typed as a union
         object.__setattr__(self, "_options", (settings, backend, dynamic, mode))
+        object.__setattr__(self, "_graphed", bool(mode and list_mode_options(mode).get("triton.cudagraphs")))
         object.__setattr__(self, "_session", session)
         object.__setattr__(self, "_steps", steps)
         object.__setattr__(self, "_signature", inspect.signature(model.forward))
@@ -91,6 +95,8 @@ class CompiledDenoiser(OptimizedModule):
         if session.step is not None:
             raise HiCacheError("the compiled denoiser was called from inside its own call")
         step = session.next_step(DenoiserCall(session, self._signature, args, kwargs))
+        if self._graphed:
+            torch.compiler.cudagraph_mark_step_begin()  # a replayed step does not enter Dynamo, which would say so
         session.step = step
         try:
             with torch.no_grad(), set_aside() as step.modes:
@@ -104,7 +110,7 @@ class CompiledDenoiser(OptimizedModule):
             session.step = None
         self._check_compiled(step)
         session.finish(step)
-        return output
+        return pytree.tree_map_only(torch.Tensor, _own, output) if self._graphed else output
 
     def _replay_or_run(self, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make an earlier call of this run again, or go through Dynamo and remember how."""
@@ -309,6 +315,11 @@ class DenoiserCall:
             self.session.syncs += value.device.type != "cpu"
             return float(value.max())
         return None if value is None else float(value)
+
+
+def _own(output: torch.Tensor) -> torch.Tensor:
+    """A copy of an output that lives in the memory of a CUDA graph, which the next guidance branch writes over."""
+    return output.clone() if output.is_cuda else output
 
 
 def _own_frame(model: torch.nn.Module) -> Callable[..., Any]:
