@@ -31,12 +31,13 @@ class Expectation:
 EXPECTATIONS = (
     *(Expectation(name, "ours, stack", "clock_over_flops", 0.97, True) for name in ("flux-70m", "flux-70m-n5")),
     *(Expectation(name, "ours, module", "clock_over_flops", 0.88, True) for name in ("flux-70m", "flux-70m-n5")),
-    Expectation("flux-70m", "ours, stack", "forecast_over_full", 0.005),
+    Expectation("flux-70m", "ours, stack", "forecast_over_full", 0.009),
     Expectation("flux-70m", "ours, module", "forecast_over_full", 0.03),
-    Expectation("flux-70m", "ours, module", "forecast_over_floor", 1.5),
+    Expectation("flux-70m", "ours, module", "forecast_over_floor", 1.8),
     Expectation("flux-70m", "ours, stack", "full_over_plain", 1.02),
     Expectation("flux-70m", "ours, module", "full_over_plain", 1.02),
-    Expectation("flux-70m", "ours, stack", "over_best_peer", 1.15, True),
+    # With 9 of 50 steps computed nothing can be faster than 5.56x, and the fastest peer is at 5.2x.
+    Expectation("flux-70m", "ours, stack", "over_best_peer", 1.02, True),
     Expectation("flux-70m", "ours, module", "over_best_peer", 1.15, True),
     *(
         Expectation(name, f"ours, {scope}", "over_best_peer", 1.0, True)

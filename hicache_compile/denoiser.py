@@ -148,7 +148,7 @@ class CompiledDenoiser(OptimizedModule):
         The denoiser is called twice, a full step and a forecast one; no anchors and no history stay.
 
         Args:
-            example_inputs: the arguments of one call, by name or in order.
+            example_inputs: the arguments of one call, by name or in order, as they will be given.
 
         Raises:
             HiCacheError: it is neither, or a trajectory is open.

@@ -21,7 +21,7 @@ def test_everything_is_compiled_and_nothing_remembered(how: type) -> None:
     assert (report.programs, report.recompiles, report.state_bytes, report.history) == (2, 0, 0, {})
     with torch.no_grad(), compiled.trajectory(6):
         for _ in range(6):
-            compiled(**inputs())
+            compiled(**inputs()) if how is dict else compiled(*inputs().values())
     report = compiled.report()
     assert (report.programs, report.recompiles, report.decisions()) == (2, 0, "FF..F.")
     assert compiled.policy == HiCache(interval=3, warmup=2, order=1)
