@@ -19,7 +19,7 @@ import operator
 import re
 from collections import Counter
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,13 +37,21 @@ invoke_subgraph = torch.ops.higher_order.invoke_subgraph
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """The nodes of one block in graph order, what goes in, and which of them are read outside."""
+    """The nodes of one block in graph order, what goes in and with which strides, and which of them are read outside.
+
+    Two regions with the same ``calls`` and ``strides`` are alike.
+    """
 
     name: str
     nodes: tuple[fx.Node, ...]
     operands: tuple[fx.Node, ...]
+    strides: tuple[tuple[int, ...], ...]
     read: frozenset[int]
-    likeness: Hashable
+    calls: Hashable
+
+    @property
+    def likeness(self) -> Hashable:
+        return self.calls, self.strides
 
 
 def outline(program: fx.GraphModule) -> tuple[fx.GraphModule, int]:
@@ -52,6 +60,7 @@ def outline(program: fx.GraphModule) -> tuple[fx.GraphModule, int]:
     if any(_writes_elsewhere(node) for node in program.graph.nodes):
         return program, 0
     regions = [region for block in _blocks(program.graph) if (region := _region(*block)) is not None]
+    regions = _with_common_strides(regions)
     counts = Counter(region.likeness for region in regions)
     repeated = [region for region in regions if counts[region.likeness] > 1]
     order = contracted_order(program.graph, [region.nodes for region in repeated])
@@ -88,7 +97,31 @@ def _region(name: str, nodes: list[fx.Node]) -> Region | None:
     if not handed_out or None in handed_out:
         return None
     read = frozenset(index[node] for node in handed_out if node is not None)
-    return Region(name, kept, operands, read, _likeness(kept, operands, index))
+    strides = tuple(ops.value(operand).stride() for operand in operands)
+    return Region(name, kept, operands, strides, read, _calls(kept, operands, index))
+
+
+def _with_common_strides(regions: list[Region]) -> list[Region]:
+    """``regions`` with the strides of most that do the same, where the difference leads nowhere.
+
+    The first of FLUX's single blocks gets streams of their own, the others slices of one tensor; at batch 1 the two
+    differ by the stride of a dimension of size 1.
+    """
+    common = {calls: Counter(r.strides for r in regions if r.calls == calls) for calls in {r.calls for r in regions}}
+    found = []
+    for region in regions:
+        wanted = common[region.calls].most_common(1)[0][0]
+        pairs = zip(region.operands, region.strides, wanted, strict=True)
+        same = all(mine == theirs or _may_have(operand, theirs) for operand, mine, theirs in pairs)
+        found.append(replace(region, strides=wanted) if same else region)
+    return found
+
+
+def _may_have(operand: fx.Node, strides: tuple[int, ...]) -> bool:
+    """Whether ``operand``, the start of memory of its own, may be said to have ``strides``."""
+    sizes, mine = ops.value(operand).shape, ops.value(operand).stride()
+    same = all(size == 1 or a == b for size, a, b in zip(sizes, mine, strides, strict=True))
+    return same and not _is_view(operand)
 
 
 def _is_view(node: fx.Node) -> bool:
@@ -126,16 +159,15 @@ def _is_plain_tensor(node: fx.Node) -> bool:
     return isinstance(given, torch.Tensor) and all(isinstance(size, int) for size in (*given.shape, *given.stride()))
 
 
-def _likeness(nodes: tuple[fx.Node, ...], operands: tuple[fx.Node, ...], index: dict[fx.Node, int]) -> Hashable:
-    """Equal for two regions that compute the same of operands that look the same."""
+def _calls(nodes: tuple[fx.Node, ...], operands: tuple[fx.Node, ...], index: dict[fx.Node, int]) -> Hashable:
+    """Equal for two regions that compute the same of operands that look the same but for their strides."""
     outside = {node: place for place, node in enumerate(operands)}
 
     def name(node: fx.Node) -> str:
         return f"%{index[node]}" if node in index else f"${outside[node]}"
 
     calls = tuple((node.op, node.target, _text(node.args, name), _text(node.kwargs, name)) for node in nodes)
-    looks = tuple((v.shape, v.stride(), v.dtype, v.device) for v in map(ops.value, operands))
-    return calls, looks
+    return calls, tuple((v.shape, v.dtype, v.device) for v in map(ops.value, operands))
 
 
 def _text(arguments: Any, name: Any) -> str:
@@ -186,13 +218,21 @@ class _Writer:
         if name is None:
             name = self.name_of[region.likeness] = self._define(region)
         module = self.graph.get_attr(name)
-        operands = [self._outside(operand) for operand in region.operands]
+        operands = [self._laid_out(*pair) for pair in zip(region.operands, region.strides, strict=True)]
         call = self.graph.call_function(invoke_subgraph, (module, name, *operands))
         call.meta = {"path": region.name, "block": region.name}
         for place, index in enumerate(self.results[region.likeness]):
             node = region.nodes[index]
             self.env[node] = self.graph.create_node("call_function", operator.getitem, (call, place), name=node.name)
             self.env[node].meta = dict(node.meta)
+
+    def _laid_out(self, operand: fx.Node, strides: tuple[int, ...]) -> fx.Node:
+        node, like = self._outside(operand), ops.value(operand)
+        if strides == like.stride():
+            return node
+        laid = self.graph.call_function(torch.as_strided, (node, list(like.shape), list(strides)))
+        laid.meta = {"path": operand.meta["path"], "example_value": like.as_strided(like.shape, strides)}
+        return laid
 
     def _define(self, region: Region) -> str:
         graph = fx.Graph()

@@ -40,7 +40,7 @@ def lay_out_streams(program: fx.GraphModule) -> int:
         with program.graph.inserting_after(stream):
             laid = program.graph.call_function(force_stride_order, (stream, list(example.stride())))
         laid.meta = dict(stream.meta)
-        stream.replace_all_uses_with(laid, lambda user, keep=laid: user is not keep)  # type: ignore[misc]
+        stream.replace_all_uses_with(laid, lambda user, keep=laid: user is not keep)
     program.recompile()
     return len(entering)
 

@@ -38,7 +38,7 @@ def test_alike_blocks_share_one_subgraph() -> None:
 def test_no_op_is_lost_or_doubled() -> None:
     full = programs(random_flux(3, 4), "module", **flux_inputs(), timestep=torch.ones(2))[Choice.FULL]
     outlined, count = outline(full)
-    assert count == 6  # the first single block reads streams that are not slices of one tensor
+    assert count == 6  # at batch 2 the streams of the first single block lie otherwise than slices of one tensor
     found: Counter[str] = Counter(ops.op(n) for n in outlined.graph.nodes)
     for name in calls(outlined):
         found.update(ops.op(n) for n in outlined.get_submodule(name).graph.nodes)  # type: ignore[union-attr]
@@ -128,3 +128,16 @@ def test_inductor_gives_the_same_as_without() -> None:
             )
             torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
     assert compiled.report().decisions() == "FF..F."
+
+
+def test_at_batch_one_the_first_single_block_is_like_the_others() -> None:
+    model = random_flux(3, 4)
+    inputs = flux_inputs(batch=1)
+    program = programs(model, "stack", **inputs, timestep=torch.ones(1))[Choice.PLAIN]
+    outlined, count = outline(program)
+    assert (count, len(set(calls(outlined)))) == (7, 2)
+    generator = torch.Generator().manual_seed(0)
+    given = [torch.randn(ops.value(node).shape, generator=generator) / 10 for node in placeholders(program)]
+    with torch.no_grad():
+        found, wanted = (lower(graph, "aot_eager")(*given) for graph in (outlined, program))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
