@@ -42,7 +42,7 @@ def _bars(scenario: str, raced: Sequence[Line], folder: Path) -> Path:
     axes.bar_label(
         bars, [f"{s:.2f} s  {line['clock_speedup']:.2f}x" for s, line in zip(seconds, ordered, strict=True)], padding=4
     )
-    axes.set_xlim(0, max(seconds) * 1.2)
+    axes.set_xlim(0, max(seconds) * 1.3)
     axes.set_xlabel("seconds for a trajectory (medians of steps), and speed-up over torch.compile")
     axes.set_title(f"{scenario}: {_about(ordered[0])}", fontsize=9, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
