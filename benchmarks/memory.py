@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import os
 import re
@@ -14,10 +16,16 @@ WAYS = ("plain", "stack", "module")
 
 
 def measure(ways: tuple[str, ...] = WAYS) -> list[dict[str, Any]]:
-    """Bytes, and the ratio to plain ``torch.compile``."""
+    """Bytes, and the ratios to plain ``torch.compile``.
+
+    ``tensor_bytes`` are the weights, the anchors and what a trajectory takes beyond the process at rest; ``peak_bytes``
+    are all of the process, with the compiler's graphs and caches.
+    """
     lines = [{"measured": "peak memory", "way": way, **in_own_process(__name__, way)} for way in ways]
-    plain = next((line["peak_bytes"] for line in lines if line["way"] == "plain"), None)
-    return [line | {"over_plain": line["peak_bytes"] / plain} for line in lines] if plain else lines
+    plain = next((line for line in lines if line["way"] == "plain"), None)
+    for line in lines if plain else []:
+        line |= {f"{key}_over_plain": line[f"{key}_bytes"] / plain[f"{key}_bytes"] for key in ("tensor", "peak")}  # type: ignore[index]
+    return lines
 
 
 def in_own_process(module: str, *arguments: str, environment: dict[str, str] | None = None) -> dict[str, Any]:
@@ -34,9 +42,20 @@ def forget_peak() -> None:
 
 
 def peak_bytes() -> int:
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return _status("VmHWM")
+
+
+def _status(key: str) -> int:
+    found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return 1024 * int(found.group(1))
+
+
+def _rest_bytes() -> int:
+    """Resident memory when everything that can be given back was."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return _status("VmRSS")
 
 
 def _once(way: str) -> dict[str, Any]:
@@ -56,9 +75,14 @@ def _once(way: str) -> dict[str, Any]:
 
     with torch.no_grad():
         sample()
+        rest = _rest_bytes()
         forget_peak()
         sample()
-    return {"peak_bytes": peak_bytes(), **environment()}
+    peak = peak_bytes()
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    anchors = 0 if way == "plain" else denoiser.report().state_bytes
+    tensors = weights + anchors + peak - rest
+    return {"peak_bytes": peak, "tensor_bytes": tensors, "anchor_bytes": anchors, **environment()}
 
 
 if __name__ == "__main__":
