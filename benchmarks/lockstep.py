@@ -44,6 +44,8 @@ class Race:
     parameters: int
 
 
+# The twins share their code objects, and Dynamo counts recompiles by code object.
+@torch._dynamo.config.patch(recompile_limit=4096, accumulated_recompile_limit=4096)  # type: ignore[untyped-decorator]
 @torch.no_grad()
 def race(scenario: Scenario, contenders: Sequence[Contender], rounds: int) -> Race:
     """Run ``contenders`` through ``scenario`` for ``rounds`` trajectories, after one that compiles."""
@@ -52,8 +54,6 @@ def race(scenario: Scenario, contenders: Sequence[Contender], rounds: int) -> Ra
     racers: list[Racer] = []
     refused: dict[str, str] = {}
     torch._dynamo.reset()
-    # The twins share their code objects, and Dynamo counts recompiles by code object.
-    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 4096
     for contender in contenders:
         began = time.perf_counter()
         try:

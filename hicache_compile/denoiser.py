@@ -29,7 +29,7 @@ from hicache_compile.errors import HiCacheError, one_of
 from hicache_compile.modes import set_aside
 from hicache_compile.passes import Choice, capture
 from hicache_compile.policy import Policy
-from hicache_compile.replay import Replay, changes_python_state, look_of_call
+from hicache_compile.replay import Replay, changes_python_state, look_of_call, unobserved
 from hicache_compile.report import Report, gather
 from hicache_compile.schedules import StepMask
 from hicache_compile.serialize import as_policy
@@ -119,7 +119,8 @@ class CompiledDenoiser(OptimizedModule):
         replay = step.context.replays.find(look, settings.changes())
         if replay is not None:
             return replay(tensors)
-        output = self._run(step, args, kwargs)
+        with unobserved():
+            output = self._run(step, args, kwargs)
         if look is not None and len(step.calls) == len(step.graphs) == 1:
             with suppress(UnknownLookError):
                 step.context.replays.keep(look, Replay(step.calls[0], tensors, output, settings.changes()))

@@ -16,7 +16,8 @@ Dynamo.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,9 +42,32 @@ def _count_registration(*_: Any) -> None:
     _registrations = next(_registered)
 
 
-modules.register_module_module_registration_hook(_count_registration)
-modules.register_module_parameter_registration_hook(_count_registration)
-modules.register_module_buffer_registration_hook(_count_registration)
+_HANDLES = (
+    modules.register_module_module_registration_hook(_count_registration),
+    modules.register_module_parameter_registration_hook(_count_registration),
+    modules.register_module_buffer_registration_hook(_count_registration),
+)
+_HOOKS = (
+    modules._global_module_registration_hooks,
+    modules._global_parameter_registration_hooks,
+    modules._global_buffer_registration_hooks,
+)
+
+
+@contextmanager
+def unobserved() -> Iterator[None]:
+    """Registrations inside are not counted.
+
+    Around everything Dynamo does: of a module that is made in a forward it would trace the hooks, guard on what they
+    count, and compile every step anew.
+    """
+    for hooks, handle in zip(_HOOKS, _HANDLES, strict=True):
+        hooks.pop(handle.id, None)
+    try:
+        yield
+    finally:
+        for hooks, handle in zip(_HOOKS, _HANDLES, strict=True):
+            hooks[handle.id] = _count_registration
 
 
 def registrations() -> int:
