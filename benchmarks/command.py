@@ -73,7 +73,8 @@ def _race(name: str, rounds: int, only: str | None) -> list[Line]:
         raise HiCacheError(f"bench {name!r}: must be run on a machine with a GPU; there is none")
     field = (*BASELINES, *OURS, *(WITH_GRAPHS if scenario.needs_gpu else ()), *PEERS)
     contenders = [c for c in field if only is None or c.name == "torch.compile" or only in c.name]
-    return with_best_peer(records(race(scenario, contenders, rounds), shlex.join(["hicache", *sys.argv[1:]])))
+    command = ["hicache", "bench", name, "--rounds", str(rounds), *(["--only", only] if only else [])]
+    return with_best_peer(records(race(scenario, contenders, rounds), shlex.join(command)))
 
 
 def _print(name: str, lines: Sequence[Line]) -> None:

@@ -6,6 +6,7 @@ denoiser call for each guidance branch, all but the sample and the time.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -36,13 +37,13 @@ class Shape(Protocol):
     def branches(self) -> dict[str, Arguments]: ...
 
 
-class _Twins:
+class _Twins(ABC):
     """Twins of models that are small enough to be built twice."""
 
     __slots__ = ()
 
-    def model(self) -> nn.Module:
-        raise NotImplementedError
+    @abstractmethod
+    def model(self) -> nn.Module: ...
 
     def twin(self, original: nn.Module) -> nn.Module:
         twin = self.model()
