@@ -10,7 +10,7 @@ import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
 from hicache_compile.backends import BACKENDS
+from hicache_compile.call import DenoiserCall
 from hicache_compile.casting import cast_in_the_graph
 from hicache_compile.context import Step
 from hicache_compile.dispatch import CapturedStep
@@ -41,7 +42,6 @@ log = logging.getLogger(__name__)
 # Methods of diffusers' and peft's models that change what the weights compute.
 _CHANGES_MODEL = re.compile("lora|adapter|fuse_|layerwise_casting")
 _DATA_DEPENDENT_OPS = functools.partial(torch._dynamo.config.patch, capture_dynamic_output_shape_ops=True)
-TIME_NAMES = ("timestep", "timesteps", "t", "sigma", "sigmas", "time")
 
 
 class CompiledDenoiser(OptimizedModule):
@@ -294,28 +294,6 @@ class CompiledDenoiser(OptimizedModule):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         return self._orig_mod.load_state_dict(state_dict, *args, **kwargs)
-
-
-@dataclass(frozen=True, slots=True)
-class DenoiserCall:
-    """The arguments of one call, read only where the step counter needs them."""
-
-    session: Session
-    signature: inspect.Signature
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    def arguments(self) -> Mapping[str, Any]:
-        return self.signature.bind_partial(*self.args, **self.kwargs).arguments
-
-    def time(self) -> float | None:
-        """The timestep, read back from the device: outside a known run it tells where one starts."""
-        given = self.arguments()
-        value = next((given[name] for name in TIME_NAMES if given.get(name) is not None), None)
-        if isinstance(value, torch.Tensor):
-            self.session.syncs += value.device.type != "cpu"
-            return float(value.max())
-        return None if value is None else float(value)
 
 
 def _own(output: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from hicache_compile.announce import can_announce, connect
-from hicache_compile.denoiser import TIME_NAMES, CompiledDenoiser
+from hicache_compile.call import TIME_NAMES
+from hicache_compile.denoiser import CompiledDenoiser
 from hicache_compile.errors import HiCacheError
 
 # Called with a timestep like a denoiser, but what they return steers one.
