@@ -147,6 +147,7 @@ def test_what_looks_different_is_guarded_again() -> None:
         {"options": {"scale": 2.0, "name": "a"}},
         {"options": {"scale": 1.0, "name": "b"}},
         {"as_dict": True},
+        {"other": x.clone()},
         {"other": x},
         {"other": torch.ones(4)},
         {"other": torch.ones(3, dtype=torch.float64)},
