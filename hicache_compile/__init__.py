@@ -10,6 +10,7 @@ with model.trajectory(num_steps=50):
 
 from hicache_compile.compile import hicache_compile
 from hicache_compile.denoiser import CompiledDenoiser
+from hicache_compile.entry import inspect
 from hicache_compile.errors import CannotRewrite, HiCacheError
 from hicache_compile.forecasters import (
     BDF2,
@@ -28,6 +29,7 @@ from hicache_compile.forecasters import (
     VariableBDF2,
     weights,
 )
+from hicache_compile.handle import Handle
 from hicache_compile.policy import Policy
 from hicache_compile.presets import FORA, SCM, HiCache, TaylorSeer
 from hicache_compile.report import Report
@@ -42,6 +44,7 @@ __all__ = [
     "Chebyshev",
     "CompiledDenoiser",
     "Forecaster",
+    "Handle",
     "Hermite",
     "HiCache",
     "HiCacheError",
@@ -60,5 +63,6 @@ __all__ = [
     "VariableAdamsBashforth",
     "VariableBDF2",
     "hicache_compile",
+    "inspect",
     "weights",
 ]

@@ -27,10 +27,13 @@ class DenoiserCall:
         return self.signature.bind_partial(*self.args, **self.kwargs).arguments
 
     def time(self) -> float | None:
-        """The timestep, read back from the device: outside a known run it tells where one starts."""
-        given = self.arguments()
-        value = next((given[name] for name in TIME_NAMES if given.get(name) is not None), None)
-        if isinstance(value, torch.Tensor):
-            self.session.syncs += value.device.type != "cpu"
-            return float(value.max())
-        return None if value is None else float(value)
+        return time_of(self.arguments(), self.session)
+
+
+def time_of(arguments: Mapping[str, Any], session: Session) -> float | None:
+    """The timestep, read back from the device: outside a known run it tells where one starts."""
+    value = next((arguments[name] for name in TIME_NAMES if arguments.get(name) is not None), None)
+    if isinstance(value, torch.Tensor):
+        session.syncs += value.device.type != "cpu"
+        return float(value.max())
+    return None if value is None else float(value)

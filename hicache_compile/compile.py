@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, TypeVar, overload
 
 import torch
 
 from hicache_compile.denoiser import CompiledDenoiser
 from hicache_compile.errors import HiCacheError
-from hicache_compile.memory import parse_bytes
+from hicache_compile.options import check_options
 from hicache_compile.pipeline import compile_pipeline, is_pipeline
-from hicache_compile.serialize import as_policy
-from hicache_compile.trajectory import Settings
 
 Pipeline = TypeVar("Pipeline")
 
@@ -63,19 +62,14 @@ def hicache_compile(  # type: ignore[misc]  # the overloads leave the options to
         raise HiCacheError(
             f"hicache_compile.model = {type(model).__name__}: must be a torch.nn.Module or a diffusers pipeline"
         )
-    if sparsity is not None:
-        raise HiCacheError(f"hicache_compile.sparsity = {sparsity!r}: must be None")
     if dynamic not in (None, True, False):
         raise HiCacheError(f"hicache_compile.dynamic = {dynamic!r}: must be None, True or False")
-    wanted = as_policy(policy)
-    if not isinstance(offload, bool):
-        raise HiCacheError(f"hicache_compile.offload = {offload!r}: must be true or false")
-    budget = parse_bytes(memory_budget)
+    settings = check_options(policy, backend, sparsity, mode, memory_budget, offload)
 
     def wrap(module: torch.nn.Module) -> CompiledDenoiser:
         if not isinstance(module, CompiledDenoiser):
-            return CompiledDenoiser(module, Settings(wanted, budget, offload), backend, dynamic, mode)
-        if not pipeline or module.policy != wanted:
+            return CompiledDenoiser(module, replace(settings), backend, dynamic, mode)
+        if not pipeline or module.policy != settings.policy:
             raise HiCacheError("hicache_compile.model is compiled already: set its policy instead")
         return module  # two pipelines share it
 

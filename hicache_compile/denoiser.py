@@ -9,7 +9,7 @@ import logging
 import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -21,19 +21,16 @@ from torch._inductor import list_mode_options
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
-from hicache_compile.backends import BACKENDS
 from hicache_compile.call import DenoiserCall
 from hicache_compile.casting import cast_in_the_graph
 from hicache_compile.context import Step
 from hicache_compile.dispatch import CapturedStep
-from hicache_compile.errors import HiCacheError, one_of
+from hicache_compile.errors import HiCacheError
+from hicache_compile.handle import Handle
 from hicache_compile.modes import set_aside
-from hicache_compile.passes import Choice, capture
-from hicache_compile.policy import Policy
+from hicache_compile.passes import capture
 from hicache_compile.replay import Replay, changes_python_state, look_of_call, unobserved
-from hicache_compile.report import Report, gather
 from hicache_compile.schedules import StepMask
-from hicache_compile.serialize import as_policy
 from hicache_compile.signature import UnknownLookError
 from hicache_compile.trajectory import Session, Settings
 
@@ -44,7 +41,7 @@ _CHANGES_MODEL = re.compile("lora|adapter|fuse_|layerwise_casting")
 _DATA_DEPENDENT_OPS = functools.partial(torch._dynamo.config.patch, capture_dynamic_output_shape_ops=True)
 
 
-class CompiledDenoiser(OptimizedModule):
+class CompiledDenoiser(Handle, OptimizedModule):
     """What ``hicache_compile`` returns. Everything it does not define is the wrapped module's own.
 
     It samples: it runs without gradients, one step of a trajectory a call.
@@ -52,8 +49,6 @@ class CompiledDenoiser(OptimizedModule):
 
     # `OptimizedModule` hands assignments to the wrapped module unless the class has the attribute.
     _options: tuple[Settings, str, bool | None, str | None]
-    _session: Session
-    _steps: list[CapturedStep]
     _signature: inspect.Signature
     _denoise: Callable[..., Any]
     _breaks_at_data: bool = False
@@ -62,12 +57,7 @@ class CompiledDenoiser(OptimizedModule):
     def __init__(
         self, model: torch.nn.Module, settings: Settings, backend: str, dynamic: bool | None, mode: str | None
     ) -> None:
-        one_of("hicache_compile", "backend", backend, BACKENDS)
         cast_in_the_graph(model)
-        if mode is not None and backend != "inductor":
-            raise HiCacheError(f"hicache_compile.mode = {mode!r}: must be None with backend {backend!r}")
-        if mode is not None:
-            one_of("hicache_compile", "mode", mode, list_mode_options())
         session = Session(settings)
         steps: list[CapturedStep] = []
 
@@ -168,15 +158,6 @@ class CompiledDenoiser(OptimizedModule):
             for _ in range(2):
                 self(*args, **kwargs)
 
-    def trajectory(self, num_steps: int) -> AbstractContextManager[None]:
-        """``with compiled.trajectory(num_steps):`` one sampling run; anchors of earlier runs are forgotten.
-
-        Raises:
-            HiCacheError: ``num_steps`` is not a positive integer or not the length the policy is made for,
-                or a trajectory is open already; inside, a call beyond ``num_steps`` in one context.
-        """
-        return self._session.open(num_steps)
-
     @contextmanager
     def cache_context(self, name: str, **hints: Any) -> Iterator[None]:
         """``with compiled.cache_context(name):`` calls inside belong to the guidance branch ``name``.
@@ -189,45 +170,6 @@ class CompiledDenoiser(OptimizedModule):
                 theirs: Any = self._orig_mod.cache_context
                 stack.enter_context(theirs(name, **hints))
             yield
-
-    def disabled(self) -> AbstractContextManager[None]:
-        """``with compiled.disabled():`` calls inside run uncached (and compiled); they count as steps."""
-        return self._session.without_cache()
-
-    def reset(self) -> None:
-        """Forget every anchor and every decision of this thread, and free their memory."""
-        if self._session.step is not None:
-            raise HiCacheError("reset(): must not be called in the middle of a step")
-        self._session.reset()
-
-    @property
-    def policy(self) -> Policy:
-        """The policy of the next trajectory. Assign a Policy, a preset name, a dict or a path to JSON."""
-        return self._session.settings.policy
-
-    @policy.setter
-    def policy(self, value: Any) -> None:
-        self._session.settings.policy = as_policy(value)
-
-    @property
-    def graphs(self) -> dict[str, fx.GraphModule]:
-        """``captured``, ``guarded``, ``full`` and ``forecast``: printable and runnable; empty before the first call.
-
-        A denoiser that was captured in several graphs has ``captured.1`` and so on for the later ones.
-        """
-        found: dict[str, fx.GraphModule] = {}
-        for step in self._steps:
-            suffix = f".{len(found) // 4}" if found else ""
-            rewrite = step.variant(step.layout(self.policy)).rewrite
-            found["captured" + suffix] = rewrite.captured
-            found["guarded" + suffix] = rewrite.guarded
-            found["full" + suffix] = rewrite.programs[Choice.FULL]
-            found["forecast" + suffix] = rewrite.programs[Choice.FORECAST]
-        return found
-
-    def report(self) -> Report:
-        """What happened so far in this thread, as plain data."""
-        return gather(self._session, self._steps)
 
     def _refuse_gradients(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not torch.is_grad_enabled():

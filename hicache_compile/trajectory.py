@@ -104,6 +104,7 @@ class Session(threading.local):
         self.trajectory: int | None = None
         self.run: Run | None = None
         self.step: Step | None = None
+        self.latest: Step | None = None  # the step of the call before
         self.uncached = False
         self.syncs = 0
         self.last_graphs: list[object] = []
@@ -259,11 +260,14 @@ class Session(threading.local):
             context.ambiguous = True
         context.last_time = time
 
-    def finish(self, step: Step) -> None:
-        """The call returned: count it."""
+    def finish(self, step: Step, again: bool = False) -> None:
+        """The call returned: count it. ``again``: it was counted, and another of its graphs ran."""
+        self.latest = step
         self.last_graphs = step.graphs
         self.most_graphs = max(self.most_graphs, len(step.graphs))
-        if step.context.history:
+        if step.context.history and again:
+            step.context.history[-1][-1] = step.letter
+        elif step.context.history:
             step.context.step += 1
             step.context.history[-1].append(step.letter)
 

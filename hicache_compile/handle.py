@@ -1,0 +1,76 @@
+"""What a caller holds of a compiled denoiser: its runs, its policy, its graphs, its report."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+from torch import fx
+
+from hicache_compile.dispatch import CapturedStep
+from hicache_compile.errors import HiCacheError
+from hicache_compile.passes import Choice
+from hicache_compile.policy import Policy
+from hicache_compile.report import Report, gather
+from hicache_compile.serialize import as_policy
+from hicache_compile.trajectory import Session
+
+
+class Handle:
+    """The same for ``hicache_compile(model, policy)``, which is one, and ``torch.compile(backend="hicache")``, of which
+    ``inspect`` gives it."""
+
+    _session: Session
+    _steps: list[CapturedStep]
+
+    def trajectory(self, num_steps: int) -> AbstractContextManager[None]:
+        """``with compiled.trajectory(num_steps):`` one sampling run; anchors of earlier runs are forgotten.
+
+        Raises:
+            HiCacheError: ``num_steps`` is not a positive integer or not the length the policy is made for,
+                or a trajectory is open already; inside, a call beyond ``num_steps`` in one context.
+        """
+        return self._session.open(num_steps)
+
+    def cache_context(self, name: str) -> AbstractContextManager[None]:
+        """``with compiled.cache_context(name):`` calls inside belong to the guidance branch ``name``."""
+        return self._session.in_context(name)
+
+    def disabled(self) -> AbstractContextManager[None]:
+        """``with compiled.disabled():`` calls inside run uncached (and compiled); they count as steps."""
+        return self._session.without_cache()
+
+    def reset(self) -> None:
+        """Forget every anchor and every decision of this thread, and free their memory."""
+        if self._session.step is not None:
+            raise HiCacheError("reset(): must not be called in the middle of a step")
+        self._session.reset()
+
+    @property
+    def policy(self) -> Policy:
+        """The policy of the next trajectory. Assign a Policy, a preset name, a dict or a path to JSON."""
+        return self._session.settings.policy
+
+    @policy.setter
+    def policy(self, value: Any) -> None:
+        self._session.settings.policy = as_policy(value)
+
+    @property
+    def graphs(self) -> dict[str, fx.GraphModule]:
+        """``captured``, ``guarded``, ``full`` and ``forecast``: printable and runnable; empty before the first call.
+
+        A denoiser that was captured in several graphs has ``captured.1`` and so on for the later ones.
+        """
+        found: dict[str, fx.GraphModule] = {}
+        for step in self._steps:
+            suffix = f".{len(found) // 4}" if found else ""
+            rewrite = step.variant(step.layout(self.policy)).rewrite
+            found["captured" + suffix] = rewrite.captured
+            found["guarded" + suffix] = rewrite.guarded
+            found["full" + suffix] = rewrite.programs[Choice.FULL]
+            found["forecast" + suffix] = rewrite.programs[Choice.FORECAST]
+        return found
+
+    def report(self) -> Report:
+        """What happened so far in this thread, as plain data."""
+        return gather(self._session, self._steps)
