@@ -14,6 +14,7 @@ from torch import fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hicache_compile import passes
+from hicache_compile.backends import keeps_both_branches
 from hicache_compile.context import Step
 from hicache_compile.environment import switched_on
 from hicache_compile.errors import HiCacheError
@@ -83,7 +84,9 @@ class CapturedStep:
         computes = step.context.ambiguous or state.plan.computes(step.index)
         data = state.inputs(step.index, variant.weights_dtype)
         state.next_step = -1  # an exception in the middle leaves the anchors incomplete
-        if computes:
+        if keeps_both_branches(self.backend):
+            outputs = self._choose_inside(variant, state, step, computes, inputs, data)
+        elif computes:
             outputs = self._run(variant, Choice.FULL, inputs, data, state.rings, step.modes)
             state.after_full(step.index)
         else:
@@ -93,12 +96,34 @@ class CapturedStep:
         state.next_step = step.index + 1
         return outputs
 
+    def _choose_inside(
+        self,
+        variant: Variant,
+        state: AnchorState,
+        step: Step,
+        computes: bool,
+        inputs: Sequence[Any],
+        data: dict[str, torch.Tensor],
+    ) -> Any:
+        """A step whose program takes the branch by itself and returns the rings as they are after it."""
+        if not computes:
+            state.before_forecast(step.index)
+            step.letter = "."
+        data = {"computing": torch.tensor(computes), **data}
+        outputs = self._run(variant, Choice.EITHER, inputs, data, state.rings, step.modes)
+        count = len(outputs) - len(state.rings)
+        state.rings = list(outputs[count:])
+        if computes:
+            state.after_full(step.index)
+        return outputs[:count]
+
     def lower_now(self) -> None:
         """Lower what the step in progress needs, while Dynamo compiles: it may specialise a value and start again."""
         step = self.session.step
         if step is not None:
             variant = self.variant(self.layout(step.context.policy, step))
-            choice = Choice.PLAIN if step.uncached or not variant.rings else Choice.FULL
+            computing = Choice.EITHER if keeps_both_branches(self.backend) else Choice.FULL
+            choice = Choice.PLAIN if step.uncached or not variant.rings else computing
             variant.program(choice, self.backend, self.mode)
 
     def layout(self, policy: Policy, step: Step | None = None) -> Layout:

@@ -10,11 +10,14 @@ from torch._dynamo.convert_frame import compile_lock
 
 from hicache_compile.backends import Lowered, lower
 from hicache_compile.passes import Choice, Rewrite, ops
+from hicache_compile.passes.either import either
 from hicache_compile.passes.graphs import copy_graph, placeholders
 from hicache_compile.passes.shapes import Bindings, concrete
 from hicache_compile.state import RingShape
 
 log = logging.getLogger(__name__)
+
+SCALARS = ("computing", "position", "weights")  # state that is not a ring
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +62,13 @@ class Variant:
         with compile_lock:  # Dynamo's own: one thread compiles at a time
             if choice in self.programs:
                 return self.programs[choice]
-            graph = self.rewrite.programs[choice]
+            graph = either(self.rewrite.programs) if choice is Choice.EITHER else self.rewrite.programs[choice]
             log.info("lowering %s to %s: %d nodes", choice.value, backend, len(graph.graph.nodes))
             inputs = placeholders(graph)
             self.programs[choice] = Program(
                 # A compiler owns the graph it is given and may rewrite it; ours stays readable.
                 lower(copy_graph(graph)[0], backend, mode),
                 tuple(node.meta["input"] for node in inputs if "input" in node.meta),
-                tuple(node.meta["state"] for node in inputs if node.meta.get("state") in ("position", "weights")),
+                tuple(node.meta["state"] for node in inputs if node.meta.get("state") in SCALARS),
             )
         return self.programs[choice]

@@ -19,10 +19,12 @@ def copy_node(graph: fx.Graph, node: fx.Node, arg_of: Callable[[fx.Node], fx.Nod
     return new
 
 
-def module_of(graph: fx.Graph, origin: fx.GraphModule) -> fx.GraphModule:
-    """A GraphModule of ``graph`` with the attributes of ``origin``, checked and recompiled."""
+def module_of(
+    graph: fx.Graph, origin: fx.GraphModule, attributes: dict[str, fx.GraphModule] | None = None
+) -> fx.GraphModule:
+    """A GraphModule of ``graph`` with the attributes of ``origin`` (or those given), checked and recompiled."""
     graph.lint()
-    module = fx.GraphModule(origin, graph)
+    module = fx.GraphModule(attributes or origin, graph)
     # Note [Dynamo marks] AOTAutograd reads parameters' addresses as fixed only on a module that says it came
     # from Dynamo; with these two marks every placeholder needs a `_dynamo_source`, None on the ones we add.
     module.meta.update(origin.meta)

@@ -33,6 +33,7 @@ class Choice(StrEnum):
     FULL = "full"
     FORECAST = "forecast"
     PLAIN = "plain"
+    EITHER = "either"  # one program for both, under the cond backends
 
 
 def specialise(guarded: fx.GraphModule) -> dict[Choice, fx.GraphModule]:
