@@ -7,7 +7,6 @@ import functools
 import inspect
 import logging
 import re
-import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -26,6 +25,7 @@ from hicache_compile.casting import cast_in_the_graph
 from hicache_compile.context import Step
 from hicache_compile.dispatch import CapturedStep
 from hicache_compile.errors import HiCacheError
+from hicache_compile.frames import DATA_DEPENDENT_OPS, as_call, own_frame
 from hicache_compile.handle import Handle
 from hicache_compile.modes import set_aside
 from hicache_compile.passes import capture
@@ -38,7 +38,6 @@ log = logging.getLogger(__name__)
 
 # Methods of diffusers' and peft's models that change what the weights compute.
 _CHANGES_MODEL = re.compile("lora|adapter|fuse_|layerwise_casting")
-_DATA_DEPENDENT_OPS = functools.partial(torch._dynamo.config.patch, capture_dynamic_output_shape_ops=True)
 
 
 class CompiledDenoiser(Handle, OptimizedModule):
@@ -75,7 +74,7 @@ class CompiledDenoiser(Handle, OptimizedModule):
         object.__setattr__(self, "_session", session)
         object.__setattr__(self, "_steps", steps)
         object.__setattr__(self, "_signature", inspect.signature(model.forward))
-        object.__setattr__(self, "_denoise", context(_own_frame(model)))
+        object.__setattr__(self, "_denoise", context(own_frame(model)))
         self.forward = self._sample
 
     def _sample(self, *args: Any, **kwargs: Any) -> Any:
@@ -122,7 +121,7 @@ class CompiledDenoiser(Handle, OptimizedModule):
         if self._breaks_at_data:
             return self._denoise(*args, **kwargs)
         try:
-            with _DATA_DEPENDENT_OPS():
+            with DATA_DEPENDENT_OPS():
                 return self._denoise(*args, **kwargs)
         except (TorchDynamoException, GuardOnDataDependentSymNode) as error:
             if isinstance(getattr(error, "inner_exception", None), HiCacheError):
@@ -144,15 +143,7 @@ class CompiledDenoiser(Handle, OptimizedModule):
         Raises:
             HiCacheError: it is neither, or a trajectory is open.
         """
-        if isinstance(example_inputs, torch.Tensor) or not isinstance(example_inputs, Mapping | Sequence):
-            kind = type(example_inputs).__name__
-            raise HiCacheError(f"warmup.example_inputs is a {kind}: must be a dict, a tuple or a list of arguments")
-        args: tuple[Any, ...] = ()
-        kwargs: dict[str, Any] = {}
-        if isinstance(example_inputs, Mapping):
-            kwargs = dict(example_inputs)
-        else:
-            args = tuple(example_inputs)
+        args, kwargs = as_call(example_inputs, "warmup")
         rehearsed = replace(self.policy, schedule=StepMask("10"))
         with torch.no_grad(), self._session.rehearse(rehearsed, 2):
             for _ in range(2):
@@ -241,17 +232,3 @@ class CompiledDenoiser(Handle, OptimizedModule):
 def _own(output: torch.Tensor) -> torch.Tensor:
     """A copy of an output that lives in the memory of a CUDA graph, which the next guidance branch writes over."""
     return output.clone() if output.is_cuda else output
-
-
-def _own_frame(model: torch.nn.Module) -> Callable[..., Any]:
-    """A function that calls ``model``, with a code object of its own.
-
-    Dynamo counts recompiles by code object, and all models of one class share that of ``forward``: many
-    compiled denoisers in a process would use up one another's limit and silently run eagerly.
-    """
-
-    def denoise(*args: Any, **kwargs: Any) -> Any:
-        return model(*args, **kwargs)
-
-    own_code = denoise.__code__.replace()
-    return types.FunctionType(own_code, denoise.__globals__, "denoise", None, denoise.__closure__)

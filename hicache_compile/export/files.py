@@ -1,0 +1,112 @@
+"""The files an exported denoiser is: ONNX, a ``torch.export`` program, an AOTInductor package; each with a manifest."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram
+
+from hicache_compile.errors import HiCacheError, whole_number
+from hicache_compile.export.manifest import Manifest
+from hicache_compile.export.stepping import stepping
+from hicache_compile.frames import capture_call
+from hicache_compile.serialize import as_policy
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "hicache_compile.manifest"  # the key under which an ONNX file holds its manifest
+
+
+def _exported(
+    model: nn.Module, policy: Any, example_inputs: Any, num_steps: int, dynamic: bool
+) -> tuple[ExportedProgram, Manifest]:
+    whole_number("export", "num_steps", num_steps, 1)
+    if not isinstance(model, nn.Module):
+        raise HiCacheError(f"export.model = {type(model).__name__}: must be a torch.nn.Module")
+    wanted = as_policy(policy)
+    wanted.decisions(num_steps)
+    call = capture_call(getattr(model, "_orig_mod", model), example_inputs, "export", dynamic=bool(dynamic))
+    module, manifest, examples = stepping(call, wanted, num_steps)
+    shapes = None
+    if dynamic:
+        sizes = {port.name: port.shape for port in (*manifest.arguments, *manifest.state)}
+        names = [node.name for node in module.graph.find_nodes(op="placeholder")]
+        shapes = tuple({i: Dim.AUTO for i, size in enumerate(sizes.get(name, ())) if size is None} for name in names)
+    with torch.no_grad():
+        return torch.export.export(module, tuple(examples), dynamic_shapes=shapes, strict=False), manifest
+
+
+def export_program(
+    model: nn.Module, policy: Any, example_inputs: Any, path: str | Path, *, num_steps: int = 50, dynamic: bool = False
+) -> Manifest:
+    """Save the guarded denoiser as a ``torch.export`` program: ``torch.export.load(path).module()`` runs it.
+
+    Args and errors: see ``export_onnx``. ``PATH.json`` is the manifest.
+    """
+    program, manifest = _exported(model, policy, example_inputs, num_steps, dynamic)
+    torch.export.save(program, path)
+    _beside(path).write_text(manifest.to_json(), encoding="utf-8")
+    return manifest
+
+
+def export_aoti(
+    model: nn.Module, policy: Any, example_inputs: Any, path: str | Path, *, num_steps: int = 50, dynamic: bool = False
+) -> Manifest:
+    """Compile the guarded denoiser with AOTInductor into one package, weights included.
+
+    ``torch._inductor.aoti_load_package(path)`` loads it where this library is not installed. Args and errors: see
+    ``export_onnx``; ``path`` ends in ``.pt2``, and ``PATH.json`` is the manifest.
+    """
+    if Path(path).suffix != ".pt2":
+        raise HiCacheError(f"export_aoti.path = {str(path)!r}: must end in .pt2")
+    program, manifest = _exported(model, policy, example_inputs, num_steps, dynamic)
+    torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    _beside(path).write_text(manifest.to_json(), encoding="utf-8")
+    return manifest
+
+
+def export_onnx(
+    model: nn.Module, policy: Any, example_inputs: Any, path: str | Path, *, num_steps: int = 50, dynamic: bool = False
+) -> Manifest:
+    """Write the guarded denoiser as ONNX: one ``If`` whose branches are the full and the forecast step.
+
+    Inputs are the tensors among the denoiser's arguments by name, then ``computing`` (bool), ``position`` ``[1]``
+    int64, ``weights`` ``[depth]``, and a ring ``anchors_0``, ... a slot; outputs are ``sample`` and
+    ``next_anchors_0``, .... What is no tensor among the arguments is fixed. ``OnnxDenoiser`` runs it; the manifest is
+    in the file's metadata. Weights over 1 GiB go to ``PATH.data``.
+
+    Args:
+        model: the denoiser, or what ``hicache_compile`` made of it.
+        policy: as in ``hicache_compile``.
+        example_inputs: the arguments of one call, by name or in order; the denoiser is called with them once.
+        path: the file to write.
+        num_steps: length of the run whose plan goes into the manifest.
+        dynamic: let batch and tokens vary, where the denoiser allows it.
+
+    Raises:
+        HiCacheError: nothing is cached under ``policy``, the denoiser is captured in several graphs, or an argument is
+            not what is allowed.
+    """
+    program, manifest = _exported(model, policy, example_inputs, num_steps, dynamic)
+    names = [node.name for node in program.module().graph.find_nodes(op="placeholder")]
+    converted = torch.onnx.export(
+        program,
+        input_names=names,
+        output_names=[*manifest.outputs, *manifest.next_state],
+        dynamo=True,
+        verbose=False,
+    )
+    assert converted is not None
+    converted.model.metadata_props[MANIFEST] = manifest.to_json()
+    weights = sum(tensor.nbytes for tensor in program.state_dict.values())
+    converted.save(str(path), external_data=weights > 1 << 30)
+    log.info("wrote %s: %d arguments, %d rings", path, len(manifest.arguments), len(manifest.state))
+    return manifest
+
+
+def _beside(path: str | Path) -> Path:
+    return Path(f"{path}.json")

@@ -1,0 +1,96 @@
+"""Capturing a denoiser outside of sampling: one call, one graph."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from hicache_compile.errors import HiCacheError
+from hicache_compile.modes import set_aside
+from hicache_compile.passes import capture
+from hicache_compile.replay import unobserved
+
+DATA_DEPENDENT_OPS = functools.partial(torch._dynamo.config.patch, capture_dynamic_output_shape_ops=True)
+
+
+def own_frame(model: nn.Module) -> Callable[..., Any]:
+    """A function that calls ``model``, with a code object of its own.
+
+    Dynamo counts recompiles by code object, and all models of one class share that of ``forward``: many
+    compiled denoisers in a process would use up one another's limit and silently run eagerly.
+    """
+
+    def denoise(*args: Any, **kwargs: Any) -> Any:
+        return model(*args, **kwargs)
+
+    own_code = denoise.__code__.replace()
+    return types.FunctionType(own_code, denoise.__globals__, "denoise", None, denoise.__closure__)
+
+
+def as_call(example_inputs: Any, owner: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """``example_inputs`` as positional and named arguments.
+
+    Raises:
+        HiCacheError: it is neither a mapping nor a sequence of arguments.
+    """
+    if isinstance(example_inputs, torch.Tensor | str) or not isinstance(example_inputs, Mapping | Sequence):
+        kind = type(example_inputs).__name__
+        raise HiCacheError(f"{owner}.example_inputs is a {kind}: must be a dict, a tuple or a list of arguments")
+    return ((), dict(example_inputs)) if isinstance(example_inputs, Mapping) else (tuple(example_inputs), {})
+
+
+@dataclass(frozen=True, slots=True)
+class CapturedCall:
+    """One call of a denoiser: its graph, what went into the graph, what the denoiser was given and returned."""
+
+    model: nn.Module
+    captured: fx.GraphModule
+    inputs: Sequence[Any]
+    arguments: dict[str, Any]
+    outputs: Sequence[Any]
+    returned: Any
+
+
+def capture_call(model: nn.Module, example_inputs: Any, owner: str, dynamic: bool | None = False) -> CapturedCall:
+    """Call ``model`` once, eagerly, and keep its graph.
+
+    Args:
+        model: the denoiser; on the ``meta`` device nothing is computed.
+        example_inputs: the arguments of one call, by name or in order.
+        owner: whose argument that is, for messages.
+        dynamic: as in ``torch.compile``.
+
+    Raises:
+        HiCacheError: the arguments are of no use, or Dynamo captures several graphs.
+    """
+    args, kwargs = as_call(example_inputs, owner)
+    seen: list[tuple[fx.GraphModule, Sequence[Any], Sequence[Any]]] = []
+
+    def receive(dynamo_graph: fx.GraphModule, _: list[Any]) -> Callable[..., Any]:
+        captured = capture(dynamo_graph)
+
+        def run(*inputs: Any) -> Any:
+            outputs = dynamo_graph(*inputs)
+            seen.append((captured, inputs, outputs))
+            return outputs
+
+        return run
+
+    compiled = torch._dynamo.optimize(receive, dynamic=dynamic)(own_frame(model))
+    with torch.no_grad(), set_aside(), unobserved(), DATA_DEPENDENT_OPS():
+        returned = compiled(*args, **kwargs)
+    if len(seen) != 1:
+        raise HiCacheError(f"{owner}.model was captured in {len(seen)} graphs: must be one")
+    arguments = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
+    for name, parameter in inspect.signature(model.forward).parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            arguments |= arguments.pop(name, {})
+    captured, inputs, outputs = seen[0]
+    return CapturedCall(model, captured, inputs, dict(arguments), outputs, returned)
