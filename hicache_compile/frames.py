@@ -84,7 +84,8 @@ def capture_call(model: nn.Module, example_inputs: Any, owner: str, dynamic: boo
         return run
 
     compiled = torch._dynamo.optimize(receive, dynamic=dynamic)(own_frame(model))
-    with torch.no_grad(), set_aside(), unobserved(), DATA_DEPENDENT_OPS():
+    floats_are_fixed = torch._dynamo.config.patch(specialize_float=True)  # else a norm's epsilon becomes an input
+    with torch.no_grad(), set_aside(), unobserved(), DATA_DEPENDENT_OPS(), floats_are_fixed:
         returned = compiled(*args, **kwargs)
     if len(seen) != 1:
         raise HiCacheError(f"{owner}.model was captured in {len(seen)} graphs: must be one")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from hicache_compile.errors import HiCacheError, whole_number
-from hicache_compile.export.manifest import Manifest
+from hicache_compile.export.manifest import Manifest, Port
 from hicache_compile.export.stepping import stepping
 from hicache_compile.frames import capture_call
 from hicache_compile.serialize import as_policy
@@ -35,9 +36,23 @@ def _exported(
     if dynamic:
         sizes = {port.name: port.shape for port in (*manifest.arguments, *manifest.state)}
         names = [node.name for node in module.graph.find_nodes(op="placeholder")]
-        shapes = tuple({i: Dim.AUTO for i, size in enumerate(sizes.get(name, ())) if size is None} for name in names)
+        varying = [{i for i, size in enumerate(sizes.get(name, ())) if isinstance(size, str)} for name in names]
+        shapes = tuple(dict.fromkeys(places, Dim.AUTO) for places in varying)
     with torch.no_grad():
-        return torch.export.export(module, tuple(examples), dynamic_shapes=shapes, strict=False), manifest
+        program = torch.export.export(module, tuple(examples), dynamic_shapes=shapes, strict=False)
+    return program, _settled(manifest, program)
+
+
+def _settled(manifest: Manifest, program: ExportedProgram) -> Manifest:
+    """``manifest`` with the sizes that are left to vary in ``program``."""
+    values = {node.name: node.meta["val"] for node in program.graph.find_nodes(op="placeholder")}
+
+    def settled(port: Port) -> Port:
+        sizes = values[port.name].shape if port.name in values else port.shape
+        return replace(port, shape=tuple(size if isinstance(size, int) else str(size) for size in sizes))
+
+    arguments, state = (tuple(map(settled, ports)) for ports in (manifest.arguments, manifest.state))
+    return replace(manifest, arguments=arguments, state=state)
 
 
 def export_program(

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hicache_compile.errors import HiCacheError
+from hicache_compile.export.sizes import Size, size_of
 from hicache_compile.plan import Plan
 from hicache_compile.policy import Policy
 from hicache_compile.serialize import from_json, to_json
@@ -17,19 +18,21 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """A named tensor: sizes, ``None`` where any will do, and dtype as torch names it."""
+    """A named tensor: sizes (see ``sizes`` for those that vary), and dtype as torch names it."""
 
     name: str
-    shape: tuple[int | None, ...]
+    shape: tuple[Size, ...]
     dtype: str
 
-    def refuse(self, owner: str, shape: tuple[int, ...], dtype: str) -> None:
-        """Raise unless a value of ``shape`` and ``dtype`` fits."""
-        fits = len(shape) == len(self.shape) and all(
-            want in (None, got) for want, got in zip(self.shape, shape, strict=True)
-        )
+    def refuse(self, owner: str, shape: tuple[int, ...], dtype: str, known: dict[str, int]) -> None:
+        """Raise unless a value of ``shape`` and ``dtype`` fits; symbols seen for the first time become ``known``."""
+        fits = len(shape) == len(self.shape)
+        for want, got in zip(self.shape, shape, strict=False):
+            if isinstance(want, str) and want.isidentifier():
+                known.setdefault(want, got)
+            fits = fits and size_of(want, known) == got
         if not fits:
-            sizes = ["any" if size is None else size for size in self.shape]
+            sizes = [size if isinstance(size, int) else f"{size}={known.get(size, '?')}" for size in self.shape]
             raise HiCacheError(f"{owner} {self.name!r} has shape {list(shape)}: must be [{', '.join(map(str, sizes))}]")
         if dtype != self.dtype:
             raise HiCacheError(f"{owner} {self.name!r} is {dtype}: must be {self.dtype}")

@@ -11,6 +11,7 @@ import numpy as np
 
 from hicache_compile.errors import HiCacheError, whole_number
 from hicache_compile.export.manifest import Manifest, plan_of
+from hicache_compile.export.sizes import size_of
 from hicache_compile.serialize import as_policy
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -97,12 +98,12 @@ class OnnxDenoiser:
             HiCacheError: an argument is missing, unknown, or of another shape or dtype; or the run is over. Nothing is
                 changed then.
         """
-        self._check(arguments)
+        known = self._check(arguments)
         step, rings = self._states.get(self._context, (0, None))  # type: ignore[arg-type]  # None: a new run
         plan = self._plan or plan_of(self._policy, 1, self.manifest.depth)
         if step >= len(plan["computing"]):
             raise HiCacheError(f"step {step} of context {self._context!r}: the trajectory has {step} steps")
-        rings = rings or self._zeros(arguments)
+        rings = rings or self._zeros(known)
         row = np.asarray(plan["weights"][step], dtype=self.manifest.weights_dtype)
         outputs = self.step(arguments, plan["computing"][step], plan["position"][step], row, rings)
         count = len(self.manifest.outputs)
@@ -120,18 +121,20 @@ class OnnxDenoiser:
         """
         if len(rings) != len(self.manifest.state):
             raise HiCacheError(f"state has {len(rings)} rings: must be {len(self.manifest.state)}")
+        known = self._check(arguments)
         for port, ring in zip(self.manifest.state, rings, strict=True):
-            port.refuse("state", tuple(ring.shape()), _element(ring))
+            port.refuse("state", tuple(ring.shape()), _element(ring), known)
         feed = {name: self._value(np.ascontiguousarray(value)) for name, value in arguments.items()}
         feed["computing"] = self._value(np.asarray(computing))
         feed["position"] = self._value(np.asarray([position], dtype=np.int64))
         feed["weights"] = self._value(weights)
         feed |= dict(zip((port.name for port in self.manifest.state), rings, strict=True))
-        known = {entry.name for entry in self.session.get_inputs()}
+        read = {entry.name for entry in self.session.get_inputs()}
         wanted = [*self.manifest.outputs, *self.manifest.next_state]
-        return list(self.session.run_with_ort_values(wanted, {k: v for k, v in feed.items() if k in known}))
+        return list(self.session.run_with_ort_values(wanted, {k: v for k, v in feed.items() if k in read}))
 
-    def _check(self, arguments: Mapping[str, Array]) -> None:
+    def _check(self, arguments: Mapping[str, Array]) -> dict[str, int]:
+        """Refuse what does not fit; returns the sizes that vary."""
         ports = {port.name: port for port in self.manifest.arguments}
         missing, unknown = sorted(ports.keys() - arguments.keys()), sorted(arguments.keys() - ports.keys())
         if missing or unknown:
@@ -139,17 +142,17 @@ class OnnxDenoiser:
                 f"arguments: {', '.join(missing) or 'none'} missing, {', '.join(unknown) or 'none'} unknown; must be "
                 f"{', '.join(ports)}"
             )
-        for name, value in arguments.items():
-            ports[name].refuse("argument", tuple(np.shape(value)), str(np.asarray(value).dtype))
+        known: dict[str, int] = {}
+        for name, port in ports.items():
+            port.refuse("argument", tuple(np.shape(arguments[name])), str(np.asarray(arguments[name]).dtype), known)
+        return known
 
-    def _zeros(self, arguments: Mapping[str, Array]) -> list[Any]:
-        """Empty rings. A size that varies is that of the sample: rings hold what is added to its stream."""
-        sample = np.shape(next(iter(arguments.values())))
-        rings = []
-        for port in self.manifest.state:
-            sizes = [size if size is not None else sample[i - 1] for i, size in enumerate(port.shape)]
-            rings.append(self._value(np.zeros(sizes, dtype=port.dtype)))
-        return rings
+    def _zeros(self, known: Mapping[str, int]) -> list[Any]:
+        shapes = [[size_of(size, known) for size in port.shape] for port in self.manifest.state]
+        return [
+            self._value(np.zeros(shape, dtype=port.dtype))
+            for shape, port in zip(shapes, self.manifest.state, strict=True)
+        ]
 
 
 def _element(value: Any) -> str:

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from hicache_compile import passes
 from hicache_compile.errors import HiCacheError
 from hicache_compile.export.manifest import Manifest, Port, plan_of, policy_data
+from hicache_compile.export.sizes import Size
 from hicache_compile.frames import CapturedCall
 from hicache_compile.passes import ops
 from hicache_compile.passes.either import either
@@ -60,9 +61,10 @@ class _Writer:
 
     def write(self, num_steps: int) -> tuple[fx.GraphModule, Manifest, list[torch.Tensor]]:
         nodes = placeholders(self.program)
-        for node in nodes:  # inputs of a module come first, in the order of the denoiser's arguments
-            if "input" in node.meta and id(self.call.inputs[node.meta["input"]]) in self.arguments:
-                self._argument(node)
+        given = {id(self.call.inputs[node.meta["input"]]): node for node in nodes if "input" in node.meta}
+        for argument in self.arguments:  # in the order of the denoiser's signature
+            if argument in given:
+                self._argument(given[argument])
         for node in nodes:
             if "state" in node.meta:
                 self._state(node)
@@ -157,8 +159,8 @@ def _named_tensors(arguments: dict[str, Any]) -> dict[int, str]:
     return found
 
 
-def _sizes(node: fx.Node) -> tuple[int | None, ...]:
-    return tuple(None if isinstance(size, torch.SymInt) else int(size) for size in ops.value(node).shape)
+def _sizes(node: fx.Node) -> tuple[Size, ...]:
+    return tuple(size if isinstance(size, int) else str(size) for size in ops.value(node).shape)
 
 
 def _dtype(dtype: torch.dtype) -> str:
