@@ -72,6 +72,7 @@ class CompiledDenoiser(Handle, OptimizedModule):
         object.__setattr__(self, "_options", (settings, backend, dynamic, mode))
         object.__setattr__(self, "_graphed", bool(mode and list_mode_options(mode).get("triton.cudagraphs")))
         object.__setattr__(self, "_session", session)
+        object.__setattr__(self, "_model", model)
         object.__setattr__(self, "_steps", steps)
         object.__setattr__(self, "_signature", inspect.signature(model.forward))
         object.__setattr__(self, "_denoise", context(own_frame(model)))

@@ -209,6 +209,11 @@ class CapturedStep:
         state = context.states.get(place)
         signature = (*self.signature, depth)
         if state is None or (state.shapes, state.signature) != (shapes, signature):
+            if state is not None and state.weights_token is None:
+                raise HiCacheError(
+                    f"resume(): the anchors of context {context.name!r} are of another graph: must be continued by the "
+                    "denoiser, backend and shapes that were suspended"
+                )
             self._check_shapes(state, shapes, step)
             context.drop_stale(place)  # another shape or scope: what it held is of no use
             offload = self.session.settings.offload

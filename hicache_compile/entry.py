@@ -211,4 +211,7 @@ def inspect(compiled: Any) -> Handle:
             f"inspect: a {type(compiled).__name__} must be compiled by hicache_compile or with "
             'torch.compile(backend="hicache")'
         )
-    return hicache.handle(wrapper)
+    handle = hicache.handle(wrapper)
+    module = getattr(compiled, "_orig_mod", compiled)
+    handle._model = module if isinstance(module, torch.nn.Module) else None
+    return handle

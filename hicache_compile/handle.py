@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
+from hicache_compile import snapshot
 from hicache_compile.dispatch import CapturedStep
 from hicache_compile.errors import HiCacheError
 from hicache_compile.passes import Choice
 from hicache_compile.policy import Policy
 from hicache_compile.report import Report, gather
 from hicache_compile.serialize import as_policy
+from hicache_compile.snapshot import Snapshot
 from hicache_compile.trajectory import Session
 
 
@@ -22,6 +26,7 @@ class Handle:
 
     _session: Session
     _steps: list[CapturedStep]
+    _model: nn.Module | None = None  # whose weights they are, where that is known
 
     def trajectory(self, num_steps: int) -> AbstractContextManager[None]:
         """``with compiled.trajectory(num_steps):`` one sampling run; anchors of earlier runs are forgotten.
@@ -31,6 +36,39 @@ class Handle:
                 or a trajectory is open already; inside, a call beyond ``num_steps`` in one context.
         """
         return self._session.open(num_steps)
+
+    def suspend(self, path: str | Path) -> None:
+        """Write the open trajectory to ``path``: its policy, its step counter, every anchor of every context.
+
+        Raises:
+            HiCacheError: no trajectory is open, or a step is in progress.
+        """
+        session = self._session
+        if session.trajectory is None or session.num_steps is None or session.step is not None:
+            raise HiCacheError("suspend(): must be called between two steps of an open `with compiled.trajectory(...)`")
+        running = [context for context in session.contexts.values() if context.trajectory == session.trajectory]
+        snapshot.save(path, Snapshot(session.num_steps, session.policy, running, self._weights()))
+
+    @contextmanager
+    def resume(self, path: str | Path) -> Iterator[None]:
+        """``with compiled.resume(path):`` the steps that are left of a trajectory that ``suspend`` wrote.
+
+        They are what they would have been, bit for bit, in another process too: on the same kind of device, with
+        the same backend.
+
+        Raises:
+            HiCacheError: ``path`` is not such a file, or other weights made it, or a trajectory is open. Nothing is
+                changed then.
+        """
+        kept = snapshot.load(path)
+        mine = self._weights()
+        if mine and kept.weights and mine != kept.weights:
+            raise HiCacheError(f"resume.path = {str(path)!r}: must be of a denoiser with these weights; others made it")
+        with self._session.open_again(kept.num_steps, kept.policy, kept.contexts):
+            yield
+
+    def _weights(self) -> str:
+        return "" if self._model is None else snapshot.fingerprint(self._model.state_dict().items())
 
     def cache_context(self, name: str) -> AbstractContextManager[None]:
         """``with compiled.cache_context(name):`` calls inside belong to the guidance branch ``name``."""

@@ -27,7 +27,7 @@ class AnchorState:
         self.plan: Plan | None = None
         self.next_step = -1
         self.trajectory = -1
-        self.weights_token: Token = ()
+        self.weights_token: Token | None = ()  # None: the first that is seen
         self.signature: tuple[object, ...] = ()  # of the graph that wrote them
 
     @property
@@ -36,6 +36,8 @@ class AnchorState:
 
     def continues(self, trajectory: int, step: int, token: Token) -> bool:
         """Whether the anchors are those of this trajectory, complete, and made with these weights."""
+        if self.weights_token is None:
+            self.weights_token = token
         return (self.trajectory, self.next_step, self.weights_token) == (trajectory, step, token)
 
     def start(self, plan: Plan, trajectory: int, token: Token) -> None:

@@ -113,8 +113,8 @@ class Session(threading.local):
         self._plans: list[Plan] = []
 
     @contextmanager
-    def open(self, num_steps: int) -> Iterator[None]:
-        """A trajectory of ``num_steps`` steps in every context.
+    def open(self, num_steps: int, policy: Policy | None = None) -> Iterator[None]:
+        """A trajectory of ``num_steps`` steps in every context, by default under the policy in ``settings``.
 
         Raises:
             HiCacheError: ``num_steps`` is not a positive integer, the policy's mask has another length,
@@ -123,9 +123,10 @@ class Session(threading.local):
         whole_number("trajectory", "num_steps", num_steps, 1)
         if self.trajectory is not None:
             raise HiCacheError(f"trajectory({num_steps}): a trajectory of {self.num_steps} steps is open already")
-        self.settings.policy.decisions(num_steps)  # a policy that cannot serve it says so now
+        policy = policy or self.settings.policy
+        policy.decisions(num_steps)  # a policy that cannot serve it says so now
         self._free_idle()
-        self.policy = self.settings.policy
+        self.policy = policy
         self.num_steps, self.trajectory = num_steps, next(_ids)
         try:
             yield
@@ -134,6 +135,24 @@ class Session(threading.local):
             raise
         finally:
             self.num_steps = self.trajectory = None
+
+    @contextmanager
+    def open_again(self, num_steps: int, policy: Policy, contexts: list[Context]) -> Iterator[None]:
+        """A trajectory that ``contexts`` are in the middle of.
+
+        Raises:
+            HiCacheError: a trajectory is open already.
+        """
+        if self.trajectory is not None:
+            raise HiCacheError(f"resume(): must not be called while a trajectory of {self.num_steps} steps is open")
+        with self.open(num_steps, policy):
+            assert self.trajectory is not None
+            self.contexts = {context.name: context for context in contexts}
+            for context in contexts:
+                context.trajectory = self.trajectory
+                for state in context.states.values():
+                    state.trajectory = self.trajectory
+            yield
 
     @contextmanager
     def rehearse(self, policy: Policy, num_steps: int) -> Iterator[None]:

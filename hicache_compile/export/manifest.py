@@ -11,7 +11,6 @@ from hicache_compile.errors import HiCacheError
 from hicache_compile.export.sizes import Size, size_of
 from hicache_compile.plan import Plan
 from hicache_compile.policy import Policy
-from hicache_compile.serialize import from_json, to_json
 
 FORMAT = 1
 
@@ -85,17 +84,9 @@ class Manifest:
         }
         return cls(**{**data, **ports, "outputs": tuple(data["outputs"])})
 
-    def policy_object(self) -> Policy:
-        return from_json(json.dumps(self.policy))
-
 
 def plan_of(policy: Policy, num_steps: int, depth: int) -> dict[str, list[Any]]:
     """The plan of a run as plain lists: ``computing``, ``position`` and ``weights`` of each step."""
     plan = Plan(policy, num_steps, depth)
     plan.computes(num_steps - 1)
     return {"computing": plan.full, "position": plan.positions, "weights": plan.rows}
-
-
-def policy_data(policy: Policy) -> dict[str, Any]:
-    data: dict[str, Any] = json.loads(to_json(policy))
-    return data

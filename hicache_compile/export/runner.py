@@ -54,7 +54,7 @@ class OnnxDenoiser:
             raise HiCacheError(f"OnnxDenoiser.path = {str(path)!r}: must be a file of export_onnx, it has no manifest")
         self.manifest = Manifest.from_json(described)
         self._value = onnxruntime.OrtValue.ortvalue_from_numpy
-        self._policy = self.manifest.policy_object() if policy is None else as_policy(policy)
+        self._policy = as_policy(self.manifest.policy if policy is None else policy)
         if self._policy.depth > self.manifest.depth:
             raise HiCacheError(
                 f"OnnxDenoiser.policy needs {self._policy.depth} anchors: must be at most "

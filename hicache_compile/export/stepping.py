@@ -15,13 +15,14 @@ from torch.utils import _pytree as pytree
 
 from hicache_compile import passes
 from hicache_compile.errors import HiCacheError
-from hicache_compile.export.manifest import Manifest, Port, plan_of, policy_data
+from hicache_compile.export.manifest import Manifest, Port, plan_of
 from hicache_compile.export.sizes import Size
 from hicache_compile.frames import CapturedCall
 from hicache_compile.passes import ops
 from hicache_compile.passes.either import either
 from hicache_compile.passes.graphs import output_node, placeholders
 from hicache_compile.policy import Policy
+from hicache_compile.serialize import to_dict
 
 Attributes = dict[str, Any]
 
@@ -81,7 +82,7 @@ class _Writer:
         outputs = self._select_outputs()
         module.recompile()
         manifest = Manifest(
-            policy_data(self.policy),
+            to_dict(self.policy),
             tuple(self.ports.values()),
             tuple(self.state),
             outputs,
