@@ -98,10 +98,10 @@ def example(inputs: Arguments, scale: float = 1.0, **fixed: Any) -> dict[str, An
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dynamic", [False, True], ids=["fixed", "dynamic"])
+@pytest.mark.parametrize("dynamic", [False, "batch"])
 @pytest.mark.parametrize("scope", ["module", "stack"])
 @pytest.mark.parametrize("name", MODELS)
-def test_onnx_samples_like_torch(name: str, scope: str, dynamic: bool, tmp_path: Path) -> None:
+def test_onnx_samples_like_torch(name: str, scope: str, dynamic: bool | str, tmp_path: Path) -> None:
     build, scale = MODELS[name]
     model, inputs = build()
     policy, path = HiCache(interval=4, scope=scope), tmp_path / "denoiser.onnx"
@@ -120,6 +120,33 @@ def test_onnx_samples_like_torch(name: str, scope: str, dynamic: bool, tmp_path:
             theirs = trajectory(step(in_torch(compiled)), given, 12, "hidden_states", "timestep", scale)
         assert compiled.report().forecast == 7
         assert (mine - theirs).norm() / theirs.norm() < 1e-4  # asked by the issue; rounding gives some 1e-7
+
+
+@pytest.mark.slow
+def test_tokens_may_vary(tmp_path: Path) -> None:
+    model, inputs = flux()
+    policy, path = HiCache(interval=4, scope="stack"), tmp_path / "denoiser.onnx"
+    manifest = export_onnx(model, policy, example(inputs), path, dynamic=True)
+    (ring,) = manifest.state
+    assert ring.shape[0] == 3
+    assert ring.shape[3] == 32
+    assert all(isinstance(size, str) for size in ring.shape[1:3])
+    more = flux_inputs(tokens=36, batch=3)
+    denoiser, compiled = OnnxDenoiser(path), hicache_compile(model, policy, backend="eager")
+    with denoiser.trajectory(8):
+        mine = trajectory(in_onnxruntime(denoiser), more, 8, "hidden_states", "timestep", 1.0)
+    with compiled.trajectory(8):
+        theirs = trajectory(in_torch(compiled), more, 8, "hidden_states", "timestep", 1.0)
+    assert (mine - theirs).norm() / theirs.norm() < 1e-4
+    with pytest.raises(HiCacheError, match="argument 'img_ids' has shape"):
+        denoiser(**{**{n: v.numpy() for n, v in more.items()}, "timestep": np.ones(3, np.float32),
+                    "img_ids": inputs["img_ids"].numpy()})  # fmt: skip
+
+
+def test_where_sizes_cannot_vary_it_says_so(tmp_path: Path) -> None:
+    model, inputs = dit()
+    with pytest.raises(HiCacheError, match="must be 'batch' or False for this denoiser"):
+        export_onnx(model, HiCache(scope="stack"), example(inputs, 1000.0), tmp_path / "dit.onnx", dynamic=True)
 
 
 @pytest.mark.slow
@@ -263,6 +290,11 @@ def test_other_files_are_refused(toy: Toy, tmp_path: Path) -> None:
     [
         ({"policy": "HiCash"}, "HiCash"),
         ({"example_inputs": torch.zeros(1)}, "export.example_inputs is a Tensor: must be a dict"),
+        ({"dynamic": "tokens"}, "export.dynamic = 'tokens': must be True, False or 'batch'"),
+        (
+            {"example_inputs": {"x": torch.zeros(1, 5, 16), "t": torch.zeros(1)}, "dynamic": "batch"},
+            "have a batch of 1",
+        ),
         ({"num_steps": 0}, "export.num_steps = 0: must be an integer >= 1"),
         ({"model": nn.Linear(16, 16), "example_inputs": [torch.zeros(1, 16)]}, "export.policy: must cache something"),
         ({"model": 3}, "export.model = int: must be a torch.nn.Module"),

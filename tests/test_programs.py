@@ -25,6 +25,7 @@ from hicache_compile import (
     TaylorSeer,
     hicache_compile,
 )
+from hicache_compile.passes.graphs import placeholders
 from tests.models import ToyDiT, flux_inputs, random_flux, sample
 
 
@@ -230,3 +231,12 @@ def test_saving_saves_the_model(tmp_path: object) -> None:
     hicache_compile(model, "HiCache", backend="eager").save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path)  # type: ignore[attr-defined]  # diffusers
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_a_denoiser_does_not_learn_its_sizes_from_another() -> None:
+    first, second = (hicache_compile(ToyDiT(), HiCache(), backend="eager") for _ in range(2))
+    with torch.no_grad():
+        first(torch.randn(2, 5, 16), torch.rand(2))
+        second(torch.randn(2, 7, 16), torch.rand(2))
+    sizes = [node.meta["example_value"].shape for node in placeholders(second.graphs["captured"])]
+    assert torch.Size([2, 7, 16]) in sizes

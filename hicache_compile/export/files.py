@@ -23,14 +23,16 @@ MANIFEST = "hicache_compile.manifest"  # the key under which an ONNX file holds 
 
 
 def _exported(
-    model: nn.Module, policy: Any, example_inputs: Any, num_steps: int, dynamic: bool
+    model: nn.Module, policy: Any, example_inputs: Any, num_steps: int, dynamic: bool | str
 ) -> tuple[ExportedProgram, Manifest]:
     whole_number("export", "num_steps", num_steps, 1)
     if not isinstance(model, nn.Module):
         raise HiCacheError(f"export.model = {type(model).__name__}: must be a torch.nn.Module")
+    if dynamic not in (True, False, "batch"):
+        raise HiCacheError(f"export.dynamic = {dynamic!r}: must be True, False or 'batch'")
     wanted = as_policy(policy)
     wanted.decisions(num_steps)
-    call = capture_call(getattr(model, "_orig_mod", model), example_inputs, "export", dynamic=bool(dynamic))
+    call = capture_call(getattr(model, "_orig_mod", model), example_inputs, "export", dynamic)
     module, manifest, examples = stepping(call, wanted, num_steps)
     shapes = None
     if dynamic:
@@ -38,8 +40,16 @@ def _exported(
         names = [node.name for node in module.graph.find_nodes(op="placeholder")]
         varying = [{i for i, size in enumerate(sizes.get(name, ())) if isinstance(size, str)} for name in names]
         shapes = tuple(dict.fromkeys(places, Dim.AUTO) for places in varying)
-    with torch.no_grad():
-        program = torch.export.export(module, tuple(examples), dynamic_shapes=shapes, strict=False)
+    try:
+        with torch.no_grad():
+            program = torch.export.export(module, tuple(examples), dynamic_shapes=shapes, strict=False)
+    except RuntimeError as error:
+        if dynamic is not True or "stride" not in str(error):
+            raise
+        raise HiCacheError(
+            "export.dynamic = True: must be 'batch' or False for this denoiser; torch cannot tell that both branches "
+            "return a sample of one layout when its sizes vary"
+        ) from error
     return program, _settled(manifest, program)
 
 
@@ -56,7 +66,13 @@ def _settled(manifest: Manifest, program: ExportedProgram) -> Manifest:
 
 
 def export_program(
-    model: nn.Module, policy: Any, example_inputs: Any, path: str | Path, *, num_steps: int = 50, dynamic: bool = False
+    model: nn.Module,
+    policy: Any,
+    example_inputs: Any,
+    path: str | Path,
+    *,
+    num_steps: int = 50,
+    dynamic: bool | str = False,
 ) -> Manifest:
     """Save the guarded denoiser as a ``torch.export`` program: ``torch.export.load(path).module()`` runs it.
 
@@ -69,7 +85,13 @@ def export_program(
 
 
 def export_aoti(
-    model: nn.Module, policy: Any, example_inputs: Any, path: str | Path, *, num_steps: int = 50, dynamic: bool = False
+    model: nn.Module,
+    policy: Any,
+    example_inputs: Any,
+    path: str | Path,
+    *,
+    num_steps: int = 50,
+    dynamic: bool | str = False,
 ) -> Manifest:
     """Compile the guarded denoiser with AOTInductor into one package, weights included.
 
@@ -85,7 +107,13 @@ def export_aoti(
 
 
 def export_onnx(
-    model: nn.Module, policy: Any, example_inputs: Any, path: str | Path, *, num_steps: int = 50, dynamic: bool = False
+    model: nn.Module,
+    policy: Any,
+    example_inputs: Any,
+    path: str | Path,
+    *,
+    num_steps: int = 50,
+    dynamic: bool | str = False,
 ) -> Manifest:
     """Write the guarded denoiser as ONNX: one ``If`` whose branches are the full and the forecast step.
 
@@ -100,11 +128,12 @@ def export_onnx(
         example_inputs: the arguments of one call, by name or in order; the denoiser is called with them once.
         path: the file to write.
         num_steps: length of the run whose plan goes into the manifest.
-        dynamic: let batch and tokens vary, where the denoiser allows it.
+        dynamic: let every size vary, or with ``"batch"`` the batch alone: where a denoiser cuts its sample into
+            patches, torch cannot export a branch on sizes of the sample. The example has two of what may vary.
 
     Raises:
-        HiCacheError: nothing is cached under ``policy``, the denoiser is captured in several graphs, or an argument is
-            not what is allowed.
+        HiCacheError: nothing is cached under ``policy``, the denoiser is captured in several graphs, its sizes cannot
+            vary, or an argument is not what is allowed.
     """
     program, manifest = _exported(model, policy, example_inputs, num_steps, dynamic)
     names = [node.name for node in program.module().graph.find_nodes(op="placeholder")]
