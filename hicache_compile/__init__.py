@@ -8,10 +8,12 @@ with model.trajectory(num_steps=50):
         x = step(model(x, t), t, x)
 """
 
+from hicache_compile.bisect import bisect
 from hicache_compile.compile import hicache_compile
 from hicache_compile.denoiser import CompiledDenoiser
 from hicache_compile.entry import inspect
 from hicache_compile.errors import CannotRewrite, HiCacheError
+from hicache_compile.export import export_onnx
 from hicache_compile.forecasters import (
     BDF2,
     AdamsBashforth,
@@ -62,6 +64,8 @@ __all__ = [
     "TaylorSeer",
     "VariableAdamsBashforth",
     "VariableBDF2",
+    "bisect",
+    "export_onnx",
     "hicache_compile",
     "inspect",
     "weights",

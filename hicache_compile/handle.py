@@ -12,6 +12,8 @@ from torch import fx, nn
 from hicache_compile import snapshot
 from hicache_compile.dispatch import CapturedStep
 from hicache_compile.errors import HiCacheError
+from hicache_compile.inspection.explanation import Explanation, View, explain
+from hicache_compile.inspection.source import printable
 from hicache_compile.passes import Choice
 from hicache_compile.policy import Policy
 from hicache_compile.report import Report, gather
@@ -95,19 +97,45 @@ class Handle:
 
     @property
     def graphs(self) -> dict[str, fx.GraphModule]:
-        """``captured``, ``guarded``, ``full`` and ``forecast``: printable and runnable; empty before the first call.
+        """``captured``, ``guarded``, ``full`` and ``forecast``: empty before the first call.
 
-        A denoiser that was captured in several graphs has ``captured.1`` and so on for the later ones.
+        ``print`` shows each as Python that runs, with where it comes from in the first lines. A denoiser that was
+        captured in several graphs has ``captured.1`` and so on for the later ones.
         """
         found: dict[str, fx.GraphModule] = {}
         for step in self._steps:
             suffix = f".{len(found) // 4}" if found else ""
             rewrite = step.variant(step.layout(self.policy)).rewrite
-            found["captured" + suffix] = rewrite.captured
-            found["guarded" + suffix] = rewrite.guarded
-            found["full" + suffix] = rewrite.programs[Choice.FULL]
-            found["forecast" + suffix] = rewrite.programs[Choice.FORECAST]
+            levels = {
+                "captured": rewrite.captured,
+                "guarded": rewrite.guarded,
+                "full": rewrite.programs[Choice.FULL],
+                "forecast": rewrite.programs[Choice.FORECAST],
+            }
+            for name, module in levels.items():
+                found[name + suffix] = printable(module, f"{name} graph of {self._name()}, scope {self.policy.scope}")
         return found
+
+    def explain(self, num_steps: int = 50) -> Explanation:
+        """What was found in the denoiser and what its policy makes of a run of ``num_steps``: ``print`` shows tables.
+
+        Blocks, sites with their kind, FLOPs and bytes, the same policy at the other scopes, and what was refused.
+
+        Raises:
+            HiCacheError: the denoiser was not called yet, or ``num_steps`` is not a length the policy can serve.
+        """
+        if not self._steps:
+            raise HiCacheError("explain(): the denoiser must have been called once, or warmup(example_inputs)")
+        views = [View(step.captured, step.bindings) for step in self._newest()]
+        return explain(self._name(), views, self.policy, num_steps)
+
+    def _newest(self) -> list[CapturedStep]:
+        """The graphs of the newest call, or all where none was made."""
+        newest = [step for step in self._steps if step in self._session.last_graphs]
+        return newest or self._steps
+
+    def _name(self) -> str:
+        return "a function" if self._model is None else type(self._model).__name__
 
     def report(self) -> Report:
         """What happened so far in this thread, as plain data."""

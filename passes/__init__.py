@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx
@@ -12,6 +12,7 @@ from torch import fx
 from hicache_compile.errors import CannotRewrite
 from hicache_compile.passes.capture import capture
 from hicache_compile.passes.collapse import collapse
+from hicache_compile.passes.fuel import spend
 from hicache_compile.passes.guard import guard
 from hicache_compile.passes.sites import Site, find_sites
 from hicache_compile.passes.specialise import Choice, specialise
@@ -29,9 +30,13 @@ class Rewrite:
     captured: fx.GraphModule
     guarded: fx.GraphModule
     programs: dict[Choice, fx.GraphModule]
-    blocks: int
+    block_nodes: dict[str, list[str]]
     sites: list[Site]
     refused: list[CannotRewrite]
+
+    @property
+    def blocks(self) -> int:
+        return len(self.block_nodes)
 
 
 def build(
@@ -64,8 +69,9 @@ def build(
         log.info(
             "collapse: %d block sites became %d: residuals add up, so their forecasts do", before, len(found.sites)
         )
-    guarded, tangled = guard(found, depth, anchor_dtype)
-    refused += tangled
+    sites, unfuelled = spend(found.sites)
+    guarded, tangled = guard(replace(found, sites=sites), depth, anchor_dtype)
+    refused += unfuelled + tangled
     programs = specialise(guarded)
     if verify if verify is not None else os.environ.get("HICACHE_VERIFY") == "1":
         verify_captured(captured)
@@ -74,9 +80,9 @@ def build(
             verify_program(program, choice, captured, guarded)
         verify_pair(programs)
     declined = {entry.site for entry in tangled}
-    sites = [site for site in found.sites if site.name not in declined]
+    sites = [site for site in sites if site.name not in declined]
     _log_outcome(scope, sites, found.blocks, refused)
-    return Rewrite(captured, guarded, programs, found.blocks, sites, refused)
+    return Rewrite(captured, guarded, programs, found.block_nodes, sites, refused)
 
 
 def _log_outcome(scope: str, sites: list[Site], blocks: int, refused: list[CannotRewrite]) -> None:

@@ -24,6 +24,8 @@ from hicache_compile.passes import ops
 from hicache_compile.passes.scopes import Slot
 from hicache_compile.passes.sites import Site, Sites
 
+_LINEAR = ops.JOIN | ops.SELECT | ops.CAST | ops.RESHAPE  # a residual passes through them unchanged
+
 
 def collapse(found: Sites) -> tuple[Sites, list[CannotRewrite]]:
     """Merge every row of mergeable sites of ``found``; also the pairs that had to stay apart, and why."""
@@ -38,7 +40,7 @@ def collapse(found: Sites) -> tuple[Sites, list[CannotRewrite]]:
                 continue
             refused.append(CannotRewrite(f"collapse {merged[-1].name} + {site.name}", reason))
         merged.append(site)
-    return Sites(found.module, merged, found.refused, found.blocks), refused
+    return Sites(found.module, merged, found.refused, found.block_nodes), refused
 
 
 def obstacle(earlier: Site, later: Site) -> str | None:
@@ -57,8 +59,7 @@ def obstacle(earlier: Site, later: Site) -> str | None:
     replaced = {slot.carried for slot in later.slots}
     for slot in earlier.slots:
         for user in slot.node.users:
-            linear = user in replaced or _only_feeds(user, replaced)
-            if user not in region and not linear:
+            if user not in region and not _only_feeds(user, replaced):
                 return f"`{slot.node.name}` is read by `{user.name}` between the two"
     return None
 
@@ -68,7 +69,7 @@ def _linear_origins(node: fx.Node, known: set[fx.Node | None]) -> set[fx.Node] |
     if node in known:
         return {node}
     found: set[fx.Node] = set()
-    if ops.op(node) not in ops.JOIN | ops.SELECT | ops.CAST | ops.RESHAPE:
+    if ops.op(node) not in _LINEAR:
         return None
     for carrier in ops.carriers(node):
         origins = _linear_origins(carrier, known)
@@ -79,7 +80,11 @@ def _linear_origins(node: fx.Node, known: set[fx.Node | None]) -> set[fx.Node] |
 
 
 def _only_feeds(node: fx.Node, targets: set[fx.Node | None]) -> bool:
-    return bool(node.users) and all(user in targets or _only_feeds(user, targets) for user in node.users)
+    """Whether ``node`` is one of ``targets``, or a join or slice that is read for nothing but one of them."""
+    if node in targets:
+        return True
+    linear = ops.op(node) in _LINEAR
+    return linear and bool(node.users) and all(_only_feeds(user, targets) for user in node.users)
 
 
 def _merge(earlier: Site, later: Site, order: dict[fx.Node, int]) -> Site:
@@ -116,7 +121,7 @@ def _carry_back(graph: fx.Graph, node: fx.Node, carried_by: dict[fx.Node, fx.Nod
         assert carried is not None
         return carried
     sources = ops.carriers(node)
-    if ops.op(node) not in ops.JOIN | ops.SELECT | ops.CAST | ops.RESHAPE or not sources:
+    if ops.op(node) not in _LINEAR or not sources:
         return node
     replaced = {source: _carry_back(graph, source, carried_by) for source in sources}
     if all(new is old for old, new in replaced.items()):

@@ -32,7 +32,22 @@ class _Run(fx.Interpreter):
 
     attention_flops = 0
 
+    def __init__(self, program: fx.GraphModule, counter: FlopCounterMode) -> None:
+        super().__init__(program)
+        self.by_node: dict[str, int] = {}
+        self._counter = counter
+
+    @property
+    def flops(self) -> int:
+        return int(self._counter.get_total_flops()) + self.attention_flops
+
     def run_node(self, n: fx.Node) -> Any:
+        before = self.flops
+        value = self._value_of(n)
+        self.by_node[n.name] = self.flops - before
+        return value
+
+    def _value_of(self, n: fx.Node) -> Any:
         example = ops.value(n)
         if isinstance(example, torch.SymFloat):
             return float(example.node.hint)
@@ -57,10 +72,15 @@ def _largest(node: fx.Node, env: dict[fx.Node, Any]) -> Any:
 
 def count_flops(program: fx.GraphModule, bindings: Bindings) -> int:
     """FLOPs (two for each multiply-add) of one run of ``program`` at the sizes in ``bindings``."""
+    return sum(flops_by_node(program, bindings).values())
+
+
+def flops_by_node(program: fx.GraphModule, bindings: Bindings) -> dict[str, int]:
+    """The same of each node by name."""
     with FakeTensorMode(), FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter, torch.no_grad():
-        run = _Run(program)
+        run = _Run(program, counter)
         run.run(*(_fake(ops.value(node), bindings) for node in placeholders(program)))
-    return int(counter.get_total_flops()) + run.attention_flops
+    return run.by_node
 
 
 def _fake(example: Any, bindings: Bindings) -> Any:

@@ -39,7 +39,11 @@ class Sites:
     module: fx.GraphModule
     sites: list[Site]
     refused: list[CannotRewrite]
-    blocks: int
+    block_nodes: dict[str, list[str]]  # the names of each block's nodes
+
+    @property
+    def blocks(self) -> int:
+        return len(self.block_nodes)
 
 
 def find_sites(captured: fx.GraphModule, scope: str, first: int = 0, last: int = 0) -> Sites:
@@ -50,8 +54,9 @@ def find_sites(captured: fx.GraphModule, scope: str, first: int = 0, last: int =
     """
     module, _ = copy_graph(captured)
     runs, refused = find_runs(module)
-    blocks = sum(len(run.blocks) for run in runs)
+    block_nodes: dict[str, list[str]] = {}
     for block in (block for run in runs for block in run.blocks):
+        block_nodes.setdefault(block.name, []).extend(node.name for node in block.nodes)
         for node in block.nodes:
             node.meta["block"] = block.name
     if runs and first + last >= max(len(run.blocks) for run in runs):
@@ -74,7 +79,7 @@ def find_sites(captured: fx.GraphModule, scope: str, first: int = 0, last: int =
             sites.append(Site(draft.name, kind_of(ordered, _streams_of(draft, runs)), draft.slots, ordered))
         else:
             refused.append(CannotRewrite(draft.name, reason))
-    return Sites(module, _named_temporal(sites), refused, blocks)
+    return Sites(module, _named_temporal(sites), refused, block_nodes)
 
 
 def _named_temporal(sites: list[Site]) -> list[Site]:

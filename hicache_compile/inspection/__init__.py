@@ -1,0 +1,1 @@
+"""Looking inside: graphs as Python, ``explain``, ``dump`` and its page."""

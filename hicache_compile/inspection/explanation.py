@@ -1,0 +1,221 @@
+"""``explain``: what was found in a denoiser, and what a policy makes of it, as plain data and as tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import fx
+
+from hicache_compile import passes
+from hicache_compile.errors import whole_number
+from hicache_compile.memory import Layout, layout_of
+from hicache_compile.passes import Choice, Rewrite, ops
+from hicache_compile.passes.cost import flops_by_node
+from hicache_compile.passes.graphs import placeholders
+from hicache_compile.passes.shapes import Bindings, concrete
+from hicache_compile.policy import SCOPES, Policy
+from hicache_compile.serialize import to_dict
+
+
+@dataclass(frozen=True, slots=True)
+class SiteRow:
+    """A site under the policy: what it computes, and what is kept of it.
+
+    ``flops``: of one full step inside the site; ``share``: of the whole step; ``nbytes``: its rings in one context;
+    ``shapes``: of the rings a forecast reads, none where it reads nothing of the site.
+    """
+
+    name: str
+    kind: str
+    blocks: list[str]
+    nodes: int
+    flops: int
+    share: float
+    shapes: list[list[int]]
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScopeRow:
+    """What the policy would be at another scope: ``ceiling`` is the speed-up if the clock followed the FLOPs."""
+
+    scope: str
+    sites: int
+    slots: int
+    flops_forecast: int
+    state_bytes: int
+    ceiling: float
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRow:
+    """A block: its nodes, its FLOPs in one full step."""
+
+    name: str
+    nodes: int
+    flops: int
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What ``explain`` found. ``decisions``: one letter a step; bytes are those of one guidance branch."""
+
+    model: str
+    policy: dict[str, Any]
+    scope: str
+    num_steps: int
+    decisions: str
+    graphs: int
+    nodes: int
+    flops_full: int
+    flops_forecast: int
+    flops_speedup: float
+    state_bytes: int
+    blocks: list[BlockRow]
+    sites: list[SiteRow]
+    scopes: list[ScopeRow]
+    refused: list[tuple[str, str]]
+
+    @property
+    def stacks(self) -> dict[str, int]:
+        """How many blocks each list of modules has."""
+        counted: dict[str, int] = {}
+        for block in self.blocks:
+            name = ".".join(part for part in block.name.split(".") if not part.isdigit()) or block.name
+            counted[name] = counted.get(name, 0) + 1
+        return counted
+
+    def to_json(self) -> str:
+        """The same as JSON."""
+        return json.dumps({**asdict(self), "stacks": self.stacks}, indent=1)
+
+    def __str__(self) -> str:
+        from hicache_compile.inspection.tables import render
+
+        return render(self)
+
+
+class View:
+    """One captured graph at the sizes in ``bindings``, rewritten as policies ask for it."""
+
+    def __init__(self, graph: fx.GraphModule, bindings: Bindings) -> None:
+        self.graph = graph
+        self.bindings = bindings
+        self.flops = flops_by_node(graph, bindings)
+        self.flops_full = sum(self.flops.values())
+        self._rewrites: dict[Layout, Rewrite] = {}
+        self._cheap: dict[Layout, int] = {}
+
+    def rewrite(self, layout: Layout) -> Rewrite:
+        if layout not in self._rewrites:
+            cut = layout.scope, layout.depth, layout.first, layout.last
+            self._rewrites[layout] = passes.build(self.graph, *cut)
+        return self._rewrites[layout]
+
+    def rings(self, layout: Layout) -> dict[int, tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and dtype of each ring a forecast reads, by slot."""
+        found = {}
+        for node in placeholders(self.rewrite(layout).programs[Choice.FORECAST]):
+            if node.meta.get("state") == "anchors":
+                ring = ops.value(node)
+                found[node.meta["slot"]] = concrete(ring.shape, self.bindings), ring.dtype
+        return found
+
+    def flops_forecast(self, layout: Layout) -> int:
+        if layout not in self._cheap:
+            program = self.rewrite(layout).programs[Choice.FORECAST]
+            self._cheap[layout] = sum(flops_by_node(program, self.bindings).values())
+        return self._cheap[layout]
+
+
+def explain(
+    model: str, views: Sequence[View], policy: Policy, num_steps: int, scopes: Sequence[str] = SCOPES
+) -> Explanation:
+    """What ``policy`` makes of the graphs of one denoiser call over a run of ``num_steps``; and at which other scopes.
+
+    Raises:
+        HiCacheError: ``num_steps`` is not a positive integer, or not the length the policy is made for.
+    """
+    whole_number("explain", "num_steps", num_steps, 1)
+    decisions = policy.decisions(num_steps)
+    layout = layout_of(policy)
+    flops_full = sum(view.flops_full for view in views)
+    rows = [_at_scope(_cut_at(policy, scope), views, decisions, flops_full) for scope in scopes]
+    chosen = next(row for row in rows if row.scope == policy.scope)
+    rewrites = [view.rewrite(layout) for view in views]
+    return Explanation(
+        model=model,
+        policy=to_dict(policy),
+        scope=policy.scope,
+        num_steps=num_steps,
+        decisions=decisions,
+        graphs=len(views),
+        nodes=sum(len(view.graph.graph.nodes) for view in views),
+        flops_full=flops_full,
+        flops_forecast=chosen.flops_forecast,
+        flops_speedup=chosen.ceiling,
+        state_bytes=chosen.state_bytes,
+        blocks=[row for view in views for row in _blocks(view, layout)],
+        sites=[row for view in views for row in _sites(view, layout, flops_full)],
+        scopes=rows,
+        refused=sorted({(entry.site, entry.reason) for rewrite in rewrites for entry in rewrite.refused}),
+    )
+
+
+def _cut_at(policy: Policy, scope: str) -> Layout:
+    """What ``policy`` asks for, at ``scope``."""
+    ends = (policy.first, policy.last) if scope in ("block", "stack") else (0, 0)
+    return Layout(scope, *ends, policy.depth)
+
+
+def _at_scope(layout: Layout, views: Sequence[View], decisions: str, flops_full: int) -> ScopeRow:
+    rings = [ring for view in views for ring in view.rings(layout).values()]
+    cheap = sum(view.flops_forecast(layout) for view in views)
+    spent = decisions.count("F") * flops_full + decisions.count(".") * cheap
+    return ScopeRow(
+        scope=layout.scope,
+        sites=sum(len(view.rewrite(layout).sites) for view in views),
+        slots=len(rings),
+        flops_forecast=cheap,
+        state_bytes=_nbytes(rings),
+        ceiling=len(decisions) * flops_full / spent if spent else 1.0,
+    )
+
+
+def _blocks(view: View, layout: Layout) -> list[BlockRow]:
+    return [
+        BlockRow(name, len(nodes), sum(view.flops.get(node, 0) for node in nodes))
+        for name, nodes in view.rewrite(layout).block_nodes.items()
+    ]
+
+
+def _sites(view: View, layout: Layout, flops_full: int) -> list[SiteRow]:
+    rings = view.rings(layout)
+    rows, slot = [], 0
+    for site in view.rewrite(layout).sites:
+        kept = [rings[place] for place in range(slot, slot + len(site.slots)) if place in rings]
+        slot += len(site.slots)
+        flops = sum(view.flops.get(node.name, 0) for node in site.region)
+        blocks = dict.fromkeys(node.meta["block"] for node in site.region if "block" in node.meta)
+        rows.append(
+            SiteRow(
+                name=site.name,
+                kind=site.kind,
+                blocks=list(blocks),
+                nodes=len(site.region),
+                flops=flops,
+                share=flops / flops_full if flops_full else 0.0,
+                shapes=[list(shape) for shape, _ in kept],
+                nbytes=_nbytes(kept),
+            )
+        )
+    return rows
+
+
+def _nbytes(rings: Sequence[tuple[tuple[int, ...], torch.dtype]]) -> int:
+    return sum(prod(shape) * dtype.itemsize for shape, dtype in rings)

@@ -1,0 +1,154 @@
+"""An explanation, and a comparison of several, as terminal tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from hicache_compile.inspection.explanation import Explanation, SiteRow
+
+WIDTH = 128  # of text that goes to no terminal
+SHOWN = 24  # sites; those of like blocks are folded
+
+
+def render(found: Explanation) -> str:
+    """The tables of ``found`` as text."""
+    console = Console(width=WIDTH, color_system=None, record=False, file=None)
+    with console.capture() as captured:
+        console.print(tables(found))
+    return captured.get()
+
+
+def tables(found: Explanation) -> RenderableType:
+    """The tables of ``found``, to print in a console."""
+    parts: list[RenderableType] = [_summary(found), "", _scopes(found), "", _sites(found)]
+    if found.refused:
+        parts += ["", _refused(found)]
+    return Group(*parts)
+
+
+def comparison(found: Sequence[tuple[str, Explanation]]) -> Table:
+    """One line a policy: full steps, FLOPs, state, ceiling."""
+    first = found[0][1]
+    title = f"{first.model}, {first.num_steps} steps; uncached {tera(first.num_steps * first.flops_full)}"
+    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left")
+    table.add_column("policy")
+    table.add_column("scope")
+    for heading in ("full steps", "forecast / full", "FLOPs", "anchors a branch", "speed-up ceiling"):
+        table.add_column(heading, justify="right")
+    for name, each in found:
+        spent = each.num_steps * each.flops_full / each.flops_speedup
+        table.add_row(
+            name,
+            each.scope,
+            f"{each.decisions.count('F')} of {each.num_steps}",
+            percent(each.flops_forecast / each.flops_full),
+            tera(spent),
+            size(each.state_bytes),
+            f"{each.flops_speedup:.2f}x",
+        )
+    return table
+
+
+def _summary(found: Explanation) -> Text:
+    stacks = ", ".join(f"{count} in {name}" for name, count in found.stacks.items()) or "none found"
+    graphs = f"{found.graphs} graph{'s' * (found.graphs > 1)}, {found.nodes} nodes"
+    lines = [
+        f"{found.model}: {graphs}; {len(found.blocks)} blocks: {stacks}",
+        f"{found.decisions}  {found.decisions.count('F')} of {found.num_steps} steps computed",
+        f"full step {tera(found.flops_full)}, forecast step {tera(found.flops_forecast)} "
+        f"({percent(found.flops_forecast / max(1, found.flops_full))}); at most {found.flops_speedup:.2f}x faster; "
+        f"anchors {size(found.state_bytes)} a guidance branch",
+    ]
+    return Text("\n".join(lines))
+
+
+def _scopes(found: Explanation) -> Table:
+    table = Table(box=SIMPLE_HEAD, title="the same policy at each scope", title_justify="left")
+    table.add_column("scope")
+    for heading in ("sites", "slots kept", "forecast step", "of a full one", "anchors a branch", "speed-up ceiling"):
+        table.add_column(heading, justify="right")
+    for row in found.scopes:
+        table.add_row(
+            row.scope,
+            str(row.sites),
+            str(row.slots),
+            tera(row.flops_forecast),
+            percent(row.flops_forecast / max(1, found.flops_full)),
+            size(row.state_bytes),
+            f"{row.ceiling:.2f}x",
+            style="bold" if row.scope == found.scope else None,
+        )
+    return table
+
+
+def _sites(found: Explanation) -> Table:
+    table = Table(box=SIMPLE_HEAD, title=f"sites at scope {found.scope}", title_justify="left")
+    table.add_column("site", no_wrap=True)
+    table.add_column("kind", no_wrap=True)
+    for heading in ("sites", "nodes", "FLOPs each", "all of them", "rings", "anchors"):
+        table.add_column(heading, justify="right")
+    groups = _alike(found.sites)
+    for group in groups[:SHOWN]:
+        one = group[0]
+        table.add_row(
+            one.name if len(group) == 1 else _pattern(one.name),
+            one.kind,
+            str(len(group)),
+            str(one.nodes),
+            tera(one.flops),
+            percent(sum(site.share for site in group)),
+            " ".join(str(shape).replace(" ", "") for shape in one.shapes) or "not read",
+            size(sum(site.nbytes for site in group)),
+        )
+    if len(groups) > SHOWN:
+        table.add_row(f"and {len(groups) - SHOWN} more kinds of sites: see to_json()")
+    return table
+
+
+def _alike(sites: Sequence[SiteRow]) -> list[list[SiteRow]]:
+    """Sites that differ only in which block they are of, together."""
+    groups: dict[object, list[SiteRow]] = {}
+    for site in sites:
+        key = (_pattern(site.name), site.kind, site.nodes, site.flops, str(site.shapes))
+        groups.setdefault(key, []).append(site)
+    return list(groups.values())
+
+
+def _pattern(name: str) -> str:
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))
+
+
+def _refused(found: Explanation) -> Table:
+    table = Table(box=SIMPLE_HEAD, title="refused", title_justify="left")
+    table.add_column("site")
+    table.add_column("why")
+    for site, reason in found.refused[:SHOWN]:
+        table.add_row(site, reason)
+    if len(found.refused) > SHOWN:
+        table.add_row(f"and {len(found.refused) - SHOWN} more", "see to_json()")
+    return table
+
+
+def tera(flops: float) -> str:
+    """``74.38 TFLOPs``."""
+    for unit, scale in (("TFLOPs", 1e12), ("GFLOPs", 1e9), ("MFLOPs", 1e6)):
+        if flops >= scale:
+            return f"{flops / scale:.2f} {unit}"
+    return f"{flops:.0f} FLOPs"
+
+
+def size(nbytes: float) -> str:
+    """``1.88 GiB``."""
+    for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if nbytes >= scale:
+            return f"{nbytes / scale:.2f} {unit}"
+    return f"{nbytes:.0f} B"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
