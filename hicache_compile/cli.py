@@ -1,4 +1,4 @@
-"""The command line: ``hicache demo``, ``hicache generate`` and ``hicache bench``."""
+"""The command line: ``hicache demo``, ``explain``, ``generate``, ``export`` and ``bench``."""
 
 from __future__ import annotations
 
@@ -33,6 +33,58 @@ def demo(
         run(steps, per_class, seed, backend, out, as_json=json)
     except HiCacheError as error:
         typer.secho(f"hicache demo: {error}", err=True, fg="red")
+        raise typer.Exit(2) from None
+
+
+@app.command()
+def explain(
+    model: Annotated[
+        str, typer.Argument(help="A known name (flux.1-dev, ...), a model or pipeline folder, a config.json.")
+    ],
+    policy: Annotated[
+        list[str] | None, typer.Option(help="A preset name, a .json file or JSON; several are compared.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 50,
+    height: Annotated[int | None, typer.Option(min=1, help="Pixels; default: what the model was made for.")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Pixels; default: the height.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames of a clip.")] = None,
+    batch: Annotated[int, typer.Option(min=1)] = 1,
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "bfloat16",
+    dump: Annotated[Path | None, typer.Option(help="Write the graphs and a page into this folder.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON.")] = False,
+) -> None:
+    """What a policy makes of a denoiser: sites, FLOPs, memory, the speed-up it can reach. Needs no weights."""
+    from hicache_compile.architectures import Request
+    from hicache_compile.inspection.command import run
+
+    try:
+        run(model, policy or [], Request(height, width, frames, batch), steps, dtype, dump, as_json=json)
+    except HiCacheError as error:
+        typer.secho(f"hicache explain: {error}", err=True, fg="red")
+        raise typer.Exit(2) from None
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Folder of a diffusers model or pipeline, with its weights.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")],
+    policy: Annotated[str, typer.Option(help="A preset name, a .json file or JSON.")] = "HiCache",
+    format: Annotated[str, typer.Option(help="onnx, pt2 (torch.export) or aoti (AOTInductor).")] = "onnx",
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the run whose plan goes along.")] = 50,
+    height: Annotated[int | None, typer.Option(min=1)] = None,
+    width: Annotated[int | None, typer.Option(min=1)] = None,
+    frames: Annotated[int | None, typer.Option(min=1)] = None,
+    batch: Annotated[int, typer.Option(min=1)] = 1,
+    dynamic: Annotated[str, typer.Option(help="Which sizes may vary: none, batch or all.")] = "none",
+) -> None:
+    """Write a denoiser with its cache as one graph that needs neither this library nor Python."""
+    from hicache_compile.architectures import Request
+    from hicache_compile.export.command import run
+
+    try:
+        run(model, policy, Request(height, width, frames, batch), format, out, steps, dynamic)
+    except HiCacheError as error:
+        typer.secho(f"hicache export: {error}", err=True, fg="red")
         raise typer.Exit(2) from None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import Any
 
@@ -15,7 +15,7 @@ from hicache_compile import passes
 from hicache_compile.errors import whole_number
 from hicache_compile.memory import Layout, layout_of
 from hicache_compile.passes import Choice, Rewrite, ops
-from hicache_compile.passes.cost import flops_by_node
+from hicache_compile.passes.cost import count_flops, flops_by_node
 from hicache_compile.passes.graphs import placeholders
 from hicache_compile.passes.shapes import Bindings, concrete
 from hicache_compile.policy import SCOPES, Policy
@@ -112,10 +112,11 @@ class View:
         self._cheap: dict[Layout, int] = {}
 
     def rewrite(self, layout: Layout) -> Rewrite:
-        if layout not in self._rewrites:
-            cut = layout.scope, layout.depth, layout.first, layout.last
-            self._rewrites[layout] = passes.build(self.graph, *cut)
-        return self._rewrites[layout]
+        """With rings of one anchor: how many there are changes bytes alone."""
+        single = replace(layout, depth=1)
+        if single not in self._rewrites:
+            self._rewrites[single] = passes.build(self.graph, layout.scope, 1, layout.first, layout.last)
+        return self._rewrites[single]
 
     def rings(self, layout: Layout) -> dict[int, tuple[tuple[int, ...], torch.dtype]]:
         """Shape and dtype of each ring a forecast reads, by slot."""
@@ -123,14 +124,15 @@ class View:
         for node in placeholders(self.rewrite(layout).programs[Choice.FORECAST]):
             if node.meta.get("state") == "anchors":
                 ring = ops.value(node)
-                found[node.meta["slot"]] = concrete(ring.shape, self.bindings), ring.dtype
+                shape = concrete(ring.shape[1:], self.bindings)
+                found[node.meta["slot"]] = (layout.depth, *shape), ring.dtype
         return found
 
     def flops_forecast(self, layout: Layout) -> int:
-        if layout not in self._cheap:
-            program = self.rewrite(layout).programs[Choice.FORECAST]
-            self._cheap[layout] = sum(flops_by_node(program, self.bindings).values())
-        return self._cheap[layout]
+        single = replace(layout, depth=1)
+        if single not in self._cheap:
+            self._cheap[single] = count_flops(self.rewrite(layout).programs[Choice.FORECAST], self.bindings)
+        return self._cheap[single]
 
 
 def explain(

@@ -90,8 +90,8 @@ def _sites(found: Explanation) -> Table:
     table = Table(box=SIMPLE_HEAD, title=f"sites at scope {found.scope}", title_justify="left")
     table.add_column("site", no_wrap=True)
     table.add_column("kind", no_wrap=True)
-    for heading in ("sites", "nodes", "FLOPs each", "all of them", "rings", "anchors"):
-        table.add_column(heading, justify="right")
+    for heading in ("sites", "FLOPs each", "of a step", "rings", "anchors"):
+        table.add_column(heading, justify="right", no_wrap=True)
     groups = _alike(found.sites)
     for group in groups[:SHOWN]:
         one = group[0]
@@ -99,7 +99,6 @@ def _sites(found: Explanation) -> Table:
             one.name if len(group) == 1 else _pattern(one.name),
             one.kind,
             str(len(group)),
-            str(one.nodes),
             tera(one.flops),
             percent(sum(site.share for site in group)),
             " ".join(str(shape).replace(" ", "") for shape in one.shapes) or "not read",
