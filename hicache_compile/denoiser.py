@@ -7,6 +7,7 @@ import functools
 import inspect
 import logging
 import re
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -50,6 +51,7 @@ class CompiledDenoiser(Handle, OptimizedModule):
     _options: tuple[Settings, str, bool | None, str | None]
     _signature: inspect.Signature
     _denoise: Callable[..., Any]
+    _code: types.CodeType
     _breaks_at_data: bool = False
     _graphed: bool = False
 
@@ -75,7 +77,9 @@ class CompiledDenoiser(Handle, OptimizedModule):
         object.__setattr__(self, "_model", model)
         object.__setattr__(self, "_steps", steps)
         object.__setattr__(self, "_signature", inspect.signature(model.forward))
-        object.__setattr__(self, "_denoise", context(own_frame(model)))
+        frame = own_frame(model)
+        object.__setattr__(self, "_code", frame.__code__)
+        object.__setattr__(self, "_denoise", context(frame))
         self.forward = self._sample
 
     def _sample(self, *args: Any, **kwargs: Any) -> Any:
@@ -162,6 +166,9 @@ class CompiledDenoiser(Handle, OptimizedModule):
                 theirs: Any = self._orig_mod.cache_context
                 stack.enter_context(theirs(name, **hints))
             yield
+
+    def _frames(self) -> list[types.CodeType]:
+        return [self._code]
 
     def _refuse_gradients(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not torch.is_grad_enabled():

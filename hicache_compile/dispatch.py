@@ -18,6 +18,7 @@ from hicache_compile.backends import keeps_both_branches
 from hicache_compile.context import Step
 from hicache_compile.environment import switched_on
 from hicache_compile.errors import HiCacheError
+from hicache_compile.inspection.tracing import trace_rewrite
 from hicache_compile.memory import Layout, SlotShapes, choose, layout_of
 from hicache_compile.modes import brought_back
 from hicache_compile.offload import OffloadedState
@@ -163,6 +164,7 @@ class CapturedStep:
         variant = self.variants.get(key)
         if variant is None or variant.depth < depth:
             rewrite = passes.build(self.captured, layout.scope, depth, layout.first, layout.last, layout.dtype)
+            trace_rewrite(rewrite, layout.scope)
             variant = self.variants[key] = Variant(rewrite, depth)
         return variant
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect as introspection
 import logging
+import types
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ class CompiledFunction(Handle):
         self._steps = []
         self._backend = given.get("backend", "inductor")
         self._mode = mode
-        self._first_code: object = None
+        self._first_code: types.CodeType | None = None
 
     def receive(self, dynamo_graph: fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
         """What Dynamo calls for each graph it captures."""
@@ -103,6 +104,9 @@ class CompiledFunction(Handle):
             session.step = None
         session.finish(step, again=not begins)
         return outputs
+
+    def _frames(self) -> list[types.CodeType]:
+        return [self._first_code] if self._first_code else []
 
     def forget(self) -> None:
         """``torch.compiler.reset()``: the code that called the graphs is gone."""

@@ -23,7 +23,7 @@ _frames = itertools.count()
 DATA_DEPENDENT_OPS = functools.partial(torch._dynamo.config.patch, capture_dynamic_output_shape_ops=True)
 
 
-def own_frame(model: nn.Module) -> Callable[..., Any]:
+def own_frame(model: nn.Module) -> types.FunctionType:
     """A function that calls ``model``, with a code object of its own.
 
     Dynamo counts recompiles by code object, and all models of one class share that of ``forward``: many

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -12,6 +13,8 @@ from torch import fx, nn
 from hicache_compile import snapshot
 from hicache_compile.dispatch import CapturedStep
 from hicache_compile.errors import HiCacheError
+from hicache_compile.inspection.bytecode import decompiled
+from hicache_compile.inspection.dump import write
 from hicache_compile.inspection.explanation import Explanation, View, explain
 from hicache_compile.inspection.source import printable
 from hicache_compile.passes import Choice
@@ -128,6 +131,31 @@ class Handle:
             raise HiCacheError("explain(): the denoiser must have been called once, or warmup(example_inputs)")
         views = [View(step.captured, step.bindings) for step in self._newest()]
         return explain(self._name(), views, self.policy, num_steps)
+
+    def dump(self, path: str | Path, num_steps: int = 50) -> None:
+        """Write everything about the denoiser into the folder ``path``, and ``index.html``, a page to read it by.
+
+        Numbered files in the order they were made: each graph as Python, what Inductor generated for each program,
+        Dynamo's bytecode (decompiled where depyf is installed); the policy, its schedule and weight table for a run of
+        ``num_steps``, the report, versions.
+
+        Raises:
+            HiCacheError: see ``explain``.
+        """
+        explained = self.explain(num_steps)
+        graphs = {name: str(graph) for name, graph in self.graphs.items()}
+        code = {
+            f"{choice}_generated": text
+            for step in self._newest()
+            for choice, program in step.variant(step.layout(self.policy)).programs.items()
+            for text in program.code
+        }
+        code["dynamo_bytecode"] = decompiled(self._frames())
+        write(Path(path), explained, graphs, code=code, extra={"report.json": self.report().to_json()})
+
+    def _frames(self) -> list[types.CodeType]:
+        """The code Dynamo compiled to call the graphs."""
+        return []
 
     def _newest(self) -> list[CapturedStep]:
         """The graphs of the newest call, or all where none was made."""

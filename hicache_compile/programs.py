@@ -9,6 +9,7 @@ import torch
 from torch._dynamo.convert_frame import compile_lock
 
 from hicache_compile.backends import Lowered, lower
+from hicache_compile.backends.generated import generated_code
 from hicache_compile.passes import Choice, Rewrite, ops
 from hicache_compile.passes.either import either
 from hicache_compile.passes.graphs import copy_graph, placeholders
@@ -27,6 +28,7 @@ class Program:
     run: Lowered
     inputs: tuple[int, ...]
     state: tuple[str, ...]
+    code: tuple[str, ...] = ()  # what Inductor generated
 
 
 class Variant:
@@ -65,10 +67,13 @@ class Variant:
             graph = either(self.rewrite.programs) if choice is Choice.EITHER else self.rewrite.programs[choice]
             log.info("lowering %s to %s: %d nodes", choice.value, backend, len(graph.graph.nodes))
             inputs = placeholders(graph)
-            self.programs[choice] = Program(
+            with generated_code() as code:
                 # A compiler owns the graph it is given and may rewrite it; ours stays readable.
-                lower(copy_graph(graph)[0], backend, mode),
+                run = lower(copy_graph(graph)[0], backend, mode)
+            self.programs[choice] = Program(
+                run,
                 tuple(node.meta["input"] for node in inputs if "input" in node.meta),
                 tuple(node.meta["state"] for node in inputs if node.meta.get("state") in SCALARS),
+                tuple(code),
             )
         return self.programs[choice]

@@ -12,6 +12,7 @@ from rich.console import Console
 from hicache_compile.architectures import Request, example_inputs, resolve
 from hicache_compile.errors import one_of
 from hicache_compile.frames import capture_call
+from hicache_compile.inspection.dump import sources, write
 from hicache_compile.inspection.explanation import View, explain
 from hicache_compile.inspection.tables import WIDTH, comparison, tables
 from hicache_compile.policy import Policy
@@ -47,9 +48,7 @@ def run(
     rows = [(chosen[0][0], first)]
     rows += [(text, explain(architecture.name, views, policy, steps, (policy.scope,))) for text, policy in others]
     if out is not None:
-        from hicache_compile.inspection.dump import dump_explained
-
-        dump_explained(out, first, views[0], rows)
+        write(out, first, sources(views[0], chosen[0][1], architecture.name), compared=rows)
     if as_json:
         compared = [{"name": text, **plain.loads(each.to_json())} for text, each in rows]
         print(plain.dumps({"explained": plain.loads(first.to_json()), "compared": compared}, indent=1))

@@ -1,0 +1,26 @@
+"""The code Inductor writes for a program, for people to read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def generated_code() -> Iterator[list[str]]:
+    """A list that fills with the Python that Inductor generates inside, or finds in its cache."""
+    from torch._inductor.graph import GraphLowering
+
+    written: list[str] = []
+    outer = GraphLowering.save_output_code
+
+    def save(code: str) -> None:
+        written.append(code)
+        if outer is not None:
+            outer(code)
+
+    GraphLowering.save_output_code = staticmethod(save)  # type: ignore[assignment]  # the hook torch's own tests use
+    try:
+        yield written
+    finally:
+        GraphLowering.save_output_code = outer

@@ -1,0 +1,27 @@
+"""What Dynamo made of a frame, as Python."""
+
+from __future__ import annotations
+
+import dis
+import types
+from collections.abc import Iterable
+
+
+def decompiled(codes: Iterable[types.CodeType]) -> str:
+    """The bytecode Dynamo runs instead of ``codes``, decompiled by depyf where it is installed, else disassembled."""
+    from torch._dynamo.eval_frame import _debug_get_cache_entry_list
+
+    entries = [entry.code for code in codes for entry in _debug_get_cache_entry_list(code)]
+    try:
+        from depyf import decompile
+    except ImportError:
+        listing = [dis.Bytecode(code).dis() for code in entries]
+        return "\n\n".join(["# disassembled; with depyf installed this is Python", *listing])
+    return "\n\n".join(["# Dynamo's bytecode, decompiled by depyf", *(_readable(decompile, code) for code in entries)])
+
+
+def _readable(decompile: object, code: types.CodeType) -> str:
+    try:
+        return str(decompile(code))  # type: ignore[operator]  # untyped
+    except Exception as error:  # depyf raises what its parser raises
+        return f"# depyf could not decompile it: {error!r}\n{dis.Bytecode(code).dis()}"

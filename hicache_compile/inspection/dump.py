@@ -1,0 +1,88 @@
+"""A folder with everything about a compiled denoiser, in the order it was made, and a page that shows it."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from hicache_compile.inspection.explanation import Explanation, View
+from hicache_compile.inspection.page import page
+from hicache_compile.inspection.source import source_of
+from hicache_compile.inspection.tables import render
+from hicache_compile.memory import layout_of
+from hicache_compile.plan import Plan
+from hicache_compile.policy import Policy
+from hicache_compile.serialize import from_dict
+
+
+def write(
+    folder: Path,
+    explained: Explanation,
+    graphs: Mapping[str, str],
+    *,
+    code: Mapping[str, str] | None = None,
+    extra: Mapping[str, str] | None = None,
+    compared: Sequence[tuple[str, Explanation]] = (),
+) -> None:
+    """Write the folder.
+
+    Args:
+        folder: made if it is not there; files of an earlier dump are replaced.
+        explained: what the page is about.
+        graphs: the source of each graph by name, in the order of the pipeline.
+        code: what compilers generated, by name.
+        extra: other files by name, with their suffix.
+        compared: other policies on the same denoiser.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    policy = from_dict(explained.policy)
+    python = {**graphs, **(code or {})}
+    numbered = {f"{number:02}_{name}.py": text for number, (name, text) in enumerate(python.items(), 1)}
+    files = {
+        **numbered,
+        "policy.json": json.dumps(explained.policy, indent=2),
+        "schedule.tsv": schedule(policy, explained.num_steps),
+        "explain.txt": render(explained),
+        "explain.json": explained.to_json(),
+        "versions.json": json.dumps(versions(), indent=2),
+        **(extra or {}),
+    }
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    html = page(explained, numbered, sorted(files), versions(), compared)
+    (folder / "index.html").write_text(html, encoding="utf-8")
+
+
+def schedule(policy: Policy, num_steps: int) -> str:
+    """The weight table: one line a step with its decision, the ring row it writes, and the weight of each row."""
+    plan = Plan(policy, num_steps, policy.depth)
+    plan.computes(num_steps - 1)
+    lines = ["\t".join(["step", "decision", "row", *(f"weight_{k}" for k in range(policy.depth))])]
+    for step, full in enumerate(plan.full):
+        numbers = [""] * policy.depth if full else [repr(weight) for weight in plan.rows[step]]
+        row = str(plan.positions[step]) if full else ""
+        lines.append("\t".join([str(step), "full" if full else "forecast", row, *numbers]))
+    return "\n".join(lines) + "\n"
+
+
+def versions() -> dict[str, str]:
+    return {
+        "hicache_compile": version("hicache_compile"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
+
+
+def sources(view: View, policy: Policy, model: str) -> dict[str, str]:
+    """The source of every graph of ``view`` under ``policy``."""
+    rewrite = view.rewrite(layout_of(policy))
+    levels = {"captured": rewrite.captured, "guarded": rewrite.guarded, **rewrite.programs}
+    return {
+        str(name): source_of(graph, f"{name} graph of {model}, scope {policy.scope}") for name, graph in levels.items()
+    }

@@ -1,0 +1,22 @@
+"""Graphs in ``TORCH_TRACE``, where tlparse shows them as ``hicache_captured``, ``hicache_guarded`` and so on."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch._logging import trace_structured
+
+from hicache_compile.inspection.source import source_of
+from hicache_compile.passes import Rewrite
+
+
+def trace_rewrite(rewrite: Rewrite, scope: str) -> None:
+    """Record every level of ``rewrite``; costs nothing while no trace is written."""
+    levels = {"captured": rewrite.captured, "guarded": rewrite.guarded, **rewrite.programs}
+    for name, module in levels.items():
+        trace_structured(
+            "artifact",
+            metadata_fn=partial(dict, name=f"hicache_{name}", encoding="string"),
+            payload_fn=partial(source_of, module, f"{name} graph, scope {scope}"),
+            expect_trace_id=False,
+        )
