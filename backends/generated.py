@@ -19,7 +19,7 @@ def generated_code() -> Iterator[list[str]]:
         if outer is not None:
             outer(code)
 
-    GraphLowering.save_output_code = staticmethod(save)  # type: ignore[assignment]  # the hook torch's own tests use
+    GraphLowering.save_output_code = staticmethod(save)  # the hook torch's own tests use
     try:
         yield written
     finally:

@@ -75,6 +75,7 @@ class CompiledDenoiser(Handle, OptimizedModule):
         object.__setattr__(self, "_graphed", bool(mode and list_mode_options(mode).get("triton.cudagraphs")))
         object.__setattr__(self, "_session", session)
         object.__setattr__(self, "_model", model)
+        object.__setattr__(self, "_dumped", [0, 0])
         object.__setattr__(self, "_steps", steps)
         object.__setattr__(self, "_signature", inspect.signature(model.forward))
         frame = own_frame(model)
@@ -104,6 +105,7 @@ class CompiledDenoiser(Handle, OptimizedModule):
             session.step = None
         self._check_compiled(step)
         session.finish(step)
+        self._dump_where_asked()
         return pytree.tree_map_only(torch.Tensor, _own, output) if self._graphed else output
 
     def _replay_or_run(self, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -64,6 +64,7 @@ class CompiledFunction(Handle):
         given = {"policy": HiCache(), **options}
         self._session = Session(check_options(**given, mode=mode))
         self._steps = []
+        self._dumped = [0, 0]
         self._backend = given.get("backend", "inductor")
         self._mode = mode
         self._first_code: types.CodeType | None = None
@@ -103,6 +104,7 @@ class CompiledFunction(Handle):
         finally:
             session.step = None
         session.finish(step, again=not begins)
+        self._dump_where_asked()
         return outputs
 
     def _frames(self) -> list[types.CodeType]:
@@ -165,7 +167,8 @@ class Backend:
         options: Mapping[str, Any] | None = None,
     ) -> Callable[..., Any]:
         try:
-            wrapper = innermost_backend(InstructionTranslator.current_tx().output.compiler_fn)
+            compiler: Any = InstructionTranslator.current_tx().output.compiler_fn
+            wrapper = innermost_backend(compiler)
             return self.handle(wrapper).receive(graph, example_inputs)
         except HiCacheError as error:
             raise CompileError(str(error)) from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import types
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -24,6 +26,8 @@ from hicache_compile.serialize import as_policy
 from hicache_compile.snapshot import Snapshot
 from hicache_compile.trajectory import Session
 
+_dumps = itertools.count()
+
 
 class Handle:
     """The same for ``hicache_compile(model, policy)``, which is one, and ``torch.compile(backend="hicache")``, of which
@@ -32,6 +36,7 @@ class Handle:
     _session: Session
     _steps: list[CapturedStep]
     _model: nn.Module | None = None  # whose weights they are, where that is known
+    _dumped: list[int]  # programs in the newest dump, and its number
 
     def trajectory(self, num_steps: int) -> AbstractContextManager[None]:
         """``with compiled.trajectory(num_steps):`` one sampling run; anchors of earlier runs are forgotten.
@@ -109,14 +114,10 @@ class Handle:
         for step in self._steps:
             suffix = f".{len(found) // 4}" if found else ""
             rewrite = step.variant(step.layout(self.policy)).rewrite
-            levels = {
-                "captured": rewrite.captured,
-                "guarded": rewrite.guarded,
-                "full": rewrite.programs[Choice.FULL],
-                "forecast": rewrite.programs[Choice.FORECAST],
-            }
-            for name, module in levels.items():
-                found[name + suffix] = printable(module, f"{name} graph of {self._name()}, scope {self.policy.scope}")
+            for name, module in rewrite.levels().items():
+                if name != Choice.PLAIN:  # the captured graph once more
+                    title = f"{name} graph of {self._name()}, scope {self.policy.scope}"
+                    found[name + suffix] = printable(module, title)
         return found
 
     def explain(self, num_steps: int = 50) -> Explanation:
@@ -152,6 +153,17 @@ class Handle:
         }
         code["dynamo_bytecode"] = decompiled(self._frames())
         write(Path(path), explained, graphs, code=code, extra={"report.json": self.report().to_json()})
+
+    def _dump_where_asked(self) -> None:
+        """``HICACHE_DUMP=DIR``: dump into a folder of one's own there whenever another program was compiled."""
+        folder = os.environ.get("HICACHE_DUMP")
+        if not folder:
+            return
+        programs = sum(len(variant.programs) for step in self._steps for variant in step.variants.values())
+        if programs != self._dumped[0]:
+            number = self._dumped[1] if self._dumped[0] else next(_dumps)
+            self._dumped[:] = programs, number
+            self.dump(Path(folder) / f"{number:02}_{self._name().replace(' ', '_')}")
 
     def _frames(self) -> list[types.CodeType]:
         """The code Dynamo compiled to call the graphs."""

@@ -38,6 +38,11 @@ class Rewrite:
     def blocks(self) -> int:
         return len(self.block_nodes)
 
+    def levels(self) -> dict[str, fx.GraphModule]:
+        """Every graph by name, in the order they were made."""
+        programs = {str(choice): program for choice, program in self.programs.items()}
+        return {"captured": self.captured, "guarded": self.guarded, **programs}
+
 
 def build(
     captured: fx.GraphModule,

@@ -39,12 +39,13 @@ def either(programs: Mapping[Choice, fx.GraphModule]) -> fx.GraphModule:
         raise HiCacheError("either: the policy must cache something to have two branches; nothing is")
     branches = {"full": _branch(full, operands, rings), "forecast": _branch(forecasting, operands, rings)}
     graph = fx.Graph()
-    own = [copy_node(graph, node, {}.__getitem__) for node in operands if "input" in node.meta]
+    own = [copy_node(graph, node, _same) for node in operands if "input" in node.meta]
     computing = _computing(graph, rings[0])
-    given = own + [copy_node(graph, node, {}.__getitem__) for node in operands if "input" not in node.meta]
+    given = own + [copy_node(graph, node, _same) for node in operands if "input" not in node.meta]
     attributes = [graph.get_attr(name) for name in branches]
     call = graph.call_function(torch.ops.higher_order.cond, (computing, *attributes, tuple(given)))
-    values = [ops.value(node) for node in output_node(branches["full"].graph).args[0]]  # type: ignore[union-attr]
+    returned = output_node(branches["full"].graph).all_input_nodes
+    values = [ops.value(node) for node in returned]
     call.meta = {"example_value": tuple(values), "path": ""}
     outputs = []
     for index, value in enumerate(values):
@@ -71,6 +72,10 @@ def _operands(full: fx.GraphModule, forecasting: fx.GraphModule) -> list[fx.Node
     ]
 
 
+def _same(node: fx.Node) -> fx.Node:
+    return node
+
+
 def _key(node: fx.Node) -> object:
     return node.meta.get("input", (node.meta.get("state"), node.meta.get("slot")))
 
@@ -79,14 +84,14 @@ def _computing(graph: fx.Graph, like: fx.Node) -> fx.Node:
     node = graph.placeholder("computing")
     with fake_mode_of(ops.value(like)):
         node.meta = {"example_value": torch.empty((), dtype=torch.bool), "state": "computing"}
-    node._dynamo_source = None  # type: ignore[attr-defined]  # see Note [Dynamo marks]
+    node._dynamo_source = None  # see Note [Dynamo marks]
     return node
 
 
 def _branch(program: fx.GraphModule, operands: list[fx.Node], rings: list[fx.Node]) -> fx.GraphModule:
     """``program`` as a function of ``operands`` that returns its outputs and the rings, none of them an input."""
     graph = fx.Graph()
-    given = {_key(node): copy_node(graph, node, {}.__getitem__) for node in operands}
+    given = {_key(node): copy_node(graph, node, _same) for node in operands}
     env: dict[fx.Node, fx.Node] = {}
     after: dict[object, fx.Node] = {}
     for node in program.graph.nodes:

@@ -99,7 +99,7 @@ class OnnxDenoiser:
                 changed then.
         """
         known = self._check(arguments)
-        step, rings = self._states.get(self._context, (0, None))  # type: ignore[arg-type]  # None: a new run
+        step, rings = self._states.get(self._context, (0, None))
         plan = self._plan or plan_of(self._policy, 1, self.manifest.depth)
         if step >= len(plan["computing"]):
             raise HiCacheError(f"step {step} of context {self._context!r}: the trajectory has {step} steps")

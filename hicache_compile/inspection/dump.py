@@ -15,6 +15,7 @@ from hicache_compile.inspection.page import page
 from hicache_compile.inspection.source import source_of
 from hicache_compile.inspection.tables import render
 from hicache_compile.memory import layout_of
+from hicache_compile.passes import Choice
 from hicache_compile.plan import Plan
 from hicache_compile.policy import Policy
 from hicache_compile.serialize import from_dict
@@ -81,8 +82,6 @@ def versions() -> dict[str, str]:
 
 def sources(view: View, policy: Policy, model: str) -> dict[str, str]:
     """The source of every graph of ``view`` under ``policy``."""
-    rewrite = view.rewrite(layout_of(policy))
-    levels = {"captured": rewrite.captured, "guarded": rewrite.guarded, **rewrite.programs}
-    return {
-        str(name): source_of(graph, f"{name} graph of {model}, scope {policy.scope}") for name, graph in levels.items()
-    }
+    where = f"graph of {model}, scope {policy.scope}"
+    levels = view.rewrite(layout_of(policy)).levels()
+    return {name: source_of(graph, f"{name} {where}") for name, graph in levels.items() if name != Choice.PLAIN}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from torch._logging import trace_structured
+from torch._logging._internal import trace_structured
 
 from hicache_compile.inspection.source import source_of
 from hicache_compile.passes import Rewrite
@@ -12,7 +12,7 @@ from hicache_compile.passes import Rewrite
 
 def trace_rewrite(rewrite: Rewrite, scope: str) -> None:
     """Record every level of ``rewrite``; costs nothing while no trace is written."""
-    levels = {"captured": rewrite.captured, "guarded": rewrite.guarded, **rewrite.programs}
+    levels = rewrite.levels()
     for name, module in levels.items():
         trace_structured(
             "artifact",
