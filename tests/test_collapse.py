@@ -98,3 +98,9 @@ def test_blocks_on_another_stream_are_not_merged() -> None:
     assert [site.name for site in collapsed.sites] == ["first.0..first.1", "second.0..second.1"]
     (entry,) = apart
     assert "which first.0..first.1 does not hand out" in entry.reason
+
+
+def test_a_hundred_blocks_collapse_to_one_site() -> None:
+    """Following everything a residual feeds would take as many frames of the interpreter as the graph is deep."""
+    graph = captured(ToyDiT(depth=100), torch.zeros(2, 5, 16), torch.zeros(2))
+    assert len(passes.build(graph, "block", 2).sites) == 1

@@ -63,6 +63,7 @@ class _Maker:
     """Makes tensors like the model's own."""
 
     def __init__(self, model: Any, request: Request) -> None:
+        self.model = model
         self.config = model.config
         self.request = request
         weight = next(model.parameters())
@@ -141,13 +142,14 @@ def _sd3(make: _Maker) -> Inputs:
 
 def _pixart(make: _Maker) -> Inputs:
     height, width = make.request.size(8 * make.config.sample_size, 16)
-    text = make.text(300, make.config.caption_channels)
+    text = make.text(300, make.config.caption_channels or make.config.cross_attention_dim)
+    sizes = make.noise(2) if make.model.use_additional_conditions else None
     return {
         "hidden_states": make.noise(make.config.in_channels, height // 8, width // 8),
         "encoder_hidden_states": text,
         "encoder_attention_mask": torch.ones(text.shape[:2], device=make.device, dtype=make.dtype),
         "timestep": make.full(999, torch.int64),
-        "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
+        "added_cond_kwargs": {"resolution": sizes, "aspect_ratio": None if sizes is None else sizes[:, :1]},
     }
 
 
