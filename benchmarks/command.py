@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from hicache_compile.benchmarks import compile_time, growth, host, memory
+from hicache_compile.benchmarks import compile_time, growth, host, memory, onnx
 from hicache_compile.benchmarks.charts import draw
 from hicache_compile.benchmarks.contenders import BASELINES, OURS, WITH_GRAPHS
 from hicache_compile.benchmarks.expectations import check, with_best_peer
@@ -30,6 +30,7 @@ OTHERS: dict[str, Callable[[], list[Line]]] = {
     "compile": compile_time.measure,
     "memory": memory.measure,
     "growth": growth.measure,
+    "onnx": onnx.measure,
 }
 
 

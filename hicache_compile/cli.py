@@ -157,7 +157,9 @@ def generate(
 
 @app.command()
 def bench(
-    names: Annotated[list[str] | None, typer.Argument(help="Scenarios, or host, compile, memory, growth.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Scenarios, or host, compile, memory, growth, onnx.")
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Trajectories of each contender.")] = 3,
     only: Annotated[
         str | None, typer.Option(help="Only contenders with this in their name, and torch.compile.")

@@ -58,7 +58,7 @@ def from_json(text: str) -> Policy:
 
 
 def as_policy(value: Any) -> Policy:
-    """A Policy from a Policy, a preset name, a dict, a path to a JSON file, or ``"env"``, the environment.
+    """A Policy from a Policy, a preset name, a dict, JSON text, a path to a JSON file, or ``"env"``, the environment.
 
     Raises:
         HiCacheError: it is none of these, with what is allowed.
@@ -69,6 +69,8 @@ def as_policy(value: Any) -> Policy:
         return from_dict(value)
     if isinstance(value, str) and value in PRESETS:
         return from_dict({"preset": value})
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        return from_json(value)
     if value == "env":
         return Policy.from_env()
     if isinstance(value, Path) or (isinstance(value, str) and value.endswith(".json")):

@@ -154,6 +154,16 @@ def test_bad_options_say_what_is_allowed(options: dict[str, Any], message: str) 
         compiled(torch.randn(2, 5, 16), torch.rand(2))
 
 
+@pytest.mark.slow
+def test_it_composes_with_a_mode() -> None:
+    compiled = torch.compile(ToyDiT(), backend="hicache", mode="reduce-overhead", options={"policy": POLICY})
+    expected = run(hicache_compile(ToyDiT(), POLICY, backend="inductor"))
+    torch.testing.assert_close(run(compiled), expected, rtol=1e-5, atol=1e-6)
+    wrong = torch.compile(ToyDiT(), backend="hicache", mode="max-autotune", options=OPTIONS)
+    with pytest.raises(HiCacheError, match=r"hicache_compile\.mode = 'max-autotune': must be None with backend"):
+        run(wrong)
+
+
 def test_gradients_are_refused() -> None:
     compiled = torch.compile(ToyDiT(), backend="hicache", options=OPTIONS)
     with pytest.raises(HiCacheError, match="requires grad"):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from hicache_compile.architectures import Request, example_inputs, resolve
 from hicache_compile.errors import one_of
 from hicache_compile.export.files import export_aoti, export_onnx, export_program
-from hicache_compile.serialize import as_policy
 
 FORMATS = {"onnx": export_onnx, "pt2": export_program, "aoti": export_aoti}
 DYNAMIC: dict[str, bool | str] = {"none": False, "batch": "batch", "all": True}
@@ -22,8 +20,7 @@ def run(name: str, policy: str, request: Request, file_format: str, out: Path, s
     """
     one_of("export", "format", file_format, FORMATS)
     one_of("export", "dynamic", dynamic, DYNAMIC)
-    wanted = as_policy(json.loads(policy) if policy.lstrip().startswith("{") else policy)
     model = resolve(name).with_weights()
     inputs = example_inputs(model, request)
-    manifest = FORMATS[file_format](model, wanted, inputs, out, num_steps=steps, dynamic=DYNAMIC[dynamic])
+    manifest = FORMATS[file_format](model, policy, inputs, out, num_steps=steps, dynamic=DYNAMIC[dynamic])
     print(f"{out}: {len(manifest.arguments)} arguments, {len(manifest.state)} rings of {manifest.depth} anchors")

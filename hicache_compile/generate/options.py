@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,7 @@ def run(
         raise HiCacheError(f"generate.image = {image!r}: must be a file")
     settings = Settings(
         model=model,
-        policy=as_policy(_parsed(policy)),
+        policy=as_policy(policy),
         backend=backend,
         device=device,
         dtype=dtype,
@@ -80,13 +79,3 @@ def _items(
         return geneval_items(read_prompts(metadata_file), samples, seed)
     lines = read_prompts(prompt_file) if prompt_file else [{"prompt": prompt} for prompt in prompts]
     return plain_items(lines, samples, seed, image)
-
-
-def _parsed(policy: str) -> Any:
-    """JSON that was typed; a name or a path stays what it is."""
-    if not policy.lstrip().startswith("{"):
-        return policy
-    try:
-        return json.loads(policy)
-    except json.JSONDecodeError as error:
-        raise HiCacheError(f"generate.policy = {policy!r}: must be JSON ({error})") from None

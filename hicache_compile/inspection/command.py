@@ -15,7 +15,6 @@ from hicache_compile.frames import capture_call
 from hicache_compile.inspection.dump import sources, write
 from hicache_compile.inspection.explanation import View, explain
 from hicache_compile.inspection.tables import WIDTH, comparison, tables
-from hicache_compile.policy import Policy
 from hicache_compile.presets import FORA, HiCache, TaylorSeer
 from hicache_compile.serialize import as_policy
 
@@ -37,7 +36,7 @@ def run(
     Raises:
         HiCacheError: the name, a policy or the request is not what is allowed.
     """
-    chosen = [(text, as_policy(_read(text))) for text in policies] or [("HiCache N=6", HiCache())]
+    chosen = [(text, as_policy(text)) for text in policies] or [("HiCache N=6", HiCache())]
     architecture = resolve(name)
     one_of("explain", "dtype", dtype, DTYPES)
     model = architecture.without_weights().to(getattr(torch, dtype))
@@ -58,7 +57,3 @@ def run(
     console.print(comparison(rows))
     if out is not None:
         console.print(f"wrote {out}/index.html")
-
-
-def _read(text: str) -> Policy | dict[str, object] | str:
-    return plain.loads(text) if text.lstrip().startswith("{") else text

@@ -1,0 +1,56 @@
+"""Steps of the 70 M FLUX in ONNX Runtime: what a forecast step costs of a full one, where one ``If`` decides."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hicache_compile import HiCache
+from hicache_compile.benchmarks.record import environment
+from hicache_compile.benchmarks.scenarios import SCENARIOS
+
+STEPS = 50
+
+
+def measure(scopes: tuple[str, ...] = ("module", "stack")) -> list[dict[str, Any]]:
+    """A line for each scope: medians over one trajectory of 50 steps."""
+    return [{"measured": "onnxruntime", "scope": scope, **_at_scope(scope), **environment()} for scope in scopes]
+
+
+def _at_scope(scope: str) -> dict[str, Any]:
+    import onnxruntime
+
+    from hicache_compile.export import OnnxDenoiser, export_onnx
+
+    shape = SCENARIOS["flux-70m"].shape
+    arguments = {"hidden_states": shape.noise(), **shape.branches()["cond"], "timestep": torch.ones(1)}
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "denoiser.onnx"
+        began = time.perf_counter()
+        manifest = export_onnx(
+            shape.model(), HiCache(interval=7, scope=scope), {**arguments, "return_dict": False}, path
+        )
+        exporting = time.perf_counter() - began
+        denoiser = OnnxDenoiser(path, session_options=options)
+    given = {name: value.numpy() for name, value in arguments.items() if isinstance(value, torch.Tensor)}
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    with denoiser.trajectory(STEPS):
+        for computing in manifest.plan["computing"]:
+            began = time.perf_counter()
+            denoiser(**given)
+            seconds[computing].append(time.perf_counter() - began)
+    full, forecast = (1e3 * statistics.median(seconds[computing]) for computing in (True, False))
+    return {
+        "full_step_ms": full,
+        "forecast_step_ms": forecast,
+        "forecast_over_full": forecast / full,
+        "export_s": exporting,
+        "onnxruntime": onnxruntime.__version__,
+    }
