@@ -36,7 +36,8 @@ from hicache_compile.trajectory import Session
 
 log = logging.getLogger(__name__)
 
-OPTIONS = ("policy", "backend", "sparsity", "memory_budget", "offload")
+# `torch.compile` takes a mode or options, not both: among the options there is a mode too.
+OPTIONS = ("policy", "backend", "sparsity", "mode", "memory_budget", "offload")
 
 
 class CompileError(HiCacheError, ShortenTraceback):
@@ -61,12 +62,12 @@ class CompiledFunction(Handle):
         for name in options:
             if name not in OPTIONS:
                 raise HiCacheError(f"options[{name!r}]: must be one of {', '.join(OPTIONS)}")
-        given = {"policy": HiCache(), **options}
-        self._session = Session(check_options(**given, mode=mode))
+        given = {"policy": HiCache(), "mode": mode, **options}
+        self._session = Session(check_options(**given))
         self._steps = []
         self._dumped = [0, 0]
         self._backend = given.get("backend", "inductor")
-        self._mode = mode
+        self._mode = given["mode"]
         self._first_code: types.CodeType | None = None
 
     def receive(self, dynamo_graph: fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:

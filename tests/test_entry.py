@@ -156,10 +156,11 @@ def test_bad_options_say_what_is_allowed(options: dict[str, Any], message: str) 
 
 @pytest.mark.slow
 def test_it_composes_with_a_mode() -> None:
-    compiled = torch.compile(ToyDiT(), backend="hicache", mode="reduce-overhead", options={"policy": POLICY})
-    expected = run(hicache_compile(ToyDiT(), POLICY, backend="inductor"))
-    torch.testing.assert_close(run(compiled), expected, rtol=1e-5, atol=1e-6)
-    wrong = torch.compile(ToyDiT(), backend="hicache", mode="max-autotune", options=OPTIONS)
+    expected = run(hicache_compile(ToyDiT(), HiCache(), backend="inductor"))
+    for given in ({"mode": "reduce-overhead"}, {"options": {"policy": HiCache(), "mode": "reduce-overhead"}}):
+        compiled = torch.compile(ToyDiT(), backend="hicache", **given)
+        torch.testing.assert_close(run(compiled), expected, rtol=1e-5, atol=1e-6)
+    wrong = torch.compile(ToyDiT(), backend="hicache", options={**OPTIONS, "mode": "max-autotune"})
     with pytest.raises(HiCacheError, match=r"hicache_compile\.mode = 'max-autotune': must be None with backend"):
         run(wrong)
 
