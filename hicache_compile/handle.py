@@ -145,12 +145,12 @@ class Handle:
         """
         explained = self.explain(num_steps)
         graphs = {name: str(graph) for name, graph in self.graphs.items()}
-        code = {
-            f"{choice}_generated": text
-            for step in self._newest()
-            for choice, program in step.variant(step.layout(self.policy)).programs.items()
-            for text in program.code
-        }
+        code: dict[str, str] = {}
+        for step in self._newest():
+            for choice, program in step.variant(step.layout(self.policy)).programs.items():
+                for text in program.code:
+                    earlier = sum(name.startswith(f"{choice}_generated") for name in code)
+                    code[f"{choice}_generated" + (f".{earlier}" if earlier else "")] = text
         code["dynamo_bytecode"] = decompiled(self._frames())
         write(Path(path), explained, graphs, code=code, extra={"report.json": self.report().to_json()})
 
