@@ -11,9 +11,7 @@ LABELS = 300  # pixels for the names of the rows
 
 def decision_map(found: Explanation) -> str:
     """The map of ``found``. Rows that look alike share one drawing, so that it stays small at any depth."""
-    live = [block.name for block in found.blocks if not any(block.name in site.blocks for site in found.sites)]
-    rows = [(site.name, "forecast" if site.shapes else "unread") for site in found.sites]
-    rows += [(name, "live") for name in live] + [("everything else", "live")]
+    rows = _rows(found)
     steps = found.num_steps
     tall = 20 if len(rows) <= 12 else 13 if len(rows) <= 60 else 10
     wide = max(4, min(22, 880 // steps))
@@ -35,6 +33,22 @@ def decision_map(found: Explanation) -> str:
         f'<svg id=map width="{width}" height="{height}" role="img" aria-label="decision map"><defs>{patterns}</defs>'
         f"{axis}{drawn}</svg>"
     )
+
+
+def _rows(found: Explanation) -> list[tuple[str, str]]:
+    """Name and kind of each row, in the order of the blocks."""
+    order = {block.name: place for place, block in enumerate(found.blocks)}
+    inside = {name for site in found.sites for name in site.blocks}
+    placed = [
+        (
+            order.get(site.blocks[0], 0) if site.blocks else len(order),
+            site.name,
+            "forecast" if site.shapes else "unread",
+        )
+        for site in found.sites
+    ]
+    placed += [(place, name, "live") for name, place in order.items() if name not in inside]
+    return [(name, kind) for _, name, kind in sorted(placed, key=lambda row: row[0])] + [("everything else", "live")]
 
 
 def _cells(kind: str, decisions: str, wide: int, tall: int) -> str:

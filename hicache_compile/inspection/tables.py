@@ -138,7 +138,7 @@ def tera(flops: float) -> str:
     for unit, scale in (("TFLOPs", 1e12), ("GFLOPs", 1e9), ("MFLOPs", 1e6)):
         if flops >= scale:
             return f"{flops / scale:.2f} {unit}"
-    return f"{flops:.0f} FLOPs"
+    return f"{flops:,.0f} FLOPs"
 
 
 def size(nbytes: float) -> str:
