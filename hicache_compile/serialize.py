@@ -53,7 +53,7 @@ def from_json(text: str) -> Policy:
     try:
         data = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise HiCacheError(f"policy is not JSON: {error}") from None
+        raise HiCacheError(f"policy = {text[:60]!r}: must be JSON ({error})") from None
     return from_dict(data)
 
 

@@ -274,7 +274,7 @@ def test_bad_data_says_what_is_wrong_and_what_is_allowed(data: Any, message: str
     ("text", "where"), [(to_json(HiCache())[:-20], "line"), ("", "line 1"), ("{'a': 1}", "line 1")]
 )
 def test_text_that_is_not_json_says_where(text: str, where: str) -> None:
-    with pytest.raises(HiCacheError, match=f"not JSON: .*{where}"):
+    with pytest.raises(HiCacheError, match=f"must be JSON .*{where}"):
         from_json(text)
 
 
