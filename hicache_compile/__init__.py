@@ -14,6 +14,7 @@ from hicache_compile.denoiser import CompiledDenoiser
 from hicache_compile.entry import inspect
 from hicache_compile.errors import CannotRewrite, HiCacheError
 from hicache_compile.export import export_onnx
+from hicache_compile.flexcache import FlexCache
 from hicache_compile.forecasters import (
     BDF2,
     AdamsBashforth,
@@ -31,37 +32,90 @@ from hicache_compile.forecasters import (
     VariableBDF2,
     weights,
 )
+from hicache_compile.guards import (
+    TEACACHE_MODELS,
+    AdaCacheGuard,
+    DiCacheGuard,
+    EasyCacheGuard,
+    FirstBlockGuard,
+    Guard,
+    SpeCaGuard,
+    TeaCacheGuard,
+)
 from hicache_compile.handle import Handle
+from hicache_compile.magcache import MagCacheSchedule
+from hicache_compile.perkind import Broadcast, KeySteps, PerKind
 from hicache_compile.policy import Policy
-from hicache_compile.presets import FORA, SCM, HiCache, TaylorSeer
+from hicache_compile.presets import (
+    FORA,
+    PAB,
+    SCM,
+    AdaCache,
+    DBCache,
+    DiCache,
+    EasyCache,
+    FBCache,
+    FBCacheTeaCache,
+    HiCache,
+    LeMiCa,
+    MagCache,
+    SpeCa,
+    TaylorSeer,
+    TeaCache,
+)
 from hicache_compile.report import Report
-from hicache_compile.schedules import Interval, StepMask
+from hicache_compile.schedules import Free, Interval, StepMask
 
 __all__ = [
     "BDF2",
     "FORA",
+    "PAB",
     "SCM",
+    "TEACACHE_MODELS",
+    "AdaCache",
+    "AdaCacheGuard",
     "AdamsBashforth",
+    "Broadcast",
     "CannotRewrite",
     "Chebyshev",
     "CompiledDenoiser",
+    "DBCache",
+    "DiCache",
+    "DiCacheGuard",
+    "EasyCache",
+    "EasyCacheGuard",
+    "FBCache",
+    "FBCacheTeaCache",
+    "FirstBlockGuard",
+    "FlexCache",
     "Forecaster",
+    "Free",
+    "Guard",
     "Handle",
     "Hermite",
     "HiCache",
     "HiCacheError",
     "Interval",
+    "KeySteps",
+    "LeMiCa",
+    "MagCache",
+    "MagCacheSchedule",
     "Newton",
     "NewtonHermite",
     "NewtonScaledTaylor",
+    "PerKind",
     "Policy",
     "Report",
     "Reuse",
     "ScaledTaylor",
     "Smoothing",
+    "SpeCa",
+    "SpeCaGuard",
     "StepMask",
     "Taylor",
     "TaylorSeer",
+    "TeaCache",
+    "TeaCacheGuard",
     "VariableAdamsBashforth",
     "VariableBDF2",
     "bisect",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -28,6 +28,7 @@ class Context:
     history: deque[list[str]] = field(default_factory=lambda: deque(maxlen=HISTORY))
     states: dict[int, AnchorState] = field(default_factory=dict)  # by the graph's place in a call
     replays: Replays = field(default_factory=Replays)
+    choices: Counter[tuple[object, str]] = field(default_factory=Counter)  # programs the newest run ran, by graph
 
     def begin(self, trajectory: int, policy: Policy) -> None:
         """Start over under ``policy``: step 0, no anchors."""
@@ -39,6 +40,7 @@ class Context:
         self.ambiguous = False
         self.replays.clear()
         self.history.append([])
+        self.choices.clear()
 
     def drop_stale(self, place: int) -> None:
         """Free the rings at ``place`` and those this trajectory has not used."""
@@ -61,8 +63,8 @@ class Context:
 class Step:
     """One denoiser call in progress, which the compiled graphs read to know what to do.
 
-    ``letter``, ``graphs`` and ``calls`` are written by the graphs: ``.`` once one of them forecast, which of
-    them ran, and on what.
+    ``letter``, ``graphs``, ``calls``, ``choices`` and ``syncs`` are written by the graphs: ``.`` once one of them
+    forecast, which of them ran, on what, which programs, and how often the host waited for a measurement.
     ``modes`` are the caller's dispatch modes, set aside until a program runs.
     """
 
@@ -73,4 +75,6 @@ class Step:
     letter: str = "F"
     graphs: list[object] = field(default_factory=list)
     calls: list[GraphCall] = field(default_factory=list)
+    choices: list[tuple[object, str]] = field(default_factory=list)
+    syncs: int = 0
     modes: list[TorchDispatchMode] = field(default_factory=list)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from math import prod
@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from hicache_compile import passes
 from hicache_compile.backends import keeps_both_branches
 from hicache_compile.context import Step
+from hicache_compile.course import Course
 from hicache_compile.environment import switched_on
 from hicache_compile.errors import HiCacheError
 from hicache_compile.inspection.tracing import trace_rewrite
@@ -26,9 +26,11 @@ from hicache_compile.passes import Choice, ops
 from hicache_compile.passes.cost import count_flops
 from hicache_compile.passes.graphs import placeholders
 from hicache_compile.passes.shapes import Bindings, bind_symbols, is_dynamic
+from hicache_compile.plan import GroupPlan, Plan
 from hicache_compile.policy import Policy
 from hicache_compile.programs import Variant
 from hicache_compile.replay import GraphCall
+from hicache_compile.running import run_inside, run_measured, run_planned
 from hicache_compile.state import AnchorState, RingShape
 from hicache_compile.trajectory import Session
 from hicache_compile.weights import Weights
@@ -79,44 +81,23 @@ class CapturedStep:
         layout = self.layout(step.context.policy, step)
         variant = self.current = self.variant(layout)
         if step.uncached or not variant.rings:
-            return self._run(variant, Choice.PLAIN, inputs, {}, (), step.modes)
+            step.choices.append((self, Choice.PLAIN))
+            return self._run(variant, Choice.PLAIN, inputs, {}, (), step)
         state = self._state(layout, variant, step, weights)
-        assert state.plan is not None
-        computes = step.context.ambiguous or state.plan.computes(step.index)
-        data = state.inputs(step.index, variant.weights_dtype)
+
+        def run(choice: str, data: Mapping[str, torch.Tensor]) -> Any:
+            return self._run(variant, choice, inputs, data, state.rings, step)
+
         state.next_step = -1  # an exception in the middle leaves the anchors incomplete
         if keeps_both_branches(self.backend):
-            outputs = self._choose_inside(variant, state, step, computes, inputs, data)
-        elif computes:
-            outputs = self._run(variant, Choice.FULL, inputs, data, state.rings, step.modes)
-            state.after_full(step.index)
+            choice, outputs = run_inside(run, variant, state, step)
+        elif isinstance(state.plan, Course):
+            choice, outputs = run_measured(run, variant, state, step)
         else:
-            state.before_forecast(step.index)
-            step.letter = "."
-            outputs = self._run(variant, Choice.FORECAST, inputs, data, state.rings, step.modes)
+            choice, outputs = run_planned(run, variant, state, step)
         state.next_step = step.index + 1
+        step.choices.append((self, choice))
         return outputs
-
-    def _choose_inside(
-        self,
-        variant: Variant,
-        state: AnchorState,
-        step: Step,
-        computes: bool,
-        inputs: Sequence[Any],
-        data: dict[str, torch.Tensor],
-    ) -> Any:
-        """A step whose program takes the branch by itself and returns the rings as they are after it."""
-        if not computes:
-            state.before_forecast(step.index)
-            step.letter = "."
-        data = {"computing": torch.tensor(computes), **data}
-        outputs = self._run(variant, Choice.EITHER, inputs, data, state.rings, step.modes)
-        count = len(outputs) - len(state.rings)
-        state.rings = list(outputs[count:])
-        if computes:
-            state.after_full(step.index)
-        return outputs[:count]
 
     def lower_now(self) -> None:
         """Lower what the step in progress needs, while Dynamo compiles: it may specialise a value and start again."""
@@ -124,8 +105,10 @@ class CapturedStep:
         if step is not None:
             variant = self.variant(self.layout(step.context.policy, step))
             computing = Choice.EITHER if keeps_both_branches(self.backend) else Choice.FULL
-            choice = Choice.PLAIN if step.uncached or not variant.rings else computing
-            variant.program(choice, self.backend, self.mode)
+            stages = [stage.probe for stage in variant.rewrite.stages]
+            needed = [Choice.PLAIN] if step.uncached or not variant.rings else [*stages, computing]
+            for choice in needed:
+                variant.program(choice, self.backend, self.mode)
 
     def layout(self, policy: Policy, step: Step | None = None) -> Layout:
         """Where to cut for ``policy``: as it says, or what the memory budget leaves room for."""
@@ -149,8 +132,9 @@ class CapturedStep:
 
         @cache
         def slots_at(scope: str) -> SlotShapes:
-            ends = policy.cut[1:] if scope in ("block", "stack") else (0, 0)
-            variant = Variant(passes.build(self.captured, scope, 1, *ends), 1)
+            cut = policy.cut
+            ends = (cut.first, cut.last) if scope in ("block", "stack") else (0, 0)
+            variant = Variant(passes.build(self.captured, scope, 1, *ends, None, cut.probes, cut.groups), 1)
             return [(shape[1:], dtype) for shape, dtype, _ in variant.ring_shapes(self.bindings)]
 
         return slots_at
@@ -163,7 +147,7 @@ class CapturedStep:
         key = replace(layout, depth=depth if exact else 1)
         variant = self.variants.get(key)
         if variant is None or variant.depth < depth:
-            rewrite = passes.build(self.captured, layout.scope, depth, layout.first, layout.last, layout.dtype)
+            rewrite = build(self.captured, layout, depth)
             trace_rewrite(rewrite, layout.scope)
             variant = self.variants[key] = Variant(rewrite, depth)
         return variant
@@ -176,33 +160,40 @@ class CapturedStep:
         shapes = self.current.ring_shapes(self.bindings)
         return sum(prod(shape) * dtype.itemsize for shape, dtype, _ in shapes)
 
-    def flops(self, choice: Choice) -> int:
+    def flops(self, choice: str) -> int:
         """FLOPs of the program of ``choice`` at the shape last seen."""
         assert self.current is not None
         key = (id(self.current), choice, *self.bindings.values())
         if key not in self._flops:
-            self._flops[key] = count_flops(self.current.rewrite.programs[choice], self.bindings)
+            self._flops[key] = sum(count_flops(part, self.bindings) for part in self.current.rewrite.parts(choice))
         return self._flops[key]
 
     def _run(
         self,
         variant: Variant,
-        choice: Choice,
+        choice: str,
         inputs: Sequence[Any],
-        data: dict[str, torch.Tensor],
+        data: Mapping[str, torch.Tensor],
         rings: Sequence[torch.Tensor],
-        modes: list[TorchDispatchMode],
+        step: Step,
     ) -> Any:
         program = variant.program(choice, self.backend, self.mode)
-        arguments = [*[inputs[i] for i in program.inputs], *[data[name] for name in program.state], *rings]
-        if not modes:
-            return program.run(*arguments)
-        with brought_back(modes):
-            return program.run(*arguments)
+        arguments = [
+            *[inputs[i] for i in program.inputs],
+            *[data[name] for name in program.state],
+            *[rings[place] for place in program.rings],
+        ]
+        if not step.modes:
+            outputs = program.run(*arguments)
+        else:
+            with brought_back(step.modes):
+                outputs = program.run(*arguments)
+        return dict(zip(program.returns, outputs, strict=True)) if choice in variant.probes else outputs
 
     def _state(self, layout: Layout, variant: Variant, step: Step, weights: Weights) -> AnchorState:
         """The anchors of this graph in this context, started over when they do not continue."""
         shapes = variant.ring_shapes(self.bindings)
+        memory = variant.memory_shapes(self.bindings)
         context = step.context
         depth = layout.depth if self.session.settings.offload else variant.depth
         # Not by graph: Dynamo may capture the same graph again in the middle of a run, because an input came
@@ -210,7 +201,7 @@ class CapturedStep:
         place = len(step.graphs)
         state = context.states.get(place)
         signature = (*self.signature, depth)
-        if state is None or (state.shapes, state.signature) != (shapes, signature):
+        if state is None or (state.shapes, state.memory_shapes, state.signature) != (shapes, memory, signature):
             if state is not None and state.weights_token is None:
                 raise HiCacheError(
                     f"resume(): the anchors of context {context.name!r} are of another graph: must be continued by the "
@@ -219,13 +210,23 @@ class CapturedStep:
             self._check_shapes(state, shapes, step)
             context.drop_stale(place)  # another shape or scope: what it held is of no use
             offload = self.session.settings.offload
-            state = OffloadedState(shapes, depth) if offload else AnchorState(shapes)
+            state = OffloadedState(shapes, depth, memory) if offload else AnchorState(shapes, memory)
             state.signature = signature
             context.states[place] = state
         token = weights.token(self.session.settings.weights_epoch)
         if not state.continues(context.trajectory, step.index, token):
-            state.start(self.session.plan(step, depth), context.trajectory, token)
+            state.start(self._plan(step, depth, variant), context.trajectory, token)
         return state
+
+    def _plan(self, step: Step, depth: int, variant: Variant) -> Plan | GroupPlan | Course:
+        """What the policy makes of the run from ``step`` on."""
+        policy = step.context.policy
+        if policy.guards:
+            return Course(policy, step.num_steps, depth, step.index)
+        specialiser = variant.rewrite.specialiser
+        if variant.rewrite.specialiser.apart:
+            return GroupPlan(policy, step.num_steps, depth, step.index, specialiser.groups, specialiser.name)
+        return self.session.plan(step, depth)
 
     def _check_shapes(self, before: AnchorState | None, shapes: Sequence[RingShape], step: Step) -> None:
         """``TS_DEBUG_SHAPES`` and ``TS_STRICT_SHAPES``: see ``hicache_compile.environment``."""
@@ -238,3 +239,9 @@ class CapturedStep:
                 f"step {step.index} of context {step.context.name!r}: the shapes of the anchors changed inside a run: "
                 "must not while TS_STRICT_SHAPES is on"
             )
+
+
+def build(captured: fx.GraphModule, layout: Layout, depth: int) -> passes.Rewrite:
+    """``captured`` rewritten as ``layout`` says, with rings of ``depth`` anchors."""
+    ends = layout.first, layout.last
+    return passes.build(captured, layout.scope, depth, *ends, layout.dtype, layout.probes, layout.groups)

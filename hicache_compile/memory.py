@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
 import torch
 
 from hicache_compile.errors import HiCacheError
+from hicache_compile.guards import Probe
 from hicache_compile.policy import SCOPES, Policy
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ class Layout:
     last: int
     depth: int
     dtype: torch.dtype | None = None
+    probes: tuple[Probe, ...] = ()
+    groups: tuple[tuple[str, int | None], ...] = ()
 
     def nbytes(self, slots: SlotShapes, rows: int | None = None) -> int:
         """Bytes of the rings of ``slots``, at ``rows`` anchors each (by default ``depth``)."""
@@ -45,7 +48,8 @@ class Layout:
 
 def layout_of(policy: Policy) -> Layout:
     """What ``policy`` asks for."""
-    return Layout(*policy.cut, policy.depth)
+    cut = policy.cut
+    return Layout(cut.scope, cut.first, cut.last, policy.depth, None, cut.probes, cut.groups)
 
 
 def parse_bytes(value: Any) -> int | None:
@@ -98,12 +102,13 @@ def choose(policy: Policy, budget: int, rows: int | None, slots_at: Callable[[st
 
 def _finest_first(policy: Policy, slots_at: Callable[[str], SlotShapes]) -> Iterator[Layout]:
     wanted = layout_of(policy)
-    scopes = SCOPES[SCOPES.index(policy.scope) :]
+    decided = wanted.probes or wanted.groups  # by what is measured or told apart at this scope
+    scopes = (policy.scope,) if decided else SCOPES[SCOPES.index(policy.scope) :]
     for depths in (range(policy.depth, 1, -1), range(1, 0, -1)):
         for scope in scopes:
             ends = (wanted.first, wanted.last) if scope in ("block", "stack") else (0, 0)
             own = {dtype for _, dtype in slots_at(scope)}
             narrower = {_NARROW[dtype] for dtype in own if dtype in _NARROW}
             for depth in depths:
-                yield Layout(scope, *ends, depth)
-                yield from (Layout(scope, *ends, depth, dtype) for dtype in sorted(narrower, key=str))
+                for dtype in (None, *sorted(narrower, key=str)):
+                    yield replace(wanted, scope=scope, first=ends[0], last=ends[1], depth=depth, dtype=dtype)

@@ -7,11 +7,12 @@ one slot runs while the host sums the next.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
-from hicache_compile.plan import Plan
+from hicache_compile.course import Course
+from hicache_compile.plan import GroupPlan, Inputs, Plan
 from hicache_compile.state import AnchorState, RingShape, Token
 
 
@@ -23,8 +24,8 @@ class OffloadedState(AnchorState):
         depth: anchors kept on the CPU.
     """
 
-    def __init__(self, shapes: Sequence[RingShape], depth: int) -> None:
-        super().__init__(shapes)
+    def __init__(self, shapes: Sequence[RingShape], depth: int, memory: Mapping[str, RingShape] | None = None) -> None:
+        super().__init__(shapes, memory)
         self.depth = depth
         pinned = any(device.type == "cuda" for _, _, device in shapes)
         with torch.inference_mode(False), torch.no_grad():
@@ -34,16 +35,16 @@ class OffloadedState(AnchorState):
             self.weights = torch.ones(1, device=self.rings[0].device)
         self._copied = torch.cuda.Event() if pinned else None
 
-    def start(self, plan: Plan, trajectory: int, token: Token) -> None:
+    def start(self, plan: Plan | GroupPlan | Course, trajectory: int, token: Token) -> None:
         super().start(plan, trajectory, token)
         self._wait()
         torch._foreach_zero_(self.host)
 
-    def inputs(self, step: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        return {"position": self.position, "weights": self.weights.to(dtype)}
+    def inputs(self, step: int, dtype: torch.dtype) -> Inputs:
+        return {"position": self.position, "weights": self.weights.to(dtype), **self.memory}
 
     def before_forecast(self, step: int) -> None:
-        assert self.plan is not None
+        assert isinstance(self.plan, Plan | Course)  # groups are not offloaded
         self._wait()
         for ring, anchors, total in zip(self.rings, self.host, self.sums, strict=True):
             wide = torch.promote_types(anchors.dtype, torch.float32)
@@ -53,7 +54,7 @@ class OffloadedState(AnchorState):
         self._mark()
 
     def after_full(self, step: int) -> None:
-        assert self.plan is not None
+        assert isinstance(self.plan, Plan | Course)  # groups are not offloaded
         self._wait()
         for ring, anchors in zip(self.rings, self.host, strict=True):
             anchors[self.plan.positions[step]].copy_(ring[0], non_blocking=True)

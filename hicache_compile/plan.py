@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 import torch
 
@@ -10,6 +12,8 @@ from hicache_compile.errors import HiCacheError
 from hicache_compile.policy import Policy
 
 HORIZON = 64
+Namer = Callable[[Sequence[str]], str]  # the choice to forecast these groups
+Inputs = dict[str, torch.Tensor]  # what a program reads besides the rings: position [1] int64 and weights [K]
 
 
 class Plan:
@@ -40,6 +44,15 @@ class Plan:
         self._reach(step + 1)
         return self.full[step]
 
+    def choice(self, step: int) -> str:
+        """Which program ``step`` runs."""
+        return "full" if self.computes(step) else "forecast"
+
+    def inputs(self, step: int, device: torch.device, dtype: torch.dtype) -> Inputs:
+        """What the programs of ``step`` read."""
+        table = self.on_device(device, dtype, step)
+        return {"position": table.positions[step], "weights": table.rows[step]}
+
     def _reach(self, steps: int) -> None:
         """Lay out the plan up to ``steps``."""
         for step in range(len(self.full), steps):
@@ -69,6 +82,37 @@ class Plan:
             uploaded = DeviceTable(self, device, dtype)
             self._on_device[device, dtype] = uploaded
         return uploaded
+
+
+class GroupPlan:
+    """A plan for each group of sites that is decided apart (``PerKind``). See ``Plan``."""
+
+    def __init__(
+        self, policy: Policy, num_steps: int | None, depth: int, start: int, groups: Sequence[str], name: Namer
+    ) -> None:
+        self.policy = policy
+        self.num_steps = num_steps
+        self.depth = depth
+        self.start = start
+        self._name = name
+        schedules = policy.schedule.schedules  # type: ignore[attr-defined]  # a PerKind
+        self.plans = {g: Plan(replace(policy, schedule=schedules[g]), num_steps, depth, start) for g in groups}
+
+    def computes(self, step: int) -> bool:
+        """Whether every group is computed in ``step``."""
+        return all(plan.computes(step) for plan in self.plans.values())
+
+    def choice(self, step: int) -> str:
+        """Which program ``step`` runs."""
+        return self._name([group for group, plan in self.plans.items() if not plan.computes(step)])
+
+    def inputs(self, step: int, device: torch.device, dtype: torch.dtype) -> Inputs:
+        """What the programs of ``step`` read, of each group."""
+        return {
+            f"{name}:{group}": value
+            for group, plan in self.plans.items()
+            for name, value in plan.inputs(step, device, dtype).items()
+        }
 
 
 class DeviceTable:

@@ -8,9 +8,31 @@ from dataclasses import dataclass, field, replace
 from hicache_compile import forecasters
 from hicache_compile.errors import HiCacheError, one_of, whole_number
 from hicache_compile.forecasters import Forecaster, Smoothing
+from hicache_compile.guards import Guard, Measure, Probe, Signal
+from hicache_compile.perkind import PerKind
 from hicache_compile.schedules import Schedule, StepMask
 
 SCOPES = ("module", "block", "stack", "output")
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What of a policy decides the graph: policies with an equal cut share their programs.
+
+    ``probes`` are what its guards measure, ``groups`` the kinds of sites that are decided apart (``PerKind``).
+    """
+
+    scope: str
+    first: int = 0
+    last: int = 0
+    probes: tuple[Probe, ...] = ()
+    groups: tuple[tuple[str, int | None], ...] = ()
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """The block from which on each guard skips."""
+        blocks = [probe.blocks if probe.before and probe.signal is Signal.RESIDUAL else 0 for probe in self.probes]
+        return tuple(max(self.first, count) for count in blocks) or (self.first,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,13 +40,15 @@ class Policy:
     """When (``schedule``), what instead (``forecaster``, ``smoothing``), and where (``scope``).
 
     Args:
-        schedule: which steps are computed: ``Interval`` or ``StepMask``.
+        schedule: which steps are computed: ``Interval``, ``StepMask``, ``MagCacheSchedule``, ``PerKind``, or ``Free``
+            to leave that to the guards.
         forecaster: any object with ``weights(anchors, target)``, ours or your own.
         scope: where the sites are cut. ``"module"``: each attention and MLP output before its gate.
             ``"block"``: each block's residual. ``"stack"``: the residual over the whole run of blocks.
             ``"output"``: the hidden state before the final layer.
-        guards: measured decisions on top of the schedule; none exist yet, so the tuple is empty.
-        groups: a schedule per kind of site; none exist yet, so ``None``.
+        guards: measured decisions for the steps the schedule does not compute, the cheapest first. Each may end the
+            step in a forecast; the step is computed in full where none does.
+        groups: ``None``; kinds of sites are decided apart by the schedule ``PerKind``.
         first: blocks at the start that always run (scopes ``block`` and ``stack``).
         last: blocks at the end that always run (scopes ``block`` and ``stack``).
         smoothing: smooth the anchors before forecasting.
@@ -36,7 +60,7 @@ class Policy:
     schedule: Schedule
     forecaster: Forecaster
     scope: str = "module"
-    guards: tuple[()] = ()
+    guards: tuple[Guard, ...] = ()
     groups: None = None
     first: int = 0
     last: int = 0
@@ -45,7 +69,7 @@ class Policy:
 
     def __post_init__(self) -> None:
         if isinstance(self.schedule, type) or not isinstance(self.schedule, Schedule):
-            raise HiCacheError(f"Policy.schedule = {self.schedule!r}: must be an Interval or a StepMask")
+            raise HiCacheError(f"Policy.schedule = {self.schedule!r}: must be a schedule, an Interval for one")
         usable = callable(getattr(self.forecaster, "weights", None)) and not isinstance(
             self.forecaster, type | Smoothing
         )
@@ -54,18 +78,43 @@ class Policy:
                 f"Policy.forecaster = {self.forecaster!r}: must be an object with a method weights(anchors, target)"
             )
         one_of("Policy", "scope", self.scope, SCOPES)
-        if self.guards != ():
-            raise HiCacheError(f"Policy.guards = {self.guards!r}: must be (), a static schedule decides alone")
         if self.groups is not None:
-            raise HiCacheError(f"Policy.groups = {self.groups!r}: must be None, one schedule serves every site")
+            raise HiCacheError(f"Policy.groups = {self.groups!r}: must be None; kinds are told apart by PerKind")
         for name, value in (("first", self.first), ("last", self.last)):
             whole_number("Policy", name, value, 0)
             if value and self.scope not in ("block", "stack"):
                 raise HiCacheError(f"Policy.{name} = {value}: must be 0 at scope {self.scope!r}")
         if self.smoothing is not None and not isinstance(self.smoothing, Smoothing):
             raise HiCacheError(f"Policy.smoothing = {self.smoothing!r}: must be a Smoothing or None")
+        self._check_guards()
         # Tried out here: a forecaster that cannot run is refused now, not in the middle of a trajectory.
-        object.__setattr__(self, "depth", forecasters.depth(self.forecaster, self.smoothing))
+        depth = forecasters.depth(self.forecaster, self.smoothing)
+        object.__setattr__(self, "depth", max(depth, *(guard.depth for guard in self.guards), 1))
+
+    def _check_guards(self) -> None:
+        guards = tuple(self.guards) if isinstance(self.guards, list | tuple) else None
+        if guards is None or not all(isinstance(guard, Guard) for guard in guards):
+            raise HiCacheError(f"Policy.guards = {self.guards!r}: must be a tuple of guards, TeaCacheGuard for one")
+        object.__setattr__(self, "guards", guards)
+        if isinstance(self.schedule, PerKind):
+            if guards:
+                raise HiCacheError(f"Policy.guards = {guards!r}: must be () where the schedule is PerKind")
+            if self.scope != "module":
+                raise HiCacheError(f"Policy.scope = {self.scope!r}: must be 'module' where the schedule is PerKind")
+        for guard in guards:
+            probe = guard.probe
+            inside = probe.signal in (Signal.RESIDUAL, Signal.SITES) or probe.measure is Measure.VERIFY
+            if inside and self.scope != "stack":
+                name = type(guard).__name__
+                raise HiCacheError(
+                    f"Policy.scope = {self.scope!r}: must be 'stack' with a {name}, which measures blocks"
+                )
+        starts = self.cut.starts
+        if list(starts) != sorted(starts):
+            raise HiCacheError(f"Policy.guards = {guards!r}: must go from the fewest blocks measured to the most")
+        late = [guard for guard in guards if not guard.probe.before]
+        if len(late) > 1 or (late and len(guards) > 1):
+            raise HiCacheError(f"Policy.guards = {guards!r}: must be alone, a {type(late[0]).__name__}")
 
     @classmethod
     def from_env(cls) -> Policy:
@@ -79,9 +128,22 @@ class Policy:
         return policy_from_env()
 
     @property
-    def cut(self) -> tuple[str, int, int]:
-        """What of a policy decides the graph: policies with an equal cut share their programs."""
-        return self.scope, self.first, self.last
+    def cut(self) -> Cut:
+        """What of it decides the graph."""
+        probes = tuple(guard.probe for guard in self.guards)
+        verified = max((probe.blocks for probe in probes if probe.measure is Measure.VERIFY), default=0)
+        groups = self.schedule.groups if isinstance(self.schedule, PerKind) else ()
+        return Cut(self.scope, self.first, max(self.last, verified), probes, groups)
+
+    def timed(self, times: Sequence[float] | None) -> Policy:
+        """The policy for a run with these timesteps, where it asks for them."""
+        if times is None or not hasattr(self.schedule, "timed"):
+            return self
+        return replace(self, schedule=self.schedule.timed(times))
+
+    def forces(self, step: int, num_steps: int | None) -> bool:
+        """Whether ``step`` is computed whatever the guards measure."""
+        return self.schedule.computes(step, num_steps) or any(g.forces(step, num_steps) for g in self.guards)
 
     def eligible(self, computed: Sequence[int]) -> list[int]:
         """The anchors a forecast may read, newest first, out of the ``computed`` steps in order.
@@ -104,7 +166,10 @@ class Policy:
         return replace(self, schedule=self.schedule.from_step(step))
 
     def decisions(self, num_steps: int, start: int = 0) -> str:
-        """One letter a step, ``F`` full and ``.`` forecast; the first step has no anchor and is always full."""
+        """One letter a step, ``F`` full and ``.`` forecast; the first step has no anchor and is always full.
+
+        Under guards these are the fewest steps that can be full: those of the forced window.
+        """
         whole_number("trajectory", "num_steps", num_steps, 1)
-        computes = (self.schedule.computes(step, num_steps) or step == start for step in range(start, num_steps))
+        computes = (self.forces(step, num_steps) or step == start for step in range(start, num_steps))
         return "".join("F" if full else "." for full in computes)

@@ -5,7 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hicache_compile.errors import HiCacheError, one_of, whole_number
+from hicache_compile.flexcache import FlexCache
 from hicache_compile.forecasters import Forecaster, Hermite, Reuse, Taylor
+from hicache_compile.guarded_presets import (
+    PAB,
+    AdaCache,
+    DBCache,
+    DiCache,
+    EasyCache,
+    FBCache,
+    FBCacheTeaCache,
+    LeMiCa,
+    MagCache,
+    SpeCa,
+    TeaCache,
+)
 from hicache_compile.masks import SPEEDS, steps_mask
 from hicache_compile.policy import Policy
 from hicache_compile.schedules import Interval, StepMask
@@ -85,8 +99,23 @@ def _chosen(forecaster: Forecaster | None, published: Forecaster) -> Forecaster:
 
 
 PRESETS: dict[str, Callable[..., Policy]] = {
-    "HiCache": HiCache,
-    "TaylorSeer": TaylorSeer,
-    "FORA": FORA,
-    "SCM": SCM,
+    preset.__name__: preset
+    for preset in (
+        HiCache,
+        TaylorSeer,
+        FORA,
+        SCM,
+        TeaCache,
+        FBCache,
+        FBCacheTeaCache,
+        DBCache,
+        MagCache,
+        LeMiCa,
+        EasyCache,
+        DiCache,
+        AdaCache,
+        SpeCa,
+        PAB,
+        FlexCache,
+    )
 }

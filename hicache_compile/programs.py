@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 
 import torch
+from torch import fx
 from torch._dynamo.convert_frame import compile_lock
 
 from hicache_compile.backends import Lowered, lower
@@ -18,16 +19,21 @@ from hicache_compile.state import RingShape
 
 log = logging.getLogger(__name__)
 
-SCALARS = ("computing", "position", "weights")  # state that is not a ring
+SCALARS = ("computing", "position", "weights", "memory", "value")  # what is neither an own input nor a ring
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """One lowered program and what it reads: positions among the denoiser's inputs, then state by name."""
+    """One lowered program and what it reads: positions among the denoiser's inputs, then state by name, then rings.
+
+    ``returns``: names of the values that a probe hands over to the programs after it.
+    """
 
     run: Lowered
     inputs: tuple[int, ...]
     state: tuple[str, ...]
+    rings: tuple[int, ...] = ()
+    returns: tuple[str, ...] = ()
     code: tuple[str, ...] = ()  # what Inductor generated
 
 
@@ -37,13 +43,15 @@ class Variant:
     def __init__(self, rewrite: Rewrite, depth: int) -> None:
         self.rewrite = rewrite
         self.depth = depth
-        self.programs: dict[Choice, Program] = {}
+        self.programs: dict[str, Program] = {}
         self._fixed_shapes: tuple[RingShape, ...] | None = None
-        self.rings = [
-            ops.value(node)
-            for node in placeholders(rewrite.programs[Choice.FORECAST])
-            if node.meta.get("state") == "anchors"
-        ]
+        inputs = [node for program in rewrite.programs.values() for node in placeholders(program)]
+        rings = {node.meta["slot"]: ops.value(node) for node in inputs if node.meta.get("state") == "anchors"}
+        self._place = {slot: place for place, slot in enumerate(sorted(rings))}
+        self.rings = [rings[slot] for slot in self._place]
+        memory = [node for node in inputs if str(node.meta.get("state")).startswith("memory:")]
+        self.memory = {str(node.meta["state"]): ops.value(node) for node in memory}
+        self.probes = {stage.probe for stage in rewrite.stages}
         self.weights_dtype = torch.float32
         for ring in self.rings:
             self.weights_dtype = torch.promote_types(self.weights_dtype, ring.dtype)
@@ -57,15 +65,21 @@ class Variant:
             return self._fixed_shapes
         return tuple((concrete(ring.shape, bindings), ring.dtype, ring.device) for ring in self.rings)
 
-    def program(self, choice: Choice, backend: str, mode: str | None) -> Program:
+    def memory_shapes(self, bindings: Bindings) -> dict[str, RingShape]:
+        """What guards keep from step to step, at the sizes in ``bindings``."""
+        return {
+            name: (concrete(value.shape, bindings), value.dtype, value.device) for name, value in self.memory.items()
+        }
+
+    def program(self, choice: str, backend: str, mode: str | None) -> Program:
         """The program of ``choice``, lowered now if it was not yet."""
         if choice in self.programs:
             return self.programs[choice]
         with compile_lock:  # Dynamo's own: one thread compiles at a time
             if choice in self.programs:
                 return self.programs[choice]
-            graph = either(self.rewrite.programs) if choice is Choice.EITHER else self.rewrite.programs[choice]
-            log.info("lowering %s to %s: %d nodes", choice.value, backend, len(graph.graph.nodes))
+            graph = either(self.rewrite.programs) if choice == Choice.EITHER else self.rewrite.program(choice)
+            log.info("lowering %s to %s: %d nodes", choice, backend, len(graph.graph.nodes))
             inputs = placeholders(graph)
             with generated_code() as code:
                 # A compiler owns the graph it is given and may rewrite it; ours stays readable.
@@ -73,7 +87,13 @@ class Variant:
             self.programs[choice] = Program(
                 run,
                 tuple(node.meta["input"] for node in inputs if "input" in node.meta),
-                tuple(node.meta["state"] for node in inputs if node.meta.get("state") in SCALARS),
+                tuple(node.meta["state"] for node in inputs if _role(node) in SCALARS),
+                tuple(self._place[node.meta["slot"]] for node in inputs if _role(node) == "anchors"),
+                tuple(graph.meta.get("returns", ())),
                 tuple(code),
             )
         return self.programs[choice]
+
+
+def _role(node: fx.Node) -> str:
+    return str(node.meta.get("state", "")).partition(":")[0]

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
+from hicache_compile.course import Course
 from hicache_compile.dispatch import CapturedStep
 from hicache_compile.errors import HiCacheError
 from hicache_compile.passes import Choice
@@ -16,7 +17,8 @@ from hicache_compile.trajectory import DEFAULT_CONTEXT, Session
 class Report:
     """Counters of one compiled denoiser in the calling thread.
 
-    ``computed`` and ``forecast`` count the steps of the newest trajectory, over all its contexts.
+    ``computed`` and ``forecast`` count the steps of the newest trajectory, over all its contexts; a step of which a
+    part is forecast counts as forecast.
     ``flops_full`` and ``flops_forecast`` are those of one step at the shape last seen (two for each
     multiply-add, as FlopCounterMode counts); ``flops_speedup`` is full steps over what that trajectory cost.
     ``state_bytes`` are the bytes of the live rings, ``programs`` the lowered programs, ``recompiles`` the
@@ -40,7 +42,8 @@ class Report:
     history: dict[str, list[str]] = field(default_factory=dict)
 
     def decisions(self, context: str = DEFAULT_CONTEXT, trajectory: int = -1) -> str:
-        """One letter a step of a trajectory (by default the newest): ``F`` full, ``.`` forecast.
+        """One letter a step of a trajectory (by default the newest): ``F`` full, ``.`` forecast, ``s`` ended in a
+        forecast by an inner guard, ``p`` some kinds of sites forecast.
 
         Where every call was made in a named context, ``"default"`` is the first of them.
 
@@ -67,23 +70,30 @@ def gather(session: Session, steps: Sequence[CapturedStep]) -> Report:
     contexts = list(session.contexts.values())
     used = [step for step in steps if step in session.last_graphs]
     newest = max((context.trajectory for context in contexts), default=-1)
-    letters = "".join(context.letters() for context in contexts if context.trajectory == newest)
-    computed, forecast = letters.count("F"), letters.count(".")
+    current = [context for context in contexts if context.trajectory == newest]
+    letters = "".join(context.letters() for context in current)
+    computed = letters.count("F")
     full, cheap = (sum(step.flops(choice) for step in used) for choice in (Choice.FULL, Choice.FORECAST))
-    spent = computed * full + forecast * cheap
+    spent = sum(
+        count * graph.flops(choice)
+        for context in current
+        for (graph, choice), count in context.choices.items()
+        if isinstance(graph, CapturedStep)
+    )
+    states = [state for context in contexts for state in context.states.values()]
     refused = {entry for step in used if step.current for entry in step.current.rewrite.refused}
     return Report(
         computed=computed,
-        forecast=forecast,
+        forecast=len(letters) - computed,
         flops_full=full,
         flops_forecast=cheap,
         flops_speedup=len(letters) * full / spent if spent else 1.0,
-        state_bytes=sum(state.nbytes for context in contexts for state in context.states.values()),
+        state_bytes=sum(state.nbytes for state in states),
         programs=sum(len(variant.programs) for step in steps for variant in step.variants.values()),
         recompiles=len(steps) - len({step.signature for step in steps}),
         graph_breaks=max(0, session.most_graphs - 1),
         host_syncs=session.syncs,
-        nonfinite_probes=0,
+        nonfinite_probes=sum(state.plan.nonfinite for state in states if isinstance(state.plan, Course)),
         refused=sorted((entry.site, entry.reason) for entry in refused),
         memory="; ".join(step.memory for step in used if step.memory),
         history={context.name: ["".join(run) for run in context.history] for context in contexts},

@@ -47,14 +47,8 @@ class Interval:
         return max(0, self.warmup - 2)
 
     def computes(self, step: int, num_steps: int | None) -> bool:
-        if self.cooldown and num_steps is None:
-            raise HiCacheError(
-                f"Interval.cooldown = {self.cooldown}: must be 0 when the length of the trajectory is not "
-                "known; say it with `with compiled.trajectory(num_steps):`"
-            )
-        if step < self.warmup or (num_steps is not None and step >= num_steps - self.cooldown):
-            return True
-        return (step - self.warmup + 1) % self.interval == 0
+        forced = in_window("Interval", step, num_steps, self.warmup, self.cooldown)
+        return forced or (step - self.warmup + 1) % self.interval == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,4 +87,34 @@ class StepMask:
         return StepMask("1" + self.mask[step + 1 :])
 
 
-SCHEDULES = (Interval, StepMask)
+@dataclass(frozen=True, slots=True)
+class Free:
+    """Compute only the first ``warmup`` and the last ``cooldown`` steps: the guards of the policy decide the others."""
+
+    warmup: int = 1
+    cooldown: int = 0
+
+    def __post_init__(self) -> None:
+        whole_number("Free", "warmup", self.warmup, 1)
+        whole_number("Free", "cooldown", self.cooldown, 0)
+
+    @property
+    def first_anchor(self) -> int:
+        return 0
+
+    def computes(self, step: int, num_steps: int | None) -> bool:
+        return in_window("Free", step, num_steps, self.warmup, self.cooldown)
+
+
+def in_window(owner: str, step: int, num_steps: int | None, warmup: int, cooldown: int) -> bool:
+    """Whether ``step`` is one of the first ``warmup`` or the last ``cooldown`` of ``num_steps``.
+
+    Raises:
+        HiCacheError: there is a cooldown and the length of the run is not known.
+    """
+    if cooldown and num_steps is None:
+        raise HiCacheError(
+            f"{owner}.cooldown = {cooldown}: must be 0 when the length of the trajectory is not "
+            "known; say it with `with compiled.trajectory(num_steps):`"
+        )
+    return step < warmup or (num_steps is not None and step >= num_steps - cooldown)

@@ -10,11 +10,16 @@ from typing import Any
 
 from hicache_compile.errors import HiCacheError
 from hicache_compile.forecasters import FORECASTERS, Smoothing
+from hicache_compile.guards import GUARDS
+from hicache_compile.magcache import MagCacheSchedule
+from hicache_compile.perkind import Broadcast, KeySteps, PerKind
 from hicache_compile.policy import Policy
 from hicache_compile.presets import PRESETS
-from hicache_compile.schedules import SCHEDULES
+from hicache_compile.schedules import Free, Interval, StepMask
 
-TYPES: dict[str, type] = {cls.__name__: cls for cls in (*SCHEDULES, *FORECASTERS, Smoothing)}
+SCHEDULES = (Interval, StepMask, Free, MagCacheSchedule, PerKind, Broadcast, KeySteps)
+TYPES: dict[str, type] = {cls.__name__: cls for cls in (*SCHEDULES, *FORECASTERS, *GUARDS, Smoothing)}
+_OBJECTS = ("schedule", "forecaster", "smoothing")
 
 
 def to_dict(policy: Policy) -> dict[str, Any]:
@@ -92,24 +97,32 @@ def _from_file(path: Path) -> Policy:
 def _plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
     name = type(value).__name__
     if TYPES.get(name) is not type(value):
         raise HiCacheError(f"{name} is not one of {', '.join(TYPES)}: a policy with it cannot be written as JSON")
-    fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(TYPES[name])}
+    fields = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(TYPES[name])}
     return {"type": name, **fields}
 
 
 def _rich(key: str, value: Any) -> Any:
-    if isinstance(value, list) and key == "guards":
-        return tuple(value)
-    if not isinstance(value, dict) or key not in ("schedule", "forecaster", "smoothing"):
+    if isinstance(value, list):
+        guards = key == "guards"
+        return tuple(_rich("guard" if guards else key, item) for item in value)
+    if not isinstance(value, dict) or key not in (*_OBJECTS, "guard"):
         return value
     fields = dict(value)
     name = fields.pop("type", None)
     if not isinstance(name, str) or name not in TYPES:
         raise HiCacheError(f"policy.{key}.type = {name!r}: must be one of {', '.join(TYPES)}")
+    for field, item in fields.items():
+        if field == "schedules" and isinstance(item, dict):
+            fields[field] = {kind: _rich("schedule", one) for kind, one in item.items()}
+        elif isinstance(item, list):
+            fields[field] = tuple(tuple(one) if isinstance(one, list) else one for one in item)
     return _make(name, TYPES[name], fields)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
-from hicache_compile.plan import Plan
+from hicache_compile.course import Course
+from hicache_compile.plan import GroupPlan, Inputs, Plan
 
 RingShape = tuple[tuple[int, ...], torch.dtype, torch.device]
 Token = tuple[object, ...]
@@ -16,15 +17,20 @@ class AnchorState:
     """Ring buffers at fixed addresses, and what they are valid for.
 
     Made zero at every start, so a ring row without an anchor contributes exactly nothing even if the run
-    before it ended in infinities.
+    before it ended in infinities. ``memory`` is what guards keep from step to step, by name.
     """
 
-    def __init__(self, shapes: Sequence[RingShape]) -> None:
+    def __init__(self, shapes: Sequence[RingShape], memory: Mapping[str, RingShape] | None = None) -> None:
         self.shapes = tuple(shapes)
+        self.memory_shapes = dict(memory or {})
         # Inference tensors could not be written outside inference mode, and a run may mix the two.
         with torch.inference_mode(False), torch.no_grad():
             self.rings = [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in shapes]
-        self.plan: Plan | None = None
+            self.memory = {
+                name: torch.zeros(shape, dtype=dtype, device=device)
+                for name, (shape, dtype, device) in self.memory_shapes.items()
+            }
+        self.plan: Plan | GroupPlan | Course | None = None
         self.next_step = -1
         self.trajectory = -1
         self.weights_token: Token | None = ()  # None: the first that is seen
@@ -32,7 +38,7 @@ class AnchorState:
 
     @property
     def nbytes(self) -> int:
-        return sum(ring.untyped_storage().nbytes() for ring in self.rings)
+        return sum(kept.untyped_storage().nbytes() for kept in (*self.rings, *self.memory.values()))
 
     def continues(self, trajectory: int, step: int, token: Token) -> bool:
         """Whether the anchors are those of this trajectory, complete, and made with these weights."""
@@ -40,22 +46,21 @@ class AnchorState:
             self.weights_token = token
         return (self.trajectory, self.next_step, self.weights_token) == (trajectory, step, token)
 
-    def start(self, plan: Plan, trajectory: int, token: Token) -> None:
+    def start(self, plan: Plan | GroupPlan | Course, trajectory: int, token: Token) -> None:
         """Forget every anchor and follow ``plan``."""
         with torch.inference_mode(False), torch.no_grad():
-            if self.rings:
-                torch._foreach_zero_(self.rings)
+            if kept := [*self.rings, *self.memory.values()]:
+                torch._foreach_zero_(kept)
         self.plan, self.trajectory, self.weights_token = plan, trajectory, token
 
     def invalidate(self) -> None:
         """The anchors are no longer complete: the next step starts over."""
         self.trajectory = -1
 
-    def inputs(self, step: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """What a program reads besides the rings: ``position`` ``[1]`` int64 and ``weights`` ``[K]``."""
+    def inputs(self, step: int, dtype: torch.dtype) -> Inputs:
+        """What a program of ``step`` reads besides the rings."""
         assert self.plan is not None
-        table = self.plan.on_device(self.rings[0].device, dtype, step)
-        return {"position": table.positions[step], "weights": table.rows[step]}
+        return {**self.plan.inputs(step, self.rings[0].device, dtype), **self.memory}
 
     def before_forecast(self, step: int) -> None:
         """Make the rings ready to be read."""

@@ -283,12 +283,35 @@ class Session(threading.local):
         """The call returned: count it. ``again``: it was counted, and another of its graphs ran."""
         self.latest = step
         self.last_graphs = step.graphs
+        self.syncs += step.syncs
+        step.context.choices.update(step.choices)
+        step.choices, step.syncs = [], 0
         self.most_graphs = max(self.most_graphs, len(step.graphs))
         if step.context.history and again:
             step.context.history[-1][-1] = step.letter
         elif step.context.history:
             step.context.step += 1
             step.context.history[-1].append(step.letter)
+            self._say_what_never_hit(step)
+
+    def _say_what_never_hit(self, step: Step) -> None:
+        """A run in which no guard ever skipped was as slow as without: say so."""
+        context = step.context
+        if not context.policy.guards or step.num_steps is None or step.index + 1 != step.num_steps:
+            return
+        letters = context.letters()
+        if letters and not set(letters) - {"F"} and not step.uncached:
+            names = ", ".join(type(guard).__name__ for guard in context.policy.guards)
+            free = sum(letter == "." for letter in context.policy.decisions(step.num_steps))
+            log.warning(
+                "0 hits: %s skipped none of the %d steps of context %r, of which %d were free to be; the run was as "
+                "slow as without a cache. In a run of few steps too much changes from one to the next: raise the "
+                "threshold, or drop the guard",
+                names,
+                step.num_steps,
+                context.name,
+                free,
+            )
 
     def plan(self, step: Step, depth: int) -> Plan:
         """The plan from ``step`` on, shared by everything that starts at the same step."""

@@ -10,17 +10,28 @@ import torch
 from torch import fx
 
 from hicache_compile.errors import CannotRewrite
+from hicache_compile.guards import Probe
 from hicache_compile.passes.capture import capture
 from hicache_compile.passes.collapse import collapse
 from hicache_compile.passes.fuel import spend
 from hicache_compile.passes.guard import guard
 from hicache_compile.passes.sites import Site, find_sites
-from hicache_compile.passes.specialise import Choice, specialise
+from hicache_compile.passes.specialise import Choice, Specialiser, partial
+from hicache_compile.passes.split import split
 from hicache_compile.passes.verify import verify_captured, verify_guarded, verify_pair, verify_program
+from hicache_compile.policy import Cut
 
 log = logging.getLogger(__name__)
 
 __all__ = ["Choice", "Rewrite", "build", "capture"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A decision in the middle of a step: the program that measures, and the one that ends a step that is skipped."""
+
+    probe: str
+    skip: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +40,26 @@ class Rewrite:
 
     captured: fx.GraphModule
     guarded: fx.GraphModule
-    programs: dict[Choice, fx.GraphModule]
+    programs: dict[str, fx.GraphModule]
     block_nodes: dict[str, list[str]]
     sites: list[Site]
     refused: list[CannotRewrite]
+    specialiser: Specialiser
+    stages: list[Stage]
+
+    def parts(self, choice: str) -> list[fx.GraphModule]:
+        """The programs a step of ``choice`` runs, one after another."""
+        if choice == Choice.PLAIN or not self.stages:
+            return [self.program(choice)]
+        ends = [stage.skip for stage in self.stages]
+        last = ends.index(choice) if choice in ends else len(ends) - 1
+        return [*(self.programs[stage.probe] for stage in self.stages[: last + 1]), self.programs[choice]]
+
+    def program(self, choice: str) -> fx.GraphModule:
+        """The program of ``choice``; one that forecasts some kinds of sites is made when it is first asked for."""
+        if choice not in self.programs:
+            self.programs[choice] = self.specialiser.program(choice.partition("_")[2].split("+"))
+        return self.programs[choice]
 
     @property
     def blocks(self) -> int:
@@ -51,6 +78,8 @@ def build(
     first: int = 0,
     last: int = 0,
     anchor_dtype: torch.dtype | None = None,
+    probes: tuple[Probe, ...] = (),
+    groups: tuple[tuple[str, int | None], ...] = (),
     *,
     collapsing: bool = True,
     verify: bool | None = None,
@@ -60,12 +89,13 @@ def build(
     Args:
         captured: what ``capture`` returned; it is not changed.
         scope, first, last: where the sites are cut, see ``Policy``.
+        probes, groups: what guards measure, and the kinds that are decided apart, see ``Cut``.
         depth: anchors a ring holds.
         anchor_dtype: what they are kept in; by default each in the dtype of its slot.
         collapsing: merge neighbouring residual sites (scope ``block``).
         verify: check every level; by default when the environment has ``HICACHE_VERIFY=1``.
     """
-    found = find_sites(captured, scope, first, last)
+    found = find_sites(captured, scope, first, last, probes, groups)
     refused = list(found.refused)
     if collapsing and scope == "block":
         before = len(found.sites)
@@ -77,7 +107,8 @@ def build(
     sites, unfuelled = spend(found.sites)
     guarded, tangled = guard(replace(found, sites=sites), depth, anchor_dtype)
     refused += unfuelled + tangled
-    programs = specialise(guarded)
+    specialiser = Specialiser(guarded, bool(groups))
+    programs = specialiser.programs()
     if verify if verify is not None else os.environ.get("HICACHE_VERIFY") == "1":
         verify_captured(captured)
         verify_guarded(guarded, captured)
@@ -87,7 +118,25 @@ def build(
     declined = {entry.site for entry in tangled}
     sites = [site for site in sites if site.name not in declined]
     _log_outcome(scope, sites, found.blocks, refused)
-    return Rewrite(captured, guarded, programs, found.block_nodes, sites, refused)
+    stages: list[Stage] = []
+    if sites and any(probe.before for probe in probes):
+        stages, programs = _staged(programs, Cut(scope, first, last, probes).starts)
+    return Rewrite(captured, guarded, programs, found.block_nodes, sites, refused, specialiser, stages)
+
+
+def _staged(
+    programs: dict[str, fx.GraphModule], starts: tuple[int, ...]
+) -> tuple[list[Stage], dict[str, fx.GraphModule]]:
+    """``programs`` cut at each guard's probe; a guard that skips ends the step with a forecast from its start on."""
+    whole = [Choice.FORECAST if start == min(starts) else partial([f"from_{start}"]) for start in starts]
+    parts = split(programs[Choice.FULL], [programs[name] for name in whole])
+    stages = []
+    cut = {**programs, str(Choice.FULL): parts.full}
+    for number, (name, probe, skip) in enumerate(zip(whole, parts.probes, parts.skips, strict=True)):
+        ends_in = name if name not in [stage.skip for stage in stages] else f"{name}_after_{number}"
+        stages.append(Stage(f"probe_{number}", str(ends_in)))
+        cut |= {stages[-1].probe: probe, stages[-1].skip: skip}
+    return stages, cut
 
 
 def _log_outcome(scope: str, sites: list[Site], blocks: int, refused: list[CannotRewrite]) -> None:

@@ -17,6 +17,8 @@ holds the sum gives the same result up to rounding, with 1/L of the memory and o
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import fx
 
 from hicache_compile.errors import CannotRewrite
@@ -40,7 +42,7 @@ def collapse(found: Sites) -> tuple[Sites, list[CannotRewrite]]:
                 continue
             refused.append(CannotRewrite(f"collapse {merged[-1].name} + {site.name}", reason))
         merged.append(site)
-    return Sites(found.module, merged, found.refused, found.block_nodes), refused
+    return replace(found, sites=merged), refused
 
 
 def obstacle(earlier: Site, later: Site) -> str | None:

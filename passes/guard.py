@@ -13,6 +13,7 @@ Refuses    a site that would have to run both before and after something outside
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from typing import Any
@@ -21,10 +22,12 @@ import torch
 from torch import fx
 
 from hicache_compile.errors import CannotRewrite
-from hicache_compile.passes import ops
-from hicache_compile.passes.branch import full_or_forecast
+from hicache_compile.guards import Measure, Signal
+from hicache_compile.passes import measure, ops
+from hicache_compile.passes.branch import forecast, full_or_forecast, remember
 from hicache_compile.passes.graphs import copy_node, fake_mode_of, module_of
 from hicache_compile.passes.order import contracted_order
+from hicache_compile.passes.probes import ProbeWriter
 from hicache_compile.passes.scopes import Slot
 from hicache_compile.passes.sites import Site, Sites
 
@@ -43,7 +46,7 @@ def guard(
         sites.remove(tangled)
         refused.append(CannotRewrite(tangled.name, "part of it must run after something that reads its slots"))
         order = _order(found.module.graph, sites)
-    return _Writer(found.module, sites, depth, anchor_dtype).write(order), refused
+    return _Writer(found, sites, depth, anchor_dtype).write(order), refused
 
 
 def _order(graph: fx.Graph, sites: list[Site]) -> list[fx.Node | Site] | None:
@@ -59,8 +62,10 @@ def _order(graph: fx.Graph, sites: list[Site]) -> list[fx.Node | Site] | None:
 class _Writer:
     """Writes the guarded graph node by node."""
 
-    def __init__(self, origin: fx.GraphModule, sites: list[Site], depth: int, anchor_dtype: torch.dtype | None) -> None:
-        self.origin = origin
+    def __init__(self, found: Sites, sites: list[Site], depth: int, anchor_dtype: torch.dtype | None) -> None:
+        self.origin = found.module
+        self.found = found
+        self.sites = sites
         self.depth = depth
         self.anchor_dtype = anchor_dtype
         self.graph = fx.Graph()
@@ -68,6 +73,8 @@ class _Writer:
         self.submodules: dict[str, fx.GraphModule] = {}
         self.slots = [slot for site in sites for slot in site.slots]
         self.ring_of: dict[Slot, fx.Node] = {}
+        self.rings = 0
+        self.controls: dict[str, tuple[fx.Node, ...]] = {}  # computing, position, weights of each group
 
     def write(self, order: list[fx.Node | Site]) -> fx.GraphModule:
         inputs = [node for node in order if isinstance(node, fx.Node) and node.op == "placeholder"]
@@ -78,6 +85,9 @@ class _Writer:
         for unit in order:
             if isinstance(unit, Site):
                 self._call_site(unit)
+            elif unit.op == "output":
+                self._measure_late()
+                self.env[unit] = copy_node(self.graph, unit, self.env.__getitem__)
             elif unit.op != "placeholder":
                 self.env[unit] = copy_node(self.graph, unit, self.env.__getitem__)
         for name, module in self.submodules.items():
@@ -92,16 +102,27 @@ class _Writer:
         with fake_mode_of(like):
             position = torch.zeros(1, dtype=torch.int64, device=like.device)
             weights = torch.empty(self.depth, dtype=widest, device=like.device)
-        self.computing = self._input("computing", "computing", True)
-        self.position = self._input("position", "position", position)
-        self.weights = self._input("weights", "weights", weights)
-        for index, slot in enumerate(self.slots):
-            ring = self._input(
-                f"anchors_{index}", "anchors", new_ring(ops.value(slot.node), self.depth, self.anchor_dtype)
-            )
-            ring.meta["slot"] = index
-            ring.meta["slot_name"] = slot.name
-            self.ring_of[slot] = ring
+        examples = {"computing": True, "position": position, "weights": weights}
+        made: dict[str, fx.Node] = {}
+        for group in dict.fromkeys(site.group for site in self.sites):
+            # Guards skip from a block on, but what they skip is remembered together.
+            shared = ("position", "weights") if self.found.probes else ()
+            states = [f"{name}:{group}" if group and name not in shared else name for name in examples]
+            for state, example in zip(states, examples.values(), strict=True):
+                if state not in made:
+                    made[state] = self._input(re.sub(r"\W", "_", state), state, example)
+            self.controls[group] = tuple(made[state] for state in states)
+        for slot in self.slots:
+            self.ring_of[slot] = self._ring(slot.name, slot.node)
+
+    def _ring(self, name: str, node: fx.Node) -> fx.Node:
+        index = self.rings
+        self.rings += 1
+        with self.graph.inserting_after(self.graph.find_nodes(op="placeholder")[-1]):
+            ring = self._input(f"anchors_{index}", "anchors", new_ring(ops.value(node), self.depth, self.anchor_dtype))
+        ring.meta["slot"] = index
+        ring.meta["slot_name"] = name
+        return ring
 
     def _input(self, name: str, role: str, example: Any) -> fx.Node:
         node = self.graph.placeholder(name)
@@ -118,24 +139,48 @@ class _Writer:
         name = self._outline(site, operands)
         full = self.graph.get_attr(name)
         carried = [None if slot.carried is None else self.env[slot.carried] for slot in site.slots]
+        computing, position, weights = self.controls[site.group]
         call = self.graph.call_function(
             full_or_forecast,
             (
                 full,
-                self.computing,
+                computing,
                 [self.env[operand] for operand in operands],
                 carried,
                 [self.ring_of[slot] for slot in site.slots],
-                self.position,
-                self.weights,
+                position,
+                weights,
             ),
             {"dtypes": [ops.value(slot.node).dtype for slot in site.slots]} if self.anchor_dtype else {},
         )
-        call.meta = {"path": site.name, "site": site.name, "kind": site.kind}
+        call.meta = {"path": site.name, "site": site.name, "kind": site.kind, "group": site.group}
         for index, slot in enumerate(site.slots):
             output = self.graph.create_node("call_function", operator.getitem, (call, index), name=slot.node.name)
             output.meta = {"path": site.name, "example_value": ops.value(slot.node)}
             self.env[slot.node] = output
+
+    def _measure_late(self) -> None:
+        """What guards measure of the sites themselves, or of a forecast's consequences."""
+        if not self.slots:
+            return
+        _, position, weights = self.controls[self.sites[-1].group]
+        for stage, probe in enumerate(self.found.probes):
+            writer = ProbeWriter(self.graph, stage)
+            if probe.measure is Measure.VERIFY:
+                added = self.env[self.found.verified[stage]]
+                ring = self._ring(f"verified_{stage}", added)
+                drafted = writer.value(forecast, ring, weights)
+                written = self.graph.call_function(remember, (ring, position, added))
+                written.meta = {"path": "", "side_effect": True, "probe": "computed", "stage": stage}
+                writer.measured(measure.change, added, drafted, when="forecast")
+            elif probe.signal is Signal.SITES:
+                slot = max(self.slots, key=lambda slot: _numel(slot.node))
+                added = self.env[slot.node]
+                if slot.carried is not None:
+                    added = writer.value(torch.sub, added, self.env[slot.carried])
+                before = writer.memory("before", added)
+                read = writer.measured(measure.change, added, before, when="computed")
+                writer.keep(before, added, "computed", after=read)
 
     def _outline(self, site: Site, operands: list[fx.Node]) -> str:
         """The region as a submodule ``full(*operands) -> slots``; returns its attribute name."""
@@ -156,6 +201,10 @@ class _Writer:
             name = f"{base}_{len(self.submodules)}"
         self.submodules[name] = fx.GraphModule(self.origin, graph)
         return name
+
+
+def _numel(node: fx.Node) -> int:
+    return math.prod(n if isinstance(n, int) else n.node.hint or 1 for n in ops.value(node).shape)
 
 
 def new_ring(like: torch.Tensor, depth: int, dtype: torch.dtype | None = None) -> torch.Tensor:

@@ -12,6 +12,7 @@ The text slots then die, and the others shrink to the rows that are read (``wind
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +34,11 @@ class _Range:
     stop: Any
 
 
-def narrow(program: fx.GraphModule) -> dict[int, Window]:
-    """Narrow ``program`` in place; returns slot -> the only window of it that is read, where there is one."""
+def narrow(program: fx.GraphModule, whole: Iterable[int] = ()) -> dict[int, Window]:
+    """Narrow ``program`` in place; returns slot -> the only window of it that is read, where there is one.
+
+    ``whole``: the slots that are kept whole, whatever is read of them here.
+    """
     graph = program.graph
     changed = True
     while changed:
@@ -47,7 +51,8 @@ def narrow(program: fx.GraphModule) -> dict[int, Window]:
             anchors = node.args[0]
             assert isinstance(anchors, fx.Node)
             window = readers[0].args[1]
-            if all(isinstance(part, slice) and not _symbolic(part) for part in window):
+            plain = all(isinstance(part, slice) and not _symbolic(part) for part in window)
+            if plain and anchors.meta["slot"] not in whole:
                 windows[anchors.meta["slot"]] = window
                 readers[0].replace_all_uses_with(node)
                 node.meta["example_value"] = ops.value(readers[0])

@@ -10,15 +10,18 @@ A slot with a ``carried`` value caches ``node - carried``.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx
 
+from hicache_compile.guards import Measure
 from hicache_compile.passes import ops
 from hicache_compile.passes.ancestry import Ancestry
 from hicache_compile.passes.blocks import Block, Run, Streams
 from hicache_compile.passes.carry import carry
+from hicache_compile.policy import Cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +40,10 @@ class Draft:
     name: str
     slots: tuple[Slot, ...]
     zone: frozenset[fx.Node]  # what the site means to make dead
+    group: str = ""
 
 
-def _module_drafts(graph: fx.Graph, run: Run, first: int, last: int, dependent: set[fx.Node]) -> list[Draft]:
+def _module_drafts(graph: fx.Graph, run: Run, cut: Cut, dependent: set[fx.Node]) -> list[Draft]:
     """One site per attention or MLP: the contributions of the residual sums, stripped of their gates."""
     drafts = []
     spines = {node for block in run.blocks for node in block.spine | block.entries}
@@ -70,22 +74,29 @@ def _in_several(groups: Iterable[frozenset[fx.Node]]) -> set[fx.Node]:
     return twice
 
 
-def _block_drafts(graph: fx.Graph, run: Run, first: int, last: int, dependent: set[fx.Node]) -> list[Draft]:
+def _block_drafts(graph: fx.Graph, run: Run, cut: Cut, dependent: set[fx.Node]) -> list[Draft]:
     """One site per block: its residual on each stream."""
-    cached = run.blocks[first : len(run.blocks) - last]
+    cached = run.blocks[cut.first : len(run.blocks) - cut.last]
     return [_residual_draft(graph, block.name, [block], dependent) for block in cached]
 
 
-def _stack_drafts(graph: fx.Graph, run: Run, first: int, last: int, dependent: set[fx.Node]) -> list[Draft]:
-    """One site: the residual over the whole run of blocks, or over its middle."""
-    cached = run.blocks[first : len(run.blocks) - last]
-    if not cached:
-        return []
-    name = cached[0].name if len(cached) == 1 else f"{cached[0].name}..{cached[-1].name}"
-    return [_residual_draft(graph, name, cached, dependent)]
+def _stack_drafts(graph: fx.Graph, run: Run, cut: Cut, dependent: set[fx.Node]) -> list[Draft]:
+    """One site: the residual over the whole run of blocks, or over its middle; several where guards skip from
+    different blocks on. Where the first blocks align the forecast, it is the residual over those too."""
+    starts = sorted(set(cut.starts))
+    aligned = any(probe.measure in (Measure.END, Measure.EXCESS) for probe in cut.probes)
+    drafts = []
+    for start, stop in itertools.pairwise([*starts, len(run.blocks) - cut.last]):
+        cached = run.blocks[start:stop]
+        if not cached:
+            continue
+        name = cached[0].name if len(cached) == 1 else f"{cached[0].name}..{cached[-1].name}"
+        draft = _residual_draft(graph, name, cached, dependent, run.blocks[:stop] if aligned else cached)
+        drafts.append(replace(draft, group=f"from_{start}" if len(starts) > 1 else ""))
+    return drafts
 
 
-def _output_drafts(graph: fx.Graph, run: Run, first: int, last: int, dependent: set[fx.Node]) -> list[Draft]:
+def _output_drafts(graph: fx.Graph, run: Run, cut: Cut, dependent: set[fx.Node]) -> list[Draft]:
     """One site: the hidden state that leaves the run of blocks."""
     zone = _zone(graph, run.blocks)
     slots = [(node, None) for node in _leaving(zone, dependent)]
@@ -96,14 +107,19 @@ def _output_drafts(graph: fx.Graph, run: Run, first: int, last: int, dependent: 
 DRAFTS = {"module": _module_drafts, "block": _block_drafts, "stack": _stack_drafts, "output": _output_drafts}
 
 
-def _residual_draft(graph: fx.Graph, name: str, blocks: list[Block], dependent: set[fx.Node]) -> Draft:
-    """One site over ``blocks``: each value that leaves them, as a residual on the stream it came in on."""
+def _residual_draft(
+    graph: fx.Graph, name: str, blocks: list[Block], dependent: set[fx.Node], base: list[Block] | None = None
+) -> Draft:
+    """One site over ``blocks``: each value that leaves them, as a residual on the stream it came in on, or as it
+    came into the blocks ``base``, which end with ``blocks``."""
     zone = _zone(graph, blocks) - _preparation(graph, blocks[0])
-    streams = Streams(set(zone))
+    over = base or blocks
+    whole = zone if over == blocks else _zone(graph, over) - _preparation(graph, over[0])
+    streams = Streams(set(whole))
     leaving = []
     for node in _leaving(zone, dependent):
-        carried = carry(graph, node, streams, blocks)
-        leaving.append((node, carried if carried is not None else _entered_as(node, zone, blocks)))
+        carried = carry(graph, node, streams, over)
+        leaving.append((node, carried if carried is not None else _entered_as(node, whole, over)))
     return Draft(name, _named(name, leaving), zone)
 
 
@@ -132,7 +148,7 @@ def _zone(graph: fx.Graph, blocks: list[Block]) -> frozenset[fx.Node]:
 def _leaving(zone: frozenset[fx.Node], dependent: set[fx.Node]) -> list[fx.Node]:
     """The values that leave ``zone`` and follow from its streams, in graph order."""
     inside = [node for node in zone if node in dependent and ops.is_tensor(node)]
-    leaving = {node for node in inside if any(user not in zone for user in node.users)}
+    leaving = {node for node in inside if any(user not in zone and "probe" not in user.meta for user in node.users)}
     return [node for node in next(iter(zone)).graph.nodes if node in leaving] if zone else []
 
 

@@ -1,19 +1,21 @@
 """specialised: one straight-line program per choice, made by inlining one branch and deleting what is dead.
 
-full       every site inlined; ``remember(anchors, position, slot)`` for each slot a forecast reads
-forecast   every site replaced by ``forecast(anchors, weights)``; no site's operands are computed
-plain      every site inlined and nothing remembered: the denoiser as it was captured
+full         every site inlined; ``remember(anchors, position, slot)`` for each slot a forecast reads
+forecast     every site replaced by ``forecast(anchors, weights)``; no site's operands are computed
+forecast_G   the sites of the groups ``G`` replaced, the others inlined
+plain        every site inlined and nothing remembered: the denoiser as it was captured
 
 Requires   a guarded graph
 Ensures    no guarded call is left; placeholders nobody reads are gone and the others keep
            ``meta["input"]`` (position among the denoiser's inputs) or ``meta["state"]``;
-           ``full`` writes exactly the rings ``forecast`` reads
+           ``full`` writes exactly the rings forecasts read; what a guard measures is in the programs of the steps it
+           measures, and in no plain one
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 
 import torch
@@ -28,7 +30,7 @@ from hicache_compile.passes.rows import narrow_rows
 
 
 class Choice(StrEnum):
-    """What a step does."""
+    """What a step does. A step that forecasts some groups only has a name from ``partial``."""
 
     FULL = "full"
     FORECAST = "forecast"
@@ -36,41 +38,109 @@ class Choice(StrEnum):
     EITHER = "either"  # one program for both, under the cond backends
 
 
-def specialise(guarded: fx.GraphModule) -> dict[Choice, fx.GraphModule]:
-    """The straight-line programs of ``guarded``, by choice."""
-    forecasting = _inline(guarded, _forecast_site)
-    windows = narrow(forecasting)
-    narrow_rows(forecasting)
-    _drop_unused_inputs(forecasting)
-    read = {node.meta["slot"] for node in placeholders(forecasting) if node.meta.get("state") == "anchors"}
+def partial(groups: Iterable[str]) -> str:
+    """The name of the choice to forecast ``groups`` and to compute the others."""
+    return "_".join((Choice.FORECAST, "+".join(sorted(groups))))
 
-    def remember_read_slots(graph: fx.Graph, call: fx.Node, env: dict[fx.Node, fx.Node]) -> list[fx.Node]:
-        outputs = _inline_full(graph, call, env)
-        _remember(graph, call, env, outputs, read, windows)
-        return outputs
 
-    programs = {
-        Choice.FULL: _inline(guarded, remember_read_slots),
-        Choice.FORECAST: forecasting,
-        Choice.PLAIN: _inline(guarded, _inline_full),
-    }
-    for program in programs.values():
+class Specialiser:
+    """Makes the straight-line programs of ``guarded``.
+
+    Args:
+        apart: the groups are decided each for itself (``PerKind``), so that a slot may be read at any time: each is
+            kept whole, and remembered wherever it is computed. Otherwise guards skip from a block on, and only steps
+            that are computed in full are remembered.
+    """
+
+    def __init__(self, guarded: fx.GraphModule, apart: bool = False) -> None:
+        self.guarded = guarded
+        self.apart = apart
+        calls = [node for node in guarded.graph.nodes if node.target is full_or_forecast]
+        self.groups = list(dict.fromkeys(call.meta["group"] for call in calls))
+        slots = {ring.meta["slot"] for call in calls for ring in call.args[4]}  # type: ignore[union-attr]  # nodes
+        self.read: set[int] = slots if apart else set()
+        self.windows: dict[int, Window] = {}
+
+    def programs(self) -> dict[str, fx.GraphModule]:
+        """The programs every policy needs, by choice; with several groups in a row, also those from each on."""
+        rows = [self.groups[start:] for start in range(max(1, len(self.groups)))]
+        wanted = {Choice.FORECAST: self.groups} if self.apart else {self.name(row): row for row in rows}
+        forecasts = {name: self._inlined(groups) for name, groups in wanted.items()}
+        whole = set(self.read) if self.apart else self._read_differently(forecasts)
+        for program in forecasts.values():
+            self.windows |= narrow(program, whole)
+            narrow_rows(program)
+            _drop_unused_inputs(program)
+            rings = [node for node in placeholders(program) if node.meta.get("state") == "anchors"]
+            self.read |= {node.meta["slot"] for node in rings}
+        programs = {Choice.FULL: self._inlined(()), **forecasts, Choice.PLAIN: self._plain()}
+        return {str(name): self._finished(program) for name, program in programs.items()}
+
+    def program(self, groups: Iterable[str]) -> fx.GraphModule:
+        """The program that forecasts ``groups``, of groups that are decided apart."""
+        program = self._inlined(groups)
+        narrow(program, self.read)
+        narrow_rows(program)
+        return self._finished(program)
+
+    def name(self, groups: Iterable[str]) -> str:
+        """The choice to forecast ``groups``."""
+        chosen = set(groups)
+        return Choice.FORECAST if chosen == set(self.groups) else partial(chosen) if chosen else Choice.FULL
+
+    def _read_differently(self, forecasts: dict[str, fx.GraphModule]) -> set[int]:
+        """The slots of which not all of ``forecasts`` read the same window."""
+        if len(forecasts) == 1:
+            return set()
+        seen: dict[int, set[str]] = {}
+        for name in forecasts:
+            scratch = self._inlined(self.groups if name == Choice.FORECAST else name.partition("_")[2].split("+"))
+            windows = narrow(scratch)
+            drop_dead_code(scratch.graph)
+            for node in scratch.graph.nodes:
+                if node.target is forecast:
+                    slot = node.args[0].meta["slot"]  # type: ignore[union-attr]  # a node
+                    seen.setdefault(slot, set()).add(str(windows.get(slot)))
+        return {slot for slot, windows in seen.items() if len(windows) > 1}
+
+    def _inlined(self, groups: Iterable[str]) -> fx.GraphModule:
+        chosen = set(groups)
+
+        def site(graph: fx.Graph, call: fx.Node, env: dict[fx.Node, fx.Node]) -> list[fx.Node]:
+            if call.meta["group"] in chosen:
+                return _forecast_site(graph, call, env)
+            outputs = _inline_full(graph, call, env)
+            if self.apart or not chosen:
+                _remember(graph, call, env, outputs, self.read, self.windows)
+            return outputs
+
+        measured = ("value", "every", "forecast") if chosen else ("value", "every", "computed")
+        return _inline(self.guarded, site, measured)
+
+    def _plain(self) -> fx.GraphModule:
+        return _inline(self.guarded, _inline_full, ())
+
+    def _finished(self, program: fx.GraphModule) -> fx.GraphModule:
         drop_dead_code(program.graph)
         _drop_unused_inputs(program)
-        _resize_rings(program, windows)
+        _resize_rings(program, self.windows)
         program.recompile()
-    return programs
+        return program
 
 
 Inliner = Callable[[fx.Graph, fx.Node, dict[fx.Node, fx.Node]], list[fx.Node]]
 
 
-def _inline(guarded: fx.GraphModule, site: Inliner) -> fx.GraphModule:
-    """Copy ``guarded`` with each guarded call replaced by what ``site`` writes for it."""
+def _inline(guarded: fx.GraphModule, site: Inliner, measured: tuple[str, ...]) -> fx.GraphModule:
+    """Copy ``guarded`` with each guarded call replaced by what ``site`` writes for it, and of what the guards measure
+    only what is ``measured`` in such steps."""
     graph = fx.Graph()
     env: dict[fx.Node, fx.Node] = {}
     outputs: dict[fx.Node, list[fx.Node]] = {}
-    for node in guarded.graph.nodes:
+    own = [node for node in guarded.graph.nodes if node.op != "placeholder"]
+    for node in [*sorted(placeholders(guarded), key=_place), *own]:
+        if node.meta.get("probe", "value") not in ("value", *measured):
+            continue
         if node.target is full_or_forecast:
             outputs[node] = site(graph, node, env)
         elif node.args and node.args[0] in outputs:
@@ -78,6 +148,11 @@ def _inline(guarded: fx.GraphModule, site: Inliner) -> fx.GraphModule:
         elif not (node.op == "get_attr" and all(user.target is full_or_forecast for user in node.users)):
             env[node] = copy_node(graph, node, env.__getitem__)
     return module_of(graph, guarded)
+
+
+def _place(node: fx.Node) -> int:
+    """The denoiser's own inputs come first, the rings last."""
+    return 0 if "input" in node.meta else 2 if node.meta["state"] == "anchors" else 1
 
 
 def _inline_full(graph: fx.Graph, call: fx.Node, env: dict[fx.Node, fx.Node]) -> list[fx.Node]:

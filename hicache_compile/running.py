@@ -1,0 +1,108 @@
+"""How one step runs: which programs in which order, and what is decided between them.
+
+planned    the step index decided before the run: one program
+measured   guards decide: probe, look, and either end the step in a forecast or go on to the next probe
+inside     the program decides by itself, under the cond backends
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from hicache_compile.context import Step
+from hicache_compile.course import Course
+from hicache_compile.passes import Choice
+from hicache_compile.programs import Variant
+from hicache_compile.state import AnchorState
+
+Data = Mapping[str, torch.Tensor]
+Run = Callable[[str, Data], Any]  # run the program of a choice on what is not an input of the denoiser
+Ran = tuple[str, Any]  # the choice that was made, and what the denoiser returns
+
+
+def run_planned(run: Run, variant: Variant, state: AnchorState, step: Step) -> Ran:
+    """A step whose choice is known."""
+    assert state.plan is not None
+    assert not isinstance(state.plan, Course)
+    choice = Choice.FULL if step.context.ambiguous else state.plan.choice(step.index)
+    if choice != Choice.FULL:
+        state.before_forecast(step.index)
+        step.letter = "." if choice == Choice.FORECAST else "p"
+    outputs = run(choice, state.inputs(step.index, variant.weights_dtype))
+    if choice == Choice.FULL:
+        state.after_full(step.index)
+    return choice, outputs
+
+
+def run_measured(run: Run, variant: Variant, state: AnchorState, step: Step) -> Ran:
+    """A step whose guards decide."""
+    course = state.plan
+    assert isinstance(course, Course)
+    stages = variant.rewrite.stages
+    forced = step.context.ambiguous or course.forces(step.index)
+    values: dict[str, torch.Tensor] = dict(state.memory)
+    for number, stage in enumerate(stages):
+        values |= run(stage.probe, values)
+        if forced:
+            continue
+        seen = course.nonfinite
+        if course.skips(number, step.index, _read(state, number, step)):
+            return _forecast(run, variant, state, step, course, number, values)
+        forced = course.nonfinite > seen
+    if not stages and not forced and course.skips(0, step.index, ()):
+        return _forecast(run, variant, state, step, course, 0, values)
+    course.full(step.index)
+    outputs = run(Choice.FULL, {**values, **state.inputs(step.index, variant.weights_dtype)})
+    state.after_full(step.index)
+    late = not stages and len(course.computed) > 1 and _measures(variant, Choice.FULL)
+    course.after(step.index, True, _read(state, 0, step) if late else ())
+    return Choice.FULL, outputs
+
+
+def _forecast(
+    run: Run, variant: Variant, state: AnchorState, step: Step, course: Course, number: int, values: Data
+) -> Ran:
+    course.forecast(step.index, number)
+    state.before_forecast(step.index)
+    step.letter = "s" if number else "."
+    stages = variant.rewrite.stages
+    choice = stages[number].skip if stages else str(Choice.FORECAST)
+    outputs = run(choice, {**values, **state.inputs(step.index, variant.weights_dtype)})
+    late = not stages and _measures(variant, choice)
+    course.after(step.index, False, _read(state, 0, step) if late else ())
+    return choice, outputs
+
+
+def run_inside(run: Run, variant: Variant, state: AnchorState, step: Step) -> Ran:
+    """A step whose program takes the branch by itself and returns the rings as they are after it."""
+    assert state.plan is not None
+    computes = step.context.ambiguous or state.plan.choice(step.index) == Choice.FULL  # type: ignore[union-attr]  # no Course
+    if not computes:
+        state.before_forecast(step.index)
+        step.letter = "."
+    computing = torch.tensor(computes)
+    outputs = run(Choice.EITHER, {"computing": computing, **state.inputs(step.index, variant.weights_dtype)})
+    count = len(outputs) - len(state.rings)
+    state.rings = list(outputs[count:])
+    if computes:
+        state.after_full(step.index)
+    return Choice.FULL if computes else Choice.FORECAST, outputs[:count]
+
+
+def _measures(variant: Variant, choice: str) -> bool:
+    """Whether the program of ``choice`` measures something the host is to look at after it."""
+    return _measured(0) in variant.programs[choice].state
+
+
+def _measured(number: int) -> str:
+    return f"memory:measured_{number}"
+
+
+def _read(state: AnchorState, number: int, step: Step) -> Sequence[float]:
+    """What guard ``number`` measured: the one time a step waits for the device."""
+    step.syncs += 1
+    found: list[float] = state.memory[_measured(number)].tolist()
+    return found

@@ -1,0 +1,59 @@
+"""What probes are made of: functions that mean the same by hand, in a graph and compiled.
+
+``change(a, b) = mean|a - b| / mean|b|`` in float32, of each sample (the first dimension); where several samples share a
+call, the largest decides for all. A measured value is ``[n]`` float32.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def size(x: Tensor) -> Tensor:
+    """``mean|x|`` of each sample, ``[B]`` float32."""
+    return x.abs().flatten(1).mean(1, dtype=torch.float32)
+
+
+def ratio(now: Tensor, before: Tensor) -> Tensor:
+    """``mean|now - before| / mean|before|`` of each sample, ``[B]`` float32; 0 / 0 is not a number."""
+    return size(now.float() - before.float()) / size(before.float())
+
+
+def change(now: Tensor, before: Tensor) -> Tensor:
+    """The largest change of a sample, ``[1]``."""
+    return ratio(now, before).amax().reshape(1)
+
+
+def rate(x: Tensor, x_before: Tensor, factor: Tensor, output_size: Tensor) -> Tensor:
+    """``factor mean|x - x_before| / output_size`` of the largest sample, ``[1]`` (EasyCache)."""
+    return (factor * size(x.float() - x_before.float()) / output_size).amax().reshape(1)
+
+
+def rate_factor(y: Tensor, y_before: Tensor, x: Tensor, x_before: Tensor) -> Tensor:
+    """``mean|dy| / mean|dx|`` between computed steps, ``[B]`` (EasyCache)."""
+    return size(y.float() - y_before.float()) / size(x.float() - x_before.float())
+
+
+def progress(residual: Tensor, newer: Tensor, older: Tensor) -> Tensor:
+    """``mean|residual - older| / mean|newer - older|`` over all samples, ``[1]`` (DiCache)."""
+    moved = (newer.float() - older.float()).abs().mean()
+    return ((residual.float() - older.float()).abs().mean() / moved).reshape(1)
+
+
+def end(now: Tensor, before: Tensor, residual: Tensor, newer: Tensor, older: Tensor) -> Tensor:
+    """The change of the probe's output and the progress of its residual, ``[2]`` (DiCache)."""
+    return torch.cat([change(now, before), progress(residual, newer, older)])
+
+
+def excess(
+    now: Tensor, before: Tensor, start: Tensor, start_before: Tensor, residual: Tensor, newer: Tensor, older: Tensor
+) -> Tensor:
+    """By how much the changes of the probe's output and of its input differ, and the progress, ``[2]`` (DiCache)."""
+    difference = (ratio(now, before) - ratio(start, start_before)).abs().amax().reshape(1)
+    return torch.cat([difference, progress(residual, newer, older)])
+
+
+def keep(memory: Tensor, value: Tensor) -> None:
+    """Write ``value`` into ``memory``, in place."""
+    memory.copy_(value.detach())
