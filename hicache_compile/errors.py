@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -34,6 +35,22 @@ def real_number(owner: str, field: str, value: object, low: float, high: float) 
     wrong_type = isinstance(value, bool) or not isinstance(value, int | float)
     if wrong_type or not low < value <= high:  # type: ignore[operator]  # checked first
         raise HiCacheError(f"{owner}.{field} = {value!r}: must be a number in ({low:g}, {high:g}]")
+
+
+def numbers(owner: str, field: str, value: object, least: float | None = None) -> tuple[float, ...]:
+    """``value`` as a tuple, once it is one or more finite numbers, none below ``least``."""
+    given = tuple(value) if isinstance(value, list | tuple) else ()
+    real = all(isinstance(one, int | float) and not isinstance(one, bool) and math.isfinite(one) for one in given)
+    if not given or not real or (least is not None and min(given) < least):
+        allowed = "one or more numbers" + ("" if least is None else f" >= {least:g}")
+        raise HiCacheError(f"{owner}.{field} = {value!r}: must be {allowed}")
+    return given
+
+
+def true_or_false(owner: str, field: str, value: object) -> None:
+    """Raise unless ``value`` is a bool."""
+    if not isinstance(value, bool):
+        raise HiCacheError(f"{owner}.{field} = {value!r}: must be true or false")
 
 
 def one_of(owner: str, field: str, value: object, allowed: Iterable[str]) -> None:

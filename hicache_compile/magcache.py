@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from hicache_compile.errors import HiCacheError, one_of, whole_number
+from hicache_compile.errors import HiCacheError, numbers, one_of, true_or_false, whole_number
 from hicache_compile.magcache_tables import MAGCACHE_TABLES
 
 
@@ -45,13 +45,14 @@ class MagCacheSchedule:
                 raise HiCacheError(f"{owner}.{name} = {value!r}: must be a number from 0 to {high:g}")
         whole_number(owner, "max_skips", self.max_skips, 0)
         whole_number(owner, "cooldown", self.cooldown, 0)
+        for name in ("inclusive", "rounded"):
+            true_or_false(owner, name, getattr(self, name))
+        if self.never is not None:
+            whole_number(owner, "never", self.never, 0)
         if isinstance(self.table, str):
             one_of(owner, "table", self.table, MAGCACHE_TABLES)
             return
-        numbers = [v for v in self.table if isinstance(v, int | float) and not isinstance(v, bool) and v > 0]
-        if not numbers or len(numbers) < len(self.table):
-            raise HiCacheError(f"{owner}.table = {self.table!r}: must be numbers > 0, or a name of a published table")
-        object.__setattr__(self, "table", tuple(self.table))
+        object.__setattr__(self, "table", numbers(owner, "table", self.table, least=0.0))
 
     @property
     def first_anchor(self) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hicache_compile.errors import HiCacheError, one_of, whole_number
+from hicache_compile.errors import HiCacheError, numbers, one_of, whole_number
 from hicache_compile.schedules import Schedule, in_window
 
 KINDS = (
@@ -45,6 +45,7 @@ class Broadcast:
         whole_number("Broadcast", "cooldown", self.cooldown, 0)
         _check_window("Broadcast", self.window)
         object.__setattr__(self, "window", None if self.window is None else tuple(self.window))
+        _keep_times(self)
 
     @property
     def first_anchor(self) -> int:
@@ -81,13 +82,11 @@ class KeySteps:
     times: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        numbers = isinstance(self.keys, list | tuple) and all(isinstance(key, int | float) for key in self.keys)
-        if not numbers or not self.keys:
-            raise HiCacheError(f"KeySteps.keys = {self.keys!r}: must be timesteps")
-        object.__setattr__(self, "keys", tuple(self.keys))
+        object.__setattr__(self, "keys", numbers("KeySteps", "keys", self.keys))
         if self.blocks is not None:
             whole_number("KeySteps", "blocks", self.blocks, 1)
         whole_number("KeySteps", "skips", self.skips, 1)
+        _keep_times(self)
 
     @property
     def first_anchor(self) -> int:
@@ -165,6 +164,11 @@ def timestep(owner: str, step: int, num_steps: int | None, times: Sequence[float
             "`with compiled.trajectory(num_steps):`"
         )
     return 1000.0 * (1.0 - step / num_steps)
+
+
+def _keep_times(schedule: Broadcast | KeySteps) -> None:
+    if schedule.times is not None:
+        object.__setattr__(schedule, "times", numbers(type(schedule).__name__, "times", schedule.times))
 
 
 def _check_window(owner: str, window: Any) -> None:

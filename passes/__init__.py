@@ -14,7 +14,9 @@ from hicache_compile.guards import Probe
 from hicache_compile.passes.capture import capture
 from hicache_compile.passes.collapse import collapse
 from hicache_compile.passes.fuel import spend
+from hicache_compile.passes.graphs import copy_graph
 from hicache_compile.passes.guard import guard
+from hicache_compile.passes.rows import narrow_rows
 from hicache_compile.passes.sites import Site, find_sites
 from hicache_compile.passes.specialise import Choice, Specialiser, partial
 from hicache_compile.passes.split import split
@@ -108,7 +110,8 @@ def build(
     guarded, tangled = guard(replace(found, sites=sites), depth, anchor_dtype)
     refused += unfuelled + tangled
     specialiser = Specialiser(guarded, bool(groups))
-    programs = specialiser.programs()
+    staged = any(probe.before for probe in probes)
+    programs = specialiser.programs(staged)
     if verify if verify is not None else os.environ.get("HICACHE_VERIFY") == "1":
         verify_captured(captured)
         verify_guarded(guarded, captured)
@@ -119,7 +122,7 @@ def build(
     sites = [site for site in sites if site.name not in declined]
     _log_outcome(scope, sites, found.blocks, refused)
     stages: list[Stage] = []
-    if sites and any(probe.before for probe in probes):
+    if sites and staged:
         stages, programs = _staged(programs, Cut(scope, first, last, probes).starts)
     return Rewrite(captured, guarded, programs, found.block_nodes, sites, refused, specialiser, stages)
 
@@ -129,11 +132,12 @@ def _staged(
 ) -> tuple[list[Stage], dict[str, fx.GraphModule]]:
     """``programs`` cut at each guard's probe; a guard that skips ends the step with a forecast from its start on."""
     whole = [Choice.FORECAST if start == min(starts) else partial([f"from_{start}"]) for start in starts]
-    parts = split(programs[Choice.FULL], [programs[name] for name in whole])
+    parts = split(programs[Choice.FULL], [copy_graph(programs[name])[0] for name in whole])
     stages = []
     cut = {**programs, str(Choice.FULL): parts.full}
     for number, (name, probe, skip) in enumerate(zip(whole, parts.probes, parts.skips, strict=True)):
         ends_in = name if name not in [stage.skip for stage in stages] else f"{name}_after_{number}"
+        narrow_rows(skip)
         stages.append(Stage(f"probe_{number}", str(ends_in)))
         cut |= {stages[-1].probe: probe, stages[-1].skip: skip}
     return stages, cut

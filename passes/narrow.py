@@ -21,7 +21,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from hicache_compile.passes import ops
 from hicache_compile.passes.branch import forecast
-from hicache_compile.passes.graphs import drop_dead_code
+from hicache_compile.passes.graphs import drop_dead_code, reachable_from
 
 POINTWISE = ops.ADD | ops.MUL | ops.DIV | {"to", "float", "half", "bfloat16", "type_as", "clip", "clamp"}
 Window = tuple[Any, ...]
@@ -34,16 +34,21 @@ class _Range:
     stop: Any
 
 
-def narrow(program: fx.GraphModule, whole: Iterable[int] = ()) -> dict[int, Window]:
+def narrow(program: fx.GraphModule, whole: Iterable[int] = (), staged: bool = False) -> dict[int, Window]:
     """Narrow ``program`` in place; returns slot -> the only window of it that is read, where there is one.
 
-    ``whole``: the slots that are kept whole, whatever is read of them here.
+    ``whole``: the slots that are kept whole, whatever is read of them here. ``staged``: only what follows from a
+    forecast is narrowed.
     """
     graph = program.graph
     changed = True
     while changed:
         drop_dead_code(graph)
-        changed = sum(_push(graph, node) for node in list(graph.nodes)) > 0
+        nodes = list(graph.nodes)
+        if staged:
+            following = reachable_from(node for node in nodes if node.target is forecast)
+            nodes = [node for node in nodes if node in following]
+        changed = sum(_push(graph, node) for node in nodes) > 0
     windows = {}
     for node in list(graph.nodes):
         readers = list(node.users)

@@ -61,15 +61,19 @@ class Specialiser:
         self.read: set[int] = slots if apart else set()
         self.windows: dict[int, Window] = {}
 
-    def programs(self) -> dict[str, fx.GraphModule]:
-        """The programs every policy needs, by choice; with several groups in a row, also those from each on."""
+    def programs(self, staged: bool = False) -> dict[str, fx.GraphModule]:
+        """The programs every policy needs, by choice; with several groups in a row, also those from each on.
+
+        ``staged``: they will be cut where guards decide, so what runs before a decision has to stay alike.
+        """
         rows = [self.groups[start:] for start in range(max(1, len(self.groups)))]
         wanted = {Choice.FORECAST: self.groups} if self.apart else {self.name(row): row for row in rows}
         forecasts = {name: self._inlined(groups) for name, groups in wanted.items()}
-        whole = set(self.read) if self.apart else self._read_differently(forecasts)
+        whole = set(self.read) if self.apart else self._read_differently(forecasts, staged)
         for program in forecasts.values():
-            self.windows |= narrow(program, whole)
-            narrow_rows(program)
+            self.windows |= narrow(program, whole, staged)
+            if not staged:
+                narrow_rows(program)
             _drop_unused_inputs(program)
             rings = [node for node in placeholders(program) if node.meta.get("state") == "anchors"]
             self.read |= {node.meta["slot"] for node in rings}
@@ -88,14 +92,14 @@ class Specialiser:
         chosen = set(groups)
         return Choice.FORECAST if chosen == set(self.groups) else partial(chosen) if chosen else Choice.FULL
 
-    def _read_differently(self, forecasts: dict[str, fx.GraphModule]) -> set[int]:
+    def _read_differently(self, forecasts: dict[str, fx.GraphModule], staged: bool) -> set[int]:
         """The slots of which not all of ``forecasts`` read the same window."""
         if len(forecasts) == 1:
             return set()
         seen: dict[int, set[str]] = {}
         for name in forecasts:
             scratch = self._inlined(self.groups if name == Choice.FORECAST else name.partition("_")[2].split("+"))
-            windows = narrow(scratch)
+            windows = narrow(scratch, (), staged)
             drop_dead_code(scratch.graph)
             for node in scratch.graph.nodes:
                 if node.target is forecast:

@@ -21,7 +21,7 @@ from torch import fx
 
 from hicache_compile.errors import HiCacheError
 from hicache_compile.passes import ops
-from hicache_compile.passes.graphs import copy_node, module_of, placeholders
+from hicache_compile.passes.graphs import copy_node, drop_dead_code, module_of, placeholders
 from hicache_compile.passes.regions import Contexts
 
 Number = int
@@ -41,8 +41,10 @@ def split(full: fx.GraphModule, skips: Sequence[fx.GraphModule]) -> Parts:
 
     Args:
         full: the program of a computed step; the writes of stage ``i`` have ``meta["stage"] = i``.
-        skips: the program of a step that the guard of stage ``i`` skips.
+        skips: the program of a step that the guard of stage ``i`` skips; it is changed.
     """
+    for program in skips:
+        _drop_probes(program)
     numbers = _Numbers()
     known = numbers.of(full)
     done: list[set[Number]] = []
@@ -155,6 +157,14 @@ class _Cut:
         if returned is not None:
             program.meta["returns"] = [names[number] for number in returned]
         return program
+
+
+def _drop_probes(program: fx.GraphModule) -> None:
+    """A step that is skipped measures nothing after the decision."""
+    for node in reversed(program.graph.nodes):
+        if "stage" in node.meta:
+            program.graph.erase_node(node)
+    drop_dead_code(program.graph)
 
 
 def _closure(program: fx.GraphModule, roots: Iterable[fx.Node]) -> set[fx.Node]:

@@ -16,15 +16,20 @@ from hicache_compile import (
     FORA,
     SCM,
     AdamsBashforth,
+    Broadcast,
     Chebyshev,
     Forecaster,
+    Free,
     Hermite,
     HiCache,
     HiCacheError,
     Interval,
+    KeySteps,
+    MagCacheSchedule,
     Newton,
     NewtonHermite,
     NewtonScaledTaylor,
+    PerKind,
     Policy,
     Reuse,
     ScaledTaylor,
@@ -36,10 +41,13 @@ from hicache_compile import (
     VariableBDF2,
 )
 from hicache_compile.forecasters import FORECASTERS
-from hicache_compile.schedules import SCHEDULES, Schedule
-from hicache_compile.serialize import as_policy, from_dict, from_json, to_dict, to_json
+from hicache_compile.presets import PRESETS
+from hicache_compile.schedules import Schedule
+from hicache_compile.serialize import SCHEDULES, as_policy, from_dict, from_json, to_dict, to_json
 
 SCHEDULE_VALUES: list[Schedule] = [Interval(6), Interval(1, 1), Interval(4, 2, 5), StepMask("1101")]
+SCHEDULE_VALUES += [Free(2, 1), MagCacheSchedule(0.1, 2, 0.1, (1.0, 0.9)), Broadcast(2, 1, 1, (100, 850))]
+SCHEDULE_VALUES += [KeySteps((676, 788)), PerKind({"self-attention": Broadcast(2), "mlp": KeySteps((500,), 2)})]
 ON_DIFFERENCES = [Taylor(3), Hermite(1, 0.3), ScaledTaylor(3, 1)]
 FORECASTER_VALUES: list[Forecaster] = [
     *ON_DIFFERENCES,
@@ -140,6 +148,11 @@ WHOLE: list[tuple[Any, dict[str, Any], str, int, int | None]] = [
         (Interval, {"interval": 3}, field, low, None)
         for field, low in [("interval", 1), ("warmup", 1), ("cooldown", 0)]
     ),
+    (Free, {}, "warmup", 1, None),
+    (Free, {}, "cooldown", 0, None),
+    *((Broadcast, {"every": 2}, field, low, None) for field, low in [("every", 1), ("warmup", 0), ("cooldown", 0)]),
+    *((MagCacheSchedule, {"threshold": 0.1}, field, 0, None) for field in ("max_skips", "cooldown")),
+    (KeySteps, {"keys": (1,)}, "skips", 1, None),
     *((f, {}, "order", 0, 8) for f in (Taylor, Hermite, ScaledTaylor, Newton, NewtonHermite, NewtonScaledTaylor)),
     *((f, {}, "order", 1, 4) for f in (AdamsBashforth, VariableAdamsBashforth)),
     (Chebyshev, {}, "degree", 0, 8),
@@ -150,6 +163,7 @@ REAL: list[tuple[Any, str, float, str]] = [
     (Chebyshev, "ridge", 1e6, "(0, 1e+06]"),
     (Smoothing, "alpha", 1, "(0, 1]"),
 ]
+LIMITS, FLAGS = ("threshold", "retention"), ("inclusive", "rounded")
 POLICY_FIELDS = {"schedule": Interval(6), "forecaster": Hermite()}
 OTHER: list[tuple[Any, dict[str, Any], str, list[Any], str]] = [
     (
@@ -160,12 +174,23 @@ OTHER: list[tuple[Any, dict[str, Any], str, list[Any], str]] = [
         "a string of 1 (compute) and 0 (forecast)",
     ),
     (StepMask, {}, "mask", ["0", "011"], "must start with 1"),
+    *((MagCacheSchedule, {"threshold": 0.1}, name, ["1", None, True, -1], "a number from 0") for name in LIMITS),
+    *((MagCacheSchedule, {"threshold": 0.1}, name, [None, 0, "yes"], "true or false") for name in FLAGS),
+    (MagCacheSchedule, {"threshold": 0.1}, "table", [None, 3, (), (1.0, "2"), (1.0, -1.0)], "one or more numbers >= 0"),
+    (MagCacheSchedule, {"threshold": 0.1}, "table", ["sdxl"], "flux, flux-kontext"),
+    (MagCacheSchedule, {"threshold": 0.1}, "never", [-1, "11", 1.5], "an integer >= 0"),
+    (Broadcast, {"every": 2}, "window", [3, (1,), (2, 1), "ab"], "two timesteps"),
+    (KeySteps, {}, "keys", [None, (), 3, ("a",)], "one or more numbers"),
+    (KeySteps, {"keys": (1,)}, "blocks", [0, "5", 1.5], "an integer >= 1"),
+    (Broadcast, {"every": 2}, "times", [3, (), ("a",)], "one or more numbers"),
+    (KeySteps, {"keys": (1,)}, "times", [3, (), ("a",)], "one or more numbers"),
+    (PerKind, {}, "schedules", [None, {}, 3, []], "must map kinds to schedules"),
     (Smoothing, {}, "method", ["average", "", None, 1, ["exponential"]], "exponential, moving_average"),
     (Smoothing, {}, "hybrid", [None, 0, 1, "true", []], "true or false"),
-    (Policy, POLICY_FIELDS, "schedule", [*NO_OBJECT, Interval, Reuse()], "an Interval or a StepMask"),
+    (Policy, POLICY_FIELDS, "schedule", [*NO_OBJECT, Interval, Reuse()], "a schedule"),
     (Policy, POLICY_FIELDS, "forecaster", [*NO_OBJECT, Hermite, Interval(6), Smoothing()], "weights(anchors, target)"),
     (Policy, POLICY_FIELDS, "scope", ["blocks", "", None, 1, ["module"]], "module, block, stack, output"),
-    (Policy, POLICY_FIELDS, "guards", [None, (1,), "", 0, {}], "must be ()"),
+    (Policy, POLICY_FIELDS, "guards", [None, (1,), "", 0, {}], "a tuple of guards"),
     (Policy, POLICY_FIELDS, "groups", [(), {}, 0, False, "self"], "must be None"),
     (Policy, POLICY_FIELDS, "first", [1, 2], "must be 0 at scope 'module'"),
     (Policy, POLICY_FIELDS | {"scope": "output"}, "last", [1], "must be 0 at scope 'output'"),
@@ -206,7 +231,7 @@ def test_every_field_is_tried_with_bad_values() -> None:
 @pytest.mark.parametrize(
     ("cls", "field", "good"),
     [
-        *((cls, field, value) for cls, _, field, low, high in WHOLE[3:-2] for value in (low, high)),
+        *((cls, field, value) for cls, _, field, low, high in WHOLE[11:-2] for value in (low, high)),
         *((cls, field, value) for cls, field, high, _ in REAL for value in (1e-9, high)),
     ],
 )
@@ -251,7 +276,7 @@ def without(field: str) -> dict[str, Any]:
         (HICACHE | {"forecaster": {"type": "Taylor", "order": 9}}, "Taylor.order = 9: must be an integer from 0 to 8"),
         (HICACHE | {"forecaster": {"type": "Smoothing"}}, "Policy.forecaster = Smoothing("),
         (HICACHE | {"schedule": {"type": "Reuse"}}, "Policy.schedule = Reuse()"),
-        (HICACHE | {"guards": [1]}, "Policy.guards = (1,): must be ()"),
+        (HICACHE | {"guards": [1]}, "Policy.guards = (1,): must be a tuple of guards"),
         ({"preset": "Hicache"}, "policy.preset = 'Hicache': must be one of HiCache, TaylorSeer, FORA, SCM"),
         ({"preset": None}, "policy.preset = None: must be one of HiCache, TaylorSeer, FORA, SCM"),
         ({"preset": {"name": "HiCache"}}, "policy.preset = {'name': 'HiCache'}: must be one of HiCache, TaylorSeer"),
@@ -302,7 +327,7 @@ def test_a_path_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 def test_anything_else_is_no_policy(value: object) -> None:
     with pytest.raises(HiCacheError) as error:
         as_policy(value)
-    allowed = "must be a Policy, a dict, a path to a .json file, or one of HiCache, TaylorSeer, FORA, SCM, env"
+    allowed = f"must be a Policy, a dict, a path to a .json file, or one of {', '.join(PRESETS)}, env"
     assert str(error.value) == f"policy = {value!r}: {allowed}"
 
 

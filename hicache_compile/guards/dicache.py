@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from hicache_compile.errors import HiCacheError, one_of, whole_number
+from hicache_compile.errors import HiCacheError, one_of, true_or_false, whole_number
 from hicache_compile.guards.base import Guard, Measure, Probe, Signal, Watcher, nonnegative
 
 
@@ -38,6 +38,7 @@ class DiCacheGuard(Guard):
         nonnegative("DiCacheGuard", "threshold", self.threshold)
         whole_number("DiCacheGuard", "blocks", self.blocks, 1)
         one_of("DiCacheGuard", "error", self.error, ("end", "excess"))
+        true_or_false("DiCacheGuard", "aligned", self.aligned)
         low_high = tuple(self.limits) if isinstance(self.limits, list | tuple) else ()
         if len(low_high) != 2 or not low_high[0] <= low_high[1]:
             raise HiCacheError(f"DiCacheGuard.limits = {self.limits!r}: must be two numbers, the least first")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hicache_compile.errors import whole_number
+from hicache_compile.errors import true_or_false, whole_number
 from hicache_compile.guards.base import Guard, Measure, Probe, Signal, Watcher, nonnegative
 
 
@@ -40,6 +40,7 @@ class FirstBlockGuard(Guard):
         whole_number("FirstBlockGuard", "blocks", self.blocks, 1)
         whole_number("FirstBlockGuard", "max_cached", self.max_cached, -1)
         whole_number("FirstBlockGuard", "max_continuous", self.max_continuous, -1)
+        true_or_false("FirstBlockGuard", "blind", self.blind)
         if self.max_accumulated is not None:
             nonnegative("FirstBlockGuard", "max_accumulated", self.max_accumulated)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hicache_compile.errors import HiCacheError, one_of
+from hicache_compile.errors import numbers, one_of, true_or_false
 from hicache_compile.guards.base import Guard, Measure, Probe, Signal, Watcher, nonnegative
 
 SIGNALS = (Signal.MODULATED, Signal.MODULATION, Signal.TIME, Signal.RESIDUAL)
@@ -37,11 +37,8 @@ class TeaCacheGuard(Guard):
     def __post_init__(self) -> None:
         self.check()
         nonnegative("TeaCacheGuard", "threshold", self.threshold)
-        given = self.coefficients
-        object.__setattr__(self, "coefficients", tuple(given) if isinstance(given, list | tuple) else given)
-        numbers = [c for c in self.coefficients if isinstance(c, int | float) and not isinstance(c, bool)]
-        if not isinstance(given, list | tuple) or not given or len(numbers) < len(given):
-            raise HiCacheError(f"TeaCacheGuard.coefficients = {given!r}: must be numbers, highest power first")
+        object.__setattr__(self, "coefficients", numbers("TeaCacheGuard", "coefficients", self.coefficients))
+        true_or_false("TeaCacheGuard", "exact", self.exact)
         one_of("TeaCacheGuard", "signal", self.signal, SIGNALS)
         one_of("TeaCacheGuard", "reference", self.reference, ("previous", "computed"))
 
