@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -33,6 +34,18 @@ class Course:
         self.rows: dict[int, list[float]] = {}
         self.positions: dict[int, int] = {}
         self._uploaded: dict[tuple[float, ...] | int, torch.Tensor] = {}
+
+    def standing(self) -> dict[str, Any]:
+        """All that the next decisions depend on, as plain data."""
+        watched = [dict(watcher.state) for watcher in self.watchers]
+        return {"computed": self.computed, "skipped": self.skipped, "nonfinite": self.nonfinite, "watched": watched}
+
+    def restore(self, standing: Mapping[str, Any]) -> None:
+        """Go on from what ``standing`` returned."""
+        self.computed = list(standing["computed"])
+        self.skipped, self.nonfinite = int(standing["skipped"]), int(standing["nonfinite"])
+        for watcher, state in zip(self.watchers, standing["watched"], strict=True):
+            watcher.state.update(state)
 
     def forces(self, step: int) -> bool:
         """Whether ``step`` is computed whatever is measured."""

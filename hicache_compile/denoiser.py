@@ -25,7 +25,7 @@ from hicache_compile.call import DenoiserCall
 from hicache_compile.casting import cast_in_the_graph
 from hicache_compile.context import Step
 from hicache_compile.dispatch import CapturedStep
-from hicache_compile.errors import HiCacheError
+from hicache_compile.errors import HiCacheError, whole_number
 from hicache_compile.frames import DATA_DEPENDENT_OPS, as_call, own_frame
 from hicache_compile.handle import Handle
 from hicache_compile.modes import set_aside
@@ -139,22 +139,29 @@ class CompiledDenoiser(Handle, OptimizedModule):
             step.context.invalidate()
             return self._denoise(*args, **kwargs)
 
-    def warmup(self, example_inputs: Mapping[str, Any] | Sequence[Any]) -> None:
+    def warmup(self, example_inputs: Mapping[str, Any] | Sequence[Any], num_steps: int = 50) -> None:
         """Capture the denoiser and compile every program of the policy now, for inputs that look like these.
 
-        The denoiser is called twice, a full step and a forecast one; no anchors and no history stay.
+        The denoiser is called, a full step and where the step alone decides a forecast one; no anchors and no history
+        stay.
 
         Args:
             example_inputs: the arguments of one call, by name or in order, as they will be given.
+            num_steps: how long the runs will be, which matters where the policy forecasts kinds of sites apart.
 
         Raises:
-            HiCacheError: it is neither, or a trajectory is open.
+            HiCacheError: it is neither, or a trajectory is open, or the policy cannot serve ``num_steps``.
         """
         args, kwargs = as_call(example_inputs, "warmup")
-        rehearsed = replace(self.policy, schedule=StepMask("10"))
-        with torch.no_grad(), self._session.rehearse(rehearsed, 2):
-            for _ in range(2):
+        whole_number("warmup", "num_steps", num_steps, 1)
+        policy = self.policy
+        decided = not policy.guards and not policy.cut.groups
+        rehearsed, calls = (replace(policy, schedule=StepMask("10")), 2) if decided else (policy, 1)
+        with torch.no_grad(), self._session.rehearse(rehearsed, 2 if decided else num_steps):
+            for _ in range(calls):
                 self(*args, **kwargs)
+            for step in self._newest():
+                step.lower_all(policy, num_steps)
 
     @contextmanager
     def cache_context(self, name: str, **hints: Any) -> Iterator[None]:

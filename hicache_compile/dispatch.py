@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import fx
 
-from hicache_compile import passes
 from hicache_compile.backends import keeps_both_branches
 from hicache_compile.context import Step
 from hicache_compile.course import Course
@@ -28,7 +27,7 @@ from hicache_compile.passes.graphs import placeholders
 from hicache_compile.passes.shapes import Bindings, bind_symbols, is_dynamic
 from hicache_compile.plan import GroupPlan, Plan
 from hicache_compile.policy import Policy
-from hicache_compile.programs import Variant
+from hicache_compile.programs import Variant, rewrite
 from hicache_compile.replay import GraphCall
 from hicache_compile.running import run_inside, run_measured, run_planned
 from hicache_compile.state import AnchorState, RingShape
@@ -110,6 +109,22 @@ class CapturedStep:
             for choice in needed:
                 variant.program(choice, self.backend, self.mode)
 
+    def lower_all(self, policy: Policy, num_steps: int) -> None:
+        """Lower every program that a run of ``num_steps`` under ``policy``, which made the newest step, may need."""
+        variant = self.current
+        if variant is None or not variant.rings:
+            return
+        specialiser = variant.rewrite.specialiser
+        if specialiser.apart:
+            plan = GroupPlan(policy, num_steps, policy.depth, 0, specialiser.groups, specialiser.name)
+            needed = {plan.choice(step) for step in range(num_steps)}
+        elif keeps_both_branches(self.backend):
+            needed = {str(Choice.EITHER)}
+        else:
+            needed = set(variant.rewrite.programs) - {Choice.PLAIN}
+        for choice in sorted(needed):
+            variant.program(choice, self.backend, self.mode)
+
     def layout(self, policy: Policy, step: Step | None = None) -> Layout:
         """Where to cut for ``policy``: as it says, or what the memory budget leaves room for."""
         settings = self.session.settings
@@ -134,7 +149,8 @@ class CapturedStep:
         def slots_at(scope: str) -> SlotShapes:
             cut = policy.cut
             ends = (cut.first, cut.last) if scope in ("block", "stack") else (0, 0)
-            variant = Variant(passes.build(self.captured, scope, 1, *ends, None, cut.probes, cut.groups), 1)
+            at_scope = Layout(scope, *ends, 1, None, cut.probes, cut.groups)
+            variant = Variant(rewrite(self.captured, at_scope, 1), 1)
             return [(shape[1:], dtype) for shape, dtype, _ in variant.ring_shapes(self.bindings)]
 
         return slots_at
@@ -147,9 +163,9 @@ class CapturedStep:
         key = replace(layout, depth=depth if exact else 1)
         variant = self.variants.get(key)
         if variant is None or variant.depth < depth:
-            rewrite = build(self.captured, layout, depth)
-            trace_rewrite(rewrite, layout.scope)
-            variant = self.variants[key] = Variant(rewrite, depth)
+            made = rewrite(self.captured, layout, depth)
+            trace_rewrite(made, layout.scope)
+            variant = self.variants[key] = Variant(made, depth)
         return variant
 
     @property
@@ -215,18 +231,20 @@ class CapturedStep:
             context.states[place] = state
         token = weights.token(self.session.settings.weights_epoch)
         if not state.continues(context.trajectory, step.index, token):
-            state.start(self._plan(step, depth, variant), context.trajectory, token)
+            state.start(self._plan(step, depth, variant, step.index), context.trajectory, token)
+        elif state.suspended is not None:
+            state.resume(self._plan(step, depth, variant, state.suspended["start"]))
         return state
 
-    def _plan(self, step: Step, depth: int, variant: Variant) -> Plan | GroupPlan | Course:
-        """What the policy makes of the run from ``step`` on."""
+    def _plan(self, step: Step, depth: int, variant: Variant, start: int) -> Plan | GroupPlan | Course:
+        """What the policy makes of the run that ``step`` is of, from the step ``start`` on."""
         policy = step.context.policy
         if policy.guards:
-            return Course(policy, step.num_steps, depth, step.index)
+            return Course(policy, step.num_steps, depth, start)
         specialiser = variant.rewrite.specialiser
-        if variant.rewrite.specialiser.apart:
-            return GroupPlan(policy, step.num_steps, depth, step.index, specialiser.groups, specialiser.name)
-        return self.session.plan(step, depth)
+        if specialiser.apart:
+            return GroupPlan(policy, step.num_steps, depth, start, specialiser.groups, specialiser.name)
+        return self.session.plan(policy, step.num_steps, depth, start)
 
     def _check_shapes(self, before: AnchorState | None, shapes: Sequence[RingShape], step: Step) -> None:
         """``TS_DEBUG_SHAPES`` and ``TS_STRICT_SHAPES``: see ``hicache_compile.environment``."""
@@ -239,9 +257,3 @@ class CapturedStep:
                 f"step {step.index} of context {step.context.name!r}: the shapes of the anchors changed inside a run: "
                 "must not while TS_STRICT_SHAPES is on"
             )
-
-
-def build(captured: fx.GraphModule, layout: Layout, depth: int) -> passes.Rewrite:
-    """``captured`` rewritten as ``layout`` says, with rings of ``depth`` anchors."""
-    ends = layout.first, layout.last
-    return passes.build(captured, layout.scope, depth, *ends, layout.dtype, layout.probes, layout.groups)

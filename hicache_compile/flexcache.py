@@ -55,17 +55,19 @@ def FlexCache(
         ratio = -1.0
     if not 0.0 <= ratio <= 1.0:
         raise HiCacheError(f"FlexCache.cache_ratio = {cache_ratio!r}: must be a number from 0 to 1")
-    steps = {"warmup": _steps("warmup", warmup), "cooldown": _steps("cooldown", cooldown)}
+    first, last = _steps("warmup", warmup), _steps("cooldown", cooldown)
     forecaster = forecaster or Reuse()
     if name in OFF or ratio == 0.0:
         return Policy(Interval(1), forecaster, scope or "stack")
     if name == "teacache":
-        guard = TeaCacheGuard(teacache_threshold(ratio, model), _coefficients(model), "modulation", **steps)
+        guard = TeaCacheGuard(
+            teacache_threshold(ratio, model), _coefficients(model), "modulation", warmup=first, cooldown=last
+        )
         return Policy(Free(), forecaster, scope or "stack", (guard,))
     every_self, every_cross = pab_ranges(ratio)
     kinds = ("self-attention", "joint-attention", "temporal-attention", "parallel")
-    schedules = {kind: Broadcast(max(1, every_self), **steps) for kind in kinds}
-    schedules["cross-attention"] = Broadcast(max(1, every_cross), **steps)
+    schedules = {kind: Broadcast(max(1, every_self), first, last) for kind in kinds}
+    schedules["cross-attention"] = Broadcast(max(1, every_cross), first, last)
     return Policy(PerKind(schedules), forecaster, scope or "module")
 
 

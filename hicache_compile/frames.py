@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from hicache_compile.errors import HiCacheError
 from hicache_compile.modes import set_aside
-from hicache_compile.passes import capture
+from hicache_compile.passes.capture import capture
 from hicache_compile.replay import unobserved
 
 _frames = itertools.count()

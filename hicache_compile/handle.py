@@ -19,6 +19,7 @@ from hicache_compile.inspection.bytecode import decompiled
 from hicache_compile.inspection.dump import write
 from hicache_compile.inspection.explanation import Explanation, View, explain
 from hicache_compile.inspection.source import printable
+from hicache_compile.options import check_fit
 from hicache_compile.passes import Choice
 from hicache_compile.policy import Policy
 from hicache_compile.report import Report, gather
@@ -101,18 +102,21 @@ class Handle:
 
     @policy.setter
     def policy(self, value: Any) -> None:
-        self._session.settings.policy = as_policy(value)
+        policy = as_policy(value)
+        check_fit(self._session.settings, policy)
+        self._session.settings.policy = policy
 
     @property
     def graphs(self) -> dict[str, fx.GraphModule]:
-        """``captured``, ``guarded``, ``full`` and ``forecast``: empty before the first call.
+        """``captured``, ``guarded``, ``full`` and ``forecast``: empty before the first call. Where guards decide in the
+        middle of a step, also what runs before each decision, ``probe_0`` and so on, and each way to end the step.
 
         ``print`` shows each as Python that runs, with where it comes from in the first lines. A denoiser that was
         captured in several graphs has ``captured.1`` and so on for the later ones.
         """
         found: dict[str, fx.GraphModule] = {}
-        for step in self._steps:
-            suffix = f".{len(found) // 4}" if found else ""
+        for number, step in enumerate(self._steps):
+            suffix = f".{number}" if number else ""
             rewrite = step.variant(step.layout(self.policy)).rewrite
             for name, module in rewrite.levels().items():
                 if name != Choice.PLAIN:  # the captured graph once more

@@ -6,9 +6,10 @@ from typing import Any
 
 from torch._inductor import list_mode_options
 
-from hicache_compile.backends import BACKENDS
+from hicache_compile.backends import BACKENDS, keeps_both_branches
 from hicache_compile.errors import HiCacheError, one_of
 from hicache_compile.memory import parse_bytes
+from hicache_compile.policy import Policy
 from hicache_compile.serialize import as_policy
 from hicache_compile.trajectory import Settings
 
@@ -36,4 +37,23 @@ def check_options(
         one_of("hicache_compile", "mode", mode, list_mode_options())
     if not isinstance(offload, bool):
         raise HiCacheError(f"hicache_compile.offload = {offload!r}: must be true or false")
-    return Settings(wanted, parse_bytes(memory_budget), offload)
+    settings = Settings(wanted, parse_bytes(memory_budget), offload, backend)
+    check_fit(settings, wanted)
+    return settings
+
+
+def check_fit(settings: Settings, policy: Policy) -> None:
+    """Raise unless ``policy`` can run under ``settings``."""
+    if keeps_both_branches(settings.backend):
+        check_decides_before(f"Policy under backend {settings.backend!r}", policy)
+    if settings.offload and policy.cut.groups:
+        raise HiCacheError(f"Policy.schedule = {policy.schedule!r}: must not be a PerKind with offload=True")
+
+
+def check_decides_before(owner: str, policy: Policy) -> None:
+    """Raise unless ``policy`` decides before a step, and once for all its sites: what a single branch can do."""
+    if policy.guards:
+        names = ", ".join(type(guard).__name__ for guard in policy.guards)
+        raise HiCacheError(f"{owner}: must decide by the step alone, its guards ({names}) measure")
+    if policy.cut.groups:
+        raise HiCacheError(f"{owner}: must have one decision a step, its schedule is a PerKind")

@@ -24,6 +24,26 @@ from hicache_compile.masks import SPEEDS, steps_mask
 from hicache_compile.policy import Policy
 from hicache_compile.schedules import Interval, StepMask
 
+__all__ = [
+    "FORA",
+    "PAB",
+    "PRESETS",
+    "SCM",
+    "AdaCache",
+    "DBCache",
+    "DiCache",
+    "EasyCache",
+    "FBCache",
+    "FBCacheTeaCache",
+    "FlexCache",
+    "HiCache",
+    "LeMiCa",
+    "MagCache",
+    "SpeCa",
+    "TaylorSeer",
+    "TeaCache",
+]
+
 
 def HiCache(
     interval: int = 6,

@@ -11,7 +11,8 @@ from torch._dynamo.convert_frame import compile_lock
 
 from hicache_compile.backends import Lowered, lower
 from hicache_compile.backends.generated import generated_code
-from hicache_compile.passes import Choice, Rewrite, ops
+from hicache_compile.memory import Layout
+from hicache_compile.passes import Choice, Rewrite, build, ops
 from hicache_compile.passes.either import either
 from hicache_compile.passes.graphs import copy_graph, placeholders
 from hicache_compile.passes.shapes import Bindings, concrete
@@ -35,6 +36,12 @@ class Program:
     rings: tuple[int, ...] = ()
     returns: tuple[str, ...] = ()
     code: tuple[str, ...] = ()  # what Inductor generated
+
+
+def rewrite(captured: fx.GraphModule, layout: Layout, depth: int) -> Rewrite:
+    """``captured`` rewritten as ``layout`` says, with rings of ``depth`` anchors."""
+    ends = layout.first, layout.last
+    return build(captured, layout.scope, depth, *ends, layout.dtype, layout.probes, layout.groups)
 
 
 class Variant:

@@ -1,6 +1,7 @@
 """A run in a file: the policy, the step counter and every anchor, so that it goes on elsewhere, bit for bit.
 
-A safetensors file: tensors are named ``CONTEXT/PLACE/SLOT``, everything else is JSON in its metadata.
+A safetensors file: tensors are named ``CONTEXT/PLACE/SLOT``, or by the name of what a guard keeps in place of a slot;
+everything else is JSON in its metadata.
 """
 
 from __future__ import annotations
@@ -18,12 +19,11 @@ import torch
 from hicache_compile.context import Context
 from hicache_compile.errors import HiCacheError
 from hicache_compile.offload import OffloadedState
-from hicache_compile.plan import Plan
 from hicache_compile.policy import Policy
 from hicache_compile.serialize import from_dict, to_dict
 from hicache_compile.state import AnchorState, RingShape
 
-FORMAT = 1
+FORMAT = 2
 KEY = "hicache_compile"
 SAMPLED = 64
 
@@ -74,24 +74,39 @@ def save(path: str | Path, snapshot: Snapshot) -> None:
 def _described(context: Context, index: int, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
     states = []
     for place, state in context.states.items():
-        if state.trajectory != context.trajectory or state.plan is None:
+        standing = state.standing()
+        if state.trajectory != context.trajectory or standing is None:
             continue  # left from a run before
-        offloaded = isinstance(state, OffloadedState)
-        kept = state.host if isinstance(state, OffloadedState) else state.rings
-        for slot, ring in enumerate(kept):
-            tensors[f"{index}/{place}/{slot}"] = ring.detach().cpu().contiguous()
+        for name, kept in _tensors(state).items():
+            tensors[f"{index}/{place}/{name}"] = kept.detach().cpu().contiguous()
         states.append(
             {
                 "place": place,
-                "shapes": [[list(s), str(d).removeprefix("torch."), str(device)] for s, d, device in state.shapes],
+                "shapes": [_shape_to_list(shape) for shape in state.shapes],
+                "memory": {name: _shape_to_list(shape) for name, shape in state.memory_shapes.items()},
                 "signature": list(state.signature),
                 "next_step": state.next_step,
-                "depth": state.plan.depth,
-                "start": state.plan.start,
-                "offloaded": offloaded,
+                "standing": standing,
+                "offloaded": isinstance(state, OffloadedState),
             }
         )
     return {"name": context.name, "step": context.step, "letters": context.letters(), "states": states}
+
+
+def _tensors(state: AnchorState) -> dict[str, torch.Tensor]:
+    """All that a run keeps, by name."""
+    rings = state.host if isinstance(state, OffloadedState) else state.rings
+    return {**{str(slot): ring for slot, ring in enumerate(rings)}, **state.memory}
+
+
+def _shape_to_list(shape: RingShape) -> list[Any]:
+    sizes, dtype, device = shape
+    return [list(sizes), str(dtype).removeprefix("torch."), str(device)]
+
+
+def _shape_from_list(described: Sequence[Any]) -> RingShape:
+    sizes, dtype, device = described
+    return tuple(sizes), getattr(torch, dtype), torch.device(device)
 
 
 def load(path: str | Path) -> Snapshot:
@@ -113,9 +128,7 @@ def load(path: str | Path) -> Snapshot:
             raise HiCacheError(f"snapshot.format = {described['format']!r}: must be {FORMAT}")
         policy = from_dict(described["policy"])
         num_steps = int(described["num_steps"])
-        contexts = [
-            _context(entry, index, tensors, policy, num_steps) for index, entry in enumerate(described["contexts"])
-        ]
+        contexts = [_context(entry, index, tensors, policy) for index, entry in enumerate(described["contexts"])]
         return Snapshot(num_steps, policy, contexts, str(described["weights"]))
     except (SafetensorError, KeyError, TypeError, AttributeError, OSError, json.JSONDecodeError) as error:
         raise HiCacheError(
@@ -123,33 +136,31 @@ def load(path: str | Path) -> Snapshot:
         ) from None
 
 
-def _context(
-    entry: dict[str, Any], index: int, tensors: dict[str, torch.Tensor], policy: Policy, num_steps: int
-) -> Context:
+def _context(entry: dict[str, Any], index: int, tensors: dict[str, torch.Tensor], policy: Policy) -> Context:
     context = Context(entry["name"], policy)
     context.begin(-1, policy)
     context.step = int(entry["step"])
     context.history[-1].extend(entry["letters"])
     for described in entry["states"]:
         place = int(described["place"])
-        shapes = [(tuple(s), getattr(torch, d), torch.device(device)) for s, d, device in described["shapes"]]
-        kept = [tensors[f"{index}/{place}/{slot}"] for slot in range(len(shapes))]
-        context.states[place] = _state(described, shapes, kept, policy, num_steps)
+        context.states[place] = _state(described, f"{index}/{place}", tensors)
     return context
 
 
-def _state(
-    described: dict[str, Any], shapes: Sequence[RingShape], kept: list[torch.Tensor], policy: Policy, num_steps: int
-) -> AnchorState:
-    depth = int(described["depth"])
-    offloaded = bool(described["offloaded"])
-    state = OffloadedState(shapes, depth) if offloaded else AnchorState(shapes)
-    rings = state.host if isinstance(state, OffloadedState) else state.rings
-    for ring, saved in zip(rings, kept, strict=True):
-        if (ring.shape, ring.dtype) != (saved.shape, saved.dtype):
-            raise HiCacheError(f"snapshot: a ring has shape {list(saved.shape)}: must be {list(ring.shape)}")
-        ring.copy_(saved)
-    state.plan = Plan(policy, num_steps, depth, int(described["start"]))
+def _state(described: dict[str, Any], prefix: str, tensors: dict[str, torch.Tensor]) -> AnchorState:
+    shapes = [_shape_from_list(shape) for shape in described["shapes"]]
+    memory = {name: _shape_from_list(shape) for name, shape in described["memory"].items()}
+    standing = described["standing"]
+    if described["offloaded"]:
+        state: AnchorState = OffloadedState(shapes, int(standing["depth"]), memory)
+    else:
+        state = AnchorState(shapes, memory)
+    for name, kept in _tensors(state).items():
+        saved = tensors[f"{prefix}/{name}"]
+        if (kept.shape, kept.dtype) != (saved.shape, saved.dtype):
+            raise HiCacheError(f"snapshot: {name!r} has shape {list(saved.shape)}: must be {list(kept.shape)}")
+        kept.copy_(saved)
+    state.suspended = standing
     state.signature = tuple(described["signature"])
     state.next_step = int(described["next_step"])
     state.weights_token = None  # those of this process, whatever their versions are

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -35,6 +36,7 @@ class AnchorState:
         self.trajectory = -1
         self.weights_token: Token | None = ()  # None: the first that is seen
         self.signature: tuple[object, ...] = ()  # of the graph that wrote them
+        self.suspended: dict[str, Any] | None = None  # what `standing` said when the run was suspended
 
     @property
     def nbytes(self) -> int:
@@ -51,11 +53,25 @@ class AnchorState:
         with torch.inference_mode(False), torch.no_grad():
             if kept := [*self.rings, *self.memory.values()]:
                 torch._foreach_zero_(kept)
-        self.plan, self.trajectory, self.weights_token = plan, trajectory, token
+        self.plan, self.trajectory, self.weights_token, self.suspended = plan, trajectory, token, None
 
     def invalidate(self) -> None:
         """The anchors are no longer complete: the next step starts over."""
         self.trajectory = -1
+
+    def standing(self) -> dict[str, Any] | None:
+        """How the run stands as plain data, from which ``resume`` makes its plan again; ``None`` before its start."""
+        if self.plan is None:
+            return self.suspended
+        course = {"course": self.plan.standing()} if isinstance(self.plan, Course) else {}
+        return {"depth": self.plan.depth, "start": self.plan.start, **course}
+
+    def resume(self, plan: Plan | GroupPlan | Course) -> None:
+        """Go on with ``plan``, made again for a run that was suspended."""
+        assert self.suspended is not None
+        if isinstance(plan, Course):
+            plan.restore(self.suspended["course"])
+        self.plan, self.suspended = plan, None
 
     def inputs(self, step: int, dtype: torch.dtype) -> Inputs:
         """What a program of ``step`` reads besides the rings."""

@@ -84,6 +84,7 @@ class Settings:
     policy: Policy
     memory_budget: int | None = None  # bytes of anchors on the device, over all contexts
     offload: bool = False
+    backend: str = "inductor"
     weights_epoch: int = 0  # counts changes of weights that their versions do not show
     touched: int = 0  # counts what may have changed the denoiser in another way
 
@@ -313,9 +314,9 @@ class Session(threading.local):
                 free,
             )
 
-    def plan(self, step: Step, depth: int) -> Plan:
-        """The plan from ``step`` on, shared by everything that starts at the same step."""
-        wanted = (step.context.policy, step.num_steps, depth, step.index)
+    def plan(self, policy: Policy, num_steps: int | None, depth: int, start: int) -> Plan:
+        """The plan from the step ``start`` on, shared by everything that starts there."""
+        wanted = (policy, num_steps, depth, start)
         for plan in self._plans:
             if (plan.policy, plan.num_steps, plan.depth, plan.start) == wanted:
                 return plan

@@ -133,7 +133,7 @@ def _staged(
     """``programs`` cut at each guard's probe; a guard that skips ends the step with a forecast from its start on."""
     whole = [Choice.FORECAST if start == min(starts) else partial([f"from_{start}"]) for start in starts]
     parts = split(programs[Choice.FULL], [copy_graph(programs[name])[0] for name in whole])
-    stages = []
+    stages: list[Stage] = []
     cut = {**programs, str(Choice.FULL): parts.full}
     for number, (name, probe, skip) in enumerate(zip(whole, parts.probes, parts.skips, strict=True)):
         ends_in = name if name not in [stage.skip for stage in stages] else f"{name}_after_{number}"

@@ -26,7 +26,7 @@ from hicache_compile.passes.graphs import copy_node, fake_mode_of, module_of, ou
 from hicache_compile.passes.specialise import Choice
 
 
-def either(programs: Mapping[Choice, fx.GraphModule]) -> fx.GraphModule:
+def either(programs: Mapping[str, fx.GraphModule]) -> fx.GraphModule:
     """One graph for the full and the forecast program of ``programs``.
 
     Raises:

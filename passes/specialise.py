@@ -57,7 +57,7 @@ class Specialiser:
         self.apart = apart
         calls = [node for node in guarded.graph.nodes if node.target is full_or_forecast]
         self.groups = list(dict.fromkeys(call.meta["group"] for call in calls))
-        slots = {ring.meta["slot"] for call in calls for ring in call.args[4]}  # type: ignore[union-attr]  # nodes
+        slots = {ring.meta["slot"] for call in calls for ring in call.args[4]}
         self.read: set[int] = slots if apart else set()
         self.windows: dict[int, Window] = {}
 
@@ -103,7 +103,7 @@ class Specialiser:
             drop_dead_code(scratch.graph)
             for node in scratch.graph.nodes:
                 if node.target is forecast:
-                    slot = node.args[0].meta["slot"]  # type: ignore[union-attr]  # a node
+                    slot = node.args[0].meta["slot"]
                     seen.setdefault(slot, set()).add(str(windows.get(slot)))
         return {slot for slot, windows in seen.items() if len(windows) > 1}
 

@@ -76,15 +76,10 @@ class _Numbers:
             elif node.op == "output" or not ops.is_pure(node):
                 key = ("effect", node.name)
             else:
-                read = fx.node.map_arg((node.args, node.kwargs), lambda a: _Numbered(numbers[a]))
+                read = fx.node.map_arg((node.args, node.kwargs), lambda a: f"%{numbers[a]}")
                 key = (node.op, str(node.target), id(node.target) if callable(node.target) else 0, repr(read))
             numbers[node] = self._known.setdefault(key, len(self._known))
         return numbers
-
-
-@dataclass(frozen=True, slots=True)
-class _Numbered:
-    number: Number
 
 
 class _Cut:
@@ -184,7 +179,7 @@ def _closure(program: fx.GraphModule, roots: Iterable[fx.Node]) -> set[fx.Node]:
         if ops.op(node) == "getitem" and node.args[0] in closure and not ops.is_tensor(node.args[0]):
             closure.add(node)
         target = ops.mutated(node)
-        if target in closure and node not in closure and target.op != "placeholder":  # type: ignore[union-attr]  # a node
+        if target in closure and node not in closure and target.op != "placeholder":
             raise HiCacheError(
                 f"a guard measures what `{node.name}` writes to in place: must be a value nothing writes to"
             )

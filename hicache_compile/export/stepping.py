@@ -13,15 +13,17 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from hicache_compile import passes
 from hicache_compile.errors import HiCacheError
 from hicache_compile.export.manifest import Manifest, Port, plan_of
 from hicache_compile.export.sizes import Size
 from hicache_compile.frames import CapturedCall
+from hicache_compile.memory import layout_of
+from hicache_compile.options import check_decides_before
 from hicache_compile.passes import ops
 from hicache_compile.passes.either import either
 from hicache_compile.passes.graphs import output_node, placeholders
 from hicache_compile.policy import Policy
+from hicache_compile.programs import rewrite
 from hicache_compile.serialize import to_dict
 
 Attributes = dict[str, Any]
@@ -33,11 +35,12 @@ def stepping(call: CapturedCall, policy: Policy, num_steps: int) -> tuple[fx.Gra
     Raises:
         HiCacheError: nothing is cached, or the denoiser returns something that is no tensor.
     """
-    rewrite = passes.build(call.captured, policy.scope, policy.depth, policy.first, policy.last)
-    if not rewrite.sites:
-        nearest = rewrite.refused[0] if rewrite.refused else "no list of modules with a residual stream was found"
+    check_decides_before("export.policy", policy)
+    made = rewrite(call.captured, layout_of(policy), policy.depth)
+    if not made.sites:
+        nearest = made.refused[0] if made.refused else "no list of modules with a residual stream was found"
         raise HiCacheError(f"export.policy: must cache something, scope {policy.scope!r} has no site; {nearest}")
-    return _Writer(call, policy, either(rewrite.programs)).write(num_steps)
+    return _Writer(call, policy, either(made.programs)).write(num_steps)
 
 
 class _Writer:

@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from torch import fx
 
-from hicache_compile import passes
 from hicache_compile.errors import whole_number
 from hicache_compile.memory import Layout, layout_of
 from hicache_compile.passes import Choice, Rewrite, ops
 from hicache_compile.passes.cost import count_flops, flops_by_node
 from hicache_compile.passes.graphs import placeholders
 from hicache_compile.passes.shapes import Bindings, concrete
+from hicache_compile.plan import GroupPlan
 from hicache_compile.policy import SCOPES, Policy
+from hicache_compile.programs import rewrite
 from hicache_compile.serialize import to_dict
 
 
@@ -109,13 +110,13 @@ class View:
         self.flops = flops_by_node(graph, bindings)
         self.flops_full = sum(self.flops.values())
         self._rewrites: dict[Layout, Rewrite] = {}
-        self._cheap: dict[Layout, int] = {}
+        self._flops_of: dict[tuple[Layout, str], int] = {}
 
     def rewrite(self, layout: Layout) -> Rewrite:
         """With rings of one anchor: how many there are changes bytes alone."""
         single = replace(layout, depth=1)
         if single not in self._rewrites:
-            self._rewrites[single] = passes.build(self.graph, layout.scope, 1, layout.first, layout.last)
+            self._rewrites[single] = rewrite(self.graph, layout, 1)
         return self._rewrites[single]
 
     def rings(self, layout: Layout) -> dict[int, tuple[tuple[int, ...], torch.dtype]]:
@@ -128,11 +129,22 @@ class View:
                 found[node.meta["slot"]] = (layout.depth, *shape), ring.dtype
         return found
 
-    def flops_forecast(self, layout: Layout) -> int:
-        single = replace(layout, depth=1)
-        if single not in self._cheap:
-            self._cheap[single] = count_flops(self.rewrite(layout).programs[Choice.FORECAST], self.bindings)
-        return self._cheap[single]
+    def flops_of(self, layout: Layout, choice: str = Choice.FORECAST) -> int:
+        """FLOPs of a step of ``choice``, over all programs it runs."""
+        key = replace(layout, depth=1), choice
+        if key not in self._flops_of:
+            self._flops_of[key] = sum(count_flops(part, self.bindings) for part in self.rewrite(layout).parts(choice))
+        return self._flops_of[key]
+
+    def flops_of_run(self, layout: Layout, policy: Policy, decisions: str) -> int:
+        """FLOPs of all steps of a run; where guards decide, of the shortest they may make it."""
+        specialiser = self.rewrite(layout).specialiser
+        if not specialiser.apart:
+            cheap = self.flops_of(layout)
+            return sum(self.flops_full if letter == "F" else cheap for letter in decisions)
+        plan = GroupPlan(policy, len(decisions), policy.depth, 0, specialiser.groups, specialiser.name)
+        choices = [plan.choice(step) for step in range(len(decisions))]
+        return sum(self.flops_full if choice == Choice.FULL else self.flops_of(layout, choice) for choice in choices)
 
 
 def explain(
@@ -147,7 +159,9 @@ def explain(
     decisions = policy.decisions(num_steps)
     layout = layout_of(policy)
     flops_full = sum(view.flops_full for view in views)
-    rows = [_at_scope(_cut_at(policy, scope), views, decisions, flops_full) for scope in scopes]
+    if layout.probes or layout.groups:
+        scopes = (policy.scope,)  # what is measured or told apart is at this one
+    rows = [_at_scope(_cut_at(policy, scope), views, policy, decisions, flops_full) for scope in scopes]
     chosen = next(row for row in rows if row.scope == policy.scope)
     rewrites = [view.rewrite(layout) for view in views]
     return Explanation(
@@ -171,14 +185,16 @@ def explain(
 
 def _cut_at(policy: Policy, scope: str) -> Layout:
     """What ``policy`` asks for, at ``scope``."""
+    if scope == policy.scope:
+        return layout_of(policy)
     ends = (policy.first, policy.last) if scope in ("block", "stack") else (0, 0)
     return Layout(scope, *ends, policy.depth)
 
 
-def _at_scope(layout: Layout, views: Sequence[View], decisions: str, flops_full: int) -> ScopeRow:
+def _at_scope(layout: Layout, views: Sequence[View], policy: Policy, decisions: str, flops_full: int) -> ScopeRow:
     rings = [ring for view in views for ring in view.rings(layout).values()]
-    cheap = sum(view.flops_forecast(layout) for view in views)
-    spent = decisions.count("F") * flops_full + decisions.count(".") * cheap
+    cheap = sum(view.flops_of(layout) for view in views)
+    spent = sum(view.flops_of_run(layout, policy, decisions) for view in views)
     return ScopeRow(
         scope=layout.scope,
         sites=sum(len(view.rewrite(layout).sites) for view in views),
