@@ -8,6 +8,7 @@ with model.trajectory(num_steps=50):
         x = step(model(x, t), t, x)
 """
 
+from hicache_compile import config
 from hicache_compile.bisect import bisect
 from hicache_compile.compile import hicache_compile
 from hicache_compile.denoiser import CompiledDenoiser
@@ -119,6 +120,7 @@ __all__ = [
     "VariableAdamsBashforth",
     "VariableBDF2",
     "bisect",
+    "config",
     "export_onnx",
     "hicache_compile",
     "inspect",

@@ -37,6 +37,13 @@ def steps_left(scheduler: Any) -> int | None:
     return None if timesteps is None else len(timesteps) - begin
 
 
+def times_left(scheduler: Any) -> list[float] | None:
+    """The timesteps of those steps; read back from the device they are on."""
+    timesteps = getattr(scheduler, "timesteps", None)
+    begin = getattr(scheduler, "begin_index", None) or 0
+    return None if timesteps is None else [float(time) for time in timesteps[begin:].tolist()]
+
+
 @cache
 def _announcing(cls: Any) -> type:
     """A subclass of the scheduler class ``cls`` that announces."""
@@ -45,7 +52,7 @@ def _announcing(cls: Any) -> type:
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = cls.set_timesteps(self, *args, **kwargs)
         for session in vars(self).get(_LISTENERS, ()):
-            session.announce(lambda: steps_left(self))
+            session.announce(lambda: steps_left(self), lambda: times_left(self))
         return result
 
     @functools.wraps(cls.step)

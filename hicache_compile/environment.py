@@ -50,9 +50,9 @@ def policy_from_env(environ: Mapping[str, str] = os.environ) -> Policy:
     return Policy(schedule, Taylor(_number(environ, "TS_MAX_ORDER", 1)), smoothing=smoothing)
 
 
-def switched_on(name: str, environ: Mapping[str, str] = os.environ) -> bool:
+def switched_on(name: str, environ: Mapping[str, str] = os.environ, default: str = "0") -> bool:
     """Whether the switch ``name`` is on."""
-    text = _read(environ, name, "0").lower()
+    text = _read(environ, name, default).lower()
     if text not in _SWITCH:
         raise HiCacheError(f"{name} = {text!r}: must be one of {', '.join(_SWITCH)}")
     return _SWITCH[text]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,14 +39,19 @@ class Handle:
     _model: nn.Module | None = None  # whose weights they are, where that is known
     _dumped: list[int]  # programs in the newest dump, and its number
 
-    def trajectory(self, num_steps: int) -> AbstractContextManager[None]:
+    def trajectory(self, num_steps: int, timesteps: Sequence[float] | None = None) -> AbstractContextManager[None]:
         """``with compiled.trajectory(num_steps):`` one sampling run; anchors of earlier runs are forgotten.
 
+        Args:
+            num_steps: calls of the denoiser in each context.
+            timesteps: of each step, in 0..1000, for policies made of timesteps (``PAB``); by default they fall evenly.
+
         Raises:
-            HiCacheError: ``num_steps`` is not a positive integer or not the length the policy is made for,
-                or a trajectory is open already; inside, a call beyond ``num_steps`` in one context.
+            HiCacheError: ``num_steps`` is not a positive integer or not the length the policy is made for, or
+                ``timesteps`` are not that many numbers, or a trajectory is open already; inside, a call beyond
+                ``num_steps`` in one context.
         """
-        return self._session.open(num_steps)
+        return self._session.open(num_steps, timesteps=timesteps)
 
     def suspend(self, path: str | Path) -> None:
         """Write the open trajectory to ``path``: its policy, its step counter, every anchor of every context.

@@ -135,11 +135,15 @@ class Policy:
         groups = self.schedule.groups if isinstance(self.schedule, PerKind) else ()
         return Cut(self.scope, self.first, max(self.last, verified), probes, groups)
 
+    @property
+    def is_timed(self) -> bool:
+        """Whether it asks for timesteps."""
+        return hasattr(self.schedule, "timed")
+
     def timed(self, times: Sequence[float] | None) -> Policy:
         """The policy for a run with these timesteps, where it asks for them."""
-        if times is None or not hasattr(self.schedule, "timed"):
-            return self
-        return replace(self, schedule=self.schedule.timed(times))
+        timed = getattr(self.schedule, "timed", None)
+        return self if times is None or timed is None else replace(self, schedule=timed(times))
 
     def forces(self, step: int, num_steps: int | None) -> bool:
         """Whether ``step`` is computed whatever the guards measure."""

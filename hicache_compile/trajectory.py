@@ -10,14 +10,15 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from hicache_compile import config
 from hicache_compile.branches import Branches
 from hicache_compile.context import Context, Step
-from hicache_compile.errors import HiCacheError, whole_number
+from hicache_compile.errors import HiCacheError, numbers, whole_number
 from hicache_compile.plan import Plan
 from hicache_compile.policy import Policy
 from hicache_compile.replay import registrations
@@ -46,16 +47,20 @@ class Run:
     Args:
         length: how many steps there are, or None when the scheduler cannot tell; asked at the first call, when
             the pipeline has cut off the steps it skips.
+        times: their timesteps, in 0..1000; asked where the policy is made of timesteps.
         policy: the policy in force.
     """
 
-    def __init__(self, length: Callable[[], int | None], policy: Policy) -> None:
+    def __init__(
+        self, length: Callable[[], int | None], times: Callable[[], Sequence[float] | None], policy: Policy
+    ) -> None:
         self.id = next(_ids)
         self.tick = 0
         self.policy = policy
         self.num_steps: int | None = None
         self.origin: int | None = None
         self._length = length
+        self._times = times
         self._branches: dict[str, Branches] = {}
 
     def begin(self) -> None:
@@ -65,6 +70,9 @@ class Run:
             length = self._length()
             self.num_steps = None if length is None else max(1, length - self.origin)
             self.policy = self.policy.from_step(self.origin)
+            if self.policy.is_timed:
+                times = self._times()
+                self.policy = self.policy.timed(times and times[self.origin :])
             if self.num_steps is not None:
                 self.policy.decisions(self.num_steps)  # a policy that cannot serve it says so now
 
@@ -114,8 +122,12 @@ class Session(threading.local):
         self._plans: list[Plan] = []
 
     @contextmanager
-    def open(self, num_steps: int, policy: Policy | None = None) -> Iterator[None]:
+    def open(
+        self, num_steps: int, policy: Policy | None = None, timesteps: Sequence[float] | None = None
+    ) -> Iterator[None]:
         """A trajectory of ``num_steps`` steps in every context, by default under the policy in ``settings``.
+
+        ``timesteps``: of each step, for policies that are made of them.
 
         Raises:
             HiCacheError: ``num_steps`` is not a positive integer, the policy's mask has another length,
@@ -125,6 +137,8 @@ class Session(threading.local):
         if self.trajectory is not None:
             raise HiCacheError(f"trajectory({num_steps}): a trajectory of {self.num_steps} steps is open already")
         policy = policy or self.settings.policy
+        if timesteps is not None:
+            policy = policy.timed(checked_times(timesteps, num_steps))
         policy.decisions(num_steps)  # a policy that cannot serve it says so now
         self._free_idle()
         self.policy = policy
@@ -189,10 +203,12 @@ class Session(threading.local):
         finally:
             self.uncached = outer
 
-    def announce(self, length: Callable[[], int | None]) -> None:
-        """A scheduler starts a run: the anchors of earlier ones are forgotten. ``length``: see ``Run``."""
+    def announce(
+        self, length: Callable[[], int | None], times: Callable[[], Sequence[float] | None] = lambda: None
+    ) -> None:
+        """A scheduler starts a run: the anchors of earlier ones are forgotten. ``length``, ``times``: see ``Run``."""
         self._free_idle()
-        self.run = Run(length, self.settings.policy)
+        self.run = Run(length, times, self.settings.policy)
 
     def tick(self) -> None:
         """The scheduler that announced the run made a step."""
@@ -207,6 +223,11 @@ class Session(threading.local):
 
     def next_step(self, call: Call) -> Step:
         """The step that begins now with ``call``."""
+        step = self._next_step(call)
+        step.uncached = step.uncached or not config.caching()
+        return step
+
+    def _next_step(self, call: Call) -> Step:
         if self.run is not None and self.run.is_over():
             self.end_run()
         if self.trajectory is not None:
@@ -344,3 +365,15 @@ class Session(threading.local):
         """Forget contexts, anchors and history, and free their memory."""
         self.contexts = {}
         self.run = None
+
+
+def checked_times(timesteps: Sequence[float], num_steps: int) -> tuple[float, ...]:
+    """``timesteps`` as numbers.
+
+    Raises:
+        HiCacheError: they are none, or not ``num_steps``.
+    """
+    times = numbers("trajectory", "timesteps", timesteps)
+    if len(times) != num_steps:
+        raise HiCacheError(f"trajectory.timesteps: {len(times)} of them, must be {num_steps}")
+    return times

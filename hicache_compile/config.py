@@ -1,0 +1,28 @@
+"""The system switch: ``HICACHE_ENABLE=0`` at start, or ``hicache_compile.config.enabled = False`` at any time.
+
+While it is off every denoiser runs uncached (and compiled), bit for bit as without a policy; the first that would have
+cached says so once.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+
+from hicache_compile.environment import switched_on
+
+log = logging.getLogger(__name__)
+
+enabled: bool = switched_on("HICACHE_ENABLE", default="1")
+
+
+def caching() -> bool:
+    """Whether the switch is on; where it is off, a warning the first time."""
+    if not enabled:
+        _say_that_it_is_off()
+    return enabled
+
+
+@cache
+def _say_that_it_is_off() -> None:
+    log.warning("caching is switched off (HICACHE_ENABLE=0 or hicache_compile.config.enabled), policies are ignored")
