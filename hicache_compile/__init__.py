@@ -12,6 +12,7 @@ from hicache_compile import config
 from hicache_compile.bisect import bisect
 from hicache_compile.compile import hicache_compile
 from hicache_compile.denoiser import CompiledDenoiser
+from hicache_compile.ditango import DiTangoSchedule
 from hicache_compile.entry import inspect
 from hicache_compile.errors import CannotRewrite, HiCacheError
 from hicache_compile.export import export_onnx
@@ -54,6 +55,7 @@ from hicache_compile.presets import (
     AdaCache,
     DBCache,
     DiCache,
+    DiTango,
     EasyCache,
     FBCache,
     FBCacheTeaCache,
@@ -83,6 +85,8 @@ __all__ = [
     "DBCache",
     "DiCache",
     "DiCacheGuard",
+    "DiTango",
+    "DiTangoSchedule",
     "EasyCache",
     "EasyCacheGuard",
     "FBCache",

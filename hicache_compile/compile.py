@@ -33,6 +33,7 @@ def hicache_compile(  # type: ignore[misc]  # the overloads leave the options to
     mode: str | None = None,
     memory_budget: str | int | None = None,
     offload: bool = False,
+    decide_together: bool = False,
 ) -> Any:
     """Compile ``model`` to sample with the cache ``policy`` describes.
 
@@ -49,6 +50,8 @@ def hicache_compile(  # type: ignore[misc]  # the overloads leave the options to
         memory_budget: bytes of anchors on the device over all guidance branches, like ``"4GiB"``: the finest scope,
             order and anchor dtype that fit are chosen from shapes at the first call; ``report().memory`` says which.
         offload: keep the anchors on the CPU; the device then holds one row a slot.
+        decide_together: the ranks of ``torch.distributed`` run one sampling (sequence or tensor parallel): guards go by
+            the largest measurement of all ranks, and every rank takes the same branch.
 
     Returns:
         A module used like ``model``, with ``trajectory``, ``reset``, ``disabled``, ``report``, ``graphs`` and
@@ -64,7 +67,7 @@ def hicache_compile(  # type: ignore[misc]  # the overloads leave the options to
         )
     if dynamic not in (None, True, False):
         raise HiCacheError(f"hicache_compile.dynamic = {dynamic!r}: must be None, True or False")
-    settings = check_options(policy, backend, sparsity, mode, memory_budget, offload)
+    settings = check_options(policy, backend, sparsity, mode, memory_budget, offload, decide_together)
 
     def wrap(module: torch.nn.Module) -> CompiledDenoiser:
         if not isinstance(module, CompiledDenoiser):

@@ -72,6 +72,7 @@ class Step:
     index: int
     num_steps: int | None
     uncached: bool = False
+    together: bool = False  # all ranks decide alike
     letter: str = "F"
     graphs: list[object] = field(default_factory=list)
     calls: list[GraphCall] = field(default_factory=list)

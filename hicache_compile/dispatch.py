@@ -15,6 +15,7 @@ from torch import fx
 from hicache_compile.backends import keeps_both_branches
 from hicache_compile.context import Step
 from hicache_compile.course import Course
+from hicache_compile.ditango import DiTangoCourse, DiTangoSchedule
 from hicache_compile.environment import switched_on
 from hicache_compile.errors import HiCacheError
 from hicache_compile.inspection.tracing import trace_rewrite
@@ -22,15 +23,16 @@ from hicache_compile.memory import Layout, SlotShapes, choose, layout_of
 from hicache_compile.modes import brought_back
 from hicache_compile.offload import OffloadedState
 from hicache_compile.passes import Choice, ops
-from hicache_compile.passes.cost import count_flops
+from hicache_compile.passes.cost import flops_by_node
+from hicache_compile.passes.divide import DIVIDED
 from hicache_compile.passes.graphs import placeholders
 from hicache_compile.passes.shapes import Bindings, bind_symbols, is_dynamic
-from hicache_compile.plan import GroupPlan, Plan
+from hicache_compile.plan import GroupPlan
 from hicache_compile.policy import Policy
 from hicache_compile.programs import Variant, rewrite
 from hicache_compile.replay import GraphCall
-from hicache_compile.running import run_inside, run_measured, run_planned
-from hicache_compile.state import AnchorState, RingShape
+from hicache_compile.running import run_divided, run_inside, run_measured, run_planned
+from hicache_compile.state import AnchorState, AnyPlan, RingShape
 from hicache_compile.trajectory import Session
 from hicache_compile.weights import Weights
 
@@ -79,7 +81,7 @@ class CapturedStep:
             self.bindings = bind_symbols([self._inputs[i] for i in self._sized], [inputs[i] for i in self._sized])
         layout = self.layout(step.context.policy, step)
         variant = self.current = self.variant(layout)
-        if step.uncached or not variant.rings:
+        if variant.stateless or (step.uncached and not _spans_ranks(layout)):
             step.choices.append((self, Choice.PLAIN))
             return self._run(variant, Choice.PLAIN, inputs, {}, (), step)
         state = self._state(layout, variant, step, weights)
@@ -90,6 +92,8 @@ class CapturedStep:
         state.next_step = -1  # an exception in the middle leaves the anchors incomplete
         if keeps_both_branches(self.backend):
             choice, outputs = run_inside(run, variant, state, step)
+        elif isinstance(state.plan, DiTangoCourse):
+            choice, outputs = run_divided(run, state, step)
         elif isinstance(state.plan, Course):
             choice, outputs = run_measured(run, variant, state, step)
         else:
@@ -102,17 +106,20 @@ class CapturedStep:
         """Lower what the step in progress needs, while Dynamo compiles: it may specialise a value and start again."""
         step = self.session.step
         if step is not None:
-            variant = self.variant(self.layout(step.context.policy, step))
+            layout = self.layout(step.context.policy, step)
+            variant = self.variant(layout)
             computing = Choice.EITHER if keeps_both_branches(self.backend) else Choice.FULL
             stages = [stage.probe for stage in variant.rewrite.stages]
-            needed = [Choice.PLAIN] if step.uncached or not variant.rings else [*stages, computing]
+            needed = [Choice.PLAIN] if step.uncached or variant.stateless else [*stages, computing]
+            if variant.rewrite.divided:
+                needed = [Choice.FORECAST] if _spans_ranks(layout) else [Choice.PLAIN, Choice.FORECAST]
             for choice in needed:
                 variant.program(choice, self.backend, self.mode)
 
     def lower_all(self, policy: Policy, num_steps: int) -> None:
         """Lower every program that a run of ``num_steps`` under ``policy``, which made the newest step, may need."""
         variant = self.current
-        if variant is None or not variant.rings:
+        if variant is None or variant.stateless or variant.rewrite.divided:
             return
         specialiser = variant.rewrite.specialiser
         if specialiser.apart:
@@ -177,11 +184,16 @@ class CapturedStep:
         return sum(prod(shape) * dtype.itemsize for shape, dtype, _ in shapes)
 
     def flops(self, choice: str) -> int:
-        """FLOPs of the program of ``choice`` at the shape last seen."""
+        """FLOPs of the program of ``choice`` at the shape last seen; ``forecast:0.25``: a divided one that reused a
+        quarter of the keys."""
         assert self.current is not None
         key = (id(self.current), choice, *self.bindings.values())
         if key not in self._flops:
-            self._flops[key] = sum(count_flops(part, self.bindings) for part in self.current.rewrite.parts(choice))
+            program, _, reused = choice.partition(":")
+            parts = [flops_by_node(part, self.bindings) for part in self.current.rewrite.parts(program)]
+            divided = sum(count for part in parts for name, count in part.items() if name.startswith(DIVIDED))
+            total = sum(count for part in parts for count in part.values())
+            self._flops[key] = total - int(divided * float(reused or 0.0))
         return self._flops[key]
 
     def _run(
@@ -236,11 +248,14 @@ class CapturedStep:
             state.resume(self._plan(step, depth, variant, state.suspended["start"]))
         return state
 
-    def _plan(self, step: Step, depth: int, variant: Variant, start: int) -> Plan | GroupPlan | Course:
+    def _plan(self, step: Step, depth: int, variant: Variant, start: int) -> AnyPlan:
         """What the policy makes of the run that ``step`` is of, from the step ``start`` on."""
         policy = step.context.policy
         if policy.guards:
             return Course(policy, step.num_steps, depth, start)
+        if isinstance(policy.schedule, DiTangoSchedule):
+            attentions = variant.rewrite.divided or []
+            return DiTangoCourse(policy.schedule, policy.schedule.split(), step.num_steps, len(attentions), start)
         specialiser = variant.rewrite.specialiser
         if specialiser.apart:
             return GroupPlan(policy, step.num_steps, depth, start, specialiser.groups, specialiser.name)
@@ -257,3 +272,8 @@ class CapturedStep:
                 f"step {step.index} of context {step.context.name!r}: the shapes of the anchors changed inside a run: "
                 "must not while TS_STRICT_SHAPES is on"
             )
+
+
+def _spans_ranks(layout: Layout) -> bool:
+    """Whether a part of every step runs on other ranks: then uncached steps go their way too."""
+    return layout.split is not None and layout.split.distributed

@@ -37,7 +37,7 @@ from hicache_compile.trajectory import Session
 log = logging.getLogger(__name__)
 
 # `torch.compile` takes a mode or options, not both: among the options there is a mode too.
-OPTIONS = ("policy", "backend", "sparsity", "mode", "memory_budget", "offload")
+OPTIONS = ("policy", "backend", "sparsity", "mode", "memory_budget", "offload", "decide_together")
 
 
 class CompileError(HiCacheError, ShortenTraceback):

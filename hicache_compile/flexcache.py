@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from hicache_compile.ditango import DiTangoSchedule
 from hicache_compile.errors import HiCacheError, one_of
 from hicache_compile.forecasters import Forecaster, Reuse
 from hicache_compile.guards import TEACACHE_MODELS, TeaCacheGuard
@@ -12,7 +13,7 @@ from hicache_compile.perkind import Broadcast, PerKind
 from hicache_compile.policy import Policy
 from hicache_compile.schedules import Free, Interval
 
-STRATEGIES = ("teacache", "pab")
+STRATEGIES = ("teacache", "pab", "ditango")
 OFF = ("", "none", "off", "disable", "disabled")
 
 
@@ -31,6 +32,8 @@ def FlexCache(
     ======== ==========================================================================================
     teacache threshold ``lo + cache_ratio * (hi - lo)``, of (.04, .20) for a 14B model and (.08, .35) else, on the
              projected time embedding, with the Wan fit of ``model``
+    ditango  an anchor when the local attention drifted by ``0.6 cache_ratio``; the quantile ``cache_ratio`` of the
+             errors of far keys is reused
     pab      self-attention every ``round(10 cache_ratio)`` steps, cross-attention every ``round(5/3)`` of that
     ======== ==========================================================================================
 
@@ -63,11 +66,13 @@ def FlexCache(
         guard = TeaCacheGuard(
             teacache_threshold(ratio, model), _coefficients(model), "modulation", warmup=first, cooldown=last
         )
-        return Policy(Free(), forecaster, scope or "stack", (guard,))
+        return Policy(Free(max(1, first), last, strict=True), forecaster, scope or "stack", (guard,))
+    if name == "ditango":
+        return Policy(DiTangoSchedule(ratio, max(1, first), max(1, last)), forecaster, scope or "module")
     every_self, every_cross = pab_ranges(ratio)
     kinds = ("self-attention", "joint-attention", "temporal-attention", "parallel")
-    schedules = {kind: Broadcast(max(1, every_self), first, last) for kind in kinds}
-    schedules["cross-attention"] = Broadcast(max(1, every_cross), first, last)
+    schedules = {kind: Broadcast(max(1, every_self), first, last, strict=True) for kind in kinds}
+    schedules["cross-attention"] = Broadcast(max(1, every_cross), first, last, strict=True)
     return Policy(PerKind(schedules), forecaster, scope or "module")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hicache_compile.ditango import DiTangoSchedule
 from hicache_compile.errors import one_of, whole_number
 from hicache_compile.forecasters import Forecaster, Reuse
 from hicache_compile.guards import (
@@ -284,3 +285,16 @@ def PAB(
     if mlp is not None:
         schedules["mlp"] = mlp
     return Policy(PerKind(schedules), forecaster, scope)
+
+
+def DiTango(
+    cache_ratio: float,
+    warmup: int = 5,
+    cooldown: int = 5,
+    groups: int = 2,
+    *,
+    partitions: int | None = None,
+    distributed: bool = False,
+) -> Policy:
+    """DiTango (HPDC'26): attention to far keys is reused until the local attention drifts. See ``DiTangoSchedule``."""
+    return Policy(DiTangoSchedule(cache_ratio, warmup, cooldown, groups, partitions, distributed), _REUSE)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from hicache_compile.ditango import Split
 from hicache_compile.errors import HiCacheError
 from hicache_compile.guards import Probe
 from hicache_compile.policy import SCOPES, Policy
@@ -35,6 +36,7 @@ class Layout:
     dtype: torch.dtype | None = None
     probes: tuple[Probe, ...] = ()
     groups: tuple[tuple[str, int | None], ...] = ()
+    split: Split | None = None
 
     def nbytes(self, slots: SlotShapes, rows: int | None = None) -> int:
         """Bytes of the rings of ``slots``, at ``rows`` anchors each (by default ``depth``)."""
@@ -49,7 +51,7 @@ class Layout:
 def layout_of(policy: Policy) -> Layout:
     """What ``policy`` asks for."""
     cut = policy.cut
-    return Layout(cut.scope, cut.first, cut.last, policy.depth, None, cut.probes, cut.groups)
+    return Layout(cut.scope, cut.first, cut.last, policy.depth, None, cut.probes, cut.groups, cut.split)
 
 
 def parse_bytes(value: Any) -> int | None:

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from hicache_compile.course import Course
-from hicache_compile.plan import GroupPlan, Inputs, Plan
-from hicache_compile.state import AnchorState, RingShape, Token
+from hicache_compile.plan import Inputs, Plan
+from hicache_compile.state import AnchorState, AnyPlan, RingShape, Token
 
 
 class OffloadedState(AnchorState):
@@ -35,7 +35,7 @@ class OffloadedState(AnchorState):
             self.weights = torch.ones(1, device=self.rings[0].device)
         self._copied = torch.cuda.Event() if pinned else None
 
-    def start(self, plan: Plan | GroupPlan | Course, trajectory: int, token: Token) -> None:
+    def start(self, plan: AnyPlan, trajectory: int, token: Token) -> None:
         super().start(plan, trajectory, token)
         self._wait()
         torch._foreach_zero_(self.host)

@@ -7,8 +7,10 @@ from typing import Any
 from torch._inductor import list_mode_options
 
 from hicache_compile.backends import BACKENDS, keeps_both_branches
-from hicache_compile.errors import HiCacheError, one_of
+from hicache_compile.ditango import DiTangoSchedule
+from hicache_compile.errors import HiCacheError, one_of, true_or_false
 from hicache_compile.memory import parse_bytes
+from hicache_compile.perkind import PerKind
 from hicache_compile.policy import Policy
 from hicache_compile.serialize import as_policy
 from hicache_compile.trajectory import Settings
@@ -21,6 +23,7 @@ def check_options(
     mode: str | None = None,
     memory_budget: str | int | None = None,
     offload: bool = False,
+    decide_together: bool = False,
 ) -> Settings:
     """The settings they come to.
 
@@ -35,9 +38,9 @@ def check_options(
         raise HiCacheError(f"hicache_compile.mode = {mode!r}: must be None with backend {backend!r}")
     if mode is not None:
         one_of("hicache_compile", "mode", mode, list_mode_options())
-    if not isinstance(offload, bool):
-        raise HiCacheError(f"hicache_compile.offload = {offload!r}: must be true or false")
-    settings = Settings(wanted, parse_bytes(memory_budget), offload, backend)
+    true_or_false("hicache_compile", "offload", offload)
+    true_or_false("hicache_compile", "decide_together", decide_together)
+    settings = Settings(wanted, parse_bytes(memory_budget), offload, backend, decide_together)
     check_fit(settings, wanted)
     return settings
 
@@ -46,8 +49,12 @@ def check_fit(settings: Settings, policy: Policy) -> None:
     """Raise unless ``policy`` can run under ``settings``."""
     if keeps_both_branches(settings.backend):
         check_decides_before(f"Policy under backend {settings.backend!r}", policy)
-    if settings.offload and policy.cut.groups:
+    if settings.offload and isinstance(policy.schedule, PerKind):
         raise HiCacheError(f"Policy.schedule = {policy.schedule!r}: must not be a PerKind with offload=True")
+    if isinstance(policy.schedule, DiTangoSchedule) and (settings.offload or settings.memory_budget is not None):
+        raise HiCacheError(
+            f"Policy.schedule = {policy.schedule!r}: must not be with offload or memory_budget, it keeps no anchors"
+        )
 
 
 def check_decides_before(owner: str, policy: Policy) -> None:
@@ -55,5 +62,6 @@ def check_decides_before(owner: str, policy: Policy) -> None:
     if policy.guards:
         names = ", ".join(type(guard).__name__ for guard in policy.guards)
         raise HiCacheError(f"{owner}: must decide by the step alone, its guards ({names}) measure")
-    if policy.cut.groups:
-        raise HiCacheError(f"{owner}: must have one decision a step, its schedule is a PerKind")
+    if isinstance(policy.schedule, PerKind | DiTangoSchedule):
+        name = type(policy.schedule).__name__
+        raise HiCacheError(f"{owner}: must have one decision a step, its schedule is a {name}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hicache_compile.errors import HiCacheError, numbers, one_of, whole_number
+from hicache_compile.errors import HiCacheError, numbers, one_of, true_or_false, whole_number
 from hicache_compile.schedules import Schedule, in_window
 
 KINDS = (
@@ -31,6 +31,7 @@ class Broadcast:
         window: timesteps in 0..1000 strictly between which a step may be skipped; ``None``: all.
         times: the timestep of each step, where it is known (a pipeline's scheduler says it); by default they fall
             evenly from 1000.
+        strict: a run must be longer than ``warmup + cooldown``.
     """
 
     every: int
@@ -38,8 +39,10 @@ class Broadcast:
     cooldown: int = 0
     window: tuple[float, float] | None = None
     times: tuple[float, ...] | None = None
+    strict: bool = False
 
     def __post_init__(self) -> None:
+        true_or_false("Broadcast", "strict", self.strict)
         whole_number("Broadcast", "every", self.every, 1)
         whole_number("Broadcast", "warmup", self.warmup, 0)
         whole_number("Broadcast", "cooldown", self.cooldown, 0)
@@ -52,7 +55,7 @@ class Broadcast:
         return 0
 
     def computes(self, step: int, num_steps: int | None) -> bool:
-        if in_window("Broadcast", step, num_steps, self.warmup, self.cooldown):
+        if in_window("Broadcast", step, num_steps, self.warmup, self.cooldown, self.strict):
             return True
         if self.window is not None:
             low, high = self.window

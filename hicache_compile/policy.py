@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from hicache_compile import forecasters
+from hicache_compile.ditango import DiTangoSchedule, Split
 from hicache_compile.errors import HiCacheError, one_of, whole_number
 from hicache_compile.forecasters import Forecaster, Smoothing
 from hicache_compile.guards import Guard, Measure, Probe, Signal
@@ -19,7 +20,8 @@ SCOPES = ("module", "block", "stack", "output")
 class Cut:
     """What of a policy decides the graph: policies with an equal cut share their programs.
 
-    ``probes`` are what its guards measure, ``groups`` the kinds of sites that are decided apart (``PerKind``).
+    ``probes`` are what its guards measure, ``groups`` the kinds of sites that are decided apart (``PerKind``),
+    ``split`` how the keys of attentions are (``DiTangoSchedule``).
     """
 
     scope: str
@@ -27,6 +29,7 @@ class Cut:
     last: int = 0
     probes: tuple[Probe, ...] = ()
     groups: tuple[tuple[str, int | None], ...] = ()
+    split: Split | None = None
 
     @property
     def starts(self) -> tuple[int, ...]:
@@ -40,7 +43,8 @@ class Policy:
     """When (``schedule``), what instead (``forecaster``, ``smoothing``), and where (``scope``).
 
     Args:
-        schedule: which steps are computed: ``Interval``, ``StepMask``, ``MagCacheSchedule``, ``PerKind``, or ``Free``
+        schedule: which steps are computed: ``Interval``, ``StepMask``, ``MagCacheSchedule``, ``PerKind``,
+            ``DiTangoSchedule``, or ``Free``
             to leave that to the guards.
         forecaster: any object with ``weights(anchors, target)``, ours or your own.
         scope: where the sites are cut. ``"module"``: each attention and MLP output before its gate.
@@ -96,11 +100,12 @@ class Policy:
         if guards is None or not all(isinstance(guard, Guard) for guard in guards):
             raise HiCacheError(f"Policy.guards = {self.guards!r}: must be a tuple of guards, TeaCacheGuard for one")
         object.__setattr__(self, "guards", guards)
-        if isinstance(self.schedule, PerKind):
+        if isinstance(self.schedule, PerKind | DiTangoSchedule):
+            name = type(self.schedule).__name__
             if guards:
-                raise HiCacheError(f"Policy.guards = {guards!r}: must be () where the schedule is PerKind")
+                raise HiCacheError(f"Policy.guards = {guards!r}: must be () where the schedule is {name}")
             if self.scope != "module":
-                raise HiCacheError(f"Policy.scope = {self.scope!r}: must be 'module' where the schedule is PerKind")
+                raise HiCacheError(f"Policy.scope = {self.scope!r}: must be 'module' where the schedule is {name}")
         for guard in guards:
             probe = guard.probe
             inside = probe.signal in (Signal.RESIDUAL, Signal.SITES) or probe.measure is Measure.VERIFY
@@ -109,7 +114,7 @@ class Policy:
                 raise HiCacheError(
                     f"Policy.scope = {self.scope!r}: must be 'stack' with a {name}, which measures blocks"
                 )
-        starts = self.cut.starts
+        starts = Cut(self.scope, self.first, probes=tuple(guard.probe for guard in guards)).starts
         if list(starts) != sorted(starts):
             raise HiCacheError(f"Policy.guards = {guards!r}: must go from the fewest blocks measured to the most")
         late = [guard for guard in guards if not guard.probe.before]
@@ -133,7 +138,8 @@ class Policy:
         probes = tuple(guard.probe for guard in self.guards)
         verified = max((probe.blocks for probe in probes if probe.measure is Measure.VERIFY), default=0)
         groups = self.schedule.groups if isinstance(self.schedule, PerKind) else ()
-        return Cut(self.scope, self.first, max(self.last, verified), probes, groups)
+        split = self.schedule.split() if isinstance(self.schedule, DiTangoSchedule) else None
+        return Cut(self.scope, self.first, max(self.last, verified), probes, groups, split)
 
     @property
     def is_timed(self) -> bool:

@@ -12,6 +12,7 @@ from hicache_compile.guarded_presets import (
     AdaCache,
     DBCache,
     DiCache,
+    DiTango,
     EasyCache,
     FBCache,
     FBCacheTeaCache,
@@ -32,6 +33,7 @@ __all__ = [
     "AdaCache",
     "DBCache",
     "DiCache",
+    "DiTango",
     "EasyCache",
     "FBCache",
     "FBCacheTeaCache",
@@ -136,6 +138,7 @@ PRESETS: dict[str, Callable[..., Policy]] = {
         AdaCache,
         SpeCa,
         PAB,
+        DiTango,
         FlexCache,
     )
 }

@@ -12,7 +12,7 @@ from torch._dynamo.convert_frame import compile_lock
 from hicache_compile.backends import Lowered, lower
 from hicache_compile.backends.generated import generated_code
 from hicache_compile.memory import Layout
-from hicache_compile.passes import Choice, Rewrite, build, ops
+from hicache_compile.passes import Choice, Rewrite, build, build_divided, ops
 from hicache_compile.passes.either import either
 from hicache_compile.passes.graphs import copy_graph, placeholders
 from hicache_compile.passes.shapes import Bindings, concrete
@@ -20,7 +20,7 @@ from hicache_compile.state import RingShape
 
 log = logging.getLogger(__name__)
 
-SCALARS = ("computing", "position", "weights", "memory", "value")  # what is neither an own input nor a ring
+SCALARS = ("computing", "position", "weights", "memory", "value", "plan")  # what is neither an own input nor a ring
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,8 @@ class Program:
 
 def rewrite(captured: fx.GraphModule, layout: Layout, depth: int) -> Rewrite:
     """``captured`` rewritten as ``layout`` says, with rings of ``depth`` anchors."""
+    if layout.split is not None:
+        return build_divided(captured, layout.split)
     ends = layout.first, layout.last
     return build(captured, layout.scope, depth, *ends, layout.dtype, layout.probes, layout.groups)
 
@@ -54,6 +56,7 @@ class Variant:
         self._fixed_shapes: tuple[RingShape, ...] | None = None
         inputs = [node for program in rewrite.programs.values() for node in placeholders(program)]
         rings = {node.meta["slot"]: ops.value(node) for node in inputs if node.meta.get("state") == "anchors"}
+        self.stateless = not rings and rewrite.divided is None
         self._place = {slot: place for place, slot in enumerate(sorted(rings))}
         self.rings = [rings[slot] for slot in self._place]
         memory = [node for node in inputs if str(node.meta.get("state")).startswith("memory:")]

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 
 from hicache_compile.course import Course
 from hicache_compile.dispatch import CapturedStep
+from hicache_compile.ditango import DiTangoCourse
 from hicache_compile.errors import HiCacheError
 from hicache_compile.passes import Choice
 from hicache_compile.trajectory import DEFAULT_CONTEXT, Session
@@ -93,7 +94,9 @@ def gather(session: Session, steps: Sequence[CapturedStep]) -> Report:
         recompiles=len(steps) - len({step.signature for step in steps}),
         graph_breaks=max(0, session.most_graphs - 1),
         host_syncs=session.syncs,
-        nonfinite_probes=sum(state.plan.nonfinite for state in states if isinstance(state.plan, Course)),
+        nonfinite_probes=sum(
+            state.plan.nonfinite for state in states if isinstance(state.plan, Course | DiTangoCourse)
+        ),
         refused=sorted((entry.site, entry.reason) for entry in refused),
         memory="; ".join(step.memory for step in used if step.memory),
         history={context.name: ["".join(run) for run in context.history] for context in contexts},

@@ -2,6 +2,7 @@
 
 planned    the step index decided before the run: one program
 measured   guards decide: probe, look, and either end the step in a forecast or go on to the next probe
+divided    a plan for each group of each attention, made by what the step before measured
 inside     the program decides by itself, under the cond backends
 """
 
@@ -14,6 +15,9 @@ import torch
 
 from hicache_compile.context import Step
 from hicache_compile.course import Course
+from hicache_compile.ditango import DiTangoCourse
+from hicache_compile.ditango.geometry import Code
+from hicache_compile.errors import HiCacheError
 from hicache_compile.passes import Choice
 from hicache_compile.programs import Variant
 from hicache_compile.state import AnchorState
@@ -26,7 +30,7 @@ Ran = tuple[str, Any]  # the choice that was made, and what the denoiser returns
 def run_planned(run: Run, variant: Variant, state: AnchorState, step: Step) -> Ran:
     """A step whose choice is known."""
     assert state.plan is not None
-    assert not isinstance(state.plan, Course)
+    assert not isinstance(state.plan, Course | DiTangoCourse)
     choice = Choice.FULL if step.context.ambiguous else state.plan.choice(step.index)
     if choice != Choice.FULL:
         state.before_forecast(step.index)
@@ -76,6 +80,29 @@ def _forecast(
     return choice, outputs
 
 
+def run_divided(run: Run, state: AnchorState, step: Step) -> Ran:
+    """A step whose attentions reuse groups of keys."""
+    course = state.plan
+    assert isinstance(course, DiTangoCourse)
+    codes = course.codes(step.index)
+    forced = step.uncached or step.context.ambiguous or Code.FORCED in codes[0]
+    distributed = course.split.distributed
+    if forced and not distributed:
+        return Choice.PLAIN, run(Choice.PLAIN, {})
+    plan = torch.zeros(len(codes), course.split.groups, dtype=torch.int64) if forced else torch.tensor(codes)
+    outputs = run(Choice.FORECAST, {**state.memory, "plan": plan})
+    if forced:
+        return Choice.FORECAST, outputs
+    measured = state.memory[_measured(0)]
+    if distributed:  # every rank plans by the same numbers
+        torch.distributed.all_reduce(measured)
+        measured /= course.split.partitions
+    step.syncs += 1
+    course.after(step.index, measured.tolist())
+    step.letter = course.letter(step.index)
+    return f"{Choice.FORECAST}:{course.reused(step.index)}", outputs
+
+
 def run_inside(run: Run, variant: Variant, state: AnchorState, step: Step) -> Ran:
     """A step whose program takes the branch by itself and returns the rings as they are after it."""
     assert state.plan is not None
@@ -104,5 +131,18 @@ def _measured(number: int) -> str:
 def _read(state: AnchorState, number: int, step: Step) -> Sequence[float]:
     """What guard ``number`` measured: the one time a step waits for the device."""
     step.syncs += 1
-    found: list[float] = state.memory[_measured(number)].tolist()
+    measured = state.memory[_measured(number)]
+    if step.together:
+        measured = _largest_of_all_ranks(measured)
+    found: list[float] = measured.tolist()
     return found
+
+
+def _largest_of_all_ranks(measured: torch.Tensor) -> torch.Tensor:
+    """``measured`` with its first number, by which is decided, the largest of all ranks; no finite one is infinite."""
+    dist = torch.distributed
+    if not dist.is_available() or not dist.is_initialized():
+        raise HiCacheError("hicache_compile.decide_together: must be false where torch.distributed is not initialised")
+    first = torch.where(measured[:1].isfinite(), measured[:1], torch.inf)
+    dist.all_reduce(first, dist.ReduceOp.MAX)
+    return torch.cat([first, measured[1:]])

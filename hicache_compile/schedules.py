@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from hicache_compile.errors import HiCacheError, whole_number
+from hicache_compile.errors import HiCacheError, true_or_false, whole_number
 
 
 @runtime_checkable
@@ -89,12 +89,17 @@ class StepMask:
 
 @dataclass(frozen=True, slots=True)
 class Free:
-    """Compute only the first ``warmup`` and the last ``cooldown`` steps: the guards of the policy decide the others."""
+    """Compute only the first ``warmup`` and the last ``cooldown`` steps: the guards of the policy decide the others.
+
+    ``strict``: a run must be longer than both together.
+    """
 
     warmup: int = 1
     cooldown: int = 0
+    strict: bool = False
 
     def __post_init__(self) -> None:
+        true_or_false("Free", "strict", self.strict)
         whole_number("Free", "warmup", self.warmup, 1)
         whole_number("Free", "cooldown", self.cooldown, 0)
 
@@ -103,15 +108,20 @@ class Free:
         return 0
 
     def computes(self, step: int, num_steps: int | None) -> bool:
-        return in_window("Free", step, num_steps, self.warmup, self.cooldown)
+        return in_window("Free", step, num_steps, self.warmup, self.cooldown, self.strict)
 
 
-def in_window(owner: str, step: int, num_steps: int | None, warmup: int, cooldown: int) -> bool:
+def in_window(owner: str, step: int, num_steps: int | None, warmup: int, cooldown: int, strict: bool = False) -> bool:
     """Whether ``step`` is one of the first ``warmup`` or the last ``cooldown`` of ``num_steps``.
 
     Raises:
-        HiCacheError: there is a cooldown and the length of the run is not known.
+        HiCacheError: there is a cooldown and the length of the run is not known; or ``strict``, and there is nothing
+            between the two.
     """
+    if strict and num_steps is not None and warmup + cooldown >= num_steps:
+        raise HiCacheError(
+            f"{owner}.warmup + cooldown = {warmup + cooldown}: must be less than the {num_steps} steps of the run"
+        )
     if cooldown and num_steps is None:
         raise HiCacheError(
             f"{owner}.cooldown = {cooldown}: must be 0 when the length of the trajectory is not "

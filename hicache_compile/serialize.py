@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hicache_compile.ditango import DiTangoSchedule
 from hicache_compile.errors import HiCacheError
 from hicache_compile.forecasters import FORECASTERS, Smoothing
 from hicache_compile.guards import GUARDS
@@ -17,7 +18,7 @@ from hicache_compile.policy import Policy
 from hicache_compile.presets import PRESETS
 from hicache_compile.schedules import Free, Interval, StepMask
 
-SCHEDULES = (Interval, StepMask, Free, MagCacheSchedule, PerKind, Broadcast, KeySteps)
+SCHEDULES = (Interval, StepMask, Free, MagCacheSchedule, PerKind, Broadcast, KeySteps, DiTangoSchedule)
 TYPES: dict[str, type] = {cls.__name__: cls for cls in (*SCHEDULES, *FORECASTERS, *GUARDS, Smoothing)}
 _OBJECTS = ("schedule", "forecaster", "smoothing")
 

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 
 from hicache_compile.course import Course
+from hicache_compile.ditango import DiTangoCourse
 from hicache_compile.plan import GroupPlan, Inputs, Plan
 
 RingShape = tuple[tuple[int, ...], torch.dtype, torch.device]
 Token = tuple[object, ...]
+AnyPlan = Plan | GroupPlan | Course | DiTangoCourse
 
 
 class AnchorState:
@@ -31,7 +33,7 @@ class AnchorState:
                 name: torch.zeros(shape, dtype=dtype, device=device)
                 for name, (shape, dtype, device) in self.memory_shapes.items()
             }
-        self.plan: Plan | GroupPlan | Course | None = None
+        self.plan: AnyPlan | None = None
         self.next_step = -1
         self.trajectory = -1
         self.weights_token: Token | None = ()  # None: the first that is seen
@@ -48,7 +50,7 @@ class AnchorState:
             self.weights_token = token
         return (self.trajectory, self.next_step, self.weights_token) == (trajectory, step, token)
 
-    def start(self, plan: Plan | GroupPlan | Course, trajectory: int, token: Token) -> None:
+    def start(self, plan: AnyPlan, trajectory: int, token: Token) -> None:
         """Forget every anchor and follow ``plan``."""
         with torch.inference_mode(False), torch.no_grad():
             if kept := [*self.rings, *self.memory.values()]:
@@ -63,19 +65,19 @@ class AnchorState:
         """How the run stands as plain data, from which ``resume`` makes its plan again; ``None`` before its start."""
         if self.plan is None:
             return self.suspended
-        course = {"course": self.plan.standing()} if isinstance(self.plan, Course) else {}
+        course = {"course": self.plan.standing()} if isinstance(self.plan, Course | DiTangoCourse) else {}
         return {"depth": self.plan.depth, "start": self.plan.start, **course}
 
-    def resume(self, plan: Plan | GroupPlan | Course) -> None:
+    def resume(self, plan: AnyPlan) -> None:
         """Go on with ``plan``, made again for a run that was suspended."""
         assert self.suspended is not None
-        if isinstance(plan, Course):
+        if isinstance(plan, Course | DiTangoCourse):
             plan.restore(self.suspended["course"])
         self.plan, self.suspended = plan, None
 
     def inputs(self, step: int, dtype: torch.dtype) -> Inputs:
         """What a program of ``step`` reads besides the rings."""
-        assert self.plan is not None
+        assert isinstance(self.plan, Plan | GroupPlan | Course)  # a divided attention has no rings
         return {**self.plan.inputs(step, self.rings[0].device, dtype), **self.memory}
 
     def before_forecast(self, step: int) -> None:

@@ -93,6 +93,7 @@ class Settings:
     memory_budget: int | None = None  # bytes of anchors on the device, over all contexts
     offload: bool = False
     backend: str = "inductor"
+    decide_together: bool = False  # the ranks of torch.distributed run one sampling
     weights_epoch: int = 0  # counts changes of weights that their versions do not show
     touched: int = 0  # counts what may have changed the denoiser in another way
 
@@ -225,6 +226,7 @@ class Session(threading.local):
         """The step that begins now with ``call``."""
         step = self._next_step(call)
         step.uncached = step.uncached or not config.caching()
+        step.together = self.settings.decide_together
         return step
 
     def _next_step(self, call: Call) -> Step:

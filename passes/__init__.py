@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx
 
-from hicache_compile.errors import CannotRewrite
+from hicache_compile.ditango import Split
+from hicache_compile.errors import CannotRewrite, HiCacheError
 from hicache_compile.guards import Probe
 from hicache_compile.passes.capture import capture
 from hicache_compile.passes.collapse import collapse
+from hicache_compile.passes.divide import divide
 from hicache_compile.passes.fuel import spend
 from hicache_compile.passes.graphs import copy_graph
 from hicache_compile.passes.guard import guard
@@ -25,7 +27,7 @@ from hicache_compile.policy import Cut
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Choice", "Rewrite", "build", "capture"]
+__all__ = ["Choice", "Rewrite", "build", "build_divided", "capture"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ class Rewrite:
     refused: list[CannotRewrite]
     specialiser: Specialiser
     stages: list[Stage]
+    divided: list[str] | None = None  # the attentions that are divided, where a policy does that
 
     def parts(self, choice: str) -> list[fx.GraphModule]:
         """The programs a step of ``choice`` runs, one after another."""
@@ -125,6 +128,26 @@ def build(
     if sites and staged:
         stages, programs = _staged(programs, Cut(scope, first, last, probes).starts)
     return Rewrite(captured, guarded, programs, found.block_nodes, sites, refused, specialiser, stages)
+
+
+def build_divided(captured: fx.GraphModule, split: Split) -> Rewrite:
+    """Rewrite ``captured`` for attention over partitions of the keys (``DiTangoSchedule``).
+
+    A step that computes everything is the captured graph itself, unless the keys are on several ranks.
+    """
+    divided, names, refused = divide(captured, split)
+    plain, _ = copy_graph(captured)
+    log.info("divided %d attentions into %d groups of %d partitions", len(names), split.groups, split.partitions)
+    for entry in refused:
+        log.info("refused %s", entry)
+    if split.distributed and refused:
+        raise HiCacheError(f"DiTangoSchedule.distributed: must divide every attention; {refused[0]}")
+    if not names:
+        nearest = refused[0] if refused else "it has no attention"
+        log.warning("nothing is cached: no attention can be divided; nearest miss: %s", nearest)
+    full = divided if split.distributed else plain
+    programs = {str(Choice.FULL): full, str(Choice.FORECAST): divided, str(Choice.PLAIN): plain}
+    return Rewrite(captured, divided, programs, {}, [], refused, Specialiser(divided), [], names)
 
 
 def _staged(
