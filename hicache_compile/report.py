@@ -6,7 +6,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
+from hicache_compile.context import Context
 from hicache_compile.course import Course
+from hicache_compile.decisions import DecisionMap, Row, merged, rows_of, strategy_of
 from hicache_compile.dispatch import CapturedStep
 from hicache_compile.ditango import DiTangoCourse
 from hicache_compile.errors import HiCacheError
@@ -24,7 +26,8 @@ class Report:
     multiply-add, as FlopCounterMode counts); ``flops_speedup`` is full steps over what that trajectory cost.
     ``state_bytes`` are the bytes of the live rings, ``programs`` the lowered programs, ``recompiles`` the
     captures beyond one for each graph and set of input shapes, ``host_syncs`` the values read back from a
-    device, ``memory`` what a memory budget made of the policy.
+    device, ``memory`` what a memory budget made of the policy. ``strategy`` names what decides, ``rows`` what happened
+    to each site in each step of the newest trajectory, by context (``groups``: rows that belong to one attention).
     """
 
     computed: int
@@ -41,6 +44,9 @@ class Report:
     refused: list[tuple[str, str]]
     memory: str = ""
     history: dict[str, list[str]] = field(default_factory=dict)
+    strategy: str = ""
+    rows: dict[str, list[Row]] = field(default_factory=dict)
+    groups: int = 1
 
     def decisions(self, context: str = DEFAULT_CONTEXT, trajectory: int = -1) -> str:
         """One letter a step of a trajectory (by default the newest): ``F`` full, ``.`` forecast, ``s`` ended in a
@@ -60,6 +66,23 @@ class Report:
         if not -len(runs) <= trajectory < len(runs):
             raise HiCacheError(f"decisions.trajectory = {trajectory}: must be within the {len(runs)} remembered")
         return runs[trajectory]
+
+    def map(self, context: str | None = None) -> DecisionMap:
+        """Step x site (x group) of the newest trajectory: ``.png(path)`` draws it, ``.ppm(folder)`` as FlexCache does.
+
+        Args:
+            context: whose; by default the first one's, and of DiTango all, merged.
+
+        Raises:
+            HiCacheError: there is no such context, or none at all.
+        """
+        if not self.rows or (context is not None and context not in self.rows):
+            known = ", ".join(self.rows) or "none yet"
+            raise HiCacheError(f"map.context = {context!r}: must be one of {known}")
+        chosen = {context: self.rows[context]} if context is not None else self.rows
+        if context is None and self.strategy != "ditango":
+            chosen = dict(list(self.rows.items())[:1])
+        return DecisionMap(self.strategy, merged(chosen), self.groups)
 
     def to_json(self) -> str:
         """The same as JSON."""
@@ -81,6 +104,7 @@ def gather(session: Session, steps: Sequence[CapturedStep]) -> Report:
         for (graph, choice), count in context.choices.items()
         if isinstance(graph, CapturedStep)
     )
+    policy = current[0].policy if current else session.settings.policy
     states = [state for context in contexts for state in context.states.values()]
     refused = {entry for step in used if step.current for entry in step.current.rewrite.refused}
     return Report(
@@ -99,5 +123,19 @@ def gather(session: Session, steps: Sequence[CapturedStep]) -> Report:
         ),
         refused=sorted((entry.site, entry.reason) for entry in refused),
         memory="; ".join(step.memory for step in used if step.memory),
+        strategy=strategy_of(policy),
+        rows={context.name: _rows(context, used, session) for context in current},
+        groups=policy.cut.split.groups if policy.cut.split else 1,
         history={context.name: ["".join(run) for run in context.history] for context in contexts},
     )
+
+
+def _rows(context: Context, used: Sequence[CapturedStep], session: Session) -> list[Row]:
+    """What happened to each site in the newest run of ``context``, over all graphs of a call."""
+    rows: list[Row] = []
+    for place, state in sorted(context.states.items()):
+        graph = next((graph for number, graph in enumerate(session.last_graphs, 1) if number == place), None)
+        newest = state.plan is not None and state.trajectory == context.trajectory
+        if newest and isinstance(graph, CapturedStep) and graph in used and graph.current:
+            rows += rows_of(graph.current.rewrite, state.plan, context.policy, context.letters())
+    return rows

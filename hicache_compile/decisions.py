@@ -1,0 +1,165 @@
+"""Decision maps: what happened to each site in each step of a run, as cells, as a PNG and as FlexCache's PPM files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hicache_compile.ditango import DiTangoCourse
+from hicache_compile.ditango.geometry import Code
+from hicache_compile.errors import HiCacheError
+from hicache_compile.passes import Rewrite
+from hicache_compile.plan import GroupPlan
+from hicache_compile.policy import Policy
+from hicache_compile.state import AnyPlan
+
+FORCED, ANCHOR, COMPUTED, REUSED, UNKNOWN = "facr-"
+NAMES = {FORCED: "forced", ANCHOR: "anchor", COMPUTED: "computed", REUSED: "forecast or reused"}
+CODES = {Code.FORCED: FORCED, Code.ANCHOR: ANCHOR, Code.COMPUTED: COMPUTED, Code.REUSED: REUSED}
+MERGED = (ANCHOR, FORCED, COMPUTED, REUSED, UNKNOWN)  # what counts where guidance branches differ
+
+Colour = tuple[int, int, int]
+GRAY, ORANGE, BLUE, LIGHT, DEEP = (160, 160, 160), (255, 180, 40), (40, 140, 255), (120, 200, 255), (20, 80, 200)
+TANGO = {FORCED: GRAY, ANCHOR: (30, 180, 80), COMPUTED: (50, 120, 230), REUSED: (250, 210, 70), UNKNOWN: GRAY}
+ADAPTIVE = {FORCED: GRAY, ANCHOR: ORANGE, COMPUTED: ORANGE, REUSED: BLUE, UNKNOWN: GRAY}
+BETWEEN_GROUPS, BETWEEN_LAYERS = (245, 245, 245), (30, 30, 30)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A site, or a group of keys of an attention. ``cells``: a letter a step, ``f`` forced, ``a`` anchor, ``c``
+    computed, ``r`` forecast or reused, ``-`` not known."""
+
+    name: str
+    kind: str
+    cells: str
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionMap:
+    """What happened to each row in each step.
+
+    Args:
+        strategy: what decided, in one word: ``teacache``, ``pab``, ``ditango``, ``interval``, ...
+        rows: from the first site to the last.
+        groups: rows that belong to one attention (DiTango), else 1.
+    """
+
+    strategy: str
+    rows: Sequence[Row]
+    groups: int = 1
+
+    @property
+    def steps(self) -> int:
+        return max((len(row.cells) for row in self.rows), default=0)
+
+    def png(self, path: str | Path) -> Path:
+        """Draw step x site as a picture at ``path``."""
+        from hicache_compile.decision_picture import draw
+
+        draw(self, Path(path))
+        return Path(path)
+
+    def ppm(self, folder: str | Path) -> Path:
+        """Write the file FlexCache writes for this strategy (P6, 8 bit) into ``folder``; returns its path.
+
+        DiTango: ``ditango_policy_step_layer_group.ppm``, cells of 8 x 8 pixels, a row for each group of each attention.
+        All others: ``STRATEGY_policy_timestep_pos.ppm``, one row of cells of 12 x 12 pixels.
+
+        Raises:
+            HiCacheError: there is no run to draw.
+        """
+        if not self.steps:
+            raise HiCacheError("map: there must have been a run under a policy that caches something")
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        if self.strategy == "ditango":
+            path = Path(folder) / "ditango_policy_step_layer_group.ppm"
+            lines = [line for number, row in enumerate(self.rows) for line in self._lines(number, row)]
+        else:
+            path = Path(folder) / f"{self.strategy}_policy_timestep_pos.ppm"
+            lines = [[colour for colour in self._strip() for _ in range(12)]] * 12
+        header = f"P6\n{len(lines[0])} {len(lines)}\n255\n".encode()
+        path.write_bytes(header + bytes(part for line in lines for colour in line for part in colour))
+        return path
+
+    def _lines(self, number: int, row: Row) -> list[list[Colour]]:
+        """The eight pixel rows of a group of an attention; its first ones are what separates it from the one above."""
+        cells = [colour for cell in row.cells for colour in [TANGO[cell]] * 8]
+        rules = [BETWEEN_LAYERS] * 2 if number % self.groups == 0 else [BETWEEN_GROUPS]
+        if number == 0:
+            rules = []
+        return [[rule] * len(cells) for rule in rules] + [cells] * (8 - len(rules))
+
+    def _strip(self) -> list[Colour]:
+        """One colour a step."""
+        steps = ["".join(row.cells[step] for row in self.rows if step < len(row.cells)) for step in range(self.steps)]
+        if self.strategy != "pab":
+            return [ADAPTIVE[max(cells, key="-facr".index)] for cells in steps]
+        return [self._broadcast(step, cells) for step, cells in enumerate(steps)]
+
+    def _broadcast(self, step: int, cells: str) -> Colour:
+        """Of what happened to the kinds of attention the furthest from forced: cross reuse, self reuse, computed."""
+        reused = {row.kind for row in self.rows if row.cells[step] == REUSED}
+        if "cross-attention" in reused:
+            return DEEP
+        return LIGHT if reused else ORANGE if COMPUTED in cells else GRAY
+
+
+def strategy_of(policy: Policy) -> str:
+    """What decides, in a word: the guards' names, or else the schedule's."""
+    deciders = policy.guards or (policy.schedule,)
+    names = [type(one).__name__.removesuffix("Guard").removesuffix("Schedule").lower() for one in deciders]
+    return {"perkind": "pab"}.get(names[0], "_".join(names))
+
+
+def rows_of(rewrite: Rewrite, plan: AnyPlan, policy: Policy, letters: str) -> list[Row]:
+    """The rows of one captured graph in one run: see ``DecisionMap``."""
+    if isinstance(plan, DiTangoCourse):
+        return _rows_of_attentions(rewrite, plan, len(letters))
+    starts = policy.cut.starts
+    rows = []
+    for site in rewrite.sites:
+        if isinstance(plan, GroupPlan):
+            schedule = policy.schedule.schedules[site.group]  # type: ignore[attr-defined]  # a PerKind
+            computed = [plan.plans[site.group].computes(step) for step in range(len(letters))]
+        else:
+            schedule = policy.schedule
+            inner = site.group.removeprefix("from_") if site.group else ""
+            live_when_inner = len(starts) > 1 and inner.isdigit() and int(inner) < max(starts)
+            computed = [letter == "F" or (letter == "s" and live_when_inner) for letter in letters]
+        forced = [_is_forced(policy, schedule, step, plan.num_steps) for step in range(len(letters))]
+        cells = "".join(
+            (FORCED if must else COMPUTED) if full else REUSED for full, must in zip(computed, forced, strict=True)
+        )
+        rows.append(Row(site.name, site.kind, cells))
+    return rows
+
+
+def _is_forced(policy: Policy, schedule: Any, step: int, num_steps: int | None) -> bool:
+    windows = [schedule, *policy.guards]
+    return any(
+        step < getattr(window, "warmup", 0)
+        or (num_steps is not None and step >= num_steps - getattr(window, "cooldown", 0))
+        for window in windows
+    )
+
+
+def _rows_of_attentions(rewrite: Rewrite, plan: DiTangoCourse, steps: int) -> list[Row]:
+    rows = []
+    for layer, name in enumerate(rewrite.divided or []):
+        for group in range(plan.split.groups):
+            codes = (plan.history.get(step) for step in range(steps))
+            cells = "".join(CODES[Code(code[layer][group])] if code else UNKNOWN for code in codes)
+            rows.append(Row(f"{name} group {group}", "attention", cells))
+    return rows
+
+
+def merged(of_contexts: Mapping[str, Sequence[Row]]) -> list[Row]:
+    """One map of several guidance branches: of each cell what counts most."""
+    first, *others = of_contexts.values()
+    return [
+        Row(row.name, row.kind, "".join(min(cells, key=MERGED.index) for cells in zip(*every, strict=False)))
+        for row, every in ((row, [row.cells, *(other[n].cells for other in others)]) for n, row in enumerate(first))
+    ]
