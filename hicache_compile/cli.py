@@ -1,4 +1,4 @@
-"""The command line: ``hicache demo``, ``explain``, ``generate``, ``export`` and ``bench``."""
+"""The command line: ``hicache demo``, ``explain``, ``export``, ``generate``, ``tune`` and ``bench``."""
 
 from __future__ import annotations
 
@@ -153,6 +153,34 @@ def generate(
         typer.secho(f"hicache generate: {error}", err=True, fg="red")
         raise typer.Exit(2) from None
     raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def tune(
+    model: Annotated[str, typer.Argument(help="Folder of a diffusers pipeline with its weights, or demo.")],
+    method: Annotated[str, typer.Option("--fit", help="teacache, magcache or dicache.")],
+    out: Annotated[Path, typer.Option(help="The policy file to write (JSON).")] = Path("policy.json"),
+    prompt: Annotated[list[str] | None, typer.Option(help="A prompt to fit to; several are better.")] = None,
+    steps: Annotated[int, typer.Option(min=2, help="Sampling steps.")] = 50,
+    computed: Annotated[int | None, typer.Option(min=1, help="Steps to compute; default: a third.")] = None,
+    signal: Annotated[str, typer.Option(help="TeaCache's: modulated, modulation, time or residual.")] = "modulated",
+    seed: Annotated[int, typer.Option(help="Seed of the first run.")] = 0,
+    height: Annotated[int | None, typer.Option(min=1)] = None,
+    width: Annotated[int | None, typer.Option(min=1)] = None,
+    num_frames: Annotated[int | None, typer.Option(min=1)] = None,
+    guidance_scale: Annotated[float | None, typer.Option()] = None,
+    backend: Annotated[str, typer.Option(help="eager, aot_eager or inductor.")] = "inductor",
+) -> None:
+    """Fit a policy's coefficients, table or probe to a model, from uncached runs of it."""
+    from hicache_compile.tune.command import run
+
+    sizes = {"height": height, "width": width, "num_frames": num_frames, "guidance_scale": guidance_scale}
+    given = {name: value for name, value in sizes.items() if value is not None}
+    try:
+        run(model, method, prompt or [], steps, computed, signal, seed, out, backend, given)
+    except HiCacheError as error:
+        typer.secho(f"hicache tune: {error}", err=True, fg="red")
+        raise typer.Exit(2) from None
 
 
 @app.command()

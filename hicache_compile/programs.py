@@ -11,8 +11,9 @@ from torch._dynamo.convert_frame import compile_lock
 
 from hicache_compile.backends import Lowered, lower
 from hicache_compile.backends.generated import generated_code
+from hicache_compile.guards import Measure
 from hicache_compile.memory import Layout
-from hicache_compile.passes import Choice, Rewrite, build, build_divided, ops
+from hicache_compile.passes import Choice, Rewrite, build, build_divided, build_observed, ops
 from hicache_compile.passes.either import either
 from hicache_compile.passes.graphs import copy_graph, placeholders
 from hicache_compile.passes.shapes import Bindings, concrete
@@ -42,6 +43,8 @@ def rewrite(captured: fx.GraphModule, layout: Layout, depth: int) -> Rewrite:
     """``captured`` rewritten as ``layout`` says, with rings of ``depth`` anchors."""
     if layout.split is not None:
         return build_divided(captured, layout.split)
+    if any(probe.measure is Measure.OBSERVE for probe in layout.probes):
+        return build_observed(captured, layout.probes[0])
     ends = layout.first, layout.last
     return build(captured, layout.scope, depth, *ends, layout.dtype, layout.probes, layout.groups)
 
@@ -56,11 +59,11 @@ class Variant:
         self._fixed_shapes: tuple[RingShape, ...] | None = None
         inputs = [node for program in rewrite.programs.values() for node in placeholders(program)]
         rings = {node.meta["slot"]: ops.value(node) for node in inputs if node.meta.get("state") == "anchors"}
-        self.stateless = not rings and rewrite.divided is None
         self._place = {slot: place for place, slot in enumerate(sorted(rings))}
         self.rings = [rings[slot] for slot in self._place]
         memory = [node for node in inputs if str(node.meta.get("state")).startswith("memory:")]
         self.memory = {str(node.meta["state"]): ops.value(node) for node in memory}
+        self.stateless = not rings and not memory
         self.probes = {stage.probe for stage in rewrite.stages}
         self.weights_dtype = torch.float32
         for ring in self.rings:

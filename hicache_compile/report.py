@@ -135,7 +135,8 @@ def _rows(context: Context, used: Sequence[CapturedStep], session: Session) -> l
     rows: list[Row] = []
     for place, state in sorted(context.states.items()):
         graph = next((graph for number, graph in enumerate(session.last_graphs, 1) if number == place), None)
-        newest = state.plan is not None and state.trajectory == context.trajectory
-        if newest and isinstance(graph, CapturedStep) and graph in used and graph.current:
+        if state.plan is None or state.trajectory != context.trajectory:
+            continue
+        if isinstance(graph, CapturedStep) and graph in used and graph.current:
             rows += rows_of(graph.current.rewrite, state.plan, context.policy, context.letters())
     return rows

@@ -78,7 +78,8 @@ class AnchorState:
     def inputs(self, step: int, dtype: torch.dtype) -> Inputs:
         """What a program of ``step`` reads besides the rings."""
         assert isinstance(self.plan, Plan | GroupPlan | Course)  # a divided attention has no rings
-        return {**self.plan.inputs(step, self.rings[0].device, dtype), **self.memory}
+        kept = [*self.rings, *self.memory.values()]
+        return {**self.plan.inputs(step, kept[0].device, dtype), **self.memory}
 
     def before_forecast(self, step: int) -> None:
         """Make the rings ready to be read."""

@@ -324,9 +324,9 @@ class Session(threading.local):
         if not context.policy.guards or step.num_steps is None or step.index + 1 != step.num_steps:
             return
         letters = context.letters()
-        if letters and not set(letters) - {"F"} and not step.uncached:
+        free = context.policy.decisions(step.num_steps).count(".")
+        if free and letters and not set(letters) - {"F"} and not step.uncached:
             names = ", ".join(type(guard).__name__ for guard in context.policy.guards)
-            free = sum(letter == "." for letter in context.policy.decisions(step.num_steps))
             log.warning(
                 "0 hits: %s skipped none of the %d steps of context %r, of which %d were free to be; the run was as "
                 "slow as without a cache. In a run of few steps too much changes from one to the next: raise the "

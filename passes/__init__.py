@@ -12,12 +12,14 @@ from torch import fx
 from hicache_compile.ditango import Split
 from hicache_compile.errors import CannotRewrite, HiCacheError
 from hicache_compile.guards import Probe
+from hicache_compile.passes.blocks import find_runs
 from hicache_compile.passes.capture import capture
 from hicache_compile.passes.collapse import collapse
 from hicache_compile.passes.divide import divide
 from hicache_compile.passes.fuel import spend
 from hicache_compile.passes.graphs import copy_graph
 from hicache_compile.passes.guard import guard
+from hicache_compile.passes.probes import insert_probes
 from hicache_compile.passes.rows import narrow_rows
 from hicache_compile.passes.sites import Site, find_sites
 from hicache_compile.passes.specialise import Choice, Specialiser, partial
@@ -27,7 +29,7 @@ from hicache_compile.policy import Cut
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Choice", "Rewrite", "build", "build_divided", "capture"]
+__all__ = ["Choice", "Rewrite", "build", "build_divided", "build_observed", "capture"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +150,17 @@ def build_divided(captured: fx.GraphModule, split: Split) -> Rewrite:
     full = divided if split.distributed else plain
     programs = {str(Choice.FULL): full, str(Choice.FORECAST): divided, str(Choice.PLAIN): plain}
     return Rewrite(captured, divided, programs, {}, [], refused, Specialiser(divided), [], names)
+
+
+def build_observed(captured: fx.GraphModule, probe: Probe) -> Rewrite:
+    """``captured`` with all that guards are fitted by measured in every step, and nothing forecast."""
+    observed, _ = copy_graph(captured)
+    runs, refused = find_runs(observed)
+    insert_probes(observed, runs, [probe])
+    observed.recompile()
+    plain, _ = copy_graph(captured)
+    programs = {str(Choice.FULL): observed, str(Choice.FORECAST): observed, str(Choice.PLAIN): plain}
+    return Rewrite(captured, observed, programs, {}, [], refused, Specialiser(observed), [])
 
 
 def _staged(

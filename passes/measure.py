@@ -54,6 +54,16 @@ def excess(
     return torch.cat([difference, progress(residual, newer, older)])
 
 
+def magnitude(now: Tensor, before: Tensor) -> Tensor:
+    """``|now| / |before|`` (2-norm over the last dimension), the mean over all tokens, ``[1]`` (MagCache)."""
+    return (now.float().norm(dim=-1) / before.float().norm(dim=-1)).mean().reshape(1)
+
+
+def together(*values: Tensor) -> Tensor:
+    """Several measurements ``[n]`` in one."""
+    return torch.cat(values)
+
+
 def keep(memory: Tensor, value: Tensor) -> None:
     """Write ``value`` into ``memory``, in place."""
     memory.copy_(value.detach())

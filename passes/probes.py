@@ -87,11 +87,14 @@ class ProbeWriter:
         return next(node for node in reversed(self.graph.nodes) if node in given)
 
 
-def _change(writer: ProbeWriter, probe: Probe, signals: Signals) -> None:
+def _signal(writer: ProbeWriter, probe: Probe, signals: Signals, blocks: int) -> fx.Node:
     if probe.signal is Signal.RESIDUAL:
-        signal = writer.value(torch.sub, *signals.after(probe.blocks))
-    else:
-        signal = signals.find(probe.signal)
+        return writer.value(torch.sub, *signals.after(blocks))
+    return signals.find(probe.signal)
+
+
+def _change(writer: ProbeWriter, probe: Probe, signals: Signals) -> None:
+    signal = _signal(writer, probe, signals, probe.blocks)
     if probe.downsample > 1:
         signal = writer.value(_every, signal, probe.downsample)
     before = writer.memory("before", signal)
@@ -130,7 +133,26 @@ def _probed(writer: ProbeWriter, probe: Probe, signals: Signals) -> None:
     writer.keep(newer, residual, "computed", after=shifted)
 
 
-_WRITERS = {Measure.CHANGE: _change, Measure.RATE: _rate, Measure.END: _probed, Measure.EXCESS: _probed}
+def _observe(writer: ProbeWriter, probe: Probe, signals: Signals) -> None:
+    end, start = signals.last(len(signals.blocks))
+    residual = writer.value(torch.sub, end, start)
+    looked_into = [signals.after(count)[0] for count in range(1, min(probe.blocks, len(signals.blocks) - 1) + 1)]
+    watched = [_signal(writer, probe, signals, 1), end, residual, *looked_into]
+    before = [writer.memory(f"before_{number}", value) for number, value in enumerate(watched)]
+    measures = [measure.change, measure.change, measure.magnitude, *(measure.change for _ in looked_into)]
+    made = [writer.value(*each) for each in zip(measures, watched, before, strict=True)]
+    read = writer.measured(measure.together, *made)
+    for memory, value in zip(before, watched, strict=True):
+        writer.keep(memory, value, "every", after=read)
+
+
+_WRITERS = {
+    Measure.CHANGE: _change,
+    Measure.RATE: _rate,
+    Measure.END: _probed,
+    Measure.EXCESS: _probed,
+    Measure.OBSERVE: _observe,
+}
 
 
 def _every(value: torch.Tensor, step: int) -> torch.Tensor:

@@ -6,6 +6,7 @@ from hicache_compile.guards.dicache import DiCacheGuard
 from hicache_compile.guards.easycache import EasyCacheGuard
 from hicache_compile.guards.first_block import FirstBlockGuard
 from hicache_compile.guards.models import TEACACHE_MODELS, TeaCacheModel
+from hicache_compile.guards.observer import ObserverGuard
 from hicache_compile.guards.speca import SpeCaGuard
 from hicache_compile.guards.teacache import TeaCacheGuard
 
@@ -27,6 +28,7 @@ __all__ = [
     "FirstBlockGuard",
     "Guard",
     "Measure",
+    "ObserverGuard",
     "Probe",
     "Signal",
     "SpeCaGuard",

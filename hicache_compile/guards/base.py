@@ -33,6 +33,7 @@ class Measure(StrEnum):
     RATE = "rate"  # rate * mean|x - x before| / mean|y computed last| (EasyCache)
     EXCESS = "excess"  # |change of the residual's end - change of its start|, and how far it has come (DiCache)
     END = "end"  # change of the residual's end, and how far it has come (DiCache)
+    OBSERVE = "observe"  # all that guards are fitted by (ObserverGuard)
     VERIFY = "verify"  # change(computed, forecast) of the blocks after the cached ones (SpeCa)
 
 
@@ -56,7 +57,7 @@ class Probe:
     @property
     def before(self) -> bool:
         """Whether it is measured before a step's decision, which then needs it."""
-        return self.signal is not Signal.SITES and self.measure is not Measure.VERIFY
+        return self.signal is not Signal.SITES and self.measure not in (Measure.VERIFY, Measure.OBSERVE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
