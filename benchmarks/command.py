@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from hicache_compile.benchmarks import compile_time, growth, host, memory, onnx
+from hicache_compile.benchmarks import compile_time, growth, guards, host, memory, onnx
 from hicache_compile.benchmarks.charts import draw
 from hicache_compile.benchmarks.contenders import BASELINES, OURS, WITH_GRAPHS
 from hicache_compile.benchmarks.expectations import check, with_best_peer
@@ -30,6 +30,7 @@ OTHERS: dict[str, Callable[[], list[Line]]] = {
     "compile": compile_time.measure,
     "memory": memory.measure,
     "growth": growth.measure,
+    "guards": guards.measure,
     "onnx": onnx.measure,
 }
 
@@ -64,6 +65,7 @@ def run(
         paths = (draw(raced, charts) if raced else []) + growth.draw(
             [line for line in lines if line.get("measured") == "growth"], charts
         )
+        paths += guards.draw([line for line in lines if line.get("measured") == "guards"], charts)
         print("\n".join(map(str, paths)), file=sys.stderr)
     return not checking or _check(lines)
 
@@ -80,6 +82,10 @@ def _race(name: str, rounds: int, only: str | None) -> list[Line]:
 
 def _print(name: str, lines: Sequence[Line]) -> None:
     console = Console(width=None if sys.stdout.isatty() else 160)
+    if name == "guards":
+        for cost in ("computed", "equivalents"):
+            console.print(f"errors by {cost} of {guards.STEPS} steps\n{guards.table(lines, cost)}", markup=False)
+        return
     if name not in SCENARIOS:
         for line in lines:
             console.print_json(json.dumps(line))

@@ -186,7 +186,7 @@ def tune(
 @app.command()
 def bench(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Scenarios, or host, compile, memory, growth, onnx.")
+        list[str] | None, typer.Argument(help="Scenarios, or host, compile, memory, growth, onnx, guards.")
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Trajectories of each contender.")] = 3,
     only: Annotated[
