@@ -99,17 +99,17 @@ def _branch(program: fx.GraphModule, operands: list[fx.Node], rings: list[fx.Nod
             env[node] = given[_key(node)]
         elif node.target is remember:
             ring, position, value = (env[argument] for argument in node.args)
-            after[ring.meta["slot"]] = _remembered(graph, ring, position, value)
+            after[ring.meta["slot"]] = remembered(graph, ring, position, value)
         elif node.op == "output":
-            outputs = [_own(graph, env[value]) for value in node.args[0]]
-            outputs += [after.get(ring.meta["slot"]) or _own(graph, given[_key(ring)]) for ring in rings]
+            outputs = [owned(graph, env[value]) for value in node.args[0]]
+            outputs += [after.get(ring.meta["slot"]) or owned(graph, given[_key(ring)]) for ring in rings]
             graph.output(tuple(outputs))
         else:
             env[node] = copy_node(graph, node, env.__getitem__)
     return module_of(graph, program)
 
 
-def _remembered(graph: fx.Graph, ring: fx.Node, position: fx.Node, value: fx.Node) -> fx.Node:
+def remembered(graph: fx.Graph, ring: fx.Node, position: fx.Node, value: fx.Node) -> fx.Node:
     """``remember`` without writing: the ring with ``value`` in row ``position``."""
     row = graph.call_method("unsqueeze", (value, 0))
     row.meta = {"path": "", "example_value": ops.value(value).unsqueeze(0)}
@@ -120,7 +120,7 @@ def _remembered(graph: fx.Graph, ring: fx.Node, position: fx.Node, value: fx.Nod
     return ring_after
 
 
-def _own(graph: fx.Graph, value: fx.Node) -> fx.Node:
+def owned(graph: fx.Graph, value: fx.Node) -> fx.Node:
     """A contiguous copy: branches must not return an input or a view, and must agree on strides."""
     copy = graph.call_method("clone", (value,), {"memory_format": torch.contiguous_format})
     copy.meta = {"path": "", "example_value": ops.value(value).clone(memory_format=torch.contiguous_format)}
