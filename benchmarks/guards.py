@@ -203,6 +203,7 @@ def draw(lines: Sequence[Line], folder: Path) -> list[Path]:
     for axes, forecaster in zip(panels, ("reuse", "Hermite"), strict=True):
         for method, made_by, curve in curves(lines, "computed"):
             if made_by == forecaster:
+                curve = [line for line in curve if line["relative_error"]]  # a logarithm has no zero
                 place = names.index(method)
                 axes.plot(
                     [line["computed"] for line in curve],
@@ -228,7 +229,7 @@ def draw(lines: Sequence[Line], folder: Path) -> list[Path]:
         axes.set_title(f"skipped steps: {forecaster}", loc="left", fontsize=10)
         axes.set_xlabel(f"steps of {STEPS} computed in full (mean over the digits)")
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylim(1e-3, 1.0)
+    panels[0].set_ylim(2e-3, 0.2)
     panels[0].set_ylabel("error of the images against uncached (relative, 2-norm)")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8.5)
