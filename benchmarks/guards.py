@@ -203,11 +203,11 @@ def draw(lines: Sequence[Line], folder: Path) -> list[Path]:
     for axes, forecaster in zip(panels, ("reuse", "Hermite"), strict=True):
         for method, made_by, curve in curves(lines, "computed"):
             if made_by == forecaster:
-                curve = [line for line in curve if line["relative_error"]]  # a logarithm has no zero
+                seen = [line for line in curve if line["relative_error"]]  # a logarithm has no zero
                 place = names.index(method)
                 axes.plot(
-                    [line["computed"] for line in curve],
-                    [line["relative_error"] for line in curve],
+                    [line["computed"] for line in seen],
+                    [line["relative_error"] for line in seen],
                     marker="osD^vPX*"[place % 8],
                     ms=4.5,
                     lw=1.3,

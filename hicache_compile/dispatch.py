@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
@@ -15,6 +16,7 @@ from torch import fx
 from hicache_compile.backends import keeps_both_branches
 from hicache_compile.context import Step
 from hicache_compile.course import Course
+from hicache_compile.device_course import DeviceCourse
 from hicache_compile.ditango import DiTangoCourse, DiTangoSchedule
 from hicache_compile.environment import switched_on
 from hicache_compile.errors import HiCacheError
@@ -31,7 +33,7 @@ from hicache_compile.plan import GroupPlan
 from hicache_compile.policy import Policy
 from hicache_compile.programs import Variant, rewrite
 from hicache_compile.replay import GraphCall
-from hicache_compile.running import run_divided, run_inside, run_measured, run_planned
+from hicache_compile.running import run_decided, run_divided, run_inside, run_measured, run_planned
 from hicache_compile.state import AnchorState, AnyPlan, RingShape
 from hicache_compile.trajectory import Session
 from hicache_compile.weights import Weights
@@ -90,7 +92,9 @@ class CapturedStep:
             return self._run(variant, choice, inputs, data, state.rings, step)
 
         state.next_step = -1  # an exception in the middle leaves the anchors incomplete
-        if keeps_both_branches(self.backend):
+        if isinstance(state.plan, DeviceCourse):
+            choice, outputs = run_decided(run, variant, state, step, functools.partial(self._note, variant, step))
+        elif keeps_both_branches(self.backend):
             choice, outputs = run_inside(run, variant, state, step)
         elif isinstance(state.plan, DiTangoCourse):
             choice, outputs = run_divided(run, state, step)
@@ -99,8 +103,16 @@ class CapturedStep:
         else:
             choice, outputs = run_planned(run, variant, state, step)
         state.next_step = step.index + 1
-        step.choices.append((self, choice))
+        if choice != Choice.EITHER:
+            step.choices.append((self, choice))
         return outputs
+
+    def _note(self, variant: Variant, step: Step, letters: list[str], place: int, code: int) -> None:
+        """Write down which guard ended a step that decided by itself (0: none did)."""
+        stages = variant.rewrite.stages
+        choice = Choice.FULL if not code else stages[code - 1].skip if stages else Choice.FORECAST
+        letters[place] = "F" if not code else "." if code == 1 else "s"
+        step.context.choices[self, str(choice)] += 1
 
     def lower_now(self) -> None:
         """Lower what the step in progress needs, while Dynamo compiles: it may specialise a value and start again."""
@@ -109,7 +121,7 @@ class CapturedStep:
             layout = self.layout(step.context.policy, step)
             variant = self.variant(layout)
             computing = Choice.EITHER if keeps_both_branches(self.backend) else Choice.FULL
-            stages = [stage.probe for stage in variant.rewrite.stages]
+            stages = [] if computing == Choice.EITHER else [stage.probe for stage in variant.rewrite.stages]
             needed = [Choice.PLAIN] if step.uncached or variant.stateless else [*stages, computing]
             if variant.rewrite.divided:
                 needed = [Choice.FORECAST] if _spans_ranks(layout) else [Choice.PLAIN, Choice.FORECAST]
@@ -172,7 +184,7 @@ class CapturedStep:
         if variant is None or variant.depth < depth:
             made = rewrite(self.captured, layout, depth)
             trace_rewrite(made, layout.scope)
-            variant = self.variants[key] = Variant(made, depth)
+            variant = self.variants[key] = Variant(made, depth, len(layout.probes))
         return variant
 
     @property
@@ -251,6 +263,9 @@ class CapturedStep:
     def _plan(self, step: Step, depth: int, variant: Variant, start: int) -> AnyPlan:
         """What the policy makes of the run that ``step`` is of, from the step ``start`` on."""
         policy = step.context.policy
+        if policy.guards and keeps_both_branches(self.backend):
+            ring = variant.rings[0]
+            return DeviceCourse(policy, step.num_steps, depth, start, ring.device, variant.weights_dtype)
         if policy.guards:
             return Course(policy, step.num_steps, depth, start)
         if isinstance(policy.schedule, DiTangoSchedule):

@@ -7,6 +7,7 @@ from typing import Any
 from torch._inductor import list_mode_options
 
 from hicache_compile.backends import BACKENDS, keeps_both_branches
+from hicache_compile.device_course import DEPTH
 from hicache_compile.ditango import DiTangoSchedule
 from hicache_compile.errors import HiCacheError, one_of, true_or_false
 from hicache_compile.memory import parse_bytes
@@ -47,7 +48,9 @@ def check_options(
 
 def check_fit(settings: Settings, policy: Policy) -> None:
     """Raise unless ``policy`` can run under ``settings``."""
-    if keeps_both_branches(settings.backend):
+    if keeps_both_branches(settings.backend) and policy.guards:
+        _check_decides_inside(settings, policy)
+    elif keeps_both_branches(settings.backend):
         check_decides_before(f"Policy under backend {settings.backend!r}", policy)
     if settings.offload and isinstance(policy.schedule, PerKind):
         raise HiCacheError(f"Policy.schedule = {policy.schedule!r}: must not be a PerKind with offload=True")
@@ -55,6 +58,17 @@ def check_fit(settings: Settings, policy: Policy) -> None:
         raise HiCacheError(
             f"Policy.schedule = {policy.schedule!r}: must not be with offload or memory_budget, it keeps no anchors"
         )
+
+
+def _check_decides_inside(settings: Settings, policy: Policy) -> None:
+    """Raise unless a program can take the decisions of ``policy`` by itself."""
+    where = f"under backend {settings.backend!r} with guards"
+    if settings.offload or settings.decide_together:
+        raise HiCacheError(f"hicache_compile.offload, decide_together: must be false {where}; the host does not decide")
+    if policy.depth > DEPTH:
+        raise HiCacheError(f"Policy.forecaster = {policy.forecaster!r}: must read at most {DEPTH} anchors {where}")
+    for guard in policy.guards:
+        guard.numbers(1)
 
 
 def check_decides_before(owner: str, policy: Policy) -> None:

@@ -14,14 +14,13 @@ from hicache_compile.backends.generated import generated_code
 from hicache_compile.guards import Measure
 from hicache_compile.memory import Layout
 from hicache_compile.passes import Choice, Rewrite, build, build_divided, build_observed, ops
+from hicache_compile.passes.deciding import deciding
 from hicache_compile.passes.either import either
 from hicache_compile.passes.graphs import copy_graph, placeholders
 from hicache_compile.passes.shapes import Bindings, concrete
 from hicache_compile.state import RingShape
 
 log = logging.getLogger(__name__)
-
-SCALARS = ("computing", "position", "weights", "memory", "value", "plan")  # what is neither an own input nor a ring
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +51,10 @@ def rewrite(captured: fx.GraphModule, layout: Layout, depth: int) -> Rewrite:
 class Variant:
     """The programs of one cut and ring depth, lowered when they are first needed."""
 
-    def __init__(self, rewrite: Rewrite, depth: int) -> None:
+    def __init__(self, rewrite: Rewrite, depth: int, guards: int = 0) -> None:
         self.rewrite = rewrite
         self.depth = depth
+        self.guards = guards
         self.programs: dict[str, Program] = {}
         self._fixed_shapes: tuple[RingShape, ...] | None = None
         inputs = [node for program in rewrite.programs.values() for node in placeholders(program)]
@@ -84,6 +84,12 @@ class Variant:
             name: (concrete(value.shape, bindings), value.dtype, value.device) for name, value in self.memory.items()
         }
 
+    def _both_branches(self) -> fx.GraphModule:
+        if not self.guards:
+            return either(self.rewrite.programs)
+        stages = [(stage.probe, stage.skip) for stage in self.rewrite.stages]
+        return deciding(self.rewrite.programs, stages, self.guards)
+
     def program(self, choice: str, backend: str, mode: str | None) -> Program:
         """The program of ``choice``, lowered now if it was not yet."""
         if choice in self.programs:
@@ -91,7 +97,7 @@ class Variant:
         with compile_lock:  # Dynamo's own: one thread compiles at a time
             if choice in self.programs:
                 return self.programs[choice]
-            graph = either(self.rewrite.programs) if choice == Choice.EITHER else self.rewrite.program(choice)
+            graph = self._both_branches() if choice == Choice.EITHER else self.rewrite.program(choice)
             log.info("lowering %s to %s: %d nodes", choice, backend, len(graph.graph.nodes))
             inputs = placeholders(graph)
             with generated_code() as code:
@@ -100,7 +106,7 @@ class Variant:
             self.programs[choice] = Program(
                 run,
                 tuple(node.meta["input"] for node in inputs if "input" in node.meta),
-                tuple(node.meta["state"] for node in inputs if _role(node) in SCALARS),
+                tuple(node.meta["state"] for node in inputs if "input" not in node.meta and _role(node) != "anchors"),
                 tuple(self._place[node.meta["slot"]] for node in inputs if _role(node) == "anchors"),
                 tuple(graph.meta.get("returns", ())),
                 tuple(code),

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from hicache_compile.context import Context
-from hicache_compile.course import Course
 from hicache_compile.decisions import DecisionMap, Row, merged, rows_of, strategy_of
+from hicache_compile.device_course import DeviceCourse
 from hicache_compile.dispatch import CapturedStep
-from hicache_compile.ditango import DiTangoCourse
 from hicache_compile.errors import HiCacheError
 from hicache_compile.passes import Choice
+from hicache_compile.state import Decided
 from hicache_compile.trajectory import DEFAULT_CONTEXT, Session
 
 
@@ -92,6 +92,10 @@ class Report:
 def gather(session: Session, steps: Sequence[CapturedStep]) -> Report:
     """The report of ``session``'s thread over the captured graphs ``steps``."""
     contexts = list(session.contexts.values())
+    states = [state for context in contexts for state in context.states.values()]
+    for state in states:
+        if isinstance(state.plan, DeviceCourse):
+            session.syncs += state.plan.settle()
     used = [step for step in steps if step in session.last_graphs]
     newest = max((context.trajectory for context in contexts), default=-1)
     current = [context for context in contexts if context.trajectory == newest]
@@ -105,7 +109,6 @@ def gather(session: Session, steps: Sequence[CapturedStep]) -> Report:
         if isinstance(graph, CapturedStep)
     )
     policy = current[0].policy if current else session.settings.policy
-    states = [state for context in contexts for state in context.states.values()]
     refused = {entry for step in used if step.current for entry in step.current.rewrite.refused}
     return Report(
         computed=computed,
@@ -118,9 +121,7 @@ def gather(session: Session, steps: Sequence[CapturedStep]) -> Report:
         recompiles=len(steps) - len({step.signature for step in steps}),
         graph_breaks=max(0, session.most_graphs - 1),
         host_syncs=session.syncs,
-        nonfinite_probes=sum(
-            state.plan.nonfinite for state in states if isinstance(state.plan, Course | DiTangoCourse)
-        ),
+        nonfinite_probes=sum(state.plan.nonfinite for state in states if isinstance(state.plan, Decided)),
         refused=sorted((entry.site, entry.reason) for entry in refused),
         memory="; ".join(step.memory for step in used if step.memory),
         strategy=strategy_of(policy),

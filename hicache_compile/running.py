@@ -3,11 +3,13 @@
 planned    the step index decided before the run: one program
 measured   guards decide: probe, look, and either end the step in a forecast or go on to the next probe
 divided    a plan for each group of each attention, made by what the step before measured
-inside     the program decides by itself, under the cond backends
+inside     the program takes the branch that the step index decided, under the cond backends
+decided    the program measures and decides by itself, under the cond backends
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,10 +17,12 @@ import torch
 
 from hicache_compile.context import Step
 from hicache_compile.course import Course
+from hicache_compile.device_course import DeviceCourse
 from hicache_compile.ditango import DiTangoCourse
 from hicache_compile.ditango.geometry import Code
 from hicache_compile.errors import HiCacheError
 from hicache_compile.passes import Choice
+from hicache_compile.plan import GroupPlan, Plan
 from hicache_compile.programs import Variant
 from hicache_compile.state import AnchorState
 
@@ -30,7 +34,7 @@ Ran = tuple[str, Any]  # the choice that was made, and what the denoiser returns
 def run_planned(run: Run, variant: Variant, state: AnchorState, step: Step) -> Ran:
     """A step whose choice is known."""
     assert state.plan is not None
-    assert not isinstance(state.plan, Course | DiTangoCourse)
+    assert isinstance(state.plan, Plan | GroupPlan)
     choice = Choice.FULL if step.context.ambiguous else state.plan.choice(step.index)
     if choice != Choice.FULL:
         state.before_forecast(step.index)
@@ -117,6 +121,23 @@ def run_inside(run: Run, variant: Variant, state: AnchorState, step: Step) -> Ra
     if computes:
         state.after_full(step.index)
     return Choice.FULL if computes else Choice.FORECAST, outputs[:count]
+
+
+def run_decided(
+    run: Run, variant: Variant, state: AnchorState, step: Step, note: Callable[[list[str], int, int], None]
+) -> Ran:
+    """A step whose guards are in its program, under the cond backends: nobody here knows what they decide."""
+    course = state.plan
+    assert isinstance(course, DeviceCourse)
+    outputs = run(Choice.EITHER, {**state.memory, **course.inputs(step.index, step.context.ambiguous)})
+    own = len(outputs) - len(state.rings) - len(state.memory) - len(course.vectors)
+    kept = list(outputs[own:])
+    state.rings, kept = kept[: len(state.rings)], kept[len(state.rings) :]
+    state.memory, kept = dict(zip(sorted(state.memory), kept, strict=False)), kept[len(state.memory) :]
+    letters = step.context.history[-1]
+    course.take(kept, functools.partial(note, letters, len(letters)))
+    step.letter = "?"
+    return Choice.EITHER, outputs[:own]
 
 
 def _measures(variant: Variant, choice: str) -> bool:

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 
 from hicache_compile.course import Course
+from hicache_compile.device_course import DeviceCourse
 from hicache_compile.ditango import DiTangoCourse
 from hicache_compile.plan import GroupPlan, Inputs, Plan
 
 RingShape = tuple[tuple[int, ...], torch.dtype, torch.device]
 Token = tuple[object, ...]
-AnyPlan = Plan | GroupPlan | Course | DiTangoCourse
+Decided = Course | DiTangoCourse | DeviceCourse  # as the run goes along
+AnyPlan = Plan | GroupPlan | Decided
 
 
 class AnchorState:
@@ -65,13 +67,13 @@ class AnchorState:
         """How the run stands as plain data, from which ``resume`` makes its plan again; ``None`` before its start."""
         if self.plan is None:
             return self.suspended
-        course = {"course": self.plan.standing()} if isinstance(self.plan, Course | DiTangoCourse) else {}
+        course = {"course": self.plan.standing()} if isinstance(self.plan, Decided) else {}
         return {"depth": self.plan.depth, "start": self.plan.start, **course}
 
     def resume(self, plan: AnyPlan) -> None:
         """Go on with ``plan``, made again for a run that was suspended."""
         assert self.suspended is not None
-        if isinstance(plan, Course | DiTangoCourse):
+        if isinstance(plan, Decided):
             plan.restore(self.suspended["course"])
         self.plan, self.suspended = plan, None
 

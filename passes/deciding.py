@@ -5,8 +5,8 @@ after    m = probe_0(...); answer = asks(numbers_0, watched_0, m); cond(answer, 
 
 Requires   the programs of one guarded graph, cut at the probes of its guards
 Ensures    nothing is written to; inputs are the denoiser's own, then ``computing``, ``step``, ``table``, ``course``,
-           ``numbers_N`` and ``watched_N`` of each guard, what probes remember, the rings; outputs are the denoiser's own,
-           each ring, what probes remember, ``course`` and ``watched_N``, as they are after the step
+           ``numbers_N`` and ``watched_N`` of each guard, what probes remember, the rings; outputs are the denoiser's
+           own, each ring, what probes remember, ``course`` and ``watched_N``, as they are after the step
 """
 
 from __future__ import annotations
@@ -204,7 +204,8 @@ class _Part:
                 self.names[_name(ring)] = env[ring] = after
             elif node.target is measure.keep:
                 memory, value = node.args
-                self.names[_name(memory)] = env[memory] = self.call(torch.Tensor.to, env[value], ops.value(memory).dtype)
+                kept = self.call(torch.Tensor.to, env[value], ops.value(memory).dtype)
+                self.names[_name(memory)] = env[memory] = kept
                 self.written.add(_name(memory))
             elif node.op == "output":
                 outputs = [env[value] for value in node.args[0]]

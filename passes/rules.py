@@ -43,7 +43,7 @@ def asks(numbers: Tensor, watched: Tensor, course: Tensor, forced: Tensor, step:
             torch.stack([(p[0] > 0) & (s[1] == 0), s[0], s[1], zero, zero]),
         ]
     )
-    answer = answers[numbers[0].long()]
+    answer = _row(answers, numbers[0])
     asked = ~forced[0] & finite
     skips = asked & (answer[0] > 0)
     remembered = torch.where(asked, answer[1:], s)
@@ -70,7 +70,7 @@ def after_full(numbers: Tensor, watched: Tensor, course: Tensor, step: Tensor, m
         [step[0], step[0] + interval, zero, zero],
         [zero, zero, zero, zero],
     ]
-    return torch.stack([torch.stack(row) for row in rows])[numbers[0].long()]
+    return _row(torch.stack([torch.stack(row) for row in rows]), numbers[0])
 
 
 def after_forecast(numbers: Tensor, watched: Tensor, course: Tensor, step: Tensor, measured: Tensor) -> Tensor:
@@ -88,7 +88,12 @@ def after_forecast(numbers: Tensor, watched: Tensor, course: Tensor, step: Tenso
         [s[0], s[1], s[2], s[3]],
         [s[0] + 1, rejected.double(), zero, zero],
     ]
-    return torch.stack([torch.stack(row) for row in rows])[numbers[0].long()]
+    return _row(torch.stack([torch.stack(row) for row in rows]), numbers[0])
+
+
+def _row(table: Tensor, place: Tensor) -> Tensor:
+    """Row ``place`` of ``table``; an index that is a tensor of no dimension would be read on the host."""
+    return table.index_select(0, place.long().reshape(1)).squeeze(0)
 
 
 def _polynomial(p: Tensor, change: Tensor) -> Tensor:
@@ -144,8 +149,8 @@ def position(course: Tensor) -> Tensor:
 
 
 def weights(course: Tensor, step: Tensor, table: Tensor, numbers: Tensor, watched: Tensor) -> Tensor:
-    """Weights in ring order, ``[K]``, from the ``table`` ``[GAPS, ..., GAPS, K]`` over the gaps between the step and the
-    newest computed ones (0: there is none); or DiCache's, where its probe says how far to go."""
+    """Weights in ring order, ``[K]``, from the ``table`` ``[GAPS, ..., GAPS, K]`` over the gaps between the step and
+    the newest computed ones (0: there is none); or DiCache's, where its probe says how far to go."""
     depth = course.shape[0] - HEAD
     known = course[0]
     steps = torch.cat([step, course[HEAD:]])
@@ -154,7 +159,7 @@ def weights(course: Tensor, step: Tensor, table: Tensor, numbers: Tensor, watche
     flat = torch.zeros_like(gaps[0])
     for axis in range(depth):
         flat = flat * GAPS + gaps[axis]
-    row = table.reshape(-1, depth)[flat]
+    row = _row(table.reshape(-1, depth), flat)
     if depth > 1:
         p = numbers[2:]
         reach = watched[2]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from hicache_compile.errors import HiCacheError
 from hicache_compile.guards.base import Guard, Measure, Probe, Signal, Watcher
 
+PAIRS = 16  # of a codebook, at most
 FAST_30 = ((0.08, 6), (0.16, 5), (0.24, 4), (0.32, 3), (0.40, 2), (1.0, 1))
 SLOW_30 = ((0.08, 3), (0.16, 2), (1.0, 1))
 STEPS_100 = ((0.03, 12), (0.05, 10), (0.07, 8), (0.09, 6), (0.11, 4), (1.0, 3))
@@ -34,15 +35,20 @@ class AdaCacheGuard(Guard):
         except (TypeError, ValueError):
             book = ()
         rising = all(a[0] < b[0] for a, b in itertools.pairwise(book))
-        if not book or not rising or any(interval < 1 for _, interval in book):
+        if not book or len(book) > PAIRS or not rising or any(interval < 1 for _, interval in book):
             raise HiCacheError(
-                f"AdaCacheGuard.codebook = {self.codebook!r}: must be pairs (largest change, interval >= 1), rising"
+                f"AdaCacheGuard.codebook = {self.codebook!r}: must be at most {PAIRS} pairs (largest change, "
+                "interval >= 1), rising"
             )
         object.__setattr__(self, "codebook", book)
 
     @property
     def probe(self) -> Probe:
         return Probe(Measure.CHANGE, Signal.SITES, every_step=False)
+
+    def numbers(self, num_steps: int | None) -> list[float]:
+        unused = [(-1.0, 1)] * (PAIRS - len(self.codebook))
+        return [4, *(number for pair in (*self.codebook, *unused) for number in pair)]
 
     def watch(self, num_steps: int | None) -> Watcher:
         return _Codebook(self)

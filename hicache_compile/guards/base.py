@@ -85,6 +85,10 @@ class Guard:
         """The rule at the start of a run of ``num_steps`` (``None``: unknown)."""
         raise NotImplementedError
 
+    def numbers(self, num_steps: int | None) -> list[float]:
+        """Which rule it is and with what thresholds, for programs that decide by themselves: see ``passes.rules``."""
+        raise HiCacheError(f"{type(self).__name__}: must be one of this library's guards where the program decides")
+
     def check(self) -> None:
         """Raise unless the common fields are what they may be."""
         owner = type(self).__name__

@@ -48,6 +48,9 @@ class DiCacheGuard(Guard):
     def probe(self) -> Probe:
         return Probe(Measure(self.error), Signal.RESIDUAL, self.blocks)
 
+    def numbers(self, num_steps: int | None) -> list[float]:
+        return [3, self.threshold, float(self.aligned), *self.limits]
+
     def watch(self, num_steps: int | None) -> Watcher:
         return _Aligned(self)
 

@@ -29,6 +29,9 @@ class EasyCacheGuard(Guard):
     def probe(self) -> Probe:
         return Probe(Measure.RATE, Signal.INPUT)
 
+    def numbers(self, num_steps: int | None) -> list[float]:
+        return [2, self.threshold]
+
     def watch(self, num_steps: int | None) -> Watcher:
         return _Rate(self)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,6 +48,10 @@ class FirstBlockGuard(Guard):
     @property
     def probe(self) -> Probe:
         return Probe(Measure.CHANGE, Signal.RESIDUAL, self.blocks, self.downsample, every_step=False)
+
+    def numbers(self, num_steps: int | None) -> list[float]:
+        most = math.inf if self.max_accumulated is None else self.max_accumulated
+        return [1, self.threshold, self.max_cached, self.max_continuous, most, float(self.blind)]
 
     def watch(self, num_steps: int | None) -> Watcher:
         return _Similarity(self)

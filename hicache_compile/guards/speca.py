@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,6 +43,10 @@ class SpeCaGuard(Guard):
     @property
     def probe(self) -> Probe:
         return Probe(Measure.VERIFY, Signal.RESIDUAL, self.blocks)
+
+    def numbers(self, num_steps: int | None) -> list[float]:
+        length = math.inf if num_steps is None else num_steps
+        return [5, self.threshold, self.decay, self.floor, self.least, length]
 
     def watch(self, num_steps: int | None) -> Watcher:
         return _Verifier(self, num_steps)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hicache_compile.errors import numbers, one_of, true_or_false
+from hicache_compile.errors import HiCacheError, numbers, one_of, true_or_false
 from hicache_compile.guards.base import Guard, Measure, Probe, Signal, Watcher, nonnegative
 
+TERMS = 10  # of the polynomial, at most
 SIGNALS = (Signal.MODULATED, Signal.MODULATION, Signal.TIME, Signal.RESIDUAL)
 
 
@@ -38,6 +39,8 @@ class TeaCacheGuard(Guard):
         self.check()
         nonnegative("TeaCacheGuard", "threshold", self.threshold)
         object.__setattr__(self, "coefficients", numbers("TeaCacheGuard", "coefficients", self.coefficients))
+        if len(self.coefficients) > TERMS:
+            raise HiCacheError(f"TeaCacheGuard.coefficients: {len(self.coefficients)} of them, must be at most {TERMS}")
         true_or_false("TeaCacheGuard", "exact", self.exact)
         one_of("TeaCacheGuard", "signal", self.signal, SIGNALS)
         one_of("TeaCacheGuard", "reference", self.reference, ("previous", "computed"))
@@ -50,6 +53,10 @@ class TeaCacheGuard(Guard):
 
     def watch(self, num_steps: int | None) -> Watcher:
         return _Accumulator(self)
+
+    def numbers(self, num_steps: int | None) -> list[float]:
+        powers = [0.0] * (TERMS - len(self.coefficients)) + list(self.coefficients)
+        return [0, self.threshold, float(self.exact), *powers]
 
     def rescaled(self, change: float) -> float:
         """The polynomial at ``change``."""
