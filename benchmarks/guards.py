@@ -179,7 +179,8 @@ def at(curve: Sequence[Line], cost: str, budget: float) -> float | None:
 def table(lines: Sequence[Line], cost: str = "computed") -> str:
     """The errors at each budget of ``cost`` as Markdown, the least of each in bold."""
     rows = [(m, f, [at(curve, cost, STEPS / times) for times in BUDGETS]) for m, f, curve in curves(lines, cost)]
-    least = [min((e[place] for *_, e in rows if e[place] is not None), default=None) for place in range(len(BUDGETS))]
+    reached = [[e[place] for *_, e in rows if e[place] is not None] for place in range(len(BUDGETS))]
+    least = [min(errors, default=None) for errors in reached]  # type: ignore[type-var]  # none of them is None
     heads = " | ".join(f"{times}x ({STEPS / times:.3g})" for times in BUDGETS)
     text = [f"| method | skipped steps | {heads} |", "|---|---|" + "---|" * len(BUDGETS)]
     for method, forecaster, errors in rows:

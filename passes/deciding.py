@@ -219,9 +219,10 @@ class _Part:
         branches = {"skip": yes, "rest": no}
         self.attributes |= branches
         attributes = [self.graph.get_attr(name) for name in branches]
-        operands = tuple(self.names.values())
+        # No operand may be a view of another, as what probes hand over can be.
+        operands = tuple(node if node.op == "placeholder" else owned(self.graph, node) for node in self.names.values())
         call = self.graph.call_function(torch.ops.higher_order.cond, (predicate, *attributes, operands))
-        values = [ops.value(node) for node in output_node(no.graph).args[0]]  # type: ignore[union-attr]  # nodes
+        values = [ops.value(node) for node in output_node(no.graph).all_input_nodes]
         call.meta = {"example_value": tuple(values), "path": ""}
         outputs = []
         for index, value in enumerate(values):
