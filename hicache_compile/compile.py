@@ -43,7 +43,8 @@ def hicache_compile(  # type: ignore[misc]  # the overloads leave the options to
         model: the denoiser, any module Dynamo can capture; it is not changed and shares its weights. Or a diffusers
             pipeline: its denoisers are compiled in place, and its scheduler says where a run begins and ends.
         policy: a ``Policy`` (or a preset, which returns one), a preset's name, a dict, or a path to JSON.
-        backend: what a program is lowered to: ``"inductor"``, ``"aot_eager"`` or ``"eager"``.
+        backend: what a program is lowered to: ``"inductor"``, ``"aot_eager"`` or ``"eager"``; ``"cond"``,
+            ``"cond_aot_eager"`` and ``"cond_eager"`` keep both branches, and what guards decide, in one program.
         sparsity: ``None``: attention and MLPs stay dense.
         dynamic: as in ``torch.compile``.
         mode: as in ``torch.compile``, for Inductor: ``"reduce-overhead"``, ``"max-autotune"``, ...

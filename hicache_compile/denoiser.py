@@ -155,7 +155,7 @@ class CompiledDenoiser(Handle, OptimizedModule):
         args, kwargs = as_call(example_inputs, "warmup")
         whole_number("warmup", "num_steps", num_steps, 1)
         policy = self.policy
-        decided = not policy.guards and not policy.cut.groups
+        decided = not (policy.cut.probes or policy.cut.groups or policy.cut.split)
         rehearsed, calls = (replace(policy, schedule=StepMask("10")), 2) if decided else (policy, 1)
         with torch.no_grad(), self._session.rehearse(rehearsed, 2 if decided else num_steps):
             for _ in range(calls):

@@ -38,7 +38,7 @@ class DeviceCourse:
         self.start = start
         self.nonfinite = 0
         table = weight_table(policy, depth, num_steps or rules.GAPS)
-        self.fixed = {"table": table.to(device, dtype)}
+        self.fixed = {"table": table.reshape(-1, depth).to(device, dtype)}
         self.vectors = {"course": torch.zeros(rules.HEAD + depth, dtype=torch.float64, device=device)}
         for number, guard in enumerate(policy.guards):
             most = math.inf if guard.max_skips is None else guard.max_skips

@@ -149,7 +149,7 @@ def position(course: Tensor) -> Tensor:
 
 
 def weights(course: Tensor, step: Tensor, table: Tensor, numbers: Tensor, watched: Tensor) -> Tensor:
-    """Weights in ring order, ``[K]``, from the ``table`` ``[GAPS, ..., GAPS, K]`` over the gaps between the step and
+    """Weights in ring order, ``[K]``, from the ``table`` ``[GAPS ** K, K]`` over the gaps between the step and
     the newest computed ones (0: there is none); or DiCache's, where its probe says how far to go."""
     depth = course.shape[0] - HEAD
     known = course[0]
@@ -159,7 +159,7 @@ def weights(course: Tensor, step: Tensor, table: Tensor, numbers: Tensor, watche
     flat = torch.zeros_like(gaps[0])
     for axis in range(depth):
         flat = flat * GAPS + gaps[axis]
-    row = _row(table.reshape(-1, depth), flat)
+    row = _row(table, flat)
     if depth > 1:
         p = numbers[2:]
         reach = watched[2]

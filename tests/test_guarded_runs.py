@@ -15,6 +15,7 @@ from hicache_compile import (
     AdaCache,
     DBCache,
     DiCache,
+    DiTango,
     EasyCache,
     FBCache,
     FBCacheTeaCache,
@@ -319,3 +320,46 @@ def test_a_run_goes_on_in_another_denoiser(tmp_path: Path) -> None:
         x = steps(second, x, range(5, STEPS))
     assert torch.equal(x, whole[-1])
     assert second.report().decisions() == expected
+
+
+GRAPHS = {
+    "teacache": (TeaCache(0.5), {"probe_0"}),
+    "both": (FBCacheTeaCache(0.3, 0.3), {"probe_0", "probe_1", "forecast_from_1"}),
+    "pab": (PAB(), set()),
+    "ditango": (DiTango(0.5, 2, 2), set()),
+}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_graphs_explain_and_dump(name: str, tmp_path: Path) -> None:
+    policy, more = GRAPHS[name]
+    compiled = hicache_compile(random_flux(2, 2), policy, backend="aot_eager")
+    with compiled.trajectory(STEPS):
+        sample(compiled, flux_inputs(batch=1), STEPS)
+    names = {"captured", "guarded", "full", "forecast"} | more
+    partial = {graph for graph in compiled.graphs if graph.startswith("forecast_")} - more
+    assert set(compiled.graphs) - partial == names
+    for graph in compiled.graphs.values():
+        compile(str(graph), "graph", "exec")
+    explained = compiled.explain(STEPS)
+    assert [row.scope for row in explained.scopes] == [policy.scope]
+    assert 0 < explained.flops_forecast < explained.flops_full
+    assert 1 < explained.flops_speedup <= STEPS
+    assert name == "ditango" or len(explained.sites) > 0
+    compiled.dump(tmp_path / "dump", num_steps=STEPS)
+    written = {path.name for path in (tmp_path / "dump").iterdir()}
+    assert {"index.html", "policy.json", "explain.txt", "report.json", "schedule.tsv"} < written
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_warmup_compiles_every_program(name: str) -> None:
+    policy, _ = GRAPHS[name]
+    compiled = hicache_compile(random_flux(2, 2), policy, backend="aot_eager")
+    inputs = flux_inputs(batch=1)
+    compiled.warmup({**inputs, "timestep": torch.ones(1), "return_dict": False}, num_steps=STEPS)
+    before = compiled.report().programs
+    with compiled.trajectory(STEPS):
+        sample(compiled, inputs, STEPS)
+    report = compiled.report()
+    assert (report.programs, report.recompiles) == (before, 0)
+    assert set(report.decisions()) > {"F"}

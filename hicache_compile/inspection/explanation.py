@@ -14,7 +14,8 @@ from torch import fx
 from hicache_compile.errors import whole_number
 from hicache_compile.memory import Layout, layout_of
 from hicache_compile.passes import Choice, Rewrite, ops
-from hicache_compile.passes.cost import count_flops, flops_by_node
+from hicache_compile.passes.cost import flops_by_node
+from hicache_compile.passes.divide import DIVIDED
 from hicache_compile.passes.graphs import placeholders
 from hicache_compile.passes.shapes import Bindings, concrete
 from hicache_compile.plan import GroupPlan
@@ -130,10 +131,13 @@ class View:
         return found
 
     def flops_of(self, layout: Layout, choice: str = Choice.FORECAST) -> int:
-        """FLOPs of a step of ``choice``, over all programs it runs."""
+        """FLOPs of a step of ``choice``, over all programs it runs; of a divided attention, to the local keys alone."""
         key = replace(layout, depth=1), choice
         if key not in self._flops_of:
-            self._flops_of[key] = sum(count_flops(part, self.bindings) for part in self.rewrite(layout).parts(choice))
+            local = 1.0 if layout.split is None else 1 / layout.split.partitions
+            parts = [flops_by_node(part, self.bindings) for part in self.rewrite(layout).parts(choice)]
+            counted = ((name, count) for part in parts for name, count in part.items())
+            self._flops_of[key] = round(sum(n * (local if name.startswith(DIVIDED) else 1) for name, n in counted))
         return self._flops_of[key]
 
     def flops_of_run(self, layout: Layout, policy: Policy, decisions: str) -> int:
@@ -159,7 +163,7 @@ def explain(
     decisions = policy.decisions(num_steps)
     layout = layout_of(policy)
     flops_full = sum(view.flops_full for view in views)
-    if layout.probes or layout.groups:
+    if layout.probes or layout.groups or layout.split:
         scopes = (policy.scope,)  # what is measured or told apart is at this one
     rows = [_at_scope(_cut_at(policy, scope), views, policy, decisions, flops_full) for scope in scopes]
     chosen = next(row for row in rows if row.scope == policy.scope)
