@@ -32,8 +32,9 @@ from hicache_compile.modes import set_aside
 from hicache_compile.passes import capture
 from hicache_compile.replay import Replay, changes_python_state, look_of_call, unobserved
 from hicache_compile.schedules import StepMask
+from hicache_compile.settings import Settings
 from hicache_compile.signature import UnknownLookError
-from hicache_compile.trajectory import Session, Settings
+from hicache_compile.trajectory import Session
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from hicache_compile.memory import parse_bytes
 from hicache_compile.perkind import PerKind
 from hicache_compile.policy import Policy
 from hicache_compile.serialize import as_policy
-from hicache_compile.trajectory import Settings
+from hicache_compile.settings import Settings
 
 
 def check_options(

@@ -7,26 +7,23 @@ timestep that goes back up starts a new trajectory.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import threading
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from hicache_compile import config
-from hicache_compile.branches import Branches
+from hicache_compile.announced import Run, ids
 from hicache_compile.context import Context, Step
 from hicache_compile.errors import HiCacheError, numbers, whole_number
 from hicache_compile.plan import Plan
 from hicache_compile.policy import Policy
-from hicache_compile.replay import registrations
+from hicache_compile.settings import Settings
 
 log = logging.getLogger(__name__)
 
 DEFAULT_CONTEXT = "default"
-_ids = itertools.count()
 
 
 class Call(Protocol):
@@ -39,67 +36,6 @@ class Call(Protocol):
     def arguments(self) -> Mapping[str, Any]:
         """Its arguments by name."""
         ...
-
-
-class Run:
-    """A sampling run that a scheduler announced: ``tick`` counts the scheduler's steps.
-
-    Args:
-        length: how many steps there are, or None when the scheduler cannot tell; asked at the first call, when
-            the pipeline has cut off the steps it skips.
-        times: their timesteps, in 0..1000; asked where the policy is made of timesteps.
-        policy: the policy in force.
-    """
-
-    def __init__(
-        self, length: Callable[[], int | None], times: Callable[[], Sequence[float] | None], policy: Policy
-    ) -> None:
-        self.id = next(_ids)
-        self.tick = 0
-        self.policy = policy
-        self.num_steps: int | None = None
-        self.origin: int | None = None
-        self._length = length
-        self._times = times
-        self._branches: dict[str, Branches] = {}
-
-    def begin(self) -> None:
-        """The first call of this denoiser: it may take over from another one in the middle of the run."""
-        if self.origin is None:
-            self.origin = self.tick
-            length = self._length()
-            self.num_steps = None if length is None else max(1, length - self.origin)
-            self.policy = self.policy.from_step(self.origin)
-            if self.policy.is_timed:
-                times = self._times()
-                self.policy = self.policy.timed(times and times[self.origin :])
-            if self.num_steps is not None:
-                self.policy.decisions(self.num_steps)  # a policy that cannot serve it says so now
-
-    def is_over(self) -> bool:
-        """Whether the scheduler has made all its steps."""
-        return self.origin is not None and self.num_steps is not None and self.tick - self.origin >= self.num_steps
-
-    def branch(self, context: str, arguments: Mapping[str, Any]) -> tuple[str, bool]:
-        """The context of a call made inside ``cache_context(context)`` (or none), and whether it is certain."""
-        return self._branches.setdefault(context, Branches(context)).name_of(arguments, self.tick)
-
-
-@dataclass(slots=True)
-class Settings:
-    """What the threads of one compiled denoiser share: the policy of the next trajectory, and room for anchors."""
-
-    policy: Policy
-    memory_budget: int | None = None  # bytes of anchors on the device, over all contexts
-    offload: bool = False
-    backend: str = "inductor"
-    decide_together: bool = False  # the ranks of torch.distributed run one sampling
-    weights_epoch: int = 0  # counts changes of weights that their versions do not show
-    touched: int = 0  # counts what may have changed the denoiser in another way
-
-    def changes(self) -> Hashable:
-        """Different when the denoiser may have changed."""
-        return self.weights_epoch, self.touched, registrations()
 
 
 class Session(threading.local):
@@ -143,7 +79,7 @@ class Session(threading.local):
         policy.decisions(num_steps)  # a policy that cannot serve it says so now
         self._free_idle()
         self.policy = policy
-        self.num_steps, self.trajectory = num_steps, next(_ids)
+        self.num_steps, self.trajectory = num_steps, next(ids)
         try:
             yield
         except BaseException:
@@ -177,7 +113,7 @@ class Session(threading.local):
             raise HiCacheError("warmup(): must not be called inside a trajectory")
         kept = self.contexts, self.policy
         self.contexts = {}
-        self.policy, self.num_steps, self.trajectory = policy, num_steps, next(_ids)
+        self.policy, self.num_steps, self.trajectory = policy, num_steps, next(ids)
         try:
             yield
         finally:
@@ -292,7 +228,7 @@ class Session(threading.local):
                     time,
                     context.name,
                 )
-            context.begin(next(_ids), self.settings.policy)
+            context.begin(next(ids), self.settings.policy)
         elif time == context.last_time and not context.ambiguous:
             log.warning(
                 "timestep %g came twice in a row in context %r: two branches may share it, so nothing is forecast "

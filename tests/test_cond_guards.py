@@ -29,6 +29,7 @@ from hicache_compile import (
 from hicache_compile.device_course import weight_table
 from hicache_compile.guards import GUARDS
 from hicache_compile.passes import rules
+from tests.goes_on import assert_it_goes_on
 from tests.models import ToyDiT, flux_inputs, random_flux, trace
 
 STEPS = 14
@@ -151,26 +152,7 @@ def run_alone(model: torch.nn.Module, policy: Policy, inputs: dict[str, Tensor])
 
 
 def test_a_run_goes_on_in_another_denoiser(tmp_path: Path) -> None:
-    model, inputs, policy = random_flux(2, 2), flux_inputs(batch=1), FBCacheTeaCache(0.35, 0.3)
-    whole, expected, _ = run(policy, "cond_eager")
-    first, second = (hicache_compile(model, policy, backend="cond_eager") for _ in range(2))
-    x = inputs["hidden_states"]
-
-    def steps(denoiser: torch.nn.Module, x: Tensor, places: range) -> Tensor:
-        for step in places:
-            time = torch.full((1,), 1 - step / STEPS)
-            with torch.no_grad():
-                out = denoiser(**{**inputs, "hidden_states": x}, timestep=time, return_dict=False)[0]
-            x = x - out / STEPS
-        return x
-
-    with first.trajectory(STEPS):
-        x = steps(first, x, range(5))
-        first.suspend(tmp_path / "run.safetensors")
-    with second.resume(tmp_path / "run.safetensors"):
-        x = steps(second, x, range(5, STEPS))
-    assert torch.equal(x, whole[-1])
-    assert second.report().decisions()[5:] == expected[5:]
+    assert_it_goes_on(FBCacheTeaCache(0.35, 0.3), "cond_eager", tmp_path)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -33,6 +33,7 @@ from hicache_compile import (
 )
 from hicache_compile.passes import Choice, ops
 from hicache_compile.passes.branch import forecast
+from tests.goes_on import assert_it_goes_on
 from tests.graphs import captured, count
 from tests.models import ToyDiT, flux_inputs, random_flux, sample, trace
 
@@ -296,30 +297,12 @@ def test_a_guard_that_finds_no_signal_says_so() -> None:
 
 
 def test_a_run_goes_on_in_another_denoiser(tmp_path: Path) -> None:
-    model, inputs = random_flux(), flux_inputs(batch=1)
-    policy = FBCacheTeaCache(0.3, 0.4, forecaster=Hermite(1))
-    compiled = hicache_compile(model, policy, backend="eager")
-    with compiled.trajectory(STEPS):
-        whole = trace(compiled, inputs, STEPS)
-    expected = compiled.report().decisions()
-    first, second = (hicache_compile(model, policy, backend="eager") for _ in range(2))
-    x = inputs["hidden_states"]
+    assert_it_goes_on(FBCacheTeaCache(0.3, 0.4, forecaster=Hermite(1)), "eager", tmp_path)
 
-    def steps(denoiser: nn.Module, x: Tensor, places: range) -> Tensor:
-        for step in places:
-            time = torch.full((1,), 1 - step / STEPS)
-            with torch.no_grad():
-                out = denoiser(**{**inputs, "hidden_states": x}, timestep=time, return_dict=False)[0]
-            x = x - out / STEPS
-        return x
 
-    with first.trajectory(STEPS):
-        x = steps(first, x, range(5))
-        first.suspend(tmp_path / "run.safetensors")
-    with second.resume(tmp_path / "run.safetensors"):
-        x = steps(second, x, range(5, STEPS))
-    assert torch.equal(x, whole[-1])
-    assert second.report().decisions() == expected
+@pytest.mark.parametrize("policy", [DiTango(0.5, 2, 2), PAB(), DiCache(0.3)])
+def test_any_course_goes_on_in_another_denoiser(policy: Policy, tmp_path: Path) -> None:
+    assert_it_goes_on(policy, "eager", tmp_path)
 
 
 GRAPHS = {

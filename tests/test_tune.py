@@ -20,6 +20,7 @@ from hicache_compile.tune import METHODS, fit
 from hicache_compile.tune.fit import _computed, _dicache, _magcache, _teacache
 from hicache_compile.tune.observe import Observed, observe
 from tests.models import flux_inputs, random_flux, trace
+from tests.pipelines import by_name
 
 STEPS = 20
 
@@ -147,3 +148,14 @@ def test_runs_must_sample() -> None:
     with pytest.raises(HiCacheError, match=r"fit.runs\[0\]: must sample at least two steps"):
         fit(denoiser, [lambda: None], "teacache", 4)
     assert denoiser.policy == HiCache()
+
+
+@pytest.mark.slow
+def test_a_pipeline_from_a_folder_is_fitted(tmp_path: Path) -> None:
+    folder = by_name("FluxPipeline").saved(tmp_path / "flux")
+    options = ["--fit", "teacache", "--steps", "8", "--computed", "4", "--backend", "eager", "--height", "16"]
+    options += ["--width", "16", "--prompt", "a cat", "--prompt", "a ship", "--out", str(tmp_path / "policy.json")]
+    result = CliRunner().invoke(app, ["tune", str(folder), *options])
+    assert result.exit_code == 0, result.output
+    assert "teacache, 2 uncached runs of 8 steps" in result.output
+    assert isinstance(as_policy(str(tmp_path / "policy.json")).guards[0], TeaCacheGuard)
