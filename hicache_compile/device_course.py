@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import deque
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
@@ -17,6 +18,7 @@ from hicache_compile.errors import HiCacheError
 from hicache_compile.passes import rules
 from hicache_compile.policy import Policy
 
+KEPT = 16384  # steps of which the decision is kept until it is asked for
 DEPTH = 3  # anchors a table of weights can be made for
 Noted = Callable[[int], None]  # told which guard ended a step (0: none did), once that is known
 
@@ -51,7 +53,12 @@ class DeviceCourse:
             )
             self.fixed[f"numbers_{number}"] = given.to(device)
             self.vectors[f"watched_{number}"] = watched.to(device)
-        self._pending: list[tuple[torch.Tensor, Noted]] = []
+        self._pending: deque[tuple[torch.Tensor, Noted]] = deque(maxlen=KEPT)
+
+    def inherit(self, before: object) -> None:
+        """Take over what the run before has not told yet."""
+        if isinstance(before, DeviceCourse):
+            self._pending.extend(before._pending)
 
     def inputs(self, step: int, forced: bool) -> dict[str, torch.Tensor]:
         """What the program of ``step`` reads besides the rings and what probes remember."""

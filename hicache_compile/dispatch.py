@@ -112,7 +112,8 @@ class CapturedStep:
         stages = variant.rewrite.stages
         choice = Choice.FULL if not code else stages[code - 1].skip if stages else Choice.FORECAST
         letters[place] = "F" if not code else "." if code == 1 else "s"
-        step.context.choices[self, str(choice)] += 1
+        if letters is step.context.history[-1]:
+            step.context.choices[self, str(choice)] += 1
 
     def lower_now(self) -> None:
         """Lower what the step in progress needs, while Dynamo compiles: it may specialise a value and start again."""
@@ -255,7 +256,10 @@ class CapturedStep:
             context.states[place] = state
         token = weights.token(self.session.settings.weights_epoch)
         if not state.continues(context.trajectory, step.index, token):
-            state.start(self._plan(step, depth, variant, step.index), context.trajectory, token)
+            plan = self._plan(step, depth, variant, step.index)
+            if isinstance(plan, DeviceCourse):
+                plan.inherit(state.plan)
+            state.start(plan, context.trajectory, token)
         elif state.suspended is not None:
             state.resume(self._plan(step, depth, variant, state.suspended["start"]))
         return state

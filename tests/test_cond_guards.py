@@ -144,6 +144,21 @@ def test_contexts_and_runs_stay_apart() -> None:
             assert compiled.report().decisions(name) == apart[name]
 
 
+def test_a_report_after_several_runs_knows_them_all() -> None:
+    model, inputs = random_flux(2, 2), flux_inputs(batch=1)
+    compiled = hicache_compile(model, TeaCache(0.5), backend="cond_eager")
+    for threshold in (0.5, 2.0):
+        compiled.policy = TeaCache(threshold)
+        with compiled.trajectory(STEPS):
+            trace(compiled, inputs, STEPS)
+    report = compiled.report()
+    for place, threshold in ((-2, 0.5), (-1, 2.0)):
+        assert report.decisions(trajectory=place) == run_alone(model, TeaCache(threshold), inputs)
+    computed = report.decisions().count("F")
+    assert report.computed == computed
+    assert report.flops_speedup == pytest.approx(STEPS / (computed + 0.03 * (STEPS - computed)), rel=0.05)
+
+
 def run_alone(model: torch.nn.Module, policy: Policy, inputs: dict[str, Tensor]) -> str:
     compiled = hicache_compile(model, policy, backend="eager")
     with compiled.trajectory(STEPS):
