@@ -170,6 +170,7 @@ def tune(
     num_frames: Annotated[int | None, typer.Option(min=1)] = None,
     guidance_scale: Annotated[float | None, typer.Option()] = None,
     backend: Annotated[str, typer.Option(help="eager, aot_eager or inductor.")] = "inductor",
+    json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
 ) -> None:
     """Fit a policy's coefficients, table or probe to a model, from uncached runs of it."""
     from hicache_compile.tune.command import run
@@ -177,7 +178,7 @@ def tune(
     sizes = {"height": height, "width": width, "num_frames": num_frames, "guidance_scale": guidance_scale}
     given = {name: value for name, value in sizes.items() if value is not None}
     try:
-        run(model, method, prompt or [], steps, computed, signal, seed, out, backend, given)
+        run(model, method, prompt or [], steps, computed, signal, seed, out, backend, given, as_json=json)
     except HiCacheError as error:
         typer.secho(f"hicache tune: {error}", err=True, fg="red")
         raise typer.Exit(2) from None

@@ -295,6 +295,9 @@ def DiTango(
     *,
     partitions: int | None = None,
     distributed: bool = False,
+    scope: str = "module",
+    forecaster: Forecaster = _REUSE,
 ) -> Policy:
     """DiTango (HPDC'26): attention to far keys is reused until the local attention drifts. See ``DiTangoSchedule``."""
-    return Policy(DiTangoSchedule(cache_ratio, warmup, cooldown, groups, partitions, distributed), _REUSE)
+    schedule = DiTangoSchedule(cache_ratio, warmup, cooldown, groups, partitions, distributed)
+    return Policy(schedule, forecaster, scope)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from hicache_compile import forecasters
 from hicache_compile.ditango import DiTangoSchedule, Split
 from hicache_compile.errors import HiCacheError, one_of, whole_number
-from hicache_compile.forecasters import Forecaster, Smoothing
+from hicache_compile.forecasters import Forecaster, Reuse, Smoothing
 from hicache_compile.guards import Guard, Measure, Probe, Signal
 from hicache_compile.perkind import PerKind
 from hicache_compile.schedules import Schedule, StepMask
@@ -106,6 +106,11 @@ class Policy:
                 raise HiCacheError(f"Policy.guards = {guards!r}: must be () where the schedule is {name}")
             if self.scope != "module":
                 raise HiCacheError(f"Policy.scope = {self.scope!r}: must be 'module' where the schedule is {name}")
+        if isinstance(self.schedule, DiTangoSchedule) and not isinstance(self.forecaster, Reuse):
+            raise HiCacheError(
+                f"Policy.forecaster = {self.forecaster!r}: must be Reuse() where the schedule is DiTangoSchedule, "
+                "which composes attention from states as they were"
+            )
         for guard in guards:
             probe = guard.probe
             inside = probe.signal in (Signal.RESIDUAL, Signal.SITES) or probe.measure is Measure.VERIFY

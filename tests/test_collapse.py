@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hicache_compile import HiCache, hicache_compile, passes
+from hicache_compile import HiCache, hicache_compile, passes, programs
 from hicache_compile.passes.collapse import collapse, obstacle
 from hicache_compile.passes.sites import find_sites
 from tests.graphs import captured
@@ -43,8 +43,8 @@ def test_collapsed_equals_uncollapsed(monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs, steps = random_flux(3, 5), flux_inputs(), 20
     results, slots = [], []
     for collapsing in (True, False):
-        build = passes.build
-        monkeypatch.setattr(passes, "build", lambda *args, c=collapsing, b=build, **kw: b(*args, collapsing=c, **kw))
+        build = programs.build
+        monkeypatch.setattr(programs, "build", lambda *args, c=collapsing, b=build, **kw: b(*args, collapsing=c, **kw))
         compiled = hicache_compile(model, HiCache(interval=4, scope="block"), backend="aot_eager")
         with compiled.trajectory(steps):
             results.append(sample(compiled, inputs, steps))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hicache_compile import DiTango, DiTangoSchedule, FlexCache, HiCacheError, Policy, hicache_compile
+from hicache_compile import DiTango, DiTangoSchedule, FlexCache, Hermite, HiCacheError, Policy, hicache_compile
 from hicache_compile.ditango import DiTangoCourse, Split
 from hicache_compile.ditango.geometry import Code
 from hicache_compile.ditango.states import State, attend, compose
@@ -228,6 +228,8 @@ def test_attention_that_cannot_be_divided_is_refused() -> None:
         ({"cache_ratio": 1.5}, "DiTangoSchedule.cache_ratio = 1.5: must be a number from 0 to 1"),
         ({"cache_ratio": 0.5, "warmup": 0}, "DiTangoSchedule.warmup = 0"),
         ({"cache_ratio": 0.5, "groups": 3, "partitions": 4}, "partitions = 4: must be a multiple of groups = 3"),
+        ({"cache_ratio": 0.5, "forecaster": Hermite(1)}, r"must be Reuse\(\) where the schedule is DiTangoSchedule"),
+        ({"cache_ratio": 0.5, "scope": "stack"}, "Policy.scope = 'stack': must be 'module'"),
         ({"cache_ratio": 0.5, "distributed": True}, "must be used where torch.distributed is initialised"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,10 @@ def test_the_command_writes_a_policy(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["tune", "demo", *options, "--prompt", "3", "--prompt", "7"])
     assert result.exit_code == 0, result.output
     assert "magcache, 2 uncached runs of 12 steps" in result.output
+    again = CliRunner().invoke(app, ["tune", "demo", *options, "--prompt", "3", "--prompt", "7", "--json"])
+    found = json.loads(again.stdout)
+    assert (found["fitted"], found["steps"], len(found["computed"])) == ("magcache", 12, 2)
+    assert found["threshold"] == as_policy(str(out)).schedule.threshold  # type: ignore[attr-defined]
     policy = as_policy(str(out))
     assert len(policy.schedule.table) == 12  # type: ignore[attr-defined]
     assert abs(policy.decisions(12).count("F") - 5) <= 1

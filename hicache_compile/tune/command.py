@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,10 @@ def run(
     out: Path,
     backend: str,
     arguments: dict[str, Any],
+    *,
+    as_json: bool,
 ) -> None:
-    """Fit and write.
+    """Fit, write the policy, and print how it went as a table (or JSON).
 
     Raises:
         HiCacheError: an option is not what is allowed, or ``model`` is no folder of a pipeline.
@@ -47,7 +50,11 @@ def run(
         counted = [functools.partial(_count, one, bar) for one in runs]
         fitted = fit(denoiser, counted, method, computed or -(-steps // 3), signal=signal)
     out.write_text(to_json(fitted.policy) + "\n", encoding="utf-8")
-    _tell(fitted, method, out)
+    data = as_data(fitted, method, out)
+    if as_json:
+        print(json.dumps(data, indent=2))
+    else:
+        _tell(data)
 
 
 def _count(one: Callable[[], object], bar: Any) -> None:
@@ -98,14 +105,25 @@ def _pipeline(
     return denoiser, [functools.partial(once, prompt, number) for number, prompt in enumerate(prompts)]
 
 
-def _tell(fitted: Fitted, method: str, out: Path) -> None:
-    policy = fitted.policy
-    decider: Any = policy.guards[0] if policy.guards else policy.schedule
+def as_data(fitted: Fitted, method: str, out: Path) -> dict[str, Any]:
+    """What was found, as plain data."""
+    decider: Any = fitted.policy.guards[0] if fitted.policy.guards else fitted.policy.schedule
+    return {
+        "fitted": method,
+        "steps": fitted.num_steps,
+        "explained": fitted.explained,
+        "threshold": decider.threshold,
+        "computed": fitted.computed,
+        "policy": str(out),
+    }
+
+
+def _tell(data: Mapping[str, Any]) -> None:
+    low, high = min(data["computed"]), max(data["computed"])
     table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_row("fitted", f"{method}, {len(fitted.computed)} uncached runs of {fitted.num_steps} steps")
-    table.add_row("explained", f"{100 * fitted.explained:.1f} % of the variance")
-    table.add_row("threshold", f"{decider.threshold:g}")
-    low, high = min(fitted.computed), max(fitted.computed)
+    table.add_row("fitted", f"{data['fitted']}, {len(data['computed'])} uncached runs of {data['steps']} steps")
+    table.add_row("explained", f"{100 * data['explained']:.1f} % of the variance")
+    table.add_row("threshold", f"{data['threshold']:g}")
     table.add_row("computed", f"{low} steps" if low == high else f"{low} to {high} steps")
-    table.add_row("policy", str(out))
+    table.add_row("policy", data["policy"])
     Console().print(table)
