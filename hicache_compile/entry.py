@@ -74,7 +74,7 @@ class CompiledFunction(Handle):
         """What Dynamo calls for each graph it captures."""
         frame = InstructionTranslator.current_tx().output.root_tx
         step = CapturedStep(capture(dynamo_graph), self._session, self._backend, self._mode)
-        if not step.variant(step.layout(self.policy)).rings:  # the passes have warned, with the nearest miss
+        if step.variant(step.layout(self.policy)).stateless:  # the passes have warned, with the nearest miss
             return self._plainly(dynamo_graph, example_inputs)
         if self._first_code is None:
             self._first_code = frame.f_code

@@ -136,7 +136,7 @@ def _rows(context: Context, used: Sequence[CapturedStep], session: Session) -> l
     rows: list[Row] = []
     for place, state in sorted(context.states.items()):
         graph = next((graph for number, graph in enumerate(session.last_graphs, 1) if number == place), None)
-        if state.plan is None or state.trajectory != context.trajectory:
+        if state.plan is None or state.run != context.trajectory:
             continue
         if isinstance(graph, CapturedStep) and graph in used and graph.current:
             rows += rows_of(graph.current.rewrite, state.plan, context.policy, context.letters())

@@ -38,6 +38,7 @@ class AnchorState:
         self.plan: AnyPlan | None = None
         self.next_step = -1
         self.trajectory = -1
+        self.run = -1  # the trajectory that `plan` is of, though its anchors may be stale
         self.weights_token: Token | None = ()  # None: the first that is seen
         self.signature: tuple[object, ...] = ()  # of the graph that wrote them
         self.suspended: dict[str, Any] | None = None  # what `standing` said when the run was suspended
@@ -58,6 +59,7 @@ class AnchorState:
             if kept := [*self.rings, *self.memory.values()]:
                 torch._foreach_zero_(kept)
         self.plan, self.trajectory, self.weights_token, self.suspended = plan, trajectory, token, None
+        self.run = trajectory
 
     def invalidate(self) -> None:
         """The anchors are no longer complete: the next step starts over."""

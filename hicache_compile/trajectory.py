@@ -103,7 +103,7 @@ class Session(threading.local):
             for context in contexts:
                 context.trajectory = self.trajectory
                 for state in context.states.values():
-                    state.trajectory = self.trajectory
+                    state.trajectory = state.run = self.trajectory
             yield
 
     @contextmanager
