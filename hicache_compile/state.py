@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from hicache_compile.course import Course
-from hicache_compile.device_course import DeviceCourse
-from hicache_compile.ditango import DiTangoCourse
 from hicache_compile.plan import GroupPlan, Inputs, Plan
 
 RingShape = tuple[tuple[int, ...], torch.dtype, torch.device]
 Token = tuple[object, ...]
-Decided = Course | DiTangoCourse | DeviceCourse  # as the run goes along
+
+
+@runtime_checkable
+class Decided(Protocol):
+    """A run that is decided as it goes along, and goes on after ``restore`` as it stood at ``standing``."""
+
+    num_steps: int | None
+    depth: int
+    start: int
+    nonfinite: int
+
+    def standing(self) -> dict[str, Any]: ...
+
+    def restore(self, standing: Mapping[str, Any]) -> None: ...
+
+
 AnyPlan = Plan | GroupPlan | Decided
 
 
