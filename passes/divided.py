@@ -95,20 +95,20 @@ def _flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *args
 
 
 def new_states(query: Tensor, split: Split) -> dict[str, Tensor]:
-    """The memory of one attention, empty: see ``divided_attention``."""
+    """The memory of one attention at the start of a run: see ``divided_attention``."""
     rows = query.shape[:-1]
     kept = wide(query)
     ranks = 1 if split.distributed else split.partitions
 
-    def empty(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=kept, device=query.device)
+    def nothing(*shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=kept, device=query.device)
 
     return {
-        "out": empty(split.groups, *query.shape),
-        "lse": empty(split.groups, *rows),
-        "reference": empty(split.groups, *rows),
-        "anchor": empty(*rows),
-        "weights": empty(ranks, split.groups),
+        "out": nothing(split.groups, *query.shape),
+        "lse": nothing(split.groups, *rows),
+        "reference": nothing(split.groups, *rows),
+        "anchor": nothing(*rows),
+        "weights": nothing(ranks, split.groups),
     }
 
 

@@ -284,7 +284,7 @@ def test_a_guard_that_finds_no_signal_says_so() -> None:
     class Untimed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+            self.blocks = nn.ModuleList(nn.Linear(16, 16) for _ in range(3))
 
         def forward(self, x: Tensor, t: Tensor) -> Tensor:
             for block in self.blocks:

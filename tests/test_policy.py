@@ -18,6 +18,7 @@ from hicache_compile import (
     AdamsBashforth,
     Broadcast,
     Chebyshev,
+    DiTangoSchedule,
     Forecaster,
     Free,
     Hermite,
@@ -47,6 +48,7 @@ from hicache_compile.serialize import SCHEDULES, as_policy, from_dict, from_json
 
 SCHEDULE_VALUES: list[Schedule] = [Interval(6), Interval(1, 1), Interval(4, 2, 5), StepMask("1101")]
 SCHEDULE_VALUES += [Free(2, 1), MagCacheSchedule(0.1, 2, 0.1, (1.0, 0.9)), Broadcast(2, 1, 1, (100, 850))]
+SCHEDULE_VALUES += [Free(2, 1, True), Broadcast(2, strict=True)]
 SCHEDULE_VALUES += [KeySteps((676, 788)), PerKind({"self-attention": Broadcast(2), "mlp": KeySteps((500,), 2)})]
 ON_DIFFERENCES = [Taylor(3), Hermite(1, 0.3), ScaledTaylor(3, 1)]
 FORECASTER_VALUES: list[Forecaster] = [
@@ -71,6 +73,7 @@ POLICIES = [
         for i, j in [(3, 1), (3, 0), (0, 1)]
     ),
     *(Policy(Interval(6), Hermite(), scope) for scope in ("module", "output")),
+    Policy(DiTangoSchedule(0.5, 2, 1, 2, 6), Reuse()),
 ]
 HICACHE: dict[str, Any] = {
     "schedule": {"type": "Interval", "interval": 6, "warmup": 3, "cooldown": 0},
@@ -85,7 +88,7 @@ HICACHE: dict[str, Any] = {
 
 
 def test_every_schedule_and_forecaster_is_tried() -> None:
-    assert {type(schedule) for schedule in SCHEDULE_VALUES} == set(SCHEDULES)
+    assert {type(policy.schedule) for policy in POLICIES} == set(SCHEDULES)
     assert {type(forecaster) for forecaster in FORECASTER_VALUES} == set(FORECASTERS)
 
 
@@ -153,6 +156,10 @@ WHOLE: list[tuple[Any, dict[str, Any], str, int, int | None]] = [
     *((Broadcast, {"every": 2}, field, low, None) for field, low in [("every", 1), ("warmup", 0), ("cooldown", 0)]),
     *((MagCacheSchedule, {"threshold": 0.1}, field, 0, None) for field in ("max_skips", "cooldown")),
     (KeySteps, {"keys": (1,)}, "skips", 1, None),
+    *(
+        (DiTangoSchedule, {"cache_ratio": 0.5}, field, low, None)
+        for field, low in [("warmup", 1), ("cooldown", 0), ("groups", 1)]
+    ),
     *((f, {}, "order", 0, 8) for f in (Taylor, Hermite, ScaledTaylor, Newton, NewtonHermite, NewtonScaledTaylor)),
     *((f, {}, "order", 1, 4) for f in (AdamsBashforth, VariableAdamsBashforth)),
     (Chebyshev, {}, "degree", 0, 8),
@@ -185,6 +192,14 @@ OTHER: list[tuple[Any, dict[str, Any], str, list[Any], str]] = [
     (Broadcast, {"every": 2}, "times", [3, (), ("a",)], "one or more numbers"),
     (KeySteps, {"keys": (1,)}, "times", [3, (), ("a",)], "one or more numbers"),
     (PerKind, {}, "schedules", [None, {}, 3, []], "must map kinds to schedules"),
+    *(
+        (cls, given, "strict", [None, 0, "yes"], "true or false")
+        for cls, given in ((Free, {}), (Broadcast, {"every": 2}))
+    ),
+    (DiTangoSchedule, {}, "cache_ratio", [None, "1", True, -0.1, 1.1, math.nan], "a number from 0 to 1"),
+    (DiTangoSchedule, {"cache_ratio": 0.5}, "partitions", [1, "4", 2.0], "an integer >= 2"),
+    (DiTangoSchedule, {"cache_ratio": 0.5}, "partitions", [3, 5], "a multiple of groups = 2"),
+    (DiTangoSchedule, {"cache_ratio": 0.5}, "distributed", [None, 0, "yes"], "true or false"),
     (Smoothing, {}, "method", ["average", "", None, 1, ["exponential"]], "exponential, moving_average"),
     (Smoothing, {}, "hybrid", [None, 0, 1, "true", []], "true or false"),
     (Policy, POLICY_FIELDS, "schedule", [*NO_OBJECT, Interval, Reuse()], "a schedule"),
@@ -231,7 +246,7 @@ def test_every_field_is_tried_with_bad_values() -> None:
 @pytest.mark.parametrize(
     ("cls", "field", "good"),
     [
-        *((cls, field, value) for cls, _, field, low, high in WHOLE[11:-2] for value in (low, high)),
+        *((cls, field, value) for cls, _, field, low, high in WHOLE[14:-2] for value in (low, high)),
         *((cls, field, value) for cls, field, high, _ in REAL for value in (1e-9, high)),
     ],
 )
