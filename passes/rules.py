@@ -113,8 +113,7 @@ def starts_forced(computing: Tensor, course: Tensor, step: Tensor, *numbers: Ten
 
 def counted(course: Tensor, answer: Tensor) -> Tensor:
     """``course`` with what ``asks`` found not to be finite."""
-    bad = torch.zeros_like(course)
-    return course + torch.cat([bad[:2], answer[2:3], bad[3:]])
+    return torch.cat([course[:2], course[2:3] + answer[2:3], course[3:]])
 
 
 def skips(answer: Tensor) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,6 +29,7 @@ from hicache_compile.guards import GUARDS
 from hicache_compile.passes import rules
 from tests.goes_on import assert_it_goes_on
 from tests.models import ToyDiT, flux_inputs, random_flux, trace
+from tests.reads import counted_reads
 
 STEPS = 14
 POLICIES = {
@@ -106,17 +105,7 @@ def test_nothing_is_read_back_in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     with compiled.trajectory(STEPS):
         trace(compiled, inputs, STEPS)
     compiled.report()
-    read = Counter[str]()
-    for name in ("tolist", "__bool__", "__float__", "__int__"):
-        original = getattr(Tensor, name)
-
-        def counted(
-            self: Tensor, *args: object, name: str = name, original: Callable[..., object] = original
-        ) -> object:
-            read[name] += 1
-            return original(self, *args)
-
-        monkeypatch.setattr(Tensor, name, counted)
+    read = counted_reads(monkeypatch)
     before = compiled.report().host_syncs
     with compiled.trajectory(STEPS):
         trace(compiled, inputs, STEPS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,6 +35,7 @@ from hicache_compile.passes.branch import forecast
 from tests.goes_on import assert_it_goes_on
 from tests.graphs import captured, count
 from tests.models import ToyDiT, flux_inputs, random_flux, sample, trace
+from tests.reads import counted_reads
 
 STEPS = 12
 MEASURED: dict[str, Callable[[float], Policy]] = {
@@ -116,17 +116,7 @@ def test_many_thresholds_one_capture(guard: str, programs: int) -> None:
 )
 def test_the_host_waits_once_a_probe(policy: Policy, syncs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = hicache_compile(random_flux(), policy, backend="eager")
-    read = Counter[str]()
-    for name in ("item", "tolist", "__bool__", "__float__", "__int__"):
-        original = getattr(Tensor, name)
-
-        def counted(
-            self: Tensor, *args: object, name: str = name, original: Callable[..., object] = original
-        ) -> object:
-            read[name] += 1
-            return original(self, *args)
-
-        monkeypatch.setattr(Tensor, name, counted)
+    read = counted_reads(monkeypatch)
     inputs = flux_inputs(batch=1)
     with compiled.trajectory(STEPS):
         sample(compiled, inputs, STEPS)

@@ -6,6 +6,7 @@ watcher is plain Python: one for each run of each context, fed with one measured
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -61,7 +62,7 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Guard:
+class Guard(ABC):
     """A decision by measurement. Every guard has a forced window and a cap.
 
     Args:
@@ -77,13 +78,13 @@ class Guard:
     depth: ClassVar[int] = 1  # anchors the guard itself reads
 
     @property
+    @abstractmethod
     def probe(self) -> Probe:
         """What the graph measures."""
-        raise NotImplementedError
 
+    @abstractmethod
     def watch(self, num_steps: int | None) -> Watcher:
         """The rule at the start of a run of ``num_steps`` (``None``: unknown)."""
-        raise NotImplementedError
 
     def numbers(self, num_steps: int | None) -> list[float]:
         """Which rule it is and with what thresholds, for programs that decide by themselves: see ``passes.rules``."""
@@ -106,20 +107,20 @@ class Guard:
         return in_window(type(self).__name__, step, num_steps, self.warmup, self.cooldown)
 
 
-class Watcher:
+class Watcher(ABC):
     """The rule of one guard in one run of one context. ``state`` is all it remembers, as plain numbers."""
 
     def __init__(self) -> None:
         self.state: dict[str, float] = {}
 
+    @abstractmethod
     def skips(self, step: int, measured: Sequence[float]) -> bool:
         """Whether ``step`` may be skipped, given what was measured before it; only asked outside the window."""
-        raise NotImplementedError
 
-    def after_full(self, step: int, measured: Sequence[float]) -> None:
+    def after_full(self, step: int, measured: Sequence[float]) -> None:  # noqa: B027  # a hook that few need
         """``step`` was computed; ``measured`` where the probe measures computed steps, else empty."""
 
-    def after_forecast(self, step: int, measured: Sequence[float]) -> None:
+    def after_forecast(self, step: int, measured: Sequence[float]) -> None:  # noqa: B027  # the same
         """``step`` was forecast; ``measured`` where the probe measures forecasts, else empty."""
 
     def weights(self) -> list[float] | None:

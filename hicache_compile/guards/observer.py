@@ -48,6 +48,9 @@ class Recorder(Watcher):
         super().__init__()
         self.seen: dict[int, list[float]] = {}
 
+    def skips(self, step: int, measured: Sequence[float]) -> bool:
+        return False  # every step is forced
+
     def after_full(self, step: int, measured: Sequence[float]) -> None:
         if measured:
             self.seen[step] = list(measured)
