@@ -41,6 +41,21 @@ def progress(residual: Tensor, newer: Tensor, older: Tensor) -> Tensor:
     return ((residual.float() - older.float()).abs().mean() / moved).reshape(1)
 
 
+def shifted(residual: Tensor, newer: Tensor) -> Tensor:
+    """``[2, *S]``: the residual of this step, and the one before it."""
+    return torch.stack([residual, newer])
+
+
+def newer(residuals: Tensor) -> Tensor:
+    """The residual of the last computed step."""
+    return residuals[0]
+
+
+def older(residuals: Tensor) -> Tensor:
+    """The residual of the computed step before the last."""
+    return residuals[1]
+
+
 def end(now: Tensor, before: Tensor, residual: Tensor, newer: Tensor, older: Tensor) -> Tensor:
     """The change of the probe's output and the progress of its residual, ``[2]`` (DiCache)."""
     return torch.cat([change(now, before), progress(residual, newer, older)])

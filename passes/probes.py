@@ -121,7 +121,9 @@ def _probed(writer: ProbeWriter, probe: Probe, signals: Signals) -> None:
     end, start = signals.after(probe.blocks)
     residual = writer.value(torch.sub, end, start)
     before = writer.memory("before", end)
-    newer, older = writer.memory("newer", residual), writer.memory("older", residual)
+    # The last two in one memory: as two, one copied from the other, Inductor writes the newer before it is read.
+    pair = writer.memory("residuals", writer.value(measure.shifted, residual, residual))
+    newer, older = writer.value(measure.newer, pair), writer.value(measure.older, pair)
     if probe.measure is Measure.END:
         read = writer.measured(measure.end, end, before, residual, newer, older)
     else:
@@ -129,8 +131,7 @@ def _probed(writer: ProbeWriter, probe: Probe, signals: Signals) -> None:
         read = writer.measured(measure.excess, end, before, start, start_before, residual, newer, older)
         writer.keep(start_before, start, "every", after=read)
     writer.keep(before, end, "every", after=read)
-    shifted = writer.keep(older, newer, "computed", after=read)
-    writer.keep(newer, residual, "computed", after=shifted)
+    writer.keep(pair, writer.value(measure.shifted, residual, newer), "computed", after=read)
 
 
 def _observe(writer: ProbeWriter, probe: Probe, signals: Signals) -> None:

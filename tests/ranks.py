@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 
 from hicache_compile import DiTango, FBCache, hicache_compile
+from hicache_compile.ditango import Split
+from hicache_compile.passes.divided import _exchange
 from tests.models import ToyDiT, flux_inputs, random_flux
 
 STEPS, TOKENS = 14, 16
@@ -56,7 +58,16 @@ def dying(rank: int, world: int) -> dict[str, object]:
     return {}
 
 
-TASKS = {"context_parallel": context_parallel, "together": together, "dying": dying}
+def exchange(rank: int, world: int, groups: int) -> dict[str, object]:
+    """Whose keys and values arrive from each displacement."""
+    split = Split(groups, world, distributed=True)
+    mine = torch.full((1, 1, 2, 4), float(rank))
+    places = [place for group in range(groups) for place in split.displacements(group)]
+    found = [_exchange(mine, mine + 100, split, rank, *place) for place in places]
+    return {"keys": [int(key[0, 0, 0, 0]) for key, _ in found], "values": [int(v[0, 0, 0, 0]) for _, v in found]}
+
+
+TASKS = {"exchange": exchange, "context_parallel": context_parallel, "together": together, "dying": dying}
 
 if __name__ == "__main__":
     task, rank, world, store, out, *rest = sys.argv[1:]

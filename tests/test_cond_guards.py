@@ -37,6 +37,8 @@ POLICIES = {
     "teacache, hermite": TeaCache(0.5, forecaster=Hermite(2, 0.5), max_skips=3),
     "first block": FBCache(0.3),
     "dbcache": DBCache(2, 1, 0.3, 2, 4, 2),
+    "dbcache, rows of two": DBCache(1, 0, 0.9, 1, -1, 2),
+    "dbcache, three in all": DBCache(1, 0, 0.9, 1, 3, -1),
     "easycache": EasyCache(0.1, 2),
     "dicache": DiCache(0.4),
     "both": FBCacheTeaCache(0.35, 0.3),

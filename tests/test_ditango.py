@@ -33,6 +33,13 @@ def test_displacements_are_permutations(partitions: int, groups: int) -> None:
         assert sorted(seen) == list(range(partitions))
 
 
+def test_who_is_displaced_from_whom_is_as_published() -> None:
+    """``((r // g + o) mod G) g + (r mod g + i) mod g``, written out for four and for eight ranks."""
+    assert [Split(4, 4).source(0, o, 0) for o in range(4)] == [0, 1, 2, 3]
+    assert [Split(4, 4).source(3, o, 0) for o in range(4)] == [3, 0, 1, 2]
+    assert [Split(4, 8).source(5, o, i) for o in range(4) for i in range(2)] == [5, 4, 7, 6, 1, 0, 3, 2]
+
+
 def test_states_compose_to_attention_in_any_order() -> None:
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 3, 12, 8, generator=generator, dtype=torch.float64) for _ in range(3))

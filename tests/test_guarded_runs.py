@@ -143,8 +143,23 @@ def test_what_a_probe_computed_is_not_computed_again() -> None:
         assert any(node.target is forecast for node in rewrite.programs[last.skip].graph.nodes)
 
 
-@pytest.mark.parametrize("policy", [TeaCache(0.6), FBCache(0.3), FBCacheTeaCache(0.3, 0.25), EasyCache(0.1, 2)])
-def test_inductor_decides_alike(policy: Policy) -> None:
+INDUCTOR = {
+    "teacache": TeaCache(0.6),
+    "first block": FBCache(0.3),
+    "both": FBCacheTeaCache(0.3, 0.25),
+    "dbcache": DBCache(2, 1, 0.3, 2),
+    "easycache": EasyCache(0.1, 2),
+    "dicache": DiCache(0.2),
+    "dicache, excess": DiCache(0.1, error="excess"),
+    "adacache": AdaCache(warmup=1, cooldown=1),
+    "speca": SpeCa(0.5, 0.5, warmup=2),
+}
+
+
+@pytest.mark.parametrize("name", INDUCTOR)
+def test_inductor_decides_and_computes_alike(name: str) -> None:
+    """Every guard: what a probe keeps for the next step is where a compiler may reorder."""
+    policy = INDUCTOR[name]
     found = []
     for backend in ("eager", "inductor"):
         compiled = hicache_compile(random_flux(2, 2), policy, backend=backend)
@@ -290,7 +305,7 @@ def test_a_run_goes_on_in_another_denoiser(tmp_path: Path) -> None:
     assert_it_goes_on(FBCacheTeaCache(0.3, 0.4, forecaster=Hermite(1)), "eager", tmp_path)
 
 
-@pytest.mark.parametrize("policy", [DiTango(0.5, 2, 2), PAB(), DiCache(0.3)])
+@pytest.mark.parametrize("policy", [DiTango(0.5, 2, 2), PAB(), DiCache(0.3), TeaCache(1e9, max_skips=2)])
 def test_any_course_goes_on_in_another_denoiser(policy: Policy, tmp_path: Path) -> None:
     assert_it_goes_on(policy, "eager", tmp_path)
 

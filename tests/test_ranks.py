@@ -47,6 +47,12 @@ def test_context_parallel_runs_equal_those_of_one_device(world: int, groups: int
     assert {one["syncs"] for one in found} == {compiled.report().host_syncs}
 
 
+def test_keys_arrive_from_the_rank_they_are_asked_of(tmp_path: Path) -> None:
+    found = results("exchange", 4, tmp_path, 4)
+    assert [one["keys"] for one in found] == [[1, 2, 3], [2, 3, 0], [3, 0, 1], [0, 1, 2]]
+    assert [one["values"] for one in found] == [[101, 102, 103], [102, 103, 100], [103, 100, 101], [100, 101, 102]]
+
+
 def test_ranks_with_other_noise_decide_alike(tmp_path: Path) -> None:
     found = results("together", 2, tmp_path)
     assert found[0]["alone"] != found[1]["alone"]  # what would go wrong
