@@ -10,6 +10,7 @@ with model.trajectory(num_steps=50):
 
 from hicache_compile import config
 from hicache_compile.bisect import bisect
+from hicache_compile.chipmunk import Chipmunk
 from hicache_compile.compile import hicache_compile
 from hicache_compile.denoiser import CompiledDenoiser
 from hicache_compile.ditango import DiTangoSchedule
@@ -65,9 +66,10 @@ from hicache_compile.presets import (
     SpeCa,
     TaylorSeer,
     TeaCache,
+    Uncached,
 )
 from hicache_compile.report import Report
-from hicache_compile.schedules import Free, Interval, StepMask
+from hicache_compile.schedules import Always, Free, Interval, StepMask
 
 __all__ = [
     "BDF2",
@@ -78,9 +80,11 @@ __all__ = [
     "AdaCache",
     "AdaCacheGuard",
     "AdamsBashforth",
+    "Always",
     "Broadcast",
     "CannotRewrite",
     "Chebyshev",
+    "Chipmunk",
     "CompiledDenoiser",
     "DBCache",
     "DiCache",
@@ -121,6 +125,7 @@ __all__ = [
     "TaylorSeer",
     "TeaCache",
     "TeaCacheGuard",
+    "Uncached",
     "VariableAdamsBashforth",
     "VariableBDF2",
     "bisect",

@@ -28,7 +28,7 @@ def hicache_compile(  # type: ignore[misc]  # the overloads leave the options to
     policy: Any,
     *,
     backend: str = "inductor",
-    sparsity: None = None,
+    sparsity: Any = None,
     dynamic: bool | None = None,
     mode: str | None = None,
     memory_budget: str | int | None = None,
@@ -45,7 +45,9 @@ def hicache_compile(  # type: ignore[misc]  # the overloads leave the options to
         policy: a ``Policy`` (or a preset, which returns one), a preset's name, a dict, or a path to JSON.
         backend: what a program is lowered to: ``"inductor"``, ``"aot_eager"`` or ``"eager"``; ``"cond"``,
             ``"cond_aot_eager"`` and ``"cond_eager"`` keep both branches, and what guards decide, in one program.
-        sparsity: ``None``: attention and MLPs stay dense.
+        sparsity: a ``Chipmunk`` (or a dict of its fields, or a path to a YAML file of the original): attention and
+            MLPs of computed steps are sparse. ``None``: they stay dense. With it ``policy`` may be ``None``: every
+            step is computed.
         dynamic: as in ``torch.compile``.
         mode: as in ``torch.compile``, for Inductor: ``"reduce-overhead"``, ``"max-autotune"``, ...
         memory_budget: bytes of anchors on the device over all guidance branches, like ``"4GiB"``: the finest scope,

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from hicache_compile.anchors import Anchors
+from hicache_compile.chipmunk.settings import Chipmunk
 from hicache_compile.plan import Inputs
 from hicache_compile.policy import Policy
 
@@ -19,16 +21,18 @@ class Course:
     """The decisions of one run, made as it goes. The counterpart of ``Plan`` for policies with guards.
 
     Args:
-        policy, num_steps, depth, start: see ``Plan``.
+        policy, num_steps, depth, start, sparsity: see ``Plan``.
     """
 
-    def __init__(self, policy: Policy, num_steps: int | None, depth: int, start: int = 0) -> None:
+    def __init__(
+        self, policy: Policy, num_steps: int | None, depth: int, start: int = 0, sparsity: Chipmunk | None = None
+    ) -> None:
         self.policy = policy
         self.num_steps = num_steps
         self.depth = depth
         self.start = start
         self.watchers = [guard.watch(num_steps) for guard in policy.guards]
-        self.computed: list[int] = []
+        self.anchors = Anchors(sparsity)
         self.skipped = 0  # in a row
         self.nonfinite = 0
         self.rows: dict[int, list[float]] = {}
@@ -38,11 +42,11 @@ class Course:
     def standing(self) -> dict[str, Any]:
         """All that the next decisions depend on, as plain data."""
         watched = [dict(watcher.state) for watcher in self.watchers]
-        return {"computed": self.computed, "skipped": self.skipped, "nonfinite": self.nonfinite, "watched": watched}
+        return {**self.anchors.standing(), "skipped": self.skipped, "nonfinite": self.nonfinite, "watched": watched}
 
     def restore(self, standing: Mapping[str, Any]) -> None:
         """Go on from what ``standing`` returned."""
-        self.computed = list(standing["computed"])
+        self.anchors.restore(standing)
         self.skipped, self.nonfinite = int(standing["skipped"]), int(standing["nonfinite"])
         for watcher, state in zip(self.watchers, standing["watched"], strict=True):
             watcher.state.update(state)
@@ -50,7 +54,7 @@ class Course:
     def forces(self, step: int) -> bool:
         """Whether ``step`` is computed whatever is measured."""
         capped = any(g.max_skips is not None and self.skipped >= g.max_skips for g in self.policy.guards)
-        return not self.computed or capped or self.policy.forces(step, self.num_steps)
+        return not self.anchors.steps or capped or self.policy.forces(step, self.num_steps)
 
     def skips(self, number: int, step: int, measured: Sequence[float]) -> bool:
         """Whether guard ``number`` ends ``step`` in a forecast. What is no finite number never does."""
@@ -67,20 +71,21 @@ class Course:
         log.warning("step %d: %s measured %s, which is no finite number: the step is computed", step, name, measured)
         return False
 
-    def full(self, step: int) -> None:
-        """``step`` is computed in full."""
-        self.computed.append(step)
+    def compute(self, step: int) -> str:
+        """``step`` is computed, by the program that is returned."""
+        choice = self.anchors.compute(step)
         self.skipped = 0
-        self.positions[step] = (len(self.computed) - 1) % self.depth
+        self.positions[step] = (len(self.anchors.steps) - 1) % self.depth
         self.rows[step] = [0.0] * self.depth
+        return choice
 
     def forecast(self, step: int, number: int = 0) -> None:
         """``step`` is forecast, by leave of guard ``number``."""
         self.skipped += 1
-        newest = len(self.computed) - 1
+        newest = len(self.anchors.steps) - 1
         weights = self.watchers[number].weights() if self.watchers else None
-        if weights is None or len(weights) > len(self.computed):
-            weights = self.policy.weights(self.computed, step, self.depth)
+        if weights is None or len(weights) > len(self.anchors.steps):
+            weights = self.anchors.weights(self.policy, step, self.depth)
         row = [0.0] * self.depth
         for age, weight in enumerate(weights[: self.depth]):
             row[(newest - age) % self.depth] = weight

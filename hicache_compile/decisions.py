@@ -128,7 +128,7 @@ def rows_of(rewrite: Rewrite, plan: AnyPlan, policy: Policy, letters: str) -> li
             schedule = policy.schedule
             inner = site.group.removeprefix("from_") if site.group else ""
             live_when_inner = len(starts) > 1 and inner.isdigit() and int(inner) < max(starts)
-            computed = [letter == "F" or (letter == "s" and live_when_inner) for letter in letters]
+            computed = [letter in "FS" or (letter == "s" and live_when_inner) for letter in letters]
         forced = [_is_forced(policy, schedule, step, plan.num_steps) for step in range(len(letters))]
         cells = "".join(
             (FORCED if must else COMPUTED) if full else REUSED for full, must in zip(computed, forced, strict=True)

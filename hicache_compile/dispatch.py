@@ -149,14 +149,15 @@ class CapturedStep:
         """Where to cut for ``policy``: as it says, or what the memory budget leaves room for."""
         settings = self.session.settings
         if settings.memory_budget is None:
-            return layout_of(policy)
+            return layout_of(policy, settings.sparsity)
         earlier = [graph for graph in step.graphs if graph is not self] if step else []
         taken = sum(graph.nbytes for graph in earlier if isinstance(graph, CapturedStep))
         contexts = max(1, self.session.live_contexts())
-        key = (layout_of(policy), taken, contexts, *self.bindings.values())
+        wanted = layout_of(policy, settings.sparsity)
+        key = (wanted, taken, contexts, *self.bindings.values())
         if key not in self._layouts:
             budget = settings.memory_budget // contexts - taken
-            layout, why = choose(policy, budget, 1 if settings.offload else None, self._slots_at(policy))
+            layout, why = choose(wanted, budget, 1 if settings.offload else None, self._slots_at(policy))
             log.info("memory budget for %d contexts: %s", contexts, why)
             self._layouts[key] = layout
             self.memory = why
@@ -271,7 +272,7 @@ class CapturedStep:
             ring = variant.rings[0]
             return DeviceCourse(policy, step.num_steps, depth, start, ring.device, variant.weights_dtype)
         if policy.guards:
-            return Course(policy, step.num_steps, depth, start)
+            return Course(policy, step.num_steps, depth, start, self.session.settings.sparsity)
         if isinstance(policy.schedule, DiTangoSchedule):
             attentions = variant.rewrite.divided or []
             return DiTangoCourse(policy.schedule, policy.schedule.split(), step.num_steps, len(attentions), start)

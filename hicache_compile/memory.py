@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from hicache_compile.chipmunk.settings import Chipmunk
 from hicache_compile.ditango import Split
 from hicache_compile.errors import HiCacheError
 from hicache_compile.guards import Probe
@@ -37,6 +38,7 @@ class Layout:
     probes: tuple[Probe, ...] = ()
     groups: tuple[tuple[str, int | None], ...] = ()
     split: Split | None = None
+    sparsity: Chipmunk | None = None
 
     def nbytes(self, slots: SlotShapes, rows: int | None = None) -> int:
         """Bytes of the rings of ``slots``, at ``rows`` anchors each (by default ``depth``)."""
@@ -48,10 +50,10 @@ class Layout:
         return f"scope {self.scope}, {self.depth} anchor{'s' * (self.depth > 1)}{kept}"
 
 
-def layout_of(policy: Policy) -> Layout:
-    """What ``policy`` asks for."""
+def layout_of(policy: Policy, sparsity: Chipmunk | None = None) -> Layout:
+    """What ``policy`` asks for, over attention and MLPs that are as sparse as ``sparsity`` says."""
     cut = policy.cut
-    return Layout(cut.scope, cut.first, cut.last, policy.depth, None, cut.probes, cut.groups, cut.split)
+    return Layout(cut.scope, cut.first, cut.last, policy.depth, None, cut.probes, cut.groups, cut.split, sparsity)
 
 
 def parse_bytes(value: Any) -> int | None:
@@ -71,13 +73,14 @@ def parse_bytes(value: Any) -> int | None:
     return int(float(found.group(1)) * _UNITS[unit])
 
 
-def choose(policy: Policy, budget: int, rows: int | None, slots_at: Callable[[str], SlotShapes]) -> tuple[Layout, str]:
+def choose(wanted: Layout, budget: int, rows: int | None, slots_at: Callable[[str], SlotShapes]) -> tuple[Layout, str]:
     """The finest layout whose rings take at most ``budget`` bytes, and a sentence that says why.
 
     Order 1 is kept before a finer scope, because reuse loses more than a coarser cut does; then comes the finest
     scope, then the highest order, then the widest dtype.
 
     Args:
+        wanted: the layout without a budget.
         budget: bytes for one context.
         rows: anchors that are on the device at a time, where that is not all of them (offloading).
         slots_at: the shapes and dtypes of the slots a scope keeps anchors of.
@@ -85,10 +88,9 @@ def choose(policy: Policy, budget: int, rows: int | None, slots_at: Callable[[st
     Raises:
         HiCacheError: nothing fits; the message has the least that would do.
     """
-    wanted = layout_of(policy)
     needs = wanted.nbytes(slots_at(wanted.scope), rows)
     least = (needs, wanted)
-    for layout in _finest_first(policy, slots_at):
+    for layout in _finest_first(wanted, slots_at):
         nbytes = layout.nbytes(slots_at(layout.scope), rows)
         least = min(least, (nbytes, layout), key=lambda entry: entry[0])
         if nbytes and nbytes <= budget:
@@ -102,11 +104,10 @@ def choose(policy: Policy, budget: int, rows: int | None, slots_at: Callable[[st
     )
 
 
-def _finest_first(policy: Policy, slots_at: Callable[[str], SlotShapes]) -> Iterator[Layout]:
-    wanted = layout_of(policy)
+def _finest_first(wanted: Layout, slots_at: Callable[[str], SlotShapes]) -> Iterator[Layout]:
     decided = wanted.probes or wanted.groups  # by what is measured or told apart at this scope
-    scopes = (policy.scope,) if decided else SCOPES[SCOPES.index(policy.scope) :]
-    for depths in (range(policy.depth, 1, -1), range(1, 0, -1)):
+    scopes = (wanted.scope,) if decided else SCOPES[SCOPES.index(wanted.scope) :]
+    for depths in (range(wanted.depth, 1, -1), range(1, 0, -1)):
         for scope in scopes:
             ends = (wanted.first, wanted.last) if scope in ("block", "stack") else (0, 0)
             own = {dtype for _, dtype in slots_at(scope)}

@@ -7,12 +7,14 @@ from typing import Any
 from torch._inductor import list_mode_options
 
 from hicache_compile.backends import BACKENDS, keeps_both_branches
+from hicache_compile.chipmunk.settings import as_sparsity
 from hicache_compile.device_course import DEPTH
 from hicache_compile.ditango import DiTangoSchedule
 from hicache_compile.errors import HiCacheError, one_of, true_or_false
 from hicache_compile.memory import parse_bytes
 from hicache_compile.perkind import PerKind
-from hicache_compile.policy import Policy
+from hicache_compile.policy import NOWHERE, Policy
+from hicache_compile.presets import Uncached
 from hicache_compile.serialize import as_policy
 from hicache_compile.settings import Settings
 
@@ -20,7 +22,7 @@ from hicache_compile.settings import Settings
 def check_options(
     policy: Any,
     backend: str = "inductor",
-    sparsity: None = None,
+    sparsity: Any = None,
     mode: str | None = None,
     memory_budget: str | int | None = None,
     offload: bool = False,
@@ -31,17 +33,16 @@ def check_options(
     Raises:
         HiCacheError: one of them is not what is allowed; the message says what is.
     """
-    wanted = as_policy(policy)
+    sparse = as_sparsity(sparsity)
+    wanted = Uncached() if policy is None and sparse is not None else as_policy(policy)
     one_of("hicache_compile", "backend", backend, BACKENDS)
-    if sparsity is not None:
-        raise HiCacheError(f"hicache_compile.sparsity = {sparsity!r}: must be None")
     if mode is not None and backend != "inductor":
         raise HiCacheError(f"hicache_compile.mode = {mode!r}: must be None with backend {backend!r}")
     if mode is not None:
         one_of("hicache_compile", "mode", mode, list_mode_options())
     true_or_false("hicache_compile", "offload", offload)
     true_or_false("hicache_compile", "decide_together", decide_together)
-    settings = Settings(wanted, parse_bytes(memory_budget), offload, backend, decide_together)
+    settings = Settings(wanted, parse_bytes(memory_budget), offload, backend, sparse, decide_together)
     check_fit(settings, wanted)
     return settings
 
@@ -52,12 +53,25 @@ def check_fit(settings: Settings, policy: Policy) -> None:
         _check_decides_inside(settings, policy)
     elif keeps_both_branches(settings.backend):
         check_decides_before(f"Policy under backend {settings.backend!r}", policy)
+    if settings.sparsity is not None:
+        _check_sparsity(settings, policy)
+    if policy.scope == NOWHERE and (settings.offload or settings.memory_budget is not None):
+        raise HiCacheError("Policy.scope = 'none': must not be with offload or memory_budget, it keeps no anchors")
     if settings.offload and isinstance(policy.schedule, PerKind):
         raise HiCacheError(f"Policy.schedule = {policy.schedule!r}: must not be a PerKind with offload=True")
     if isinstance(policy.schedule, DiTangoSchedule) and (settings.offload or settings.memory_budget is not None):
         raise HiCacheError(
             f"Policy.schedule = {policy.schedule!r}: must not be with offload or memory_budget, it keeps no anchors"
         )
+
+
+def _check_sparsity(settings: Settings, policy: Policy) -> None:
+    """Raise unless ``policy`` can run over sparse attention and MLPs."""
+    if keeps_both_branches(settings.backend):
+        raise HiCacheError(f"hicache_compile.sparsity: must be None with backend {settings.backend!r}")
+    if isinstance(policy.schedule, PerKind | DiTangoSchedule):
+        name = type(policy.schedule).__name__
+        raise HiCacheError(f"hicache_compile.sparsity: must be None with a {name}, which computes attentions apart")
 
 
 def _check_decides_inside(settings: Settings, policy: Policy) -> None:

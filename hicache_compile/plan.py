@@ -8,6 +8,8 @@ from dataclasses import replace
 
 import torch
 
+from hicache_compile.anchors import Anchors
+from hicache_compile.chipmunk.settings import Chipmunk
 from hicache_compile.errors import HiCacheError
 from hicache_compile.policy import Policy
 
@@ -25,17 +27,22 @@ class Plan:
         depth: anchors a ring holds, which limits the order where it is less than ``policy.depth``.
         start: the step at which the rings are empty: 0, or where a trajectory had to start over because
             its shape or the weights changed. It is always computed.
+        sparsity: how sparse computed steps are.
     """
 
-    def __init__(self, policy: Policy, num_steps: int | None, depth: int, start: int = 0) -> None:
+    def __init__(
+        self, policy: Policy, num_steps: int | None, depth: int, start: int = 0, sparsity: Chipmunk | None = None
+    ) -> None:
         self.policy = policy
         self.num_steps = num_steps
         self.depth = depth
         self.start = start
+        self.sparsity = sparsity
+        self.choices: list[str] = ["forecast"] * start
         self.full: list[bool] = [False] * start
         self.positions: list[int] = [0] * start
         self.rows: list[list[float]] = [[0.0] * depth] * start  # float64, columns in ring order
-        self._computed: list[int] = []
+        self._anchors = Anchors(sparsity)
         self._on_device: dict[tuple[torch.device, torch.dtype], DeviceTable] = {}
         self._reach(num_steps or start + 1)
 
@@ -46,7 +53,8 @@ class Plan:
 
     def choice(self, step: int) -> str:
         """Which program ``step`` runs."""
-        return "full" if self.computes(step) else "forecast"
+        self._reach(step + 1)
+        return self.choices[step]
 
     def inputs(self, step: int, device: torch.device, dtype: torch.dtype) -> Inputs:
         """What the programs of ``step`` read."""
@@ -58,14 +66,13 @@ class Plan:
         for step in range(len(self.full), steps):
             full = self.policy.schedule.computes(step, self.num_steps) or step == self.start
             row = [0.0] * self.depth
-            if full:
-                self._computed.append(step)
-            else:
-                newest = len(self._computed) - 1
-                for age, weight in enumerate(self.policy.weights(self._computed, step, self.depth)):
+            self.choices.append(self._anchors.compute(step) if full else "forecast")
+            if not full:
+                newest = len(self._anchors.steps) - 1
+                for age, weight in enumerate(self._anchors.weights(self.policy, step, self.depth)):
                     row[(newest - age) % self.depth] = weight
             self.full.append(full)
-            self.positions.append((len(self._computed) - 1) % self.depth)
+            self.positions.append((len(self._anchors.steps) - 1) % self.depth)
             self.rows.append(row)
 
     def _reach_far(self, step: int) -> None:

@@ -11,9 +11,10 @@ from hicache_compile.errors import HiCacheError, one_of, whole_number
 from hicache_compile.forecasters import Forecaster, Reuse, Smoothing
 from hicache_compile.guards import Guard, Measure, Probe, Signal
 from hicache_compile.perkind import PerKind
-from hicache_compile.schedules import Schedule, StepMask
+from hicache_compile.schedules import Always, Schedule, StepMask
 
 SCOPES = ("module", "block", "stack", "output")
+NOWHERE = "none"  # the scope of a policy that computes every step and keeps nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Policy:
             ``DiTangoSchedule``, or ``Free``
             to leave that to the guards.
         forecaster: any object with ``weights(anchors, target)``, ours or your own.
-        scope: where the sites are cut. ``"module"``: each attention and MLP output before its gate.
+        scope: where the sites are cut (``"none"`` where the schedule is ``Always``). ``"module"``: each attention and MLP output before its gate.
             ``"block"``: each block's residual. ``"stack"``: the residual over the whole run of blocks.
             ``"output"``: the hidden state before the final layer.
         guards: measured decisions for the steps the schedule does not compute, the cheapest first. Each may end the
@@ -81,7 +82,7 @@ class Policy:
             raise HiCacheError(
                 f"Policy.forecaster = {self.forecaster!r}: must be an object with a method weights(anchors, target)"
             )
-        one_of("Policy", "scope", self.scope, SCOPES)
+        one_of("Policy", "scope", self.scope, (NOWHERE,) if isinstance(self.schedule, Always) else SCOPES)
         if self.groups is not None:
             raise HiCacheError(f"Policy.groups = {self.groups!r}: must be None; kinds are told apart by PerKind")
         for name, value in (("first", self.first), ("last", self.last)):

@@ -22,8 +22,8 @@ from hicache_compile.guarded_presets import (
     TeaCache,
 )
 from hicache_compile.masks import SPEEDS, steps_mask
-from hicache_compile.policy import Policy
-from hicache_compile.schedules import Interval, StepMask
+from hicache_compile.policy import NOWHERE, Policy
+from hicache_compile.schedules import Always, Interval, StepMask
 
 __all__ = [
     "FORA",
@@ -44,7 +44,13 @@ __all__ = [
     "SpeCa",
     "TaylorSeer",
     "TeaCache",
+    "Uncached",
 ]
+
+
+def Uncached() -> Policy:
+    """Every step in full, and nothing remembered: for sparsity without a cache."""
+    return Policy(Always(), Reuse(), NOWHERE)
 
 
 def HiCache(

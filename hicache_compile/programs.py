@@ -11,6 +11,7 @@ from torch._dynamo.convert_frame import compile_lock
 
 from hicache_compile.backends import Lowered, lower
 from hicache_compile.backends.generated import generated_code
+from hicache_compile.chipmunk.ageing import Phase
 from hicache_compile.guards import Measure
 from hicache_compile.memory import Layout
 from hicache_compile.passes import Choice, Rewrite, build, build_divided, build_observed, ops
@@ -45,7 +46,7 @@ def rewrite(captured: fx.GraphModule, layout: Layout, depth: int) -> Rewrite:
     if any(probe.measure is Measure.OBSERVE for probe in layout.probes):
         return build_observed(captured, layout.probes[0])
     ends = layout.first, layout.last
-    return build(captured, layout.scope, depth, *ends, layout.dtype, layout.probes, layout.groups)
+    return build(captured, layout.scope, depth, *ends, layout.dtype, layout.probes, layout.groups, layout.sparsity)
 
 
 class Variant:
@@ -83,6 +84,10 @@ class Variant:
         return {
             name: (concrete(value.shape, bindings), value.dtype, value.device) for name, value in self.memory.items()
         }
+
+    def known(self, choice: str) -> str:
+        """``choice``, or where nothing is sparse that is to be, the full one."""
+        return str(Choice.FULL) if choice in set(Phase) and choice not in self.rewrite.programs else choice
 
     def _both_branches(self) -> fx.GraphModule:
         if not self.guards:

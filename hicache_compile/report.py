@@ -49,7 +49,8 @@ class Report:
     groups: int = 1
 
     def decisions(self, context: str = DEFAULT_CONTEXT, trajectory: int = -1) -> str:
-        """One letter a step of a trajectory (by default the newest): ``F`` full, ``.`` forecast, ``s`` ended in a
+        """One letter a step of a trajectory (by default the newest): ``F`` full, ``S`` computed
+        sparsely, ``.`` forecast, ``s`` ended in a
         forecast by an inner guard, ``p`` some kinds of sites forecast.
 
         Where every call was made in a named context, ``"default"`` is the first of them.
@@ -100,7 +101,7 @@ def gather(session: Session, steps: Sequence[CapturedStep]) -> Report:
     newest = max((context.trajectory for context in contexts), default=-1)
     current = [context for context in contexts if context.trajectory == newest]
     letters = "".join(context.letters() for context in current)
-    computed = letters.count("F")
+    computed = letters.count("F") + letters.count("S")
     full, cheap = (sum(step.flops(choice) for step in used) for choice in (Choice.FULL, Choice.FORECAST))
     spent = sum(
         count * graph.flops(choice)

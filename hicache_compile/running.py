@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from hicache_compile.anchors import is_computed, letter_of
 from hicache_compile.context import Step
 from hicache_compile.course import Course
 from hicache_compile.device_course import DeviceCourse
@@ -35,12 +36,15 @@ def run_planned(run: Run, variant: Variant, state: AnchorState, step: Step) -> R
     """A step whose choice is known."""
     assert state.plan is not None
     assert isinstance(state.plan, Plan | GroupPlan)
-    choice = Choice.FULL if step.context.ambiguous else state.plan.choice(step.index)
-    if choice != Choice.FULL:
+    choice = variant.known(Choice.FULL if step.context.ambiguous else state.plan.choice(step.index))
+    computed = is_computed(choice)
+    if computed:
+        step.letter = letter_of(choice)
+    else:
         state.before_forecast(step.index)
         step.letter = "." if choice == Choice.FORECAST else "p"
     outputs = run(choice, state.inputs(step.index, variant.weights_dtype))
-    if choice == Choice.FULL:
+    if computed:
         state.after_full(step.index)
     return choice, outputs
 
@@ -62,12 +66,13 @@ def run_measured(run: Run, variant: Variant, state: AnchorState, step: Step) -> 
         forced = course.nonfinite > seen
     if not stages and not forced and course.skips(0, step.index, ()):
         return _forecast(run, variant, state, step, course, 0, values)
-    course.full(step.index)
-    outputs = run(Choice.FULL, {**values, **state.inputs(step.index, variant.weights_dtype)})
+    choice = variant.known(course.compute(step.index))
+    step.letter = letter_of(choice)
+    outputs = run(choice, {**values, **state.inputs(step.index, variant.weights_dtype)})
     state.after_full(step.index)
-    late = not stages and len(course.computed) > 1 and _measures(variant, Choice.FULL)
+    late = not stages and len(course.anchors.steps) > 1 and _measures(variant, choice)
     course.after(step.index, True, _read(state, 0, step) if late else ())
-    return Choice.FULL, outputs
+    return choice, outputs
 
 
 def _forecast(

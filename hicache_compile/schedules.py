@@ -88,6 +88,18 @@ class StepMask:
 
 
 @dataclass(frozen=True, slots=True)
+class Always:
+    """Compute every step."""
+
+    @property
+    def first_anchor(self) -> int:
+        return 0
+
+    def computes(self, step: int, num_steps: int | None) -> bool:
+        return True
+
+
+@dataclass(frozen=True, slots=True)
 class Free:
     """Compute only the first ``warmup`` and the last ``cooldown`` steps: the guards of the policy decide the others.
 

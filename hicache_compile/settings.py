@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass
 
+from hicache_compile.chipmunk.settings import Chipmunk
 from hicache_compile.policy import Policy
 from hicache_compile.replay import registrations
 
@@ -17,6 +18,7 @@ class Settings:
     memory_budget: int | None = None  # bytes of anchors on the device, over all contexts
     offload: bool = False
     backend: str = "inductor"
+    sparsity: Chipmunk | None = None
     decide_together: bool = False  # the ranks of torch.distributed run one sampling
     weights_epoch: int = 0  # counts changes of weights that their versions do not show
     touched: int = 0  # counts what may have changed the denoiser in another way

@@ -262,7 +262,7 @@ class Session(threading.local):
             return
         letters = context.letters()
         free = context.policy.decisions(step.num_steps).count(".")
-        if free and letters and not set(letters) - {"F"} and not step.uncached:
+        if free and letters and not set(letters) - set("FS") and not step.uncached:
             names = ", ".join(type(guard).__name__ for guard in context.policy.guards)
             log.warning(
                 "0 hits: %s skipped none of the %d steps of context %r, of which %d were free to be; the run was as "
@@ -276,9 +276,9 @@ class Session(threading.local):
 
     def plan(self, policy: Policy, num_steps: int | None, depth: int, start: int) -> Plan:
         """The plan from the step ``start`` on, shared by everything that starts there."""
-        wanted = (policy, num_steps, depth, start)
+        wanted = (policy, num_steps, depth, start, self.settings.sparsity)
         for plan in self._plans:
-            if (plan.policy, plan.num_steps, plan.depth, plan.start) == wanted:
+            if (plan.policy, plan.num_steps, plan.depth, plan.start, plan.sparsity) == wanted:
                 return plan
         self._plans = [*self._plans[-7:], Plan(*wanted)]
         return self._plans[-1]

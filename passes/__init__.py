@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import fx
 
+from hicache_compile.chipmunk.ageing import phases_of
+from hicache_compile.chipmunk.settings import Chipmunk
 from hicache_compile.ditango import Split
 from hicache_compile.errors import CannotRewrite, HiCacheError
 from hicache_compile.guards import Probe
@@ -22,10 +24,11 @@ from hicache_compile.passes.guard import guard
 from hicache_compile.passes.probes import insert_probes
 from hicache_compile.passes.rows import narrow_rows
 from hicache_compile.passes.sites import Site, find_sites
+from hicache_compile.passes.sparsify import mark, sparsify
 from hicache_compile.passes.specialise import Choice, Specialiser, partial
 from hicache_compile.passes.split import split
 from hicache_compile.passes.verify import verify_captured, verify_guarded, verify_pair, verify_program
-from hicache_compile.policy import Cut
+from hicache_compile.policy import NOWHERE, Cut
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +56,7 @@ class Rewrite:
     specialiser: Specialiser
     stages: list[Stage]
     divided: list[str] | None = None  # the attentions that are divided, where a policy does that
+    sparse: list[str] = field(default_factory=list)  # the attentions and MLPs that are sparse in some computed steps
 
     def parts(self, choice: str) -> list[fx.GraphModule]:
         """The programs a step of ``choice`` runs, one after another."""
@@ -87,6 +91,7 @@ def build(
     anchor_dtype: torch.dtype | None = None,
     probes: tuple[Probe, ...] = (),
     groups: tuple[tuple[str, int | None], ...] = (),
+    sparsity: Chipmunk | None = None,
     *,
     collapsing: bool = True,
     verify: bool | None = None,
@@ -98,12 +103,18 @@ def build(
         scope, first, last: where the sites are cut, see ``Policy``.
         probes, groups: what guards measure, and the kinds that are decided apart, see ``Cut``.
         depth: anchors a ring holds.
+        sparsity: how sparse attention and MLPs are in computed steps.
         anchor_dtype: what they are kept in; by default each in the dtype of its slot.
         collapsing: merge neighbouring residual sites (scope ``block``).
         verify: check every level; by default when the environment has ``HICACHE_VERIFY=1``.
     """
+    cut = Cut(scope, first, last, probes)
+    marked: list[str] = []
+    declined: list[CannotRewrite] = []
+    if sparsity is not None:
+        captured, marked, declined = _marked(captured, sparsity, cut)
     found = find_sites(captured, scope, first, last, probes, groups)
-    refused = list(found.refused)
+    refused = [*found.refused, *declined]
     if collapsing and scope == "block":
         before = len(found.sites)
         found, apart = collapse(found)
@@ -123,13 +134,30 @@ def build(
         for choice, program in programs.items():
             verify_program(program, choice, captured, guarded)
         verify_pair(programs)
-    declined = {entry.site for entry in tangled}
-    sites = [site for site in sites if site.name not in declined]
+    apart_from = {entry.site for entry in tangled}
+    sites = [site for site in sites if site.name not in apart_from]
     _log_outcome(scope, sites, found.blocks, refused)
     stages: list[Stage] = []
     if sites and staged:
-        stages, programs = _staged(programs, Cut(scope, first, last, probes).starts)
-    return Rewrite(captured, guarded, programs, found.block_nodes, sites, refused, specialiser, stages)
+        stages, programs = _staged(programs, cut.starts)
+    if sparsity is not None and marked:
+        full = programs[Choice.FULL]
+        programs |= {str(phase): sparsify(full, sparsity, phase) for phase in phases_of(sparsity)}
+    return Rewrite(captured, guarded, programs, found.block_nodes, sites, refused, specialiser, stages, sparse=marked)
+
+
+def _marked(
+    captured: fx.GraphModule, sparsity: Chipmunk, cut: Cut
+) -> tuple[fx.GraphModule, list[str], list[CannotRewrite]]:
+    """A copy of ``captured`` with what may be sparse marked, what that is, and what was refused."""
+    captured, _ = copy_graph(captured)
+    blockwise = cut.scope in ("block", "stack")
+    marked = mark(captured, sparsity, max(cut.starts) if blockwise else 0, cut.last)
+    log.info("sparse: %d attentions, %d MLPs", len(marked.attentions), len(marked.mlps))
+    if not marked.paths:
+        nearest = marked.refused[0] if marked.refused else "no attention or MLP outside of the dense blocks"
+        log.warning("nothing is sparse: %s", nearest)
+    return captured, marked.paths, marked.refused
 
 
 def build_divided(captured: fx.GraphModule, split: Split) -> Rewrite:
@@ -183,6 +211,6 @@ def _log_outcome(scope: str, sites: list[Site], blocks: int, refused: list[Canno
     log.info("scope %s: %d blocks, %d sites, %d slots", scope, blocks, len(sites), sum(len(s.slots) for s in sites))
     for entry in refused:
         log.info("refused %s", entry)
-    if not sites:
+    if not sites and scope != NOWHERE:
         nearest = refused[0] if refused else "no list of modules with a residual stream was found"
         log.warning("nothing is cached: %d blocks, 0 sites at scope %s; nearest miss: %s", blocks, scope, nearest)

@@ -12,15 +12,13 @@ Refuses    attention with a mask, causal or grouped, over other keys than its qu
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import torch
 from torch import fx
 
 from hicache_compile.ditango import Split
 from hicache_compile.errors import CannotRewrite
 from hicache_compile.passes import ops
+from hicache_compile.passes.attentions import arguments_of, attentions, scale_of, why_not_its_own
 from hicache_compile.passes.divided import new_states
 from hicache_compile.passes.graphs import copy_graph, fake_mode_of, placeholders
 
@@ -31,7 +29,7 @@ def divide(captured: fx.GraphModule, split: Split) -> tuple[fx.GraphModule, list
     """``captured`` with its attentions divided, their names, and what was refused."""
     module, _ = copy_graph(captured)
     found, refused = [], []
-    for node in [node for node in module.graph.nodes if ops.op(node) in ops.ATTENTION]:
+    for node in attentions(module.graph):
         reason = _refusal(node, split)
         if reason is None:
             found.append(node)
@@ -43,48 +41,37 @@ def divide(captured: fx.GraphModule, split: Split) -> tuple[fx.GraphModule, list
 
 
 def _refusal(node: fx.Node, split: Split) -> str | None:
-    if ops.op(node) != "scaled_dot_product_attention":
-        return f"`{ops.op(node)}` gives no log-sum-exp"
-    bound = _bound(node)
-    query, key = ops.value(bound["query"]), ops.value(bound["key"])
-    if bound["attn_mask"] is not None or bound["is_causal"]:
+    reason = why_not_its_own(node)
+    if reason is not None:
+        return reason
+    given = arguments_of(node)
+    if given["attn_mask"] is not None:
         return "its attention is masked"
-    if bound["dropout_p"] or bound["enable_gqa"]:
-        return "its attention drops keys or shares heads"
-    if query.dim() != 4 or query.shape[-2] != key.shape[-2]:
-        return "it attends to other keys than its own tokens"
-    if not split.distributed and isinstance(query.shape[-2], int) and query.shape[-2] < split.partitions:
+    count = ops.value(given["query"]).shape[-2]
+    if not split.distributed and isinstance(count, int) and count < split.partitions:
         return f"it has fewer tokens than {split.partitions} partitions"
     return None
 
 
-def _bound(node: fx.Node) -> dict[str, Any]:
-    """The arguments of an attention by name."""
-    defaults = {"attn_mask": None, "dropout_p": 0.0, "is_causal": False, "scale": None, "enable_gqa": False}
-    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-    return {**defaults, **dict(zip(names, node.args, strict=False)), **node.kwargs}
-
-
 def _write(module: fx.GraphModule, found: list[fx.Node], split: Split) -> None:
-    like = ops.value(_bound(found[0])["query"])
+    like = ops.value(arguments_of(found[0])["query"])
     with fake_mode_of(like), torch.no_grad():
         plan = torch.empty(len(found), split.groups, dtype=torch.int64)
         measured = torch.empty(len(found), split.groups + 1, device=like.device, dtype=torch.float32)
     plan_node = _input(module, "plan", "plan", plan)
     measured_node = _input(module, "measured", "memory:measured_0", measured)
     for layer, node in enumerate(found):
-        bound = _bound(node)
-        query = ops.value(bound["query"])
+        given = arguments_of(node)
+        query = ops.value(given["query"])
         with fake_mode_of(query), torch.no_grad():
             states = new_states(query, split)
         kept = [_input(module, f"{name}_{layer}", f"memory:{name}_{layer}", made) for name, made in states.items()]
-        scale = bound["scale"] if bound["scale"] is not None else 1 / math.sqrt(query.shape[-1])
-        data = (bound["query"], bound["key"], bound["value"], plan_node, *kept, measured_node)
+        data = (given["query"], given["key"], given["value"], plan_node, *kept, measured_node)
         with module.graph.inserting_before(node):
             call = module.graph.create_node(
                 "call_function",
                 torch.ops.hicache.divided_attention.default,
-                (*data, layer, scale, split.groups, split.partitions, split.distributed),
+                (*data, layer, scale_of(node), split.groups, split.partitions, split.distributed),
                 name=f"{DIVIDED}_{layer}",
             )
         call.meta = {**node.meta, "side_effect": True}

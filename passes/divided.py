@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula, sdpa_flop_count
 
 from hicache_compile.ditango.geometry import Code, Split
-from hicache_compile.ditango.states import attend, compose, wide
+from hicache_compile.partial_attention import attend, compose, wide
 
 
 @torch.library.custom_op(

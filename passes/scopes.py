@@ -21,7 +21,7 @@ from hicache_compile.passes import ops
 from hicache_compile.passes.ancestry import Ancestry
 from hicache_compile.passes.blocks import Block, Run, Streams
 from hicache_compile.passes.carry import carry
-from hicache_compile.policy import Cut
+from hicache_compile.policy import NOWHERE, Cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,18 @@ def _output_drafts(graph: fx.Graph, run: Run, cut: Cut, dependent: set[fx.Node])
     return [Draft(name, _named(name, slots), zone)] if slots else []
 
 
-DRAFTS = {"module": _module_drafts, "block": _block_drafts, "stack": _stack_drafts, "output": _output_drafts}
+def _no_drafts(graph: fx.Graph, run: Run, cut: Cut, dependent: set[fx.Node]) -> list[Draft]:
+    """No site: every step is computed."""
+    return []
+
+
+DRAFTS = {
+    NOWHERE: _no_drafts,
+    "module": _module_drafts,
+    "block": _block_drafts,
+    "stack": _stack_drafts,
+    "output": _output_drafts,
+}
 
 
 def _residual_draft(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hicache_compile import DiTango, DiTangoSchedule, FlexCache, Hermite, HiCacheError, Policy, hicache_compile
 from hicache_compile.ditango import DiTangoCourse, Split
 from hicache_compile.ditango.geometry import Code
-from hicache_compile.ditango.states import State, attend, compose
+from hicache_compile.partial_attention import State, attend, compose
 from hicache_compile.passes.divided import divided_attention, new_states
 from tests.models import ToyDiT, flux_inputs, random_flux, trace
 

@@ -51,7 +51,7 @@ def decisions(policy: Policy, num_steps: int, measured: Measured) -> str:
     course = Course(policy, num_steps, policy.depth)
     letters = ""
     for step in range(num_steps):
-        shown = [measured(step, course.computed), 1.0] if step else [math.inf, math.nan]
+        shown = [measured(step, course.anchors.steps), 1.0] if step else [math.inf, math.nan]
         full = course.forces(step) or not course.skips(0, step, shown)
         if full:
             course.full(step)

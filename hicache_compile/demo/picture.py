@@ -70,7 +70,7 @@ def _strip(figure: Any, result: Result, bottom: float, height: float) -> None:
     decisions = result.report.decisions()
     axes = figure.add_axes((0.725, bottom + 0.16 * height, 0.262, 0.24 * height))
     for step, letter in enumerate(decisions):
-        axes.axvspan(step + 0.08, step + 0.92, color=FULL if letter == "F" else FORECAST, lw=0)
+        axes.axvspan(step + 0.08, step + 0.92, color=FULL if letter in "FS" else FORECAST, lw=0)
     axes.set_xlim(0, len(decisions))
     axes.set_axis_off()
     caption = f"all {len(decisions)} computed, {100 * result.accuracy:.0f} % read right"

@@ -3,7 +3,6 @@
 geometry   which partition is local to which, and how the others fall into groups
 schedule   the policy's side: how much is reused, how the keys are split
 course     the planner: anchors, and which group of which layer is computed next
-states     partial attention with its log-sum-exp, and how two of them make one
 """
 
 from hicache_compile.ditango.course import DiTangoCourse
