@@ -27,6 +27,7 @@ from hicache_compile.chipmunk.settings import Chipmunk
 from hicache_compile.errors import CannotRewrite
 from hicache_compile.passes import ops
 from hicache_compile.passes.attentions import arguments_of, attentions, why_not_its_own
+from hicache_compile.passes.branch import remember
 from hicache_compile.passes.blocks import Block, Run, find_runs
 from hicache_compile.passes.graphs import copy_graph, drop_dead_code
 from hicache_compile.passes.mlps import mlp_of
@@ -76,6 +77,9 @@ def sparsify(program: fx.GraphModule, chipmunk: Chipmunk, phase: Phase) -> fx.Gr
         result = write_attention(writer, node, phase) if mlp is None else write_mlp(writer, mlp, phase)
         node.replace_all_uses_with(result)
         made.graph.erase_node(node)
+    if phase.is_sparse and chipmunk.anchors == "dense":
+        for node in [node for node in made.graph.nodes if node.target is remember]:
+            made.graph.erase_node(node)
     drop_dead_code(made.graph)
     unfuse(made.graph)
     made.graph.lint()

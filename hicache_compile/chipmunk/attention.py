@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula, sdpa_flop_count
 
 from hicache_compile.chipmunk import columns as sets
-from hicache_compile.chipmunk.providers import kernels
+from hicache_compile.chipmunk.providers import takes_triton
 from hicache_compile.partial_attention import State, attend, wide
 
 CHUNK = 1 << 25  # elements of gathered keys, or of scores, that are made at a time
@@ -44,9 +44,10 @@ def column_scores(
 ) -> Tensor:
     """How much of the attention of each group of queries each key gets, ``[B, H, G, N]``: the column sums of the
     softmax, whose denominators are in ``lse`` ``[B, H, N]``. Float32 or wider."""
-    found = kernels(provider, query)
-    if found is not None and bias is None:
-        return found.column_scores(query, key, lse, group, scale)
+    if bias is None and takes_triton(provider, query):
+        from hicache_compile.chipmunk import attention_triton
+
+        return attention_triton.column_scores(query, key, lse, group, scale)
     batch, heads, count, _ = query.shape
     scores = lse.new_empty(batch, heads, groups_of(count, group), count)
     for number, rows in enumerate(_rows(count, group)):
@@ -127,9 +128,10 @@ def attention_columns(
     It is normalised over the set. ``fraction`` is how many keys a set has of all, for counting FLOPs.
     """
     found, counts = sets.listed(columns, key.shape[-2])
-    triton = kernels(provider, query)
-    if triton is not None and bias is None:
-        return triton.attention_columns(query, key, value, found, counts, group, scale)
+    if bias is None and takes_triton(provider, query):
+        from hicache_compile.chipmunk import attention_triton
+
+        return attention_triton.attention_columns(query, key, value, found, counts, group, scale)
     count = query.shape[-2]
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     lse = query.new_empty(query.shape[:-1], dtype=wide(query))

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from hicache_compile.chipmunk import columns as sets
 from hicache_compile.chipmunk.attention import groups_of
-from hicache_compile.chipmunk.providers import kernels
+from hicache_compile.chipmunk.providers import takes_triton
 
 TURNED = 8  # blocks
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -158,10 +158,11 @@ def mlp_delta(
     found, counts = sets.listed(columns, w1.shape[0])
     block = activations.shape[-1]
     tokens = _blocks(x, block)
-    triton = kernels(provider, x)
-    if triton is not None:
+    if takes_triton(provider, x):
+        from hicache_compile.chipmunk import mlp_triton
+
         weights = (w1, b1, w_up, b_up, w2)
-        added = triton.mlp_delta(tokens, *weights, activations, found, counts, activation)
+        added = mlp_triton.mlp_delta(tokens, *weights, activations, found, counts, activation)
         return added.flatten(1, 2)[:, : x.shape[1]].contiguous()
     added = x.new_empty(*tokens.shape[:-1], w2.shape[0])
     # Rows are gathered faster than columns, which pays for turning the weight over once there are many blocks.

@@ -1,39 +1,40 @@
-"""Whose kernels run: Triton's on a GPU, what PyTorch has everywhere else."""
+"""Whose kernels run: Triton's on a GPU, PyTorch's everywhere else; the original's where they are asked for."""
 
 from __future__ import annotations
 
-from functools import cache
+import os
 from importlib.util import find_spec
-from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from hicache_compile.errors import HiCacheError, one_of
 
-PROVIDERS = ("auto", "portable", "triton")
-HEAD_DIMS = (64, 128)
+PACKAGES = {"triton": "triton", "chipmunk": "chipmunk"}
+PROVIDERS = ("auto", "portable", *PACKAGES)
 
 
 def check_provider(provider: str) -> None:
     """Raise unless ``provider`` is one and is installed."""
     one_of("Chipmunk", "provider", provider, PROVIDERS)
-    if provider == "triton" and find_spec("triton") is None:
-        raise HiCacheError("Chipmunk.provider = 'triton': must be installed; `auto` takes it where it is")
+    package = PACKAGES.get(provider)
+    if package is not None and find_spec(package) is None:
+        raise HiCacheError(f"Chipmunk.provider = {provider!r}: must be one that is installed; {package} is not")
 
 
-def kernels(provider: str, query: Tensor) -> ModuleType | None:
-    """The Triton kernels, where ``provider`` says so and they fit ``query`` ``[B, H, N, D]``; else ``None``."""
-    if provider == "portable":
-        return None
-    if provider == "auto" and not (query.is_cuda and query.dtype.itemsize == 2 and query.shape[-1] in HEAD_DIMS):
-        return None
-    return _triton()
+def takes_triton(provider: str, like: Tensor) -> bool:
+    """Whether Triton's kernels compute on ``like``: on a GPU, in 16 or 32 bits, unless another provider is asked for.
 
-
-@cache
-def _triton() -> ModuleType | None:
-    if find_spec("triton") is None:
-        return None
-    from hicache_compile.chipmunk import attention_triton
-
-    return attention_triton
+    Raises:
+        HiCacheError: they are asked for where they cannot run.
+    """
+    fits = like.is_cuda and like.dtype in (torch.float16, torch.bfloat16, torch.float32)
+    if provider == "auto":
+        return fits and find_spec("triton") is not None
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if provider == "triton" and not (fits or interpreted):
+        raise HiCacheError(
+            f"Chipmunk.provider = 'triton': must be for float16, bfloat16 or float32 on a GPU, this is "
+            f"{str(like.dtype).removeprefix('torch.')} on {like.device.type}; 'auto' takes what there is"
+        )
+    return provider == "triton"
