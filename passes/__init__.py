@@ -27,6 +27,7 @@ from hicache_compile.passes.sites import Site, find_sites
 from hicache_compile.passes.sparsify import mark, sparsify
 from hicache_compile.passes.specialise import Choice, Specialiser, partial
 from hicache_compile.passes.split import split
+from hicache_compile.passes.token_order import order_tokens
 from hicache_compile.passes.verify import verify_captured, verify_guarded, verify_pair, verify_program
 from hicache_compile.policy import NOWHERE, Cut
 
@@ -111,6 +112,7 @@ def build(
     cut = Cut(scope, first, last, probes)
     marked: list[str] = []
     declined: list[CannotRewrite] = []
+    original = captured
     if sparsity is not None:
         captured, marked, declined = _marked(captured, sparsity, cut)
     found = find_sites(captured, scope, first, last, probes, groups)
@@ -143,7 +145,9 @@ def build(
     if sparsity is not None and marked:
         full = programs[Choice.FULL]
         programs |= {str(phase): sparsify(full, sparsity, phase) for phase in phases_of(sparsity)}
-    return Rewrite(captured, guarded, programs, found.block_nodes, sites, refused, specialiser, stages, sparse=marked)
+    if sparsity is not None and sparsity.order is not None:
+        programs[Choice.PLAIN] = copy_graph(original)[0]
+    return Rewrite(original, guarded, programs, found.block_nodes, sites, refused, specialiser, stages, sparse=marked)
 
 
 def _marked(
@@ -151,6 +155,8 @@ def _marked(
 ) -> tuple[fx.GraphModule, list[str], list[CannotRewrite]]:
     """A copy of ``captured`` with what may be sparse marked, what that is, and what was refused."""
     captured, _ = copy_graph(captured)
+    if sparsity.order is not None or sparsity.window:
+        order_tokens(captured, sparsity)
     blockwise = cut.scope in ("block", "stack")
     marked = mark(captured, sparsity, max(cut.starts) if blockwise else 0, cut.last)
     log.info("sparse: %d attentions, %d MLPs", len(marked.attentions), len(marked.mlps))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
-from hicache_compile.chipmunk import attention  # registers the operators
+from hicache_compile.chipmunk import attention, orders  # noqa: F401  # registers the operators
 from hicache_compile.chipmunk.ageing import Phase
 from hicache_compile.partial_attention import compose, without
 from hicache_compile.passes import ops
@@ -35,6 +35,7 @@ class _SparseAttention:
         self.provider = chipmunk.provider
         self.shared = chipmunk.denominator == "shared"
         self.share = float(chipmunk.coverage or chipmunk.top_keys or 0.0)
+        self.always = self._always(node)
         self.choice = (self.share, chipmunk.multiple, chipmunk.coverage, float(chipmunk.random_keys), write.number)
 
     def dense(self, chooses: bool) -> fx.Node:
@@ -45,7 +46,7 @@ class _SparseAttention:
             query, key, _ = self.data
             scored = (query, key, lse, self.bias, self.group, self.scale, self.provider)
             scores = write.value(torch.ops.hicache.column_scores.default, *scored)
-            columns = write.value(torch.ops.hicache.select_columns.default, scores, None, *self.choice)
+            columns = write.value(torch.ops.hicache.select_columns.default, scores, self.always, *self.choice)
             write.keep("columns", columns)
         else:
             columns = self._columns()
@@ -67,6 +68,17 @@ class _SparseAttention:
         rest_lse = self.write.memory("rest_lse", ops.value(near_lse))
         return self.write.value(joined, rest, rest_lse, near, near_lse)
 
+    def _always(self, node: fx.Node) -> fx.Node | None:
+        """The keys that are read whatever they score."""
+        chipmunk = self.write.chipmunk
+        if not chipmunk.window and not chipmunk.band:
+            return None
+        count = ops.value(self.data[0]).shape[-2]
+        before, grid, after = node.meta.get("grid", (0, (1, count), 0))
+        window = chipmunk.window if "grid" in node.meta else 0
+        args = (self.data[0], list(grid), chipmunk.order, before, after, self.group, window, float(chipmunk.band))
+        return self.write.value(torch.ops.hicache.nearby_columns.default, *args)
+
     def _near(self, columns: fx.Node) -> list[fx.Node]:
         settings = (self.group, self.scale, self.share, self.provider)
         return self.write.values(torch.ops.hicache.attention_columns.default, *self.data, columns, self.bias, *settings)
@@ -77,7 +89,8 @@ class _SparseAttention:
         def like() -> Tensor:
             batch, heads, count, _ = ops.value(self.data[0]).shape
             scores = ops.value(self.data[0]).new_empty(batch, heads, attention.groups_of(count, self.group), count)
-            return torch.ops.hicache.select_columns(scores, None, *self.choice)
+            always = None if self.always is None else ops.value(self.always)
+            return torch.ops.hicache.select_columns(scores, always, *self.choice)
 
         return self.write.memory("columns", self.write.example(like))
 

@@ -68,7 +68,7 @@ class Chipmunk:
     random_keys: float = 0.0
     mlp_random: float = 0.0
     denominator: str = "shared"
-    anchors: str = "bridged"
+    anchors: str = "all"
     order: str | None = None
     grid: tuple[int, ...] | None = None
     window: int = 0
