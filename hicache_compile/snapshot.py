@@ -23,7 +23,7 @@ from hicache_compile.policy import Policy
 from hicache_compile.serialize import from_dict, to_dict
 from hicache_compile.state import AnchorState, RingShape
 
-FORMAT = 2
+FORMAT = 3
 KEY = "hicache_compile"
 SAMPLED = 64
 
