@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 torch.set_num_threads(1)
+
+if not torch.cuda.is_available():
+    # Triton's kernels are interpreted where there is no GPU. It has to know before it is imported.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
