@@ -23,6 +23,7 @@ def demo(
     per_class: Annotated[int, typer.Option(min=1, help="Digits sampled of each class.")] = 10,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     backend: Annotated[str, typer.Option(help="eager, aot_eager or inductor.")] = "inductor",
+    sparse: Annotated[bool, typer.Option("--sparse", help="Also with sparse attention and MLPs (Chipmunk).")] = False,
     out: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("hicache_demo.png"),
     json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
 ) -> None:
@@ -30,7 +31,7 @@ def demo(
     from hicache_compile.demo.command import run
 
     try:
-        run(steps, per_class, seed, backend, out, as_json=json)
+        run(steps, per_class, seed, backend, out, sparse=sparse, as_json=json)
     except HiCacheError as error:
         typer.secho(f"hicache demo: {error}", err=True, fg="red")
         raise typer.Exit(2) from None
@@ -112,6 +113,7 @@ def generate(
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
     memory_budget: Annotated[str | None, typer.Option(help='Bytes of anchors, like "4GiB".')] = None,
     offload: Annotated[bool, typer.Option(help="Keep the anchors on the CPU.")] = False,
+    sparsity: Annotated[str | None, typer.Option(help="Chipmunk, a YAML file of it, or JSON of its fields.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Generate pictures or videos with a pipeline from a folder; skips what is there already.
@@ -146,6 +148,7 @@ def generate(
             dtype=dtype,
             memory_budget=memory_budget,
             offload=offload,
+            sparsity=sparsity,
             arguments={name: value for name, value in given.items() if value is not None},
             as_json=json,
         )

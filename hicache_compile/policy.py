@@ -48,9 +48,9 @@ class Policy:
             ``DiTangoSchedule``, or ``Free``
             to leave that to the guards.
         forecaster: any object with ``weights(anchors, target)``, ours or your own.
-        scope: where the sites are cut (``"none"`` where the schedule is ``Always``). ``"module"``: each attention and MLP output before its gate.
+        scope: where the sites are cut. ``"module"``: each attention and MLP output before its gate.
             ``"block"``: each block's residual. ``"stack"``: the residual over the whole run of blocks.
-            ``"output"``: the hidden state before the final layer.
+            ``"output"``: the hidden state before the final layer. ``"none"``, where the schedule is ``Always``.
         guards: measured decisions for the steps the schedule does not compute, the cheapest first. Each may end the
             step in a forecast; the step is computed in full where none does.
         groups: ``None``; kinds of sites are decided apart by the schedule ``PerKind``.

@@ -146,5 +146,6 @@ PRESETS: dict[str, Callable[..., Policy]] = {
         PAB,
         DiTango,
         FlexCache,
+        Uncached,
     )
 }

@@ -135,26 +135,27 @@ def part_of(node: fx.Node) -> tuple[fx.Node, int, int] | None:
         return None
     source, place = node.args[0], node.args[1]
     if ops.is_tensor(source):
-        width = ops.value(source).shape[-1]
-        if (
-            isinstance(place, tuple)
-            and place
-            and place[0] is Ellipsis
-            and len(place) == 2
-            and isinstance(place[1], slice)
-        ):
-            start, stop, step = place[1].indices(width)
-            return (source, start, stop) if step == 1 else None
+        return _sliced(source, place)
+    if ops.op(source) in ("chunk", "split", "split_with_sizes", "tensor_split") and isinstance(place, int):
+        return _piece(source, place)
+    return None
+
+
+def _sliced(source: fx.Node, place: Any) -> tuple[fx.Node, int, int] | None:
+    """``source[..., start:stop]``"""
+    if not (isinstance(place, tuple) and len(place) == 2 and place[0] is Ellipsis and isinstance(place[1], slice)):
         return None
-    if ops.op(source) not in ("chunk", "split", "split_with_sizes", "tensor_split") or not isinstance(place, int):
+    start, stop, step = place[1].indices(ops.value(source).shape[-1])
+    return (source, start, stop) if step == 1 else None
+
+
+def _piece(pieces: fx.Node, place: int) -> tuple[fx.Node, int, int] | None:
+    """One of several ``pieces`` along the channels."""
+    whole = _argument(pieces, 0, "input")
+    along = pieces.kwargs.get("dim", pieces.args[2] if len(pieces.args) > 2 else 0)
+    if along not in (-1, ops.value(whole).dim() - 1) or ops.value(pieces) is None:
         return None
-    whole = _argument(source, 0, "input")
-    along = source.kwargs.get("dim", source.args[2] if len(source.args) > 2 else 0)
-    if along not in (-1, ops.value(whole).dim() - 1):
-        return None
-    widths = [int(part.shape[-1]) for part in ops.value(source)] if ops.value(source) is not None else None
-    if widths is None:
-        return None
+    widths = [int(part.shape[-1]) for part in ops.value(pieces)]
     start = sum(widths[:place])
     return whole, start, start + widths[place]
 

@@ -59,9 +59,8 @@ class SparseWriter:
         rings = [node for node in inputs if node.meta.get("state") == "anchors"]  # they come last
         with self.graph.inserting_before(rings[0]) if rings else self.graph.inserting_after(inputs[-1]):
             node = self.graph.placeholder(f"{name}_{self.number}")
-        form = {"dtype": like.dtype, "device": like.device}
         node.meta = {"path": "", "calls": (), "state": state}
-        node.meta["example_value"] = self.example(lambda: torch.empty(like.shape, **form))
+        node.meta["example_value"] = self.example(lambda: torch.empty(like.shape, dtype=like.dtype, device=like.device))
         node.meta["tensor_dict"] = {"_dynamo_static_input_type": "unguarded"}
         node._dynamo_source = None  # see Note [Dynamo marks] in graphs
         return node

@@ -27,8 +27,8 @@ from hicache_compile.chipmunk.settings import Chipmunk
 from hicache_compile.errors import CannotRewrite
 from hicache_compile.passes import ops
 from hicache_compile.passes.attentions import arguments_of, attentions, why_not_its_own
-from hicache_compile.passes.branch import remember
 from hicache_compile.passes.blocks import Block, Run, find_runs
+from hicache_compile.passes.branch import remember
 from hicache_compile.passes.graphs import copy_graph, drop_dead_code
 from hicache_compile.passes.mlps import mlp_of
 from hicache_compile.passes.sparse_attention import write_attention

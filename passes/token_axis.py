@@ -69,7 +69,7 @@ class TokenAxis:
 
     def _follow(self, node: fx.Node) -> None:
         name = ops.op(node)
-        if node.op == "call_method" and name in ("size", "dim", "numel") or name in ("getattr", "sym_size"):
+        if (node.op == "call_method" and name in ("size", "dim", "numel")) or name in ("getattr", "sym_size"):
             return
         rule = next((rule for names, rule in _RULES if name in names), None)
         if rule is None:
@@ -89,8 +89,8 @@ class TokenAxis:
     def lost(self, node: fx.Node) -> HiCacheError:
         where = node.meta.get("path") or node.name
         return HiCacheError(
-            f"Chipmunk.order: must be None for this denoiser: its tokens cannot be followed through `{ops.op(node)}` in "
-            f"{where}"
+            f"Chipmunk.order: must be None for this denoiser: its tokens cannot be followed through `{ops.op(node)}` "
+            f"in {where}"
         )
 
     def total(self, axis: Axis) -> int:
@@ -260,7 +260,7 @@ class TokenAxis:
         if ops.op(node) == "permute":
             dims = node.args[1:] if len(node.args) != 2 else node.args[1]
             dims = dims if isinstance(dims, list | tuple) else (dims,)
-            order = [int(dim) % rank for dim in dims]  # type: ignore[arg-type]  # whole numbers
+            order = [int(dim) % rank for dim in dims]
         else:
             one, other = (int(_given(node, place, name, 0)) % rank for place, name in ((1, "dim0"), (2, "dim1")))
             order[one], order[other] = order[other], order[one]

@@ -56,7 +56,9 @@ def order_tokens(captured: fx.GraphModule, chipmunk: Chipmunk) -> None:
 def _entry(graph: fx.Graph, runs: list[Run], chipmunk: Chipmunk) -> tuple[Grid, fx.Node, Axis]:
     """The grid, the value that enters the blocks with its tokens, and where in it they are."""
     inside = {node for run in runs for block in run.blocks for node in block.nodes}
-    entering = [e for run in runs for block in run.blocks for e in block.entries if e not in inside and ops.is_tensor(e)]
+    entering = [
+        e for run in runs for block in run.blocks for e in block.entries if e not in inside and ops.is_tensor(e)
+    ]
     wanted = dict.fromkeys(entry for entry in entering if ops.value(entry).dim() == 3)
     for entry in sorted(wanted, key=lambda node: -_length(node)):
         for source, before, after in _sources(entry):
@@ -67,8 +69,8 @@ def _entry(graph: fx.Graph, runs: list[Run], chipmunk: Chipmunk) -> tuple[Grid, 
     sizes = ", ".join(str(_length(entry)) for entry in wanted) or "none"
     if chipmunk.grid is None:
         raise HiCacheError(
-            "Chipmunk.grid = None: must be given, as (H, W) or (T, H, W) in tokens; the graph of this denoiser does not "
-            f"show it (tokens of its streams: {sizes})"
+            "Chipmunk.grid = None: must be given, as (H, W) or (T, H, W) in tokens; the graph of this denoiser does "
+            f"not show it (tokens of its streams: {sizes})"
         )
     raise HiCacheError(f"Chipmunk.grid = {chipmunk.grid!r}: must have as many tokens as a stream has: {sizes}")
 
@@ -137,8 +139,7 @@ class _Orderer:
         for node, axis in followed:
             leaving = [user for user in node.users if user not in zone]
             if node is not entry and leaving:
-                outside = self._picked(node, axis, inverse=True)
-                self._redirect(node, outside, lambda user, outside=outside: user not in zone and user is not outside)
+                self._redirect(node, self._picked(node, axis, inverse=True), lambda user: user not in zone)
 
     def _redirect(self, node: fx.Node, to: fx.Node, wanted: Callable[[fx.Node], bool]) -> None:
         node.replace_all_uses_with(to, delete_user_cb=lambda user: user is not to and wanted(user))
@@ -215,4 +216,3 @@ def _leads_to(node: fx.Node, source: fx.Node, at: Axis, axis: Axis) -> bool:
         return TokenAxis(source, at, count, [node]).axes.get(node) == axis
     except HiCacheError:
         return False
-

@@ -1,4 +1,4 @@
-"""Sparse denoisers: the acceptance A to E, the identities, and a FLUX that follows plain formulas without a compiler."""
+"""Sparse denoisers: the acceptance A to E, the identities, and a FLUX that follows plain formulas, not compiled."""
 
 from __future__ import annotations
 
@@ -84,17 +84,17 @@ def test_without_a_policy_no_anchor_is_kept() -> None:
     denoiser = compiled(model, None)
     run(denoiser, inputs)
     (step,) = denoiser._steps
-    assert step.current is not None and not step.current.rings
+    assert step.current is not None
+    assert not step.current.rings
     assert "remember" not in denoiser.graphs["sparse"].code
 
 
 @pytest.mark.slow
 def test_forecasts_over_sparse_steps_stay_far_from_noise(demo: nn.Module) -> None:
-    """E. What does not depend on A, as coloured noise does not, is as far from it as it is long: for a zero-mean image
-    n that is independent of A, ``|n - A|^2 = |n|^2 + |A|^2 - 2 |n| |A| cos``, at the least ``|A|^2 (1 - cos^2)``, and in
-    d = 100 x 256 dimensions ``P(|cos| > .1) < 2 exp(-d / 200) < 1e-50``. So noise is never nearer than .99. The bound
-    here is a fifth of that of a sample of the same digits from other noise, which keeps all that the model knows of digits and
-    nothing of A; a relative distance of r leaves a cosine of at least sqrt(1 - r^2).
+    """E. What does not depend on A, as coloured noise does not, is as far from it as A is long: for a zero-mean n that
+    is independent of A, ``|n - A|^2 = |n|^2 + |A|^2 - 2 |n| |A| cos >= |A|^2 (1 - cos^2)``, and in d = 100 x 256
+    dimensions ``P(|cos| > .1) < 2 exp(-d / 200) < 1e-50``: noise is never nearer than .99. A sample of the same digits
+    from other noise keeps all the model knows of digits and nothing of A. E has to be five times nearer than that.
     """
     labels = list(range(10)) * 10
     a, fresh = (run(demo, demo_inputs(labels, seed), 50) for seed in (0, 1))
@@ -330,7 +330,8 @@ def test_sets_are_kept_in_the_smaller_way(share: float, dtype: torch.dtype) -> N
     run(denoiser, inputs)
     (state,) = denoiser._session.contexts["default"].states.values()
     sets = [value for name, value in state.memory.items() if name.startswith("memory:columns")]
-    assert sets and all(value.dtype is dtype for value in sets)
+    assert sets
+    assert all(value.dtype is dtype for value in sets)
     rows, columns = 2 * 2 * math.ceil(100 / 16), 100
     bits, indices = rows * math.ceil(columns / 8), rows * 4 * round(share * columns)
     assert all(value.nbytes == min(bits, indices) for value in sets)

@@ -1,4 +1,4 @@
-"""Each operator against plain formulas in float64, over odd shapes: PyTorch's kernels, and Triton's in its interpreter."""
+"""Each operator against plain formulas in float64, over odd shapes: PyTorch's kernels, and Triton's interpreted."""
 
 from __future__ import annotations
 
@@ -144,9 +144,7 @@ mlps = st.tuples(
 
 @SOME
 @given(shape=mlps)
-def test_mlp(
-    provider: str, shape: tuple[int, int, int, int, int, float, torch.dtype, str, bool, bool, int]
-) -> None:
+def test_mlp(provider: str, shape: tuple[int, int, int, int, int, float, torch.dtype, str, bool, bool, int]) -> None:
     batch, tokens, channels, units, block, share, dtype, activation, gated, biased, seed = shape
     x = normal(batch, tokens, channels, seed=seed, dtype=dtype)
     w1, w_up = (normal(units, channels, seed=seed + i, dtype=dtype) / channels**0.5 for i in (1, 2))
@@ -243,7 +241,13 @@ def test_coverage_takes_the_fewest_columns(seed: int, share: float, multiple: in
 
 @pytest.mark.parametrize(
     ("columns", "share", "multiple", "width"),
-    [(4352, 0.165, 112, 672), (4608, 0.165, 112, 784), (4608, 0.15, 64, 704), (119056, 0.05, 128, 6016), (9, 0.01, 4, 4)],
+    [
+        (4352, 0.165, 112, 672),
+        (4608, 0.165, 112, 784),
+        (4608, 0.15, 64, 704),
+        (119056, 0.05, 128, 6016),
+        (9, 0.01, 4, 4),
+    ],
 )
 def test_widths_are_the_published_ones(columns: int, share: float, multiple: int, width: int) -> None:
     assert int(sets.width_of(columns, share, multiple)) == width
@@ -256,5 +260,6 @@ def test_taking_a_part_from_a_whole_is_the_inverse_of_composing() -> None:
     torch.testing.assert_close(out, parts[0][0])
     torch.testing.assert_close(lse, parts[0][1])
     nothing = without(whole, whole)
-    assert not nothing[0].any() and (nothing[1] == -torch.inf).all()
+    assert not nothing[0].any()
+    assert (nothing[1] == -torch.inf).all()
     torch.testing.assert_close(compose(nothing, whole)[0], whole[0])

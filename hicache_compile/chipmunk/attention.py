@@ -165,7 +165,7 @@ def _of_head(
         keys, values = (given.index_select(0, picked).view(-1, width, given.shape[1]) for given in (key, value))
         added = None if bias is None else bias[picked.long()].view(-1, 1, 1, width).to(query.dtype)
         # As [G, 1, group, D]: every group is a sequence of its own.
-        state = attend(*(given.unsqueeze(1) for given in (padded[rows], keys, values)), scale, added)
+        state = attend(padded[rows].unsqueeze(1), keys.unsqueeze(1), values.unsqueeze(1), scale, added)
         out[rows], lse[rows] = state[0].squeeze(1), state[1].squeeze(1)
     return out.flatten(0, 1), lse.flatten(0, 1)
 
@@ -227,6 +227,6 @@ def _score_flops(query: Sizes, key: Sizes, *_: object, **__: object) -> int:
 
 
 @register_flop_formula(torch.ops.hicache.attention_columns)
-def _column_flops(query: Sizes, key: Sizes, value: Sizes, columns: Sizes, *others: object, **_: object) -> int:
-    *_, fraction, _provider = others
-    return round(sdpa_flop_count(query, key, value) * float(fraction))  # type: ignore[arg-type]  # a number
+def _column_flops(query: Sizes, key: Sizes, value: Sizes, columns: Sizes, *others: Any, **_: object) -> int:
+    fraction = others[-2]
+    return round(sdpa_flop_count(query, key, value) * float(fraction))

@@ -1,7 +1,7 @@
 """The YAML configuration of the original implementation, read into ``Chipmunk``.
 
-Keys it does not have are refused; so is what has no counterpart here and would change the result. What only says how the
-original runs (kernels' padding, offloading, compression of indices) changes nothing and is accepted.
+Keys it does not have are refused; so is what has no counterpart here and would change the result. What only says how
+the original runs (kernels' padding, offloading, compression of indices) changes nothing and is accepted.
 """
 
 from __future__ import annotations

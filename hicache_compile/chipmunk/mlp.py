@@ -3,10 +3,10 @@
 ``out = act(x W1' + b1) W2'``, or gated ``(act(x W1' + b1) * (x Wu' + bu)) W2'``. Between dense steps, each block of
 tokens computes the hidden units again whose inputs moved most, and adds what that changes. Chipmunk (arXiv 2506.03275).
 
-Shapes: ``x`` ``[B, N, C]``, ``w1`` and ``w_up`` ``[F, C]``, ``w2`` ``[O, F]``; ``R = ceil(N / block)`` blocks of tokens.
-``activations`` ``[B, R, F, block]`` are the hidden units, so that a unit's are side by side; ``means`` ``[B, R, F]``
-(gated: ``[B, R, 2 F]``) are the inputs of the activation, averaged over each block. A bias of ``w2`` is left to the
-caller.
+Shapes: ``x`` ``[B, N, C]``, ``w1`` and ``w_up`` ``[F, C]``, ``w2`` ``[O, F]``; ``R = ceil(N / block)`` blocks of
+tokens. ``activations`` ``[B, R, F, block]`` are the hidden units, so that a unit's are side by side; ``means``
+``[B, R, F]`` (gated: ``[B, R, 2 F]``) are the inputs of the activation, averaged over each block. A bias of ``w2`` is
+left to the caller.
 """
 
 from __future__ import annotations

@@ -21,12 +21,11 @@ ACTIVATIONS = {"gelu": 0, "gelu_tanh": 1, "silu": 2, "relu": 3}
 def _activated(x, ACTIVATION: tl.constexpr):
     if ACTIVATION == 0:
         return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
-    elif ACTIVATION == 1:  # tanh(y) = 2 sigmoid(2 y) - 1
+    if ACTIVATION == 1:  # tanh(y) = 2 sigmoid(2 y) - 1
         return x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
-    elif ACTIVATION == 2:
+    if ACTIVATION == 2:
         return x * tl.sigmoid(x)
-    else:
-        return tl.maximum(x, 0.0)
+    return tl.maximum(x, 0.0)
 
 
 @triton.jit
@@ -40,8 +39,12 @@ def _taken_in(
     for start in range(0, channels, DEEP):
         deep = start + tl.arange(0, DEEP)
         inside = deep < channels
-        w = tl.load(weight + units[:, None] * w_row + deep[None, :], mask=unit_mask[:, None] & inside[None, :], other=0.0)
-        token = tl.load(x + rows[None, :] * channels + deep[:, None], mask=row_mask[None, :] & inside[:, None], other=0.0)
+        w = tl.load(
+            weight + units[:, None] * w_row + deep[None, :], mask=unit_mask[:, None] & inside[None, :], other=0.0
+        )
+        token = tl.load(
+            x + rows[None, :] * channels + deep[:, None], mask=row_mask[None, :] & inside[:, None], other=0.0
+        )
         if WIDE:
             w, token = w.to(tl.float32), token.to(tl.float32)
         total += tl.dot(w, token, input_precision=PRECISION)
@@ -75,7 +78,21 @@ def _units_kernel(
     now = _activated(inner.to(dtype).to(tl.float32), ACTIVATION)
     if GATED:
         now = now.to(dtype).to(tl.float32) * _taken_in(
-            x, w_up, b_up, rows, units, row_mask, unit_mask, channels, up_row, UNITS, TOKENS, DEEP, UP_BIASED, PRECISION, WIDE
+            x,
+            w_up,
+            b_up,
+            rows,
+            units,
+            row_mask,
+            unit_mask,
+            channels,
+            up_row,
+            UNITS,
+            TOKENS,
+            DEEP,
+            UP_BIASED,
+            PRECISION,
+            WIDE,
         ).to(dtype).to(tl.float32)
     mask = unit_mask[:, None] & row_mask[None, :]
     kept = activations + (at * hidden + units[:, None]) * block + within[None, :]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,15 +115,16 @@ class Chipmunk:
         return 2 * self.full_every if self.max_age is None else self.max_age
 
     @classmethod
-    def from_yaml(cls, path: str | Path) -> Chipmunk:
-        """The settings in a configuration file of the original implementation.
+    def from_yaml(cls, path: str | Path, **others: Any) -> Chipmunk:
+        """The settings in a configuration file of the original implementation; ``others`` are fields to set besides,
+        the ``grid`` of an image for one.
 
         Raises:
             HiCacheError: a key is not one of the original's, or asks for what cannot be done here.
         """
         from hicache_compile.chipmunk.configuration import read
 
-        return read(Path(path))
+        return dataclasses.replace(read(Path(path)), **others)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Chipmunk:
@@ -145,7 +147,8 @@ class Chipmunk:
 
 
 def as_sparsity(value: Any) -> Chipmunk | None:
-    """Settings from settings, plain data, or a path to a configuration file; ``None`` stays ``None``.
+    """Settings from settings, plain data or JSON of it, ``"Chipmunk"`` for the defaults, or a path to a YAML file of
+    the original; ``None`` stays ``None``.
 
     Raises:
         HiCacheError: it is none of these.
@@ -154,11 +157,23 @@ def as_sparsity(value: Any) -> Chipmunk | None:
         return value
     if isinstance(value, Mapping):
         return Chipmunk.from_dict(value)
+    if value == "Chipmunk":
+        return Chipmunk()
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        return Chipmunk.from_dict(_parsed(value))
     if isinstance(value, str | Path):
         return Chipmunk.from_yaml(value)
     raise HiCacheError(
-        f"hicache_compile.sparsity = {value!r}: must be None, a Chipmunk, a dict of its fields or a path to its YAML"
+        f"hicache_compile.sparsity = {value!r}: must be None, a Chipmunk, a dict or JSON of its fields, or a path to "
+        "a YAML file"
     )
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(text))
+    except (json.JSONDecodeError, TypeError, ValueError) as error:
+        raise HiCacheError(f"hicache_compile.sparsity = {text[:60]!r}: must be JSON of its fields ({error})") from None
 
 
 def _whole_numbers(name: str, values: Any, least: int) -> tuple[int, ...]:

@@ -14,17 +14,18 @@ from rich.table import Table
 from tqdm import tqdm
 
 from hicache_compile.backends import BACKENDS
-from hicache_compile.demo.compare import CONTESTANTS, Result, compare, trajectories_of
+from hicache_compile.demo.compare import CONTESTANTS, SPARSE, Result, compare, trajectories_of
 from hicache_compile.demo.picture import draw
 from hicache_compile.errors import one_of
 
 
-def run(steps: int, per_class: int, seed: int, backend: str, out: Path, *, as_json: bool) -> None:
+def run(steps: int, per_class: int, seed: int, backend: str, out: Path, *, sparse: bool = False, as_json: bool) -> None:
     """Compare the policies, print the table (or JSON) and draw the picture."""
     one_of("demo", "backend", backend, BACKENDS)
-    total = steps * trajectories_of(CONTESTANTS)
+    others = SPARSE if sparse else ()
+    total = steps * trajectories_of(CONTESTANTS, others)
     with tqdm(total=total, desc="sampling", unit="step", file=sys.stderr) as bar:
-        results = compare(per_class, steps, seed, backend, on_step=bar.update)
+        results = compare(per_class, steps, seed, backend, sparse=others, on_step=bar.update)
     draw(results, out)
     if as_json:
         print(json.dumps([_finite(result) for result in results], indent=2))
@@ -51,12 +52,12 @@ def table(results: Sequence[Result], backend: str) -> Table:
     made.add_column("policy", no_wrap=True)
     for heading in ("full", "FLOPs", "clock", "PSNR", "error", "read", "MB", "graphs", "recompiles"):
         made.add_column(heading, justify="right", no_wrap=True)
-    scope = uncached.scope
+    group = uncached.group
     for result in results:
-        if result.scope != scope:
-            scope = result.scope
+        if result.group != group:
+            group = result.group
             made.add_row()
-            made.add_row(f"[bold]{scope} scope[/bold]")
+            made.add_row(f"[bold]{group}[/bold]")
         made.add_row(*_cells(result))
     return made
 

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
+from hicache_compile.chipmunk import Chipmunk
 from hicache_compile.compile import hicache_compile
 from hicache_compile.demo import digits
 from hicache_compile.demo.sampling import Sample, load_model, sample
 from hicache_compile.denoiser import CompiledDenoiser
 from hicache_compile.policy import Policy
-from hicache_compile.presets import FORA, HiCache, TaylorSeer
+from hicache_compile.presets import FORA, HiCache, TaylorSeer, Uncached
 from hicache_compile.report import Report
 
 Contestant = tuple[str, Policy]
@@ -30,18 +31,26 @@ CONTESTANTS: tuple[Contestant, ...] = tuple(
         ("FORA N=6", FORA(interval=6, warmup=3, scope=scope)),
     )
 )
+SPARSITY = Chipmunk(group=16, mlp_block=16)  # for the 64 + 4 tokens of the demo model
+SPARSE: tuple[Contestant, ...] = (
+    ("Chipmunk", Uncached()),
+    ("and HiCache N=2", HiCache(interval=2)),
+    ("and HiCache N=3", HiCache(interval=3)),
+    ("and HiCache N=5", HiCache(interval=5)),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One policy's run. ``psnr`` (dB over a range of 2, the mean over images) and ``relative_error``
+    """One policy's run. ``group`` says at which scope, or that its steps are sparse. ``psnr`` (dB over a range of 2,
+    the mean over images) and ``relative_error``
     (2-norm) are against the uncached sample of the same seed; ``accuracy`` is the share of images the
     classifier reads as the digit that was asked for; ``clock_speedup`` is the uncached sampling loop's
     seconds over this one's, compiling aside.
     """
 
     policy: str
-    scope: str
+    group: str
     report: Report
     clock_speedup: float
     psnr: float
@@ -51,7 +60,7 @@ class Result:
 
     def as_data(self) -> dict[str, Any]:
         """The row as plain data, under the names of ``report()``."""
-        own = {name: getattr(self, name) for name in ("policy", "scope", *MEASURED)}
+        own = {name: getattr(self, name) for name in ("policy", "group", *MEASURED)}
         counted = {name: getattr(self.report, name) for name in COUNTED}
         return {**own, **counted, "decisions": self.report.decisions()}
 
@@ -60,9 +69,9 @@ MEASURED = ("clock_speedup", "psnr", "relative_error", "accuracy")
 COUNTED = ("computed", "forecast", "flops_speedup", "state_bytes", "programs", "recompiles", "graph_breaks")
 
 
-def trajectories_of(contestants: Sequence[Contestant]) -> int:
+def trajectories_of(contestants: Sequence[Contestant], sparse: Sequence[Contestant] = ()) -> int:
     """How many trajectories ``compare`` samples: with each scope two uncached and a warm-up, one a policy."""
-    return 3 * len(_scopes(contestants)) + len(contestants)
+    return 3 * len(_groups(contestants, sparse)) + len(contestants) + len(sparse)
 
 
 def compare(
@@ -71,9 +80,10 @@ def compare(
     seed: int,
     backend: str,
     contestants: Sequence[Contestant] = CONTESTANTS,
+    sparse: Sequence[Contestant] = (),
     on_step: Callable[[], object] = lambda: None,
 ) -> list[Result]:
-    """The uncached sample's result, then those of ``contestants`` in order.
+    """The uncached sample's result, then those of ``contestants`` in order, then those of ``sparse`` over ``SPARSITY``.
 
     The clock compares with the same denoiser under ``disabled()``: the program that plain ``torch.compile``
     runs. The median of uncached runs before and after each scope's policies is taken.
@@ -93,32 +103,39 @@ def compare(
                 sample(uncached, labels, num_steps=1)  # compiles
             baselines.append(run(uncached))
 
-    for scope in _scopes(contestants):
+    for group, (sparsity, mine) in _groups(contestants, sparse).items():
         run_uncached()
-        mine = [(name, policy) for name, policy in contestants if policy.scope == scope]
-        compiled = hicache_compile(model, max(mine, key=lambda entry: entry[1].depth)[1], backend=backend)
+        deepest = max(mine, key=lambda entry: entry[1].depth)[1]
+        compiled = hicache_compile(model, deepest, backend=backend, sparsity=sparsity)
         run(compiled)  # compiles
         for name, policy in mine:
             compiled.policy = policy
             result = run(compiled)
-            runs.append((name, scope, compiled.report(), result))
+            runs.append((name, group, compiled.report(), result))
         run_uncached()
     baseline = statistics.median(entry.seconds for entry in baselines)
     first = Sample(baselines[0].images, baseline)
     rows = [("uncached", "", uncached.report(), first), *runs]
-    return [_result(name, scope, report, found, first, labels) for name, scope, report, found in rows]
+    return [_result(name, group, report, found, first, labels) for name, group, report, found in rows]
 
 
-def _scopes(contestants: Sequence[Contestant]) -> list[str]:
-    return list(dict.fromkeys(policy.scope for _, policy in contestants))
+def _groups(
+    contestants: Sequence[Contestant], sparse: Sequence[Contestant]
+) -> dict[str, tuple[Chipmunk | None, Sequence[Contestant]]]:
+    """Who shares a compiled denoiser: the policies of each scope, and those that are sparse."""
+    scopes = dict.fromkeys(policy.scope for _, policy in contestants)
+    groups: dict[str, tuple[Chipmunk | None, Sequence[Contestant]]] = {
+        f"{scope} scope": (None, [entry for entry in contestants if entry[1].scope == scope]) for scope in scopes
+    }
+    return {**groups, "sparse steps": (SPARSITY, sparse)} if sparse else groups
 
 
-def _result(name: str, scope: str, report: Report, found: Sample, reference: Sample, labels: torch.Tensor) -> Result:
+def _result(name: str, group: str, report: Report, found: Sample, reference: Sample, labels: torch.Tensor) -> Result:
     difference = found.images - reference.images
     mse = difference.square().mean(dim=(1, 2))
     return Result(
         policy=name,
-        scope=scope,
+        group=group,
         report=report,
         clock_speedup=reference.seconds / found.seconds,
         psnr=float((10 * torch.log10(4 / mse)).mean()),

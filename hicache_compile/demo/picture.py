@@ -11,7 +11,8 @@ import torch
 from hicache_compile.demo import digits
 from hicache_compile.demo.compare import Result
 
-FULL, FORECAST = "#d1495b", "#e7e5df"
+FULL, SPARSE, FORECAST = "#d1495b", "#e9a3ac", "#e7e5df"
+COLOURS = {"F": FULL, "S": SPARSE}
 INK, FAINT = "#222222", "#777777"
 HEADER, ROW, GROUP_GAP = 0.78, 0.86, 0.3  # inches
 
@@ -21,15 +22,15 @@ def draw(results: Sequence[Result], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    groups = len({result.scope for result in results})
+    groups = len({result.group for result in results})
     inches = HEADER + ROW * len(results) + GROUP_GAP * groups
     figure = Figure(figsize=(12.4, inches), dpi=150, facecolor="white")
     FigureCanvasAgg(figure)
     bottom = 1 - HEADER / inches
-    scope = results[0].scope
+    group = results[0].group
     for result in results:
-        bottom -= (ROW + (GROUP_GAP if result.scope != scope else 0)) / inches
-        scope = result.scope
+        bottom -= (ROW + (GROUP_GAP if result.group != group else 0)) / inches
+        group = result.group
         _labels(figure, result, bottom, ROW / inches)
         _digits(figure, result, bottom, ROW / inches)
         _strip(figure, result, bottom, ROW / inches)
@@ -51,8 +52,8 @@ def _title(figure: Any, results: Sequence[Result]) -> None:
 def _labels(figure: Any, result: Result, bottom: float, height: float) -> None:
     middle = bottom + height * 0.56
     figure.text(0.012, middle, result.policy, size=11, weight="bold", color=INK, va="bottom")
-    scope = f"{result.scope} scope" if result.scope else "every step computed"
-    figure.text(0.012, middle - height * 0.06, scope, size=9, color=FAINT, va="top")
+    group = result.group or "every step computed"
+    figure.text(0.012, middle - height * 0.06, group, size=9, color=FAINT, va="top")
 
 
 def _digits(figure: Any, result: Result, bottom: float, height: float) -> None:
@@ -70,10 +71,12 @@ def _strip(figure: Any, result: Result, bottom: float, height: float) -> None:
     decisions = result.report.decisions()
     axes = figure.add_axes((0.725, bottom + 0.16 * height, 0.262, 0.24 * height))
     for step, letter in enumerate(decisions):
-        axes.axvspan(step + 0.08, step + 0.92, color=FULL if letter in "FS" else FORECAST, lw=0)
+        axes.axvspan(step + 0.08, step + 0.92, color=COLOURS.get(letter, FORECAST), lw=0)
     axes.set_xlim(0, len(decisions))
     axes.set_axis_off()
+    sparse = decisions.count("S")
     caption = f"all {len(decisions)} computed, {100 * result.accuracy:.0f} % read right"
-    if result.report.forecast:
-        caption = f"{result.report.computed} computed, {result.clock_speedup:.1f}x faster, PSNR {result.psnr:.0f} dB"
+    if result.report.forecast or sparse:
+        computed = f"{result.report.computed} computed" + (f", {sparse} sparsely" if sparse else "")
+        caption = f"{computed}, {result.clock_speedup:.1f}x faster, PSNR {result.psnr:.0f} dB"
     figure.text(0.725, bottom + 0.50 * height, caption, size=9.5, color=INK, va="bottom")

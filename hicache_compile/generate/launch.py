@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from hicache_compile.chipmunk import Chipmunk
 from hicache_compile.compile import hicache_compile
 from hicache_compile.denoiser import CompiledDenoiser
 from hicache_compile.errors import HiCacheError
@@ -34,6 +35,7 @@ class Settings:
     dtype: str
     memory_budget: str | None
     offload: bool
+    sparsity: Chipmunk | None
     steps: int
     arguments: dict[str, Any]
 
@@ -79,6 +81,7 @@ class Launcher:
             backend=settings.backend,
             memory_budget=settings.memory_budget,
             offload=settings.offload,
+            sparsity=settings.sparsity,
         )
 
     def run(self, items: Sequence[Item]) -> dict[Item, str]:
@@ -110,6 +113,7 @@ class Launcher:
                 "seed": item.seed,
                 "steps": self.settings.steps,
                 "policy": to_dict(self.policy),
+                **({"sparsity": self.settings.sparsity.to_dict()} if self.settings.sparsity else {}),
                 "decisions": self._decisions(),
                 "seconds": round(seconds, 3),
             }

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from hicache_compile.backends import BACKENDS
+from hicache_compile.chipmunk.settings import as_sparsity
 from hicache_compile.errors import HiCacheError, one_of
 from hicache_compile.generate.command import generate
 from hicache_compile.generate.items import Item, geneval_items, plain_items, read_prompts
@@ -34,6 +35,7 @@ def run(
     dtype: str | None,
     memory_budget: str | None,
     offload: bool,
+    sparsity: str | None,
     arguments: dict[str, Any],
     as_json: bool,
 ) -> int:
@@ -57,6 +59,7 @@ def run(
         dtype=dtype,
         memory_budget=memory_budget,
         offload=offload,
+        sparsity=as_sparsity(sparsity),
         steps=steps,
         arguments=arguments,
     )

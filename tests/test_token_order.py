@@ -1,0 +1,133 @@
+"""Orders of tokens, and the pass that writes them into real denoisers."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from hicache_compile import Chipmunk, HiCacheError, hicache_compile
+from hicache_compile.chipmunk.orders import positions
+from tests.models import flux_inputs, random_flux
+from tests.test_chipmunk import error, run
+from tests.zoo import CASES
+
+OPS = torch.ops.hicache
+GRIDS = {"patches": [(16, 24), (5, 7), (1, 9), (9, 17)], "voxels": [(4, 6, 8), (5, 8, 19), (3, 45, 7), (9, 13, 17)]}
+
+
+@pytest.mark.parametrize(("order", "grid"), [(order, grid) for order, grids in GRIDS.items() for grid in grids])
+def test_the_way_back_is_exact_for_any_size(order: str, grid: tuple[int, ...]) -> None:
+    x = torch.arange(2 + positions(grid, order).numel() + 3)
+    there, back = (OPS.token_order(x, list(grid), order, 2, 3, inverse) for inverse in (False, True))
+    assert torch.equal(x[there][back], x)
+    assert torch.equal(x[there].sort().values, x)
+    assert x[there][:2].tolist() == [0, 1]
+    assert torch.equal(x[there][-3:], x[-3:])
+
+
+def test_patches_are_in_the_published_order() -> None:
+    height, width, c1, c2 = 16, 24, 8, 4
+    place = torch.empty(height * width, dtype=torch.int64)
+    for y, x in itertools.product(range(height), range(width)):
+        outer = (y // c1) * (width // c1) + x // c1
+        inner = ((y % c1) // c2) * (c1 // c2) + (x % c1) // c2
+        place[outer * c1**2 + inner * c2**2 + (y % c2) * c2 + x % c2] = y * width + x
+    assert torch.equal(positions((height, width), "patches"), place)
+
+
+@pytest.mark.parametrize("grid", GRIDS["voxels"])
+def test_voxels_are_in_the_published_order_with_what_is_left_over_last(grid: tuple[int, int, int]) -> None:
+    sides = (4, 6, 8)
+    whole = [size // side * side for size, side in zip(grid, sides, strict=True)]
+
+    def place(t: int, y: int, x: int) -> int:
+        return (t * grid[1] + y) * grid[2] + x
+
+    found = []
+    for corner in itertools.product(*(range(0, end, side) for end, side in zip(whole, sides, strict=True))):
+        for offset in itertools.product(*map(range, sides)):
+            found.append(place(*(c + o for c, o in zip(corner, offset, strict=True))))
+    frames, height, width = (range(size) for size in grid)
+    found += [place(t, y, x) for t in frames[whole[0] :] for y in height for x in width]
+    found += [place(t, y, x) for t in frames[: whole[0]] for y in height[whole[1] :] for x in width]
+    found += [place(t, y, x) for t in frames[: whole[0]] for y in height[: whole[1]] for x in width[whole[2] :]]
+    assert positions(grid, "voxels").tolist() == found
+
+
+def test_nearby_columns_are_those_of_the_neighbours() -> None:
+    near = OPS.nearby_columns(torch.empty(1), [24, 24], "patches", 64, 0, 64, 1, 0.0)
+    assert near.shape == (10, 640)
+    assert near[0].all()  # text reads everything
+    assert near[:, :64].all()  # and everything reads text
+    corner, middle = near[1, 64:].view(9, 64), near[5, 64:].view(9, 64)
+    assert corner.all(1).tolist() == [True, True, False, True, True, False, False, False, False]
+    assert middle.all()
+    band = OPS.nearby_columns(torch.empty(1), [1, 100], None, 0, 0, 10, 0, 0.2)
+    assert band[5].nonzero()[[0, -1], 0].tolist() == [45, 64]
+
+
+ORDERED = {
+    "SD3Transformer2DModel": "patches",
+    "DiTTransformer2DModel": "patches",
+    "FluxTransformer2DModel": "patches",
+    "Flux2Transformer2DModel": "patches",
+    "QwenImageTransformer2DModel": "patches",
+    "ChromaTransformer2DModel": "patches",
+    "WanTransformer3DModel": "voxels",
+    "HunyuanVideoTransformer3DModel": "voxels",
+}
+
+
+@pytest.mark.parametrize("name", ORDERED)
+def test_ordered_tokens_change_nothing_but_the_order_of_sums(name: str) -> None:
+    """Everything is computed, in the order: the positions of neighbours, masks and text come out where they were."""
+    case = next(case for case in CASES if case.name == name)
+    model, x = case.build(2), case.noise()
+    expected = velocity_of(case, model, x)
+    settings = {"top_keys": 1.0, "mlp_keys": 1.0, "first_dense": 0, "group": 16, "mlp_block": 16}
+    for grid in (None, (4, 4)):
+        denoiser = hicache_compile(
+            model, None, backend="eager", sparsity=Chipmunk(**settings, order=ORDERED[name], grid=grid if grid and ORDERED[name] == "patches" else None)
+        )  # fmt: skip
+        try:
+            with denoiser.trajectory(4):
+                found = [velocity_of(case, denoiser, x) for _ in range(4)]
+        except HiCacheError as told:
+            assert grid is None
+            assert "Chipmunk.grid" in str(told)
+            continue
+        assert all(error(one, expected) < 2e-6 for one in found)
+        assert denoiser.report().decisions() == "FFSS"
+        assert "token_order" in denoiser.graphs["full"].code
+        return
+    pytest.fail("the tokens were not ordered")
+
+
+def velocity_of(case: object, model: torch.nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return case.call(model, x, 0.5)  # type: ignore[attr-defined]
+
+
+def test_order_is_written_once_and_undone_once() -> None:
+    model, inputs = random_flux(2, 2), flux_inputs(tokens=64)
+    sparsity = Chipmunk(group=16, mlp_block=16, order="patches", grid=(8, 8))
+    denoiser = hicache_compile(model, None, backend="eager", sparsity=sparsity)
+    run(denoiser, inputs)
+    for name in ("full", "sparse"):
+        code = denoiser.graphs[name].code
+        assert code.count("index_select(") == 4  # in, out, cosines, sines
+    with denoiser.disabled():
+        assert torch.equal(run(denoiser, inputs), run(model, inputs))
+
+
+def test_a_grid_that_is_not_there_is_named() -> None:
+    model, inputs = random_flux(2, 2), flux_inputs(tokens=64)
+    for grid, said in ((None, "Chipmunk.grid = None"), ((8, 9), r"Chipmunk.grid = \(8, 9\)")):
+        denoiser = hicache_compile(
+            model, None, backend="eager", sparsity=Chipmunk(group=16, order="patches", grid=grid)
+        )
+        with pytest.raises(HiCacheError, match=said):
+            run(denoiser, inputs)
