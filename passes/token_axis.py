@@ -17,6 +17,7 @@ from torch import fx
 from hicache_compile.errors import HiCacheError
 from hicache_compile.passes import ops
 
+FORMED = frozenset({"type_as", "expand_as", "empty_like", "zeros_like", "ones_like"})  # by the first argument
 POINTWISE = (
     ops.CAST
     | ops.CLAMP
@@ -25,8 +26,21 @@ POINTWISE = (
     | ops.DIV
     | ops.DROPOUT
     | ops.ACTIVATIONS
+    | FORMED
     | {"sub", "isub", "neg", "pow", "rsqrt", "sqrt", "exp", "cos", "sin", "softplus", "square", "abs", "where", "lerp"}
-    | {"addcmul", "maximum", "minimum", "zeros_like", "ones_like", "detach", "real", "imag", "expand_as", "silu_"}
+    | {
+        "addcmul",
+        "maximum",
+        "minimum",
+        "zeros_like",
+        "ones_like",
+        "empty_like",
+        "detach",
+        "real",
+        "imag",
+        "expand_as",
+        "silu_",
+    }
 )
 BY_CHANNEL = frozenset({"linear", "layer_norm", "rms_norm", "normalize", "_fused_rms_norm"})
 OVER = frozenset({"mean", "sum", "var", "std", "norm", "amax", "softmax"})
@@ -113,13 +127,18 @@ class TokenAxis:
     def pointwise(self, node: fx.Node) -> Axis | None:
         """Operands are aligned at their last dimensions."""
         rank = self.rank(node)
-        read = [a for a in dict.fromkeys(node.all_input_nodes) if ops.is_tensor(a)]
+        given = node.all_input_nodes
+        if ops.op(node) in FORMED:
+            given = given[:1]
+            if given[0] not in self.axes:
+                return None
+        read = [operand for operand in dict.fromkeys(given) if ops.is_tensor(operand)]
         aligned = {replace(self.axes[a], dim=self.axes[a].dim + rank - self.rank(a)) for a in read if a in self.axes}
         if len(aligned) != 1:
             raise self.lost(node)
         axis = aligned.pop()
         for operand in read:
-            if operand not in self.axes and ops.op(node) not in ("expand_as", "type_as"):
+            if operand not in self.axes:
                 self.meet(node, operand, replace(axis, dim=axis.dim - rank + self.rank(operand)))
         return axis
 
@@ -227,8 +246,19 @@ class TokenAxis:
         assert isinstance(source, fx.Node)
         if source in self.lists:
             return self.lists[source][int(index)]  # type: ignore[arg-type]  # which of several
-        axis, made = self.axes[source], 0
-        dim = 0
+        return self._picked(node, source, index)
+
+    def written(self, node: fx.Node) -> None:
+        """``target[index] = value``: the tokens of both are the same ones."""
+        target, index, value = node.args
+        assert isinstance(target, fx.Node)
+        into = self._picked(node, target, index) if target in self.axes else None
+        if self.axes.get(value) != into:  # type: ignore[arg-type]  # a number has no tokens
+            raise self.lost(node)
+
+    def _picked(self, node: fx.Node, source: fx.Node, index: Any) -> Axis | None:
+        """Where the tokens are in ``source[index]``."""
+        axis, made, dim = self.axes[source], 0, 0
         wanted = list(index) if isinstance(index, tuple) else [index]
         if Ellipsis in wanted:
             place = wanted.index(Ellipsis)
@@ -239,16 +269,14 @@ class TokenAxis:
             if one is None:
                 made += 1
                 continue
-            if not isinstance(one, slice | int):
-                raise self.lost(node)
-            if dim == axis.dim:
-                if isinstance(one, int):
-                    raise self.lost(node)
+            if dim == axis.dim and isinstance(one, slice):
                 start, stop, step = one.indices(self.total(axis))
-                cut = self._cut(node, axis, start, stop) if step == 1 else None
                 if step != 1:
-                    raise self.lost(node)
+                    break
+                cut = self._cut(node, axis, start, stop)
                 return None if cut is None else replace(cut, dim=made)
+            if dim == axis.dim or not isinstance(one, slice | int):
+                break
             made += isinstance(one, slice)
             dim += 1
         raise self.lost(node)
@@ -297,6 +325,7 @@ _RULES: list[tuple[frozenset[str] | set[str], Rule]] = [
     (frozenset({"stack"}), TokenAxis.stack),
     (frozenset({"split", "split_with_sizes", "chunk", "unbind", "tensor_split"}), TokenAxis.pieces),
     (frozenset({"getitem"}), TokenAxis.item),
+    (frozenset({"setitem"}), TokenAxis.written),
     (frozenset({"permute", "transpose", "swapaxes"}), TokenAxis.transposed),
     (
         frozenset({"reshape", "view", "flatten", "unflatten", "unsqueeze", "squeeze", "expand"})
