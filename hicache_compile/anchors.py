@@ -60,6 +60,13 @@ class Anchors:
             self._ageing.restore(standing["ageing"])
 
 
+def letters_of(policy: Policy, num_steps: int, sparsity: Chipmunk | None) -> str:
+    """``policy.decisions(num_steps)``, with ``S`` for the steps that ``sparsity`` makes sparse."""
+    anchors = Anchors(sparsity)
+    decisions = enumerate(policy.decisions(num_steps))
+    return "".join(letter_of(anchors.compute(step)) if letter == "F" else letter for step, letter in decisions)
+
+
 def is_computed(choice: str) -> bool:
     """Whether a program of this name computes every site."""
     return choice == FULL or choice in set(Phase)

@@ -140,7 +140,7 @@ class Handle:
         if not self._steps:
             raise HiCacheError("explain(): the denoiser must have been called once, or warmup(example_inputs)")
         views = [View(step.captured, step.bindings) for step in self._newest()]
-        return explain(self._name(), views, self.policy, num_steps)
+        return explain(self._name(), views, self.policy, num_steps, sparsity=self._session.settings.sparsity)
 
     def dump(self, path: str | Path, num_steps: int = 50) -> None:
         """Write everything about the denoiser into the folder ``path``, and ``index.html``, a page to read it by.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import sys
+import types
 
 import pytest
 import torch
@@ -22,7 +24,7 @@ from hicache_compile import (
     hicache_compile,
     inspect,
 )
-from hicache_compile.chipmunk import Chipmunk
+from hicache_compile.chipmunk import Chipmunk, original
 from hicache_compile.demo import digits
 from hicache_compile.demo.sampling import load_model
 from tests.chipmunk_reference import NaiveChipmunk
@@ -412,3 +414,46 @@ def test_a_suspended_run_goes_on(tmp_path: object) -> None:
         x = steps(second, x, range(7, STEPS))
     assert torch.equal(x, expected)
     assert second.report().decisions() == first.report().decisions() + second.report().decisions()[7:]
+
+
+def test_explain_says_what_is_sparse_and_when() -> None:
+    model, inputs = subjects()["random"]
+    denoiser = compiled(model, HiCache(interval=3))
+    run(denoiser, inputs)
+    found = denoiser.explain(STEPS)
+    assert found.decisions == denoiser.report().decisions()
+    ceiling, counted = found.flops_speedup, denoiser.report().flops_speedup  # choosing keys is not in the ceiling
+    assert counted < ceiling < 1.05 * counted
+    assert "single_transformer_blocks.0.attn" in found.sparse
+    assert "steps sparse in 6 attentions and MLPs" in str(found)
+    alone = compiled(model, None)
+    run(alone, inputs)
+    assert alone.explain(STEPS).decisions == "FFSSSSSSSSSF"
+
+
+def test_the_original_kernel_gets_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernel is stood in for: what is handed to it is what it is made for."""
+    asked = []
+
+    def csp_attn(q: Tensor, k: Tensor, v: Tensor, o: Tensor, indices: Tensor, counts: Tensor, sign: int) -> None:
+        asked.append((q.shape, indices.shape, indices.dtype, counts.dtype, sign))
+        rows = indices[..., : int(counts.max())].repeat_interleave(192, dim=2)[:, :, : q.shape[2]].long()
+        chosen = torch.zeros(*q.shape[:3], k.shape[2], dtype=torch.bool).scatter(-1, rows, True)
+        o += sign * nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=chosen)
+
+    monkeypatch.setitem(sys.modules, "chipmunk", types.ModuleType("chipmunk"))
+    monkeypatch.setattr(original, "_check", lambda *_: None)
+    monkeypatch.setattr(torch.ops, "chipmunk", types.SimpleNamespace(csp_attn=csp_attn), raising=False)
+    query, key, value = (torch.randn(2, 3, 400, 128) for _ in range(3))
+    columns = torch.stack([torch.randperm(400)[:112].sort().values for _ in range(18)]).view(2, 3, 3, 112).int()
+    given = (columns, None, 192, 128**-0.5, 0.28)
+    found, _ = torch.ops.hicache.attention_columns(query, key, value, *given, "chipmunk")
+    expected, _ = torch.ops.hicache.attention_columns(query, key, value, *given, "portable")
+    assert error(found, expected) < 1e-6
+    assert asked == [(torch.Size([1, 3, 400, 128]), torch.Size([1, 3, 3, 400]), torch.int32, torch.int32, 1)] * 2
+
+
+def test_the_original_kernel_is_refused_where_it_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "chipmunk", types.ModuleType("chipmunk"))
+    with pytest.raises(HiCacheError, match="must be for"):
+        original.attention_columns(*[torch.randn(1, 1, 8, 16)] * 3, torch.zeros(1, 1, 1, 4).int(), None, 192, 0.25)

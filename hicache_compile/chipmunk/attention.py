@@ -128,6 +128,10 @@ def attention_columns(
     It is normalised over the set. ``fraction`` is how many keys a set has of all, for counting FLOPs.
     """
     found, counts = sets.listed(columns, key.shape[-2])
+    if bias is None and provider == "chipmunk":
+        from hicache_compile.chipmunk import original
+
+        return original.attention_columns(query, key, value, found, counts, group, scale)
     if bias is None and takes_triton(provider, query):
         from hicache_compile.chipmunk import attention_triton
 

@@ -29,7 +29,7 @@ def takes_triton(provider: str, like: Tensor) -> bool:
         HiCacheError: they are asked for where they cannot run.
     """
     fits = like.is_cuda and like.dtype in (torch.float16, torch.bfloat16, torch.float32)
-    if provider == "auto":
+    if provider in ("auto", "chipmunk"):
         return fits and find_spec("triton") is not None
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if provider == "triton" and not (fits or interpreted):

@@ -97,6 +97,11 @@ class Chipmunk:
         check_provider(self.provider)
         if self.top_keys is None and self.mlp_keys is None:
             raise HiCacheError("Chipmunk.top_keys, mlp_keys: must not both be None, nothing would be sparse")
+        if self.provider == "chipmunk" and (self.denominator, self.multiple % 112, self.group) != ("own", 0, 192):
+            raise HiCacheError(
+                "Chipmunk.provider = 'chipmunk': must be with denominator='own', group=192 and a multiple of 112 in "
+                "multiple"
+            )
         self._check_order()
 
     def _check_order(self) -> None:

@@ -54,7 +54,7 @@ def _rows(found: Explanation) -> list[tuple[str, str]]:
 def _cells(kind: str, decisions: str, wide: int, tall: int) -> str:
     cells = []
     for step, letter in enumerate(decisions):
-        state = "full" if letter == "F" and kind != "live" else kind
+        state = "full" if letter in "FS" and kind != "live" else kind
         cells.append(
             f'<rect class="{state}" x="{wide * step}" y="0" width="{wide - 1}" height="{tall - 1}">'
             f"<title>step {step}: {state}</title></rect>"

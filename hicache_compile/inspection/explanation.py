@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch import fx
 
+from hicache_compile.anchors import letters_of
+from hicache_compile.chipmunk.ageing import Phase
+from hicache_compile.chipmunk.settings import Chipmunk
 from hicache_compile.errors import whole_number
 from hicache_compile.memory import Layout, layout_of
 from hicache_compile.passes import Choice, Rewrite, ops
@@ -19,7 +22,7 @@ from hicache_compile.passes.divide import DIVIDED
 from hicache_compile.passes.graphs import placeholders
 from hicache_compile.passes.shapes import Bindings, concrete
 from hicache_compile.plan import GroupPlan
-from hicache_compile.policy import SCOPES, Policy
+from hicache_compile.policy import NOWHERE, SCOPES, Policy
 from hicache_compile.programs import rewrite
 from hicache_compile.serialize import to_dict
 
@@ -81,7 +84,13 @@ class Explanation:
     blocks: list[BlockRow]
     sites: list[SiteRow]
     scopes: list[ScopeRow]
+    sparse: list[str]
     refused: list[tuple[str, str]]
+
+    @property
+    def computed(self) -> int:
+        """Steps that are computed, densely or sparsely."""
+        return sum(letter in "FS" for letter in self.decisions)
 
     @property
     def stacks(self) -> dict[str, int]:
@@ -145,14 +154,21 @@ class View:
         specialiser = self.rewrite(layout).specialiser
         if not specialiser.apart:
             cheap = self.flops_of(layout)
-            return sum(self.flops_full if letter == "F" else cheap for letter in decisions)
+            sparse = self.flops_of(layout, Phase.SPARSE) if "S" in decisions else 0
+            each = {"F": self.flops_full, "S": sparse}
+            return sum(each.get(letter, cheap) for letter in decisions)
         plan = GroupPlan(policy, len(decisions), policy.depth, 0, specialiser.groups, specialiser.name)
         choices = [plan.choice(step) for step in range(len(decisions))]
         return sum(self.flops_full if choice == Choice.FULL else self.flops_of(layout, choice) for choice in choices)
 
 
 def explain(
-    model: str, views: Sequence[View], policy: Policy, num_steps: int, scopes: Sequence[str] = SCOPES
+    model: str,
+    views: Sequence[View],
+    policy: Policy,
+    num_steps: int,
+    scopes: Sequence[str] = SCOPES,
+    sparsity: Chipmunk | None = None,
 ) -> Explanation:
     """What ``policy`` makes of the graphs of one denoiser call over a run of ``num_steps``; and at which other scopes.
 
@@ -160,14 +176,15 @@ def explain(
         HiCacheError: ``num_steps`` is not a positive integer, or not the length the policy is made for.
     """
     whole_number("explain", "num_steps", num_steps, 1)
-    decisions = policy.decisions(num_steps)
-    layout = layout_of(policy)
-    flops_full = sum(view.flops_full for view in views)
-    if layout.probes or layout.groups or layout.split:
-        scopes = (policy.scope,)  # what is measured or told apart is at this one
-    rows = [_at_scope(_cut_at(policy, scope), views, policy, decisions, flops_full) for scope in scopes]
-    chosen = next(row for row in rows if row.scope == policy.scope)
+    layout = layout_of(policy, sparsity)
     rewrites = [view.rewrite(layout) for view in views]
+    sparse = [path for rewrite in rewrites for path in rewrite.sparse]
+    decisions = letters_of(policy, num_steps, sparsity if sparse else None)
+    flops_full = sum(view.flops_full for view in views)
+    if layout.probes or layout.groups or layout.split or policy.scope == NOWHERE:
+        scopes = (policy.scope,)  # what is measured or told apart is at this one
+    rows = [_at_scope(_cut_at(layout, scope), views, policy, decisions, flops_full) for scope in scopes]
+    chosen = next(row for row in rows if row.scope == policy.scope)
     return Explanation(
         model=model,
         policy=to_dict(policy),
@@ -183,16 +200,17 @@ def explain(
         blocks=[row for view in views for row in _blocks(view, layout)],
         sites=[row for view in views for row in _sites(view, layout, flops_full)],
         scopes=rows,
+        sparse=sparse,
         refused=sorted({(entry.site, entry.reason) for rewrite in rewrites for entry in rewrite.refused}),
     )
 
 
-def _cut_at(policy: Policy, scope: str) -> Layout:
-    """What ``policy`` asks for, at ``scope``."""
-    if scope == policy.scope:
-        return layout_of(policy)
-    ends = (policy.first, policy.last) if scope in ("block", "stack") else (0, 0)
-    return Layout(scope, *ends, policy.depth)
+def _cut_at(layout: Layout, scope: str) -> Layout:
+    """``layout`` cut at ``scope``."""
+    if scope == layout.scope:
+        return layout
+    ends = (layout.first, layout.last) if scope in ("block", "stack") else (0, 0)
+    return Layout(scope, *ends, layout.depth, sparsity=layout.sparsity)
 
 
 def _at_scope(layout: Layout, views: Sequence[View], policy: Policy, decisions: str, flops_full: int) -> ScopeRow:

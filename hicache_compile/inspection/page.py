@@ -70,7 +70,7 @@ def _call(part: Mapping[str, object]) -> str:
 
 
 def _headline(found: Explanation) -> str:
-    computed = found.decisions.count("F")
+    computed = found.computed
     tiles = [
         (f"{computed} of {found.num_steps}", "steps computed in full"),
         (f"{found.flops_speedup:.2f}x", "fewer FLOPs: the most it can be faster"),
@@ -174,7 +174,7 @@ def _compared(compared: Sequence[tuple[str, Explanation]]) -> str:
     if not compared:
         return ""
     rows = "".join(
-        f"<tr><td>{escape(name)}</td><td>{each.scope}</td><td class=num>{each.decisions.count('F')} of {each.num_steps}</td>"
+        f"<tr><td>{escape(name)}</td><td>{each.scope}</td><td class=num>{each.computed} of {each.num_steps}</td>"
         f"<td class=num>{size(each.state_bytes)}</td><td class=num>{each.flops_speedup:.2f}x</td></tr>"
         for name, each in compared
     )

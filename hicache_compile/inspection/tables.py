@@ -45,7 +45,7 @@ def comparison(found: Sequence[tuple[str, Explanation]]) -> Table:
         table.add_row(
             name,
             each.scope,
-            f"{each.decisions.count('F')} of {each.num_steps}",
+            f"{each.computed} of {each.num_steps}",
             percent(each.flops_forecast / each.flops_full),
             tera(spent),
             size(each.state_bytes),
@@ -59,11 +59,13 @@ def _summary(found: Explanation) -> Text:
     graphs = f"{found.graphs} graph{'s' * (found.graphs > 1)}, {found.nodes} nodes"
     lines = [
         f"{found.model}: {graphs}; {len(found.blocks)} blocks: {stacks}",
-        f"{found.decisions}  {found.decisions.count('F')} of {found.num_steps} steps computed",
+        f"{found.decisions}  {found.computed} of {found.num_steps} steps computed",
         f"full step {tera(found.flops_full)}, forecast step {tera(found.flops_forecast)} "
         f"({percent(found.flops_forecast / max(1, found.flops_full))}); at most {found.flops_speedup:.2f}x faster; "
         f"anchors {size(found.state_bytes)} a guidance branch",
     ]
+    if found.sparse:
+        lines.append(f"{found.decisions.count('S')} steps sparse in {len(found.sparse)} attentions and MLPs")
     return Text("\n".join(lines))
 
 
