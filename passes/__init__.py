@@ -160,7 +160,7 @@ def _marked(
     blockwise = cut.scope in ("block", "stack")
     marked = mark(captured, sparsity, max(cut.starts) if blockwise else 0, cut.last)
     log.info("sparse: %d attentions, %d MLPs", len(marked.attentions), len(marked.mlps))
-    if not marked.paths:
+    if marked.blocks and not marked.paths:
         nearest = marked.refused[0] if marked.refused else "no attention or MLP outside of the dense blocks"
         log.warning("nothing is sparse: %s", nearest)
     return captured, marked.paths, marked.refused

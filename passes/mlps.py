@@ -14,8 +14,6 @@ from torch import fx
 
 from hicache_compile.passes import ops
 
-_IDLE = frozenset({"contiguous", "clone"})
-
 
 @dataclass(frozen=True, slots=True)
 class Projection:
@@ -161,10 +159,10 @@ def _piece(pieces: fx.Node, place: int) -> tuple[fx.Node, int, int] | None:
 
 
 def _through(node: fx.Node) -> fx.Node:
-    """``node`` without what changes no number: dropout that drops nothing, copies."""
+    """``node`` without what changes no number but for rounding: dropout that drops nothing, casts, copies."""
     while True:
         idle = ops.op(node) in ops.DROPOUT and not ops.is_random(node)
-        if not (idle or ops.op(node) in _IDLE) or not isinstance(node.args[0], fx.Node):
+        if not (idle or ops.op(node) in ops.CAST) or not isinstance(node.args[0], fx.Node):
             return node
         node = node.args[0]
 

@@ -41,11 +41,12 @@ SHORT = 4  # an attention over fewer tokens than the longest one divided by this
 
 @dataclass(frozen=True, slots=True)
 class Marked:
-    """What may be sparse, by path, and what was refused."""
+    """What may be sparse, by path, what was refused, and in how many blocks was looked."""
 
     attentions: list[str]
     mlps: list[str]
     refused: list[CannotRewrite]
+    blocks: int
 
     @property
     def paths(self) -> list[str]:
@@ -65,7 +66,7 @@ def mark(captured: fx.GraphModule, chipmunk: Chipmunk, first: int = 0, last: int
     found, mlps = ([node for node in kind if node in allowed] for kind in (found, mlps))
     for number, node in enumerate((*found, *mlps)):
         node.meta[MARK] = number
-    return Marked([_name(node) for node in found], [_name(node) for node in mlps], refused)
+    return Marked([_name(node) for node in found], [_name(node) for node in mlps], refused, len(blocks))
 
 
 def sparsify(program: fx.GraphModule, chipmunk: Chipmunk, phase: Phase) -> fx.GraphModule:
