@@ -28,7 +28,7 @@ from hicache_compile.passes.sparsify import mark, sparsify
 from hicache_compile.passes.specialise import Choice, Specialiser, partial
 from hicache_compile.passes.split import split
 from hicache_compile.passes.token_order import order_tokens
-from hicache_compile.passes.verify import verify_captured, verify_guarded, verify_pair, verify_program
+from hicache_compile.passes.verify import verify_captured, verify_guarded, verify_pair, verify_phases, verify_program
 from hicache_compile.policy import NOWHERE, Cut
 
 log = logging.getLogger(__name__)
@@ -130,7 +130,8 @@ def build(
     specialiser = Specialiser(guarded, bool(groups))
     staged = any(probe.before for probe in probes)
     programs = specialiser.programs(staged)
-    if verify if verify is not None else os.environ.get("HICACHE_VERIFY") == "1":
+    verifying = verify if verify is not None else os.environ.get("HICACHE_VERIFY") == "1"
+    if verifying:
         verify_captured(captured)
         verify_guarded(guarded, captured)
         for choice, program in programs.items():
@@ -145,6 +146,8 @@ def build(
     if sparsity is not None and marked:
         full = programs[Choice.FULL]
         programs |= {str(phase): sparsify(full, sparsity, phase) for phase in phases_of(sparsity)}
+        if verifying:
+            verify_phases(programs)
     if sparsity is not None and sparsity.order is not None:
         programs[Choice.PLAIN] = copy_graph(original)[0]
     return Rewrite(original, guarded, programs, found.block_nodes, sites, refused, specialiser, stages, sparse=marked)

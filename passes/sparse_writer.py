@@ -26,9 +26,10 @@ class SparseWriter:
         self.number = int(node.meta[MARK])
 
     def value(self, function: Callable[..., Any], *args: Any) -> fx.Node:
-        """A call of ``function``."""
+        """A call of ``function``, named after it."""
+        name = getattr(function, "__name__", "").split(".")[0]
         with self.graph.inserting_before(self.node):
-            made = self.graph.call_function(function, args)
+            made = self.graph.create_node("call_function", function, args, name=name)
         example = self.example(function, *fx.node.map_arg(args, ops.value))
         made.meta = {"path": self.node.meta["path"], "calls": self.node.meta.get("calls", ()), "example_value": example}
         return made

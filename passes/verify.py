@@ -10,6 +10,7 @@ from collections import Counter
 import torch
 from torch import fx
 
+from hicache_compile.chipmunk.ageing import Phase
 from hicache_compile.errors import HiCacheError
 from hicache_compile.passes import ops
 from hicache_compile.passes.branch import forecast, full_or_forecast, remember
@@ -91,6 +92,25 @@ def verify_pair(programs: dict[str, fx.GraphModule]) -> None:
             f"programs: full writes rings {sorted(full.items())}, forecast reads {sorted(forecasting.items())}: "
             "must be the same"
         )
+
+
+def verify_phases(programs: dict[str, fx.GraphModule]) -> None:
+    """What sparse steps read of a dense one, the step that selects has written, in the same form."""
+    kept = {phase: _memory(programs[phase]) for phase in Phase if phase in programs}
+    for phase, memory in kept.items():
+        for state, node in memory.items():
+            written = kept[Phase.SELECT].get(state)
+            same = written is not None and ops.value(written).shape == ops.value(node).shape
+            by_choice = state.startswith("memory:units")  # chosen in sparse steps
+            _require(same or by_choice, f"program {phase}", node, "written by the step that selects")
+        program = programs[phase]
+        for node in output_node(program.graph).all_input_nodes:
+            _require(node.op != "placeholder", f"program {phase}", node, "computed: an output must not be an input")
+
+
+def _memory(program: fx.GraphModule) -> dict[str, fx.Node]:
+    states = {str(node.meta.get("state")): node for node in placeholders(program)}
+    return {state: node for state, node in states.items() if state.startswith("memory:")}
 
 
 def _ops_of(module: torch.nn.Module) -> Counter[str]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import fx
 
-from hicache_compile import passes
+from hicache_compile import Chipmunk, passes
 from hicache_compile.passes.either import either
 from tests.graphs import captured, count, listing
 from tests.models import ToyDiT, flux_inputs, random_flux
@@ -36,11 +36,22 @@ def test_every_stage(model: tuple[str, fx.GraphModule], scope: str) -> None:
     stages |= {f"either.{branch}": both.get_submodule(branch) for branch in ("full", "forecast")}
     for stage, module in stages.items():
         assert isinstance(module, fx.GraphModule)
-        path = GOLDEN / f"{name}-{scope}-{stage}.txt"
-        if os.environ.get("EXPECTTEST_ACCEPT"):
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(listing(module) + "\n", encoding="utf-8")
-        assert listing(module) + "\n" == path.read_text(encoding="utf-8"), stage
+        _compare(GOLDEN / f"{name}-{scope}-{stage}.txt", module)
+
+
+def test_every_phase_of_a_sparse_step(model: tuple[str, fx.GraphModule]) -> None:
+    name, graph = model
+    sparsity = Chipmunk(top_keys=0.4, mlp_keys=0.25, first_dense=1, group=4, mlp_block=4)
+    rewrite = passes.build(graph, "module", depth=2, sparsity=sparsity, verify=True)
+    for phase in ("select", "refresh", "sparse"):
+        _compare(GOLDEN / f"{name}-module-{phase}.txt", rewrite.programs[phase])
+
+
+def _compare(path: Path, module: fx.GraphModule) -> None:
+    if os.environ.get("EXPECTTEST_ACCEPT"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(listing(module) + "\n", encoding="utf-8")
+    assert listing(module) + "\n" == path.read_text(encoding="utf-8"), path.name
 
 
 @pytest.mark.parametrize("scope", ["module", "stack"])

@@ -1,0 +1,69 @@
+"""What column-sparse deltas change, on the trained demo model: alone and under forecasts, and how anchors are fed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from hicache_compile import Chipmunk, HiCache, Policy, Uncached, hicache_compile
+from hicache_compile.benchmarks.record import environment
+from hicache_compile.demo import digits
+from hicache_compile.demo.sampling import load_model, sample
+
+STEPS = 50
+EACH = 5  # digits of each class, for each seed
+SEEDS = (10, 11)
+SMALL = {"group": 16, "mlp_block": 16}  # for 64 + 4 tokens
+Line = dict[str, Any]
+
+
+def measure() -> list[Line]:
+    """A line for each policy and kind of sparsity: relative error against the uncached samples of the same noise."""
+    labels = torch.arange(digits.CLASSES).repeat(EACH)
+    uncached = hicache_compile(load_model(), Uncached(), backend="eager")
+    expected = torch.cat([sample(uncached, labels, STEPS, seed).images for seed in SEEDS])
+    found = []
+    for name, policy, settings in _cases():
+        sparsity = None if settings is None else Chipmunk(**SMALL, **settings)
+        denoiser = hicache_compile(load_model(), policy, backend="eager", sparsity=sparsity)
+        images = torch.cat([sample(denoiser, labels, STEPS, seed).images for seed in SEEDS])
+        report = denoiser.report()
+        found.append(
+            {
+                "measured": "sparse fidelity",
+                "policy": name,
+                "sparsity": settings,
+                "decisions": report.decisions(),
+                "flops_speedup": report.flops_speedup,
+                "relative_error": float((images - expected).norm() / expected.norm()),
+                "accuracy": float((digits.classify(images) == labels.repeat(len(SEEDS))).float().mean()),
+                "digits": len(images),
+                "command": "hicache bench sparse-fidelity",
+                **environment(),
+            }
+        )
+    return found
+
+
+def _cases() -> Iterator[tuple[str, Policy, dict[str, Any] | None]]:
+    """Chipmunk alone, by denominator, share and order; HiCache alone; both, by how anchors are fed and refreshed."""
+    for settings in (
+        {},
+        {"denominator": "own"},
+        {"top_keys": None},
+        {"mlp_keys": None},
+        {"top_keys": 0.3, "mlp_keys": 0.5},
+        {"coverage": 0.8},
+        {"window": 1, "grid": (8, 8)},
+        {"order": "patches", "grid": (8, 8)},
+    ):
+        yield "Chipmunk", Uncached(), settings
+    for interval in (2, 3, 5):
+        yield f"HiCache N={interval}", HiCache(interval=interval), None
+        yield f"HiCache N={interval}", HiCache(interval=interval), {}
+    for anchors in ("all", "dense", "bridged"):
+        for max_age in (10, 20):
+            yield "HiCache N=5", HiCache(interval=5), {"anchors": anchors, "max_age": max_age}
+    yield "HiCache N=5", HiCache(interval=5), {"denominator": "own"}
