@@ -41,7 +41,7 @@ def table(results: Sequence[Result], backend: str) -> Table:
     made = Table(
         title=f"{uncached.report.computed} steps, {len(uncached.images)} digits, {backend}",
         caption="FLOPs and clock: times less than the same model compiled and uncached. PSNR (dB) and error "
-        "(relative, 2-norm): against its samples of the same noise. read: digits a classifier reads right.",
+        "(relative, 2-norm): against its samples of the same noise. read: digits a classifier reads right. recomp.: recompiles.",
         box=box.SIMPLE_HEAD,
         padding=(0, 1),
         collapse_padding=True,
@@ -50,7 +50,7 @@ def table(results: Sequence[Result], backend: str) -> Table:
         caption_justify="left",
     )
     made.add_column("policy", no_wrap=True)
-    for heading in ("full", "FLOPs", "clock", "PSNR", "error", "read", "MB", "graphs", "recompiles"):
+    for heading in ("full", "FLOPs", "clock", "PSNR", "error", "read", "MB", "graphs", "recomp."):
         made.add_column(heading, justify="right", no_wrap=True)
     group = uncached.group
     for result in results:

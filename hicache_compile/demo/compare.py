@@ -34,9 +34,9 @@ CONTESTANTS: tuple[Contestant, ...] = tuple(
 SPARSITY = Chipmunk(group=16, mlp_block=16)  # for the 64 + 4 tokens of the demo model
 SPARSE: tuple[Contestant, ...] = (
     ("Chipmunk", Uncached()),
-    ("and HiCache N=2", HiCache(interval=2)),
-    ("and HiCache N=3", HiCache(interval=3)),
-    ("and HiCache N=5", HiCache(interval=5)),
+    ("+ HiCache N=2", HiCache(interval=2)),
+    ("+ HiCache N=3", HiCache(interval=3)),
+    ("+ HiCache N=5", HiCache(interval=5)),
 )
 
 

@@ -47,6 +47,8 @@ def _title(figure: Any, results: Sequence[Result]) -> None:
     figure.text(0.725, line, f"{steps} steps:", size=9.5, color=FAINT)
     figure.text(0.784, line, "computed", size=9.5, color=FULL, weight="bold")
     figure.text(0.858, line, "forecast", size=9.5, color="#a9a59a", weight="bold")
+    if any("S" in result.report.decisions() for result in results):
+        figure.text(0.922, line, "sparse", size=9.5, color=SPARSE, weight="bold")
 
 
 def _labels(figure: Any, result: Result, bottom: float, height: float) -> None:
@@ -77,6 +79,6 @@ def _strip(figure: Any, result: Result, bottom: float, height: float) -> None:
     sparse = decisions.count("S")
     caption = f"all {len(decisions)} computed, {100 * result.accuracy:.0f} % read right"
     if result.report.forecast or sparse:
-        computed = f"{result.report.computed} computed" + (f", {sparse} sparsely" if sparse else "")
-        caption = f"{computed}, {result.clock_speedup:.1f}x faster, PSNR {result.psnr:.0f} dB"
+        computed = f"{result.report.computed} computed" + (f", {sparse} sparse" if sparse else "")
+        caption = f"{computed}, {result.clock_speedup:.1f}x the speed, PSNR {result.psnr:.0f} dB"
     figure.text(0.725, bottom + 0.50 * height, caption, size=9.5, color=INK, va="bottom")
