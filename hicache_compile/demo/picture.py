@@ -80,5 +80,5 @@ def _strip(figure: Any, result: Result, bottom: float, height: float) -> None:
     caption = f"all {len(decisions)} computed, {100 * result.accuracy:.0f} % read right"
     if result.report.forecast or sparse:
         computed = f"{result.report.computed} computed" + (f", {sparse} sparse" if sparse else "")
-        caption = f"{computed}, {result.clock_speedup:.1f}x the speed, PSNR {result.psnr:.0f} dB"
+        caption = f"{computed}, {result.clock_speedup:.1f}x speed, PSNR {result.psnr:.0f} dB"
     figure.text(0.725, bottom + 0.50 * height, caption, size=9.5, color=INK, va="bottom")
