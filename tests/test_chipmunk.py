@@ -25,6 +25,7 @@ from hicache_compile import (
     inspect,
 )
 from hicache_compile.chipmunk import Chipmunk, original
+from hicache_compile.chipmunk.columns import unpack
 from hicache_compile.demo import digits
 from hicache_compile.demo.sampling import load_model
 from tests.chipmunk_reference import NaiveChipmunk
@@ -337,6 +338,19 @@ def test_sets_are_kept_in_the_smaller_way(share: float, dtype: torch.dtype) -> N
     rows, columns = 2 * 2 * math.ceil(100 / 16), 100
     bits, indices = rows * math.ceil(columns / 8), rows * 4 * round(share * columns)
     assert all(value.nbytes == min(bits, indices) for value in sets)
+
+
+def test_what_is_near_is_always_read() -> None:
+    model, inputs = random_flux(1, 1), flux_inputs(tokens=16 * 24)
+    denoiser = compiled(model, None, top_keys=0.02, mlp_keys=None, window=1, grid=(16, 24), group=64)
+    run(denoiser, inputs, 3)
+    (state,) = denoiser._session.contexts["default"].states.values()
+    near = torch.ops.hicache.nearby_columns(torch.empty(1), [16, 24], None, 4, 0, 64, 1, 0.0)
+    for name, value in state.memory.items():
+        if name.startswith("memory:columns"):
+            chosen = unpack(value, 4 + 16 * 24)
+            assert chosen[..., near].all()
+            assert not chosen.all()
 
 
 def test_flops_are_those_of_the_share_that_is_computed() -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hicache_compile import Chipmunk, HiCacheError, hicache_compile
+from hicache_compile.chipmunk import orders
 from hicache_compile.chipmunk.orders import positions
 from tests.models import flux_inputs, random_flux
 from tests.test_chipmunk import error, run
@@ -83,8 +84,11 @@ ORDERED = {
 
 
 @pytest.mark.parametrize("name", ORDERED)
-def test_ordered_tokens_change_nothing_but_the_order_of_sums(name: str) -> None:
-    """Everything is computed, in the order: the positions of neighbours, masks and text come out where they were."""
+def test_ordered_tokens_change_nothing_but_the_order_of_sums(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything is computed, in the order: positions, masks and text come out where they were. The patches and voxels
+    are smaller here, as the grids are: in the published sizes these would be in order as they come."""
+    monkeypatch.setattr(orders, "PATCHES", (2, 1))
+    monkeypatch.setattr(orders, "VOXEL", (1, 2, 2))
     case = next(case for case in CASES if case.name == name)
     model, x = case.build(2), case.noise()
     expected = velocity_of(case, model, x)
@@ -97,6 +101,8 @@ def test_ordered_tokens_change_nothing_but_the_order_of_sums(name: str) -> None:
     assert all(error(one, expected) < 2e-6 for one in found)
     assert denoiser.report().decisions() == "FFSS"
     assert "token_order" in denoiser.graphs["full"].code
+    moved = positions(grid or (4, 4), order) if order == "patches" else positions((1, 4, 4), order)
+    assert not torch.equal(moved, torch.arange(16))
 
 
 def velocity_of(case: Case, model: torch.nn.Module, x: Tensor) -> Tensor:

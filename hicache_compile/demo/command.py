@@ -41,7 +41,8 @@ def table(results: Sequence[Result], backend: str) -> Table:
     made = Table(
         title=f"{uncached.report.computed} steps, {len(uncached.images)} digits, {backend}",
         caption="FLOPs and clock: times less than the same model compiled and uncached. PSNR (dB) and error "
-        "(relative, 2-norm): against its samples of the same noise. read: digits a classifier reads right. recomp.: recompiles.",
+        "(relative, 2-norm): against its samples of the same noise. read: digits a classifier reads right. "
+        "recomp.: recompiles.",
         box=box.SIMPLE_HEAD,
         padding=(0, 1),
         collapse_padding=True,
