@@ -22,19 +22,34 @@ from hicache_compile.chipmunk import attention, mlp  # noqa: F401  # registers t
 ROUNDS = 9
 STEPS = 12
 SHAPE = Flux(2, 6, 8, 128, 4096, 512)
-GPU_SHAPE = Flux(19, 38, 24, 128, 4096, 512, joint_dim=4096, pooled_dim=768, guidance=True)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
+FLUX_DEV = Flux(
+    19, 38, 24, 128, 4096, 512, joint_dim=4096, pooled_dim=768, guidance=True, device="cuda", dtype=torch.bfloat16
+)
 Line = dict[str, Any]
 
 
 def measure() -> list[Line]:
     """A line for attention, one for an MLP, one for whole steps."""
-    found = [_attention(), _mlp(), _steps(SHAPE)]
+    found = [_attention(), _mlp(), _steps(FLUX_DEV if DEVICE == "cuda" else SHAPE)]
     return [{"measured": "sparse", **line, "command": "hicache bench sparse", **environment()} for line in found]
+
+
+def _normal(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, device=DEVICE, dtype=DTYPE)
+
+
+def _now() -> float:
+    """Seconds, once what was launched is done."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def _attention(heads: int = 4, tokens: int = 2304, dim: int = 128, fraction: float = 0.17) -> Line:
     """Attention to ``fraction`` of the keys against attention to all."""
-    query, key, value = (torch.randn(1, heads, tokens, dim) for _ in range(3))
+    query, key, value = (_normal(1, heads, tokens, dim) for _ in range(3))
     scale, hicache = dim**-0.5, torch.ops.hicache
     _, lse = hicache.attention_dense(query, key, value, None, scale)
     scores = hicache.column_scores(query, key, lse, None, 192, scale, "auto")
@@ -54,9 +69,9 @@ def _attention(heads: int = 4, tokens: int = 2304, dim: int = 128, fraction: flo
 def _mlp(tokens: int = 2304, channels: int = 1536, hidden: int = 6144, fraction: float = 0.3) -> Line:
     """Computing ``fraction`` of the hidden units again, choosing them included, against all."""
     hicache = torch.ops.hicache
-    x = torch.randn(1, tokens, channels)
-    w1, w2 = torch.randn(hidden, channels) / channels**0.5, torch.randn(channels, hidden) / hidden**0.5
-    b1 = torch.randn(hidden)
+    x = _normal(1, tokens, channels)
+    w1, w2 = _normal(hidden, channels) / channels**0.5, _normal(channels, hidden) / hidden**0.5
+    b1 = _normal(hidden)
     weights = (w1, b1, None, None)
     out, activations, means = hicache.mlp_dense(x, *weights, w2, "gelu_tanh", 128)
     moved = x + 0.1 * torch.randn_like(x)
@@ -84,9 +99,9 @@ def _in_turns(contenders: Mapping[str, Callable[[], Any]]) -> Line:
     seconds: dict[str, list[float]] = defaultdict(list)
     for _ in range(ROUNDS + 1):
         for name, run in contenders.items():
-            began = time.perf_counter()
+            began = _now()
             run()
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(_now() - began)
     dense, sparse = (1e3 * statistics.median(seconds[name][1:]) for name in ("dense", "sparse"))
     return {"dense_ms": dense, "sparse_ms": sparse, "faster": dense / sparse}
 
@@ -105,12 +120,12 @@ def _steps(shape: Flux) -> Line:
         x = dict.fromkeys(x, shape.noise())
         with sparse.trajectory(STEPS):
             for step in range(STEPS):
-                now = torch.tensor([1 - step / STEPS])
+                now = torch.tensor([1 - step / STEPS], device=DEVICE)
                 for name, denoiser in (("plain", plain), ("sparse", sparse)):
-                    began = time.perf_counter()
+                    began = _now()
                     velocity = denoiser(hidden_states=x[name], timestep=now, **branch, return_dict=False)[0]
                     phase = name if name == "plain" else sparse.report().decisions()[-1]
-                    seconds[phase].append(time.perf_counter() - began)
+                    seconds[phase].append(_now() - began)
                     x[name] = x[name] - velocity / STEPS
     report = sparse.report()
     dense_ms, sparse_ms = (1e3 * statistics.median(seconds[name]) for name in ("plain", "S"))

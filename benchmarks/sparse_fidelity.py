@@ -56,7 +56,6 @@ def _cases() -> Iterator[tuple[str, Policy, dict[str, Any] | None]]:
         {"mlp_keys": None},
         {"top_keys": 0.3, "mlp_keys": 0.5},
         {"coverage": 0.8},
-        {"window": 1, "grid": (8, 8)},
         {"order": "patches", "grid": (8, 8)},
     ):
         yield "Chipmunk", Uncached(), settings

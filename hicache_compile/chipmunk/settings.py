@@ -29,7 +29,7 @@ class Chipmunk:
         top_keys: share of the keys that sparse attention reads, in (0, 1]; ``None``: attention stays dense.
         mlp_keys: share of the hidden units that a sparse MLP computes, in (0, 1]; ``None``: MLPs stay dense.
         full_every: a computed step is dense when this many computed steps passed since the last dense one.
-        max_age: and when this many denoising steps did, computed or not; by default twice ``full_every``.
+        max_age: and when this many denoising steps did, computed or not; by default as many.
         full_steps: instead of both, denoising steps; the first computed step at or after each is dense.
         first_dense: blocks at the start that are always dense.
         group: queries that share a set of keys.
@@ -117,7 +117,7 @@ class Chipmunk:
     @property
     def oldest(self) -> int:
         """Denoising steps after which a computed step is dense."""
-        return 2 * self.full_every if self.max_age is None else self.max_age
+        return self.full_every if self.max_age is None else self.max_age
 
     @classmethod
     def from_yaml(cls, path: str | Path, **others: Any) -> Chipmunk:
