@@ -30,6 +30,7 @@ from hicache_compile.frames import DATA_DEPENDENT_OPS, as_call, own_frame
 from hicache_compile.handle import Handle
 from hicache_compile.modes import set_aside
 from hicache_compile.passes import capture
+from hicache_compile.policy import NOWHERE
 from hicache_compile.replay import Replay, changes_python_state, look_of_call, unobserved
 from hicache_compile.schedules import StepMask
 from hicache_compile.settings import Settings
@@ -156,7 +157,8 @@ class CompiledDenoiser(Handle, OptimizedModule):
         args, kwargs = as_call(example_inputs, "warmup")
         whole_number("warmup", "num_steps", num_steps, 1)
         policy = self.policy
-        decided = not (policy.cut.probes or policy.cut.groups or policy.cut.split)
+        cut = policy.cut
+        decided = not (cut.probes or cut.groups or cut.split or cut.scope == NOWHERE)
         rehearsed, calls = (replace(policy, schedule=StepMask("10")), 2) if decided else (policy, 1)
         with torch.no_grad(), self._session.rehearse(rehearsed, 2 if decided else num_steps):
             for _ in range(calls):

@@ -30,7 +30,7 @@ from hicache_compile.passes.divide import DIVIDED
 from hicache_compile.passes.graphs import placeholders
 from hicache_compile.passes.shapes import Bindings, bind_symbols, is_dynamic
 from hicache_compile.plan import GroupPlan
-from hicache_compile.policy import Policy
+from hicache_compile.policy import NOWHERE, Policy
 from hicache_compile.programs import Variant, rewrite
 from hicache_compile.replay import GraphCall
 from hicache_compile.running import run_decided, run_divided, run_inside, run_measured, run_planned
@@ -142,6 +142,7 @@ class CapturedStep:
             needed = {str(Choice.EITHER)}
         else:
             needed = set(variant.rewrite.programs) - {Choice.PLAIN}
+            needed -= {Choice.FORECAST} if policy.scope == NOWHERE else set()
         for choice in sorted(needed):
             variant.program(choice, self.backend, self.mode)
 

@@ -310,6 +310,17 @@ def test_another_shape_is_compiled_apart_and_stays_sparse() -> None:
         assert "S" in denoiser.report().decisions()
 
 
+@pytest.mark.parametrize("policy", [None, HiCache(interval=3), FBCache(0.2)], ids=["alone", "HiCache", "FBCache"])
+def test_after_a_warmup_nothing_is_compiled(policy: Policy | None) -> None:
+    model, inputs = random_flux(1, 1), flux_inputs(tokens=20)
+    denoiser = compiled(model, policy, full_every=3)
+    denoiser.warmup({**inputs, "timestep": torch.ones(2), "return_dict": False}, num_steps=STEPS)
+    programs = denoiser.report().programs
+    found = run(denoiser, inputs)
+    assert denoiser.report().programs == programs
+    assert torch.equal(found, run(compiled(model, policy, full_every=3), inputs))
+
+
 # What is said about it
 
 
