@@ -65,17 +65,19 @@ def test_a_cached_sample_is_nearer_to_the_uncached_one_than_reuse() -> None:
 def test_the_command_prints_data_and_draws(tmp_path: Path) -> None:
     picture = tmp_path / "demo.png"
     arguments = ["demo", "--steps", "8", "--per-class", "1", "--backend", "eager", "--json", "--out", str(picture)]
+    arguments.append("--sparse")
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     rows = json.loads(result.stdout)
     assert [row["policy"] for row in rows[:3]] == ["uncached", "HiCache N=4", "HiCache N=6"]
     assert rows[0]["computed"] == 8
     assert rows[0]["psnr"] is None
-    for row in rows[1:]:
+    for row in rows[1:13]:
         assert row["decisions"].count("F") == row["computed"] < 8
         assert (row["programs"], row["recompiles"], row["graph_breaks"]) == (2, 0, 0)
         assert row["flops_speedup"] > 1
         assert row["psnr"] > 10
+    assert [row["decisions"] for row in rows[13:]] == ["FFSSSSSS", "FFS.S.S.", "FFS..S..", "FFS....S"]
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 

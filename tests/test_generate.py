@@ -52,6 +52,7 @@ def generate(model: Path, folder: Path, prompts: list[str] = PROMPTS, **more: An
         "dtype": None,
         "memory_budget": None,
         "offload": False,
+        "sparsity": None,
         "arguments": SMALL,
         "as_json": True,
     }
@@ -83,6 +84,15 @@ def test_pictures_and_lines(model: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert json.loads(capsys.readouterr().out)["skipped"] == 2
     assert len(lines(tmp_path)) == 3
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_sparse_pictures(model: Path, tmp_path: Path) -> None:
+    sparsity = '{"top_keys": 0.3, "first_dense": 0, "group": 8, "mlp_block": 8}'
+    assert generate(model, tmp_path, PROMPTS[:1], policy="Uncached", sparsity=sparsity) == 0
+    (line,) = lines(tmp_path)
+    assert line["decisions"] == {"transformer": {"cond": "FFSSS"}}
+    assert line["policy"]["scope"] == "none"
+    assert line["sparsity"]["top_keys"] == 0.3
 
 
 def test_pictures_equal_those_of_the_pipeline(model: Path, tmp_path: Path) -> None:
