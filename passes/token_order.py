@@ -102,19 +102,30 @@ def _along(node: fx.Node) -> int:
 
 
 def _grid_of(source: fx.Node, count: int, chipmunk: Chipmunk) -> Grid | None:
-    """The last dimensions of what ``source`` was flattened from, where they have ``count`` tokens."""
-    rank = ORDERS.get(chipmunk.order or "")
+    """The grid that was flattened into the ``count`` tokens of ``source``."""
+    ranks = (ORDERS[chipmunk.order],) if chipmunk.order is not None else tuple(ORDERS.values())
     seen: set[fx.Node] = set()
     queue = [source]
     for node in queue:
-        shape = ops.value(node).shape if ops.is_tensor(node) else ()
-        grid = tuple(shape[2:])
-        fits = len(grid) == rank if rank is not None else len(grid) in (2, 3)
-        if fits and all(isinstance(size, int) for size in grid) and math.prod(grid) == count:
+        grid = _flattened(node)
+        if grid is not None and len(grid) in ranks and math.prod(grid) == count:
             return grid
         new = [a for a in node.all_input_nodes if a not in seen and not a.meta.get("weight")]
         seen.update(new)
         queue += new
+    return None
+
+
+def _flattened(node: fx.Node) -> Grid | None:
+    """The dimensions between batch and channels that ``node`` makes one of, channels first or last."""
+    if ops.op(node) not in ("flatten", "reshape", "view") or not ops.is_tensor(node):
+        return None
+    old, new = tuple(ops.value(node.all_input_nodes[0]).shape), tuple(ops.value(node).shape)
+    if len(new) != 3 or not all(isinstance(size, int) for size in (*old, *new)):
+        return None
+    for grid, flat in ((old[2:], (*old[:2], math.prod(old[2:]))), (old[1:-1], (old[0], math.prod(old[1:-1]), old[-1]))):
+        if flat == new and len(grid) > 1:
+            return grid
     return None
 
 

@@ -14,6 +14,7 @@ from hicache_compile.chipmunk.orders import positions
 from tests.models import flux_inputs, random_flux
 from tests.test_chipmunk import error, run
 from tests.zoo import CASES, Case
+from tests.zoo.case import GRIDS as GRIDS_OF_CASES
 
 OPS = torch.ops.hicache
 GRIDS = {"patches": [(16, 24), (5, 7), (1, 9), (9, 17)], "voxels": [(4, 6, 8), (5, 8, 19), (3, 45, 7), (9, 13, 17)]}
@@ -70,7 +71,12 @@ def test_nearby_columns_are_those_of_the_neighbours() -> None:
     assert band[5].nonzero()[[0, -1], 0].tolist() == [45, 64]
 
 
-NO_GRID = ("FluxTransformer2DModel", "QwenImageTransformer2DModel", "CogView4Transformer2DModel")  # tokens come packed
+NO_GRID = (
+    "FluxTransformer2DModel",
+    "Flux2Transformer2DModel",
+    "QwenImageTransformer2DModel",
+    "CogView4Transformer2DModel",
+)  # tokens come packed
 ORDERED = {
     "SD3Transformer2DModel": "patches",
     "DiTTransformer2DModel": "patches",
@@ -90,24 +96,24 @@ def test_ordered_tokens_change_nothing_but_the_order_of_sums(name: str, monkeypa
     monkeypatch.setattr(orders, "PATCHES", (2, 1))
     monkeypatch.setattr(orders, "VOXEL", (1, 2, 2))
     case = next(case for case in CASES if case.name == name)
-    model, x = case.build(2), case.noise()
-    expected = velocity_of(case, model, x)
+    model, x = case.build(2), case.noise(size=1)
+    expected = velocity_of(case, model, x, size=1)
     order = ORDERED[name]
-    grid = (4, 4) if name in NO_GRID else None
+    grid = GRIDS_OF_CASES[1] if name in NO_GRID else None
     everything = Chipmunk(top_keys=1.0, mlp_keys=1.0, first_dense=0, group=16, mlp_block=16, order=order, grid=grid)
     denoiser = hicache_compile(model, None, backend="eager", sparsity=everything)
     with denoiser.trajectory(4):
-        found = [velocity_of(case, denoiser, x) for _ in range(4)]
+        found = [velocity_of(case, denoiser, x, size=1) for _ in range(4)]
     assert all(error(one, expected) < 2e-6 for one in found)
     assert denoiser.report().decisions() == "FFSS"
     assert "token_order" in denoiser.graphs["full"].code
-    moved = positions(grid or (4, 4), order) if order == "patches" else positions((1, 4, 4), order)
-    assert not torch.equal(moved, torch.arange(16))
+    moved = positions(GRIDS_OF_CASES[1] if order == "patches" else (1, *GRIDS_OF_CASES[1]), order)
+    assert not torch.equal(moved[moved], torch.arange(15))  # so that there and back are not the same
 
 
-def velocity_of(case: Case, model: torch.nn.Module, x: Tensor) -> Tensor:
+def velocity_of(case: Case, model: torch.nn.Module, x: Tensor, size: int = 0) -> Tensor:
     with torch.no_grad():
-        return case.call(model, x, 0.5)
+        return case.call(model, x, 0.5, size)
 
 
 def test_order_is_written_once_and_undone_once() -> None:
