@@ -15,7 +15,7 @@ from hicache_compile.demo.sampling import load_model, sample
 STEPS = 50
 EACH = 5  # digits of each class, for each seed
 SEEDS = (10, 11)
-SMALL = {"group": 16, "mlp_block": 16}  # for 64 + 4 tokens
+SMALL: dict[str, Any] = {"group": 16, "mlp_block": 16}  # for 64 + 4 tokens
 Line = dict[str, Any]
 
 

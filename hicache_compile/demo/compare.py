@@ -42,7 +42,7 @@ SPARSE: tuple[Contestant, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One policy's run. ``group`` says at which scope, or that its steps are sparse. ``psnr`` (dB over a range of 2,
+    """One policy's run, over sparse steps or not. ``psnr`` (dB over a range of 2,
     the mean over images) and ``relative_error``
     (2-norm) are against the uncached sample of the same seed; ``accuracy`` is the share of images the
     classifier reads as the digit that was asked for; ``clock_speedup`` is the uncached sampling loop's
@@ -50,7 +50,8 @@ class Result:
     """
 
     policy: str
-    group: str
+    scope: str
+    sparse: bool
     report: Report
     clock_speedup: float
     psnr: float
@@ -58,9 +59,14 @@ class Result:
     accuracy: float
     images: torch.Tensor
 
+    @property
+    def group(self) -> str:
+        """What its rows stand under."""
+        return "sparse steps" if self.sparse else f"{self.scope} scope" if self.scope else ""
+
     def as_data(self) -> dict[str, Any]:
         """The row as plain data, under the names of ``report()``."""
-        own = {name: getattr(self, name) for name in ("policy", "group", *MEASURED)}
+        own = {name: getattr(self, name) for name in ("policy", "scope", "sparse", *MEASURED)}
         counted = {name: getattr(self.report, name) for name in COUNTED}
         return {**own, **counted, "decisions": self.report.decisions()}
 
@@ -92,7 +98,7 @@ def compare(
     model = load_model()
     uncached = hicache_compile(model, contestants[0][1], backend=backend)
     baselines: list[Sample] = []
-    runs: list[tuple[str, str, Report, Sample]] = []
+    runs: list[tuple[str, str, bool, Report, Sample]] = []
 
     def run(denoiser: CompiledDenoiser) -> Sample:
         return sample(denoiser, labels, num_steps, seed, on_step)
@@ -103,7 +109,7 @@ def compare(
                 sample(uncached, labels, num_steps=1)  # compiles
             baselines.append(run(uncached))
 
-    for group, (sparsity, mine) in _groups(contestants, sparse).items():
+    for sparsity, mine in _groups(contestants, sparse):
         run_uncached()
         deepest = max(mine, key=lambda entry: entry[1].depth)[1]
         compiled = hicache_compile(model, deepest, backend=backend, sparsity=sparsity)
@@ -111,31 +117,34 @@ def compare(
         for name, policy in mine:
             compiled.policy = policy
             result = run(compiled)
-            runs.append((name, group, compiled.report(), result))
+            runs.append((name, policy.scope, sparsity is not None, compiled.report(), result))
         run_uncached()
     baseline = statistics.median(entry.seconds for entry in baselines)
     first = Sample(baselines[0].images, baseline)
-    rows = [("uncached", "", uncached.report(), first), *runs]
-    return [_result(name, group, report, found, first, labels) for name, group, report, found in rows]
+    rows = [("uncached", "", False, uncached.report(), first), *runs]
+    return [_result(*row, first, labels) for row in rows]
 
 
 def _groups(
     contestants: Sequence[Contestant], sparse: Sequence[Contestant]
-) -> dict[str, tuple[Chipmunk | None, Sequence[Contestant]]]:
+) -> list[tuple[Chipmunk | None, Sequence[Contestant]]]:
     """Who shares a compiled denoiser: the policies of each scope, and those that are sparse."""
     scopes = dict.fromkeys(policy.scope for _, policy in contestants)
-    groups: dict[str, tuple[Chipmunk | None, Sequence[Contestant]]] = {
-        f"{scope} scope": (None, [entry for entry in contestants if entry[1].scope == scope]) for scope in scopes
-    }
-    return {**groups, "sparse steps": (SPARSITY, sparse)} if sparse else groups
+    groups: list[tuple[Chipmunk | None, Sequence[Contestant]]] = [
+        (None, [entry for entry in contestants if entry[1].scope == scope]) for scope in scopes
+    ]
+    return [*groups, (SPARSITY, sparse)] if sparse else groups
 
 
-def _result(name: str, group: str, report: Report, found: Sample, reference: Sample, labels: torch.Tensor) -> Result:
+def _result(
+    name: str, scope: str, sparse: bool, report: Report, found: Sample, reference: Sample, labels: torch.Tensor
+) -> Result:
     difference = found.images - reference.images
     mse = difference.square().mean(dim=(1, 2))
     return Result(
         policy=name,
-        group=group,
+        scope=scope,
+        sparse=sparse,
         report=report,
         clock_speedup=reference.seconds / found.seconds,
         psnr=float((10 * torch.log10(4 / mse)).mean()),
