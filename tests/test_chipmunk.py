@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import math
 import sys
@@ -445,7 +446,7 @@ def test_a_suspended_run_goes_on(policy: Policy, tmp_path: Path) -> None:
     assert "S" in whole.report().decisions()[7:]
 
 
-def test_explain_says_what_is_sparse_and_when() -> None:
+def test_explain_and_dump_say_what_is_sparse_and_when(tmp_path: Path) -> None:
     model, inputs = subjects()["random"]
     denoiser = compiled(model, HiCache(interval=3))
     run(denoiser, inputs)
@@ -455,6 +456,10 @@ def test_explain_says_what_is_sparse_and_when() -> None:
     assert counted < ceiling < 1.05 * counted
     assert "single_transformer_blocks.0.attn" in found.sparse
     assert "steps sparse in 6 attentions and MLPs" in str(found)
+    denoiser.dump(tmp_path, STEPS)
+    decided = [line.split("\t")[1] for line in (tmp_path / "schedule.tsv").read_text().splitlines()[1:]]
+    assert decided[:6] == ["full", "select", "sparse", "forecast", "forecast", "sparse"]
+    assert Chipmunk.from_dict(json.loads((tmp_path / "sparsity.json").read_text())) == Chipmunk(**SMALL)
     alone = compiled(model, None)
     run(alone, inputs)
     assert alone.explain(STEPS).decisions == "FFSSSSSSSSSF"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from hicache_compile.chipmunk import Chipmunk
 from hicache_compile.inspection.explanation import Explanation, View
 from hicache_compile.inspection.page import page
 from hicache_compile.inspection.source import source_of
@@ -42,12 +43,14 @@ def write(
     """
     folder.mkdir(parents=True, exist_ok=True)
     policy = from_dict(explained.policy)
+    sparsity = None if explained.sparsity is None else Chipmunk.from_dict(explained.sparsity)
     python = {**graphs, **(code or {})}
     numbered = {f"{number:02}_{name}.py": text for number, (name, text) in enumerate(python.items(), 1)}
     files = {
         **numbered,
         "policy.json": json.dumps(explained.policy, indent=2),
-        "schedule.tsv": schedule(policy, explained.num_steps),
+        **({"sparsity.json": json.dumps(explained.sparsity, indent=2)} if sparsity is not None else {}),
+        "schedule.tsv": schedule(policy, explained.num_steps, sparsity),
         "explain.txt": render(explained),
         "explain.json": explained.to_json(),
         "versions.json": json.dumps(versions(), indent=2),
@@ -59,15 +62,15 @@ def write(
     (folder / "index.html").write_text(html, encoding="utf-8")
 
 
-def schedule(policy: Policy, num_steps: int) -> str:
+def schedule(policy: Policy, num_steps: int, sparsity: Chipmunk | None = None) -> str:
     """The weight table: one line a step with its decision, the ring row it writes, and the weight of each row."""
-    plan = Plan(policy, num_steps, policy.depth)
+    plan = Plan(policy, num_steps, policy.depth, sparsity=sparsity)
     plan.computes(num_steps - 1)
     lines = ["\t".join(["step", "decision", "row", *(f"weight_{k}" for k in range(policy.depth))])]
     for step, full in enumerate(plan.full):
         numbers = [""] * policy.depth if full else [repr(weight) for weight in plan.rows[step]]
         row = str(plan.positions[step]) if full else ""
-        lines.append("\t".join([str(step), "full" if full else "forecast", row, *numbers]))
+        lines.append("\t".join([str(step), plan.choices[step], row, *numbers]))
     return "\n".join(lines) + "\n"
 
 

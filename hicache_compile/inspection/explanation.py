@@ -84,6 +84,7 @@ class Explanation:
     blocks: list[BlockRow]
     sites: list[SiteRow]
     scopes: list[ScopeRow]
+    sparsity: dict[str, Any] | None
     sparse: list[str]
     refused: list[tuple[str, str]]
 
@@ -200,6 +201,7 @@ def explain(
         blocks=[row for view in views for row in _blocks(view, layout)],
         sites=[row for view in views for row in _sites(view, layout, flops_full)],
         scopes=rows,
+        sparsity=sparsity.to_dict() if sparsity is not None and sparse else None,
         sparse=sparse,
         refused=sorted({(entry.site, entry.reason) for rewrite in rewrites for entry in rewrite.refused}),
     )
