@@ -27,7 +27,8 @@ from hicache_compile.passes.attentions import arguments_of, attentions
 from hicache_compile.passes.blocks import Run, find_runs
 from hicache_compile.passes.graphs import copy_node, fake_mode_of
 from hicache_compile.passes.residuals import stream_carriers
-from hicache_compile.passes.token_axis import Axis, Meeting, TokenAxis
+from hicache_compile.passes.token_axis import Axis, Meeting, Tokens
+from hicache_compile.passes.token_rules import follow_tokens
 
 Grid = tuple[int, ...]
 
@@ -42,7 +43,7 @@ def order_tokens(captured: fx.GraphModule, chipmunk: Chipmunk) -> None:
     zone = ancestry.between(ancestry.bits(node for run in runs for block in run.blocks for node in block.nodes))
     zone.discard(entry)
     nodes = [node for node in captured.graph.nodes if node in zone]
-    tokens = TokenAxis(entry, axis, math.prod(grid), nodes)
+    tokens = follow_tokens(entry, axis, math.prod(grid), nodes)
     for node in attentions(captured.graph):
         found = tokens.axes.get(arguments_of(node)["query"]) if node in zone else None
         if found is not None:
@@ -132,7 +133,7 @@ def _flattened(node: fx.Node) -> Grid | None:
 class _Orderer:
     """Writes the order into a graph."""
 
-    def __init__(self, graph: fx.Graph, tokens: TokenAxis, grid: Grid, order: str) -> None:
+    def __init__(self, graph: fx.Graph, tokens: Tokens, grid: Grid, order: str) -> None:
         self.graph = graph
         self.tokens = tokens
         self.grid = grid
@@ -224,6 +225,6 @@ def _leads_to(node: fx.Node, source: fx.Node, at: Axis, axis: Axis) -> bool:
     """Whether tokens at ``at`` in ``source`` are at ``axis`` in ``node``."""
     try:
         count = int(ops.value(source).shape[at.dim]) - at.before - at.after
-        return TokenAxis(source, at, count, [node]).axes.get(node) == axis
+        return follow_tokens(source, at, count, [node]).axes.get(node) == axis
     except HiCacheError:
         return False
