@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hicache_compile import HiCache, HiCacheError, hicache_compile
-from hicache_compile.memory import Layout, choose, parse_bytes
+from hicache_compile.memory import Layout, choose, layout_of, parse_bytes
 from hicache_compile.policy import Policy
 from tests.models import flux_inputs, random_flux, sample
 
@@ -52,18 +52,18 @@ def test_not_bytes(text: object) -> None:
     ],
 )
 def test_the_finest_layout_that_fits(budget: int, expected: Layout) -> None:
-    layout, why = choose(HiCache(interval=4), budget, None, SLOTS.__getitem__)
+    layout, why = choose(layout_of(HiCache(interval=4)), budget, None, SLOTS.__getitem__)
     assert layout == expected
     assert f"of {budget:,} bytes" in why
 
 
 def test_too_small_a_budget_says_the_least_that_would_do() -> None:
     with pytest.raises(HiCacheError, match="must be at least 2,048"):
-        choose(HiCache(interval=4), 2047, None, SLOTS.__getitem__)
+        choose(layout_of(HiCache(interval=4)), 2047, None, SLOTS.__getitem__)
 
 
 def test_a_coarse_policy_is_not_made_finer() -> None:
-    layout, _ = choose(HiCache(interval=4, scope="stack"), 10**9, None, SLOTS.__getitem__)
+    layout, _ = choose(layout_of(HiCache(interval=4, scope="stack")), 10**9, None, SLOTS.__getitem__)
     assert layout.scope == "stack"
 
 
