@@ -54,7 +54,7 @@ def decisions(policy: Policy, num_steps: int, measured: Measured) -> str:
         shown = [measured(step, course.anchors.steps), 1.0] if step else [math.inf, math.nan]
         full = course.forces(step) or not course.skips(0, step, shown)
         if full:
-            course.full(step)
+            course.compute(step)
         else:
             course.forecast(step)
         course.after(step, full)
@@ -300,7 +300,7 @@ def test_adacache_follows_its_codebook() -> None:
     for step in range(12):
         full = course.forces(step) or not course.skips(0, step, ())
         if full:
-            course.full(step)
+            course.compute(step)
         else:
             course.forecast(step)
         course.after(step, full, [changes[step]] if full and step else ())
@@ -316,7 +316,7 @@ def test_speca_rejects_for_the_next_step() -> None:
     for step in range(9):
         full = course.forces(step) or not course.skips(0, step, ())
         if full:
-            course.full(step)
+            course.compute(step)
         else:
             course.forecast(step)
         course.after(step, full, () if full else [errors.pop(0)])
@@ -338,7 +338,7 @@ def test_dicache_aligns_with_how_far_the_probe_went() -> None:
 @pytest.mark.parametrize("shown", [math.nan, math.inf, -math.inf])
 def test_what_is_no_finite_number_computes_and_is_counted(shown: float, caplog: pytest.LogCaptureFixture) -> None:
     course = Course(FBCache(0.5), 5, 1)
-    course.full(0)
+    course.compute(0)
     assert not course.skips(0, 1, [shown])
     assert course.nonfinite == 1
     assert "FirstBlockGuard measured" in caplog.text
