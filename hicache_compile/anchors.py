@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hicache_compile.chipmunk.ageing import Ageing, Phase
+from hicache_compile.chipmunk.ageing import PHASES, SPARSE, Ageing, Phase
 from hicache_compile.chipmunk.bridging import bridged
 from hicache_compile.chipmunk.settings import Chipmunk
 from hicache_compile.policy import Policy
@@ -69,9 +69,9 @@ def letters_of(policy: Policy, num_steps: int, sparsity: Chipmunk | None) -> str
 
 def is_computed(choice: str) -> bool:
     """Whether a program of this name computes every site."""
-    return choice == FULL or choice in set(Phase)
+    return choice == FULL or choice in PHASES
 
 
 def letter_of(choice: str) -> str:
     """``S`` for a program that computes sparsely, ``F`` for any other that computes."""
-    return "S" if choice in set(Phase) and Phase(choice).is_sparse else "F"
+    return "S" if choice in SPARSE else "F"

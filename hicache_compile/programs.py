@@ -11,7 +11,7 @@ from torch._dynamo.convert_frame import compile_lock
 
 from hicache_compile.backends import Lowered, lower
 from hicache_compile.backends.generated import generated_code
-from hicache_compile.chipmunk.ageing import Phase
+from hicache_compile.chipmunk.ageing import PHASES
 from hicache_compile.guards import Measure
 from hicache_compile.memory import Layout
 from hicache_compile.passes import Choice, Rewrite, build, build_divided, build_observed, ops
@@ -87,7 +87,7 @@ class Variant:
 
     def known(self, choice: str) -> str:
         """``choice``, or where nothing is sparse that is to be, the full one."""
-        return str(Choice.FULL) if choice in set(Phase) and choice not in self.rewrite.programs else choice
+        return str(Choice.FULL) if choice in PHASES and choice not in self.rewrite.programs else choice
 
     def _both_branches(self) -> fx.GraphModule:
         if not self.guards:

@@ -61,6 +61,18 @@ def placeholders(module: fx.GraphModule) -> list[fx.Node]:
     return module.graph.find_nodes(op="placeholder")
 
 
+def memory_input(graph: fx.Graph, name: str, state: str, example: torch.Tensor) -> fx.Node:
+    """A new input ``state`` of ``graph`` that lasts from step to step, with the others before the rings."""
+    inputs = graph.find_nodes(op="placeholder")
+    rings = [node for node in inputs if node.meta.get("state") == "anchors"]
+    with graph.inserting_before(rings[0]) if rings else graph.inserting_after(inputs[-1]):
+        node = graph.placeholder(name)
+    node.meta = {"path": "", "calls": (), "example_value": example, "state": state}
+    node.meta["tensor_dict"] = {"_dynamo_static_input_type": "unguarded"}
+    node._dynamo_source = None  # see Note [Dynamo marks]
+    return node
+
+
 def output_node(graph: fx.Graph) -> fx.Node:
     return next(iter(reversed(graph.nodes)))
 

@@ -20,7 +20,7 @@ from torch import fx
 from hicache_compile.guards import Measure, Probe, Signal
 from hicache_compile.passes import measure, ops
 from hicache_compile.passes.blocks import Run
-from hicache_compile.passes.graphs import fake_mode_of
+from hicache_compile.passes.graphs import fake_mode_of, memory_input
 from hicache_compile.passes.signals import Signals
 
 
@@ -57,16 +57,10 @@ class ProbeWriter:
 
     def memory(self, name: str, like: fx.Node) -> fx.Node:
         """An input that lasts from step to step, made zero at the start of a run, of the form of ``like``."""
-        inputs = self.graph.find_nodes(op="placeholder")
-        with self.graph.inserting_after(inputs[-1]):
-            node = self.graph.placeholder(f"{name}_{self.stage}")
         example = ops.value(like)
         with fake_mode_of(example):
             made = torch.empty(example.shape, dtype=example.dtype, device=example.device)
-        node.meta = {"path": "", "calls": (), "example_value": made, "state": f"memory:{name}_{self.stage}"}
-        node.meta["tensor_dict"] = {"_dynamo_static_input_type": "unguarded"}
-        node._dynamo_source = None  # see Note [Dynamo marks] in graphs
-        return node
+        return memory_input(self.graph, f"{name}_{self.stage}", f"memory:{name}_{self.stage}", made)
 
     def keep(self, memory: fx.Node, value: fx.Node, when: str, after: fx.Node | None = None) -> fx.Node:
         """Write ``value`` into ``memory``, in ``every`` step or where it is ``computed``; not before ``after``."""

@@ -11,7 +11,7 @@ from torch import fx
 
 from hicache_compile.chipmunk.settings import Chipmunk
 from hicache_compile.passes import measure, ops
-from hicache_compile.passes.graphs import fake_mode_of
+from hicache_compile.passes.graphs import fake_mode_of, memory_input
 
 MARK = "sparse"  # in the meta of a node that may be sparse: its number
 
@@ -57,14 +57,8 @@ class SparseWriter:
         known = next((node for node in inputs if node.meta.get("state") == state), None)
         if known is not None:
             return known
-        rings = [node for node in inputs if node.meta.get("state") == "anchors"]  # they come last
-        with self.graph.inserting_before(rings[0]) if rings else self.graph.inserting_after(inputs[-1]):
-            node = self.graph.placeholder(f"{name}_{self.number}")
-        node.meta = {"path": "", "calls": (), "state": state}
-        node.meta["example_value"] = self.example(lambda: torch.empty(like.shape, dtype=like.dtype, device=like.device))
-        node.meta["tensor_dict"] = {"_dynamo_static_input_type": "unguarded"}
-        node._dynamo_source = None  # see Note [Dynamo marks] in graphs
-        return node
+        made = self.example(lambda: torch.empty(like.shape, dtype=like.dtype, device=like.device))
+        return memory_input(self.graph, f"{name}_{self.number}", state, made)
 
     def keep(self, name: str, value: fx.Node) -> None:
         """Write ``value`` into the memory ``name``."""

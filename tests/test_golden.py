@@ -36,7 +36,7 @@ def test_every_stage(model: tuple[str, fx.GraphModule], scope: str) -> None:
     stages |= {f"either.{branch}": both.get_submodule(branch) for branch in ("full", "forecast")}
     for stage, module in stages.items():
         assert isinstance(module, fx.GraphModule)
-        _compare(GOLDEN / f"{name}-{scope}-{stage}.txt", module)
+        assert _is_golden(GOLDEN / f"{name}-{scope}-{stage}.txt", module), stage
 
 
 def test_every_phase_of_a_sparse_step(model: tuple[str, fx.GraphModule]) -> None:
@@ -44,14 +44,14 @@ def test_every_phase_of_a_sparse_step(model: tuple[str, fx.GraphModule]) -> None
     sparsity = Chipmunk(top_keys=0.4, mlp_keys=0.25, first_dense=1, group=4, mlp_block=4)
     rewrite = passes.build(graph, "module", depth=2, sparsity=sparsity, verify=True)
     for phase in ("select", "refresh", "sparse"):
-        _compare(GOLDEN / f"{name}-module-{phase}.txt", rewrite.programs[phase])
+        assert _is_golden(GOLDEN / f"{name}-module-{phase}.txt", rewrite.programs[phase]), phase
 
 
-def _compare(path: Path, module: fx.GraphModule) -> None:
+def _is_golden(path: Path, module: fx.GraphModule) -> bool:
     if os.environ.get("EXPECTTEST_ACCEPT"):
         path.parent.mkdir(exist_ok=True)
         path.write_text(listing(module) + "\n", encoding="utf-8")
-    assert listing(module) + "\n" == path.read_text(encoding="utf-8"), path.name
+    return listing(module) + "\n" == path.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("scope", ["module", "stack"])

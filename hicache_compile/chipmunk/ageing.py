@@ -26,6 +26,10 @@ class Phase(StrEnum):
         return self in (Phase.SPARSE, Phase.KEPT)
 
 
+PHASES = frozenset(Phase)
+SPARSE = frozenset(phase for phase in Phase if phase.is_sparse)
+
+
 class Ageing:
     """The phases of one run of one context.
 

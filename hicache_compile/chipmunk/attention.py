@@ -92,7 +92,7 @@ def select_columns(
         chosen |= sets.some(scores.shape, random, seed, scores.device)
     if always is not None:
         chosen |= always
-    return sets.kept(chosen, _packed(scores.shape[-1], fraction, always, coverage, random))
+    return sets.kept(chosen, _packed(fraction, always, coverage, random))
 
 
 @select_columns.register_fake
@@ -106,7 +106,7 @@ def _(
     seed: int,
 ) -> Tensor:
     *rows, count = scores.shape
-    if _packed(count, fraction, always, coverage, random):
+    if _packed(fraction, always, coverage, random):
         return scores.new_empty((*rows, sets.packed_width(count)), dtype=torch.uint8)
     return scores.new_empty((*rows, sets.width_of(count, fraction, multiple)), dtype=torch.int32)
 
@@ -207,9 +207,9 @@ def _rows(count: int, group: int) -> list[slice]:
     return [slice(start, min(start + group, count)) for start in range(0, count, group)]
 
 
-def _packed(count: Any, fraction: float, always: Tensor | None, coverage: float | None, random: float) -> bool:
+def _packed(fraction: float, always: Tensor | None, coverage: float | None, random: float) -> bool:
     """Indices need as many columns in every row."""
-    return always is not None or coverage is not None or bool(random) or sets.is_packed(count, fraction)
+    return always is not None or coverage is not None or bool(random) or sets.is_packed(fraction)
 
 
 def _like(query: Tensor) -> Tensor:

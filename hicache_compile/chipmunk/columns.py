@@ -24,7 +24,7 @@ def width_of(columns: Any, fraction: float, multiple: int) -> Any:
     return torch.sym_min(torch.sym_max(nearest, multiple), columns)
 
 
-def is_packed(columns: Any, fraction: float) -> bool:
+def is_packed(fraction: float) -> bool:
     """Whether sets of this size are smaller as bits."""
     return fraction * 32 > 1
 

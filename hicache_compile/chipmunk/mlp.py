@@ -110,7 +110,7 @@ def mlp_select(
     if random:
         chosen |= sets.some(chosen.shape, random, seed, chosen.device)
     known = chosen if w_up is None else torch.cat([chosen, chosen], dim=-1)
-    packed = bool(random) or sets.is_packed(w1.shape[0], fraction)
+    packed = bool(random) or sets.is_packed(fraction)
     return sets.kept(chosen, packed), torch.where(known, now, means)
 
 
@@ -130,7 +130,7 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     units = w1.shape[0]
     rows = means.shape[:-1]
-    if random or sets.is_packed(units, fraction):
+    if random or sets.is_packed(fraction):
         chosen = means.new_empty((*rows, sets.packed_width(units)), dtype=torch.uint8)
     else:
         chosen = means.new_empty((*rows, sets.width_of(units, fraction, multiple)), dtype=torch.int32)
