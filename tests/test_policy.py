@@ -16,6 +16,7 @@ from hicache_compile import (
     FORA,
     SCM,
     AdamsBashforth,
+    Always,
     Broadcast,
     Chebyshev,
     DiTangoSchedule,
@@ -74,6 +75,7 @@ POLICIES = [
     ),
     *(Policy(Interval(6), Hermite(), scope) for scope in ("module", "output")),
     Policy(DiTangoSchedule(0.5, 2, 1, 2, 6), Reuse()),
+    Policy(Always(), Reuse(), scope="none"),
 ]
 HICACHE: dict[str, Any] = {
     "schedule": {"type": "Interval", "interval": 6, "warmup": 3, "cooldown": 0},

@@ -77,7 +77,7 @@ def test_through_torch_compile(tmp_path: Path) -> None:
 
 
 ELSEWHERE = """
-import sys, torch
+import sys, torch, tests.conftest  # as many threads as here: sums depend on them
 from pathlib import Path
 from tests.test_snapshot import HALF, STEPS, compiled, walk
 folder = Path(sys.argv[1])
