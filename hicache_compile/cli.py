@@ -161,12 +161,17 @@ def generate(
 @app.command()
 def tune(
     model: Annotated[str, typer.Argument(help="Folder of a diffusers pipeline with its weights, or demo.")],
-    method: Annotated[str, typer.Option("--fit", help="teacache, magcache or dicache.")],
+    method: Annotated[
+        str, typer.Option("--fit", help="teacache, magcache, dicache (guards); calibrated, sigma, gates (forecasts).")
+    ],
     out: Annotated[Path, typer.Option(help="The policy file to write (JSON).")] = Path("policy.json"),
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt to fit to; several are better.")] = None,
     steps: Annotated[int, typer.Option(min=2, help="Sampling steps.")] = 50,
     computed: Annotated[int | None, typer.Option(min=1, help="Steps to compute; default: a third.")] = None,
     signal: Annotated[str, typer.Option(help="TeaCache's: modulated, modulation, time or residual.")] = "modulated",
+    scope: Annotated[str, typer.Option(help="Of fitted forecasts: module, block, stack or output.")] = "stack",
+    samples: Annotated[int | None, typer.Option(min=1, help="Runs of each prompt to fit to.")] = None,
+    evaluations: Annotated[int, typer.Option(min=1, help="Schedules tried for fitted forecasts.")] = 40,
     seed: Annotated[int, typer.Option(help="Seed of the first run.")] = 0,
     height: Annotated[int | None, typer.Option(min=1)] = None,
     width: Annotated[int | None, typer.Option(min=1)] = None,
@@ -175,13 +180,28 @@ def tune(
     backend: Annotated[str, typer.Option(help="eager, aot_eager or inductor.")] = "inductor",
     json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
 ) -> None:
-    """Fit a policy's coefficients, table or probe to a model, from uncached runs of it."""
+    """Fit a policy to a model, from uncached runs of it: a guard's numbers, or forecasts with their schedule."""
     from hicache_compile.tune.command import run
 
     sizes = {"height": height, "width": width, "num_frames": num_frames, "guidance_scale": guidance_scale}
     given = {name: value for name, value in sizes.items() if value is not None}
     try:
-        run(model, method, prompt or [], steps, computed, signal, seed, out, backend, given, as_json=json)
+        run(
+            model,
+            method,
+            prompt or [],
+            steps,
+            computed,
+            signal,
+            seed,
+            out,
+            backend,
+            given,
+            scope=scope,
+            samples=samples,
+            evaluations=evaluations,
+            as_json=json,
+        )
     except HiCacheError as error:
         typer.secho(f"hicache tune: {error}", err=True, fg="red")
         raise typer.Exit(2) from None

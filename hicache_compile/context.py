@@ -79,3 +79,11 @@ class Step:
     choices: list[tuple[object, str]] = field(default_factory=list)
     syncs: int = 0
     modes: list[TorchDispatchMode] = field(default_factory=list)
+
+    def undo(self) -> None:
+        """The call can be made again: forecasts wrote nothing."""
+        self.letter, self.syncs = "F", 0
+        self.graphs, self.calls, self.choices = [], [], []
+        for state in self.context.states.values():
+            if state.next_step == self.index + 1:
+                state.next_step = self.index

@@ -27,7 +27,7 @@ class Course:
     def __init__(
         self, policy: Policy, num_steps: int | None, depth: int, start: int = 0, sparsity: Chipmunk | None = None
     ) -> None:
-        self.policy = policy
+        self.policy = policy.sized(num_steps)
         self.num_steps = num_steps
         self.depth = depth
         self.start = start

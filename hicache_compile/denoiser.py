@@ -91,13 +91,14 @@ class CompiledDenoiser(Handle, OptimizedModule):
         session = self._session
         if session.step is not None:
             raise HiCacheError("the compiled denoiser was called from inside its own call")
-        step = session.next_step(DenoiserCall(session, self._signature, args, kwargs))
+        call = DenoiserCall(session, self._signature, args, kwargs)
+        step = session.next_step(call)
         if self._graphed:
             torch.compiler.cudagraph_mark_step_begin()  # a replayed step does not enter Dynamo, which would say so
         session.step = step
         try:
             with torch.no_grad(), set_aside() as step.modes:
-                output = self._replay_or_run(step, args, kwargs)
+                output = session.make(step, call, lambda: self._replay_or_run(step, args, kwargs))
         except BaseException as error:
             step.context.invalidate()
             if isinstance(error, BackendCompilerFailed) and isinstance(error.inner_exception, HiCacheError):

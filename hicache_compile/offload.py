@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from hicache_compile.course import Course
-from hicache_compile.plan import Inputs, Plan
+from hicache_compile.plan import Inputs, OwnPlan, Plan
 from hicache_compile.state import AnchorState, AnyPlan, RingShape, Token
 
 
@@ -43,15 +43,18 @@ class OffloadedState(AnchorState):
     def inputs(self, step: int, dtype: torch.dtype) -> Inputs:
         return {"position": self.position, "weights": self.weights.to(dtype), **self.memory}
 
-    def before_forecast(self, step: int) -> None:
+    def before_forecast(self, step: int) -> int:
         assert isinstance(self.plan, Plan | Course)  # groups are not offloaded
         self._wait()
+        if isinstance(self.plan, OwnPlan):
+            self.plan.measure(self.host, step)
         for ring, anchors, total in zip(self.rings, self.host, self.sums, strict=True):
             wide = torch.promote_types(anchors.dtype, torch.float32)
             row = torch.tensor(self.plan.rows[step], dtype=wide)
             total.copy_(torch.tensordot(row, anchors.to(wide), dims=1))
             ring[0].copy_(total, non_blocking=True)
         self._mark()
+        return 0
 
     def after_full(self, step: int) -> None:
         assert isinstance(self.plan, Plan | Course)  # groups are not offloaded

@@ -11,6 +11,7 @@ from hicache_compile.chipmunk.settings import as_sparsity
 from hicache_compile.device_course import DEPTH
 from hicache_compile.ditango import DiTangoSchedule
 from hicache_compile.errors import HiCacheError, one_of, true_or_false
+from hicache_compile.forecasters import MeasuredForecaster
 from hicache_compile.memory import parse_bytes
 from hicache_compile.perkind import PerKind
 from hicache_compile.policy import NOWHERE, Policy
@@ -87,6 +88,10 @@ def _check_decides_inside(settings: Settings, policy: Policy) -> None:
 
 def check_decides_before(owner: str, policy: Policy) -> None:
     """Raise unless ``policy`` decides before a step, and once for all its sites: what a single branch can do."""
+    if isinstance(policy.forecaster, MeasuredForecaster):
+        raise HiCacheError(
+            f"{owner}: must go by steps alone, its forecaster {policy.forecaster!r} looks at the anchors"
+        )
     if policy.guards:
         names = ", ".join(type(guard).__name__ for guard in policy.guards)
         raise HiCacheError(f"{owner}: must decide by the step alone, its guards ({names}) measure")

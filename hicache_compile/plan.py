@@ -6,11 +6,14 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from hicache_compile.anchors import Anchors
 from hicache_compile.chipmunk.settings import Chipmunk
 from hicache_compile.errors import HiCacheError
+from hicache_compile.forecasters import MeasuredForecaster
+from hicache_compile.forecasters.base import checked
 from hicache_compile.policy import Policy
 
 HORIZON = 64
@@ -38,9 +41,11 @@ class Plan:
         self.depth = depth
         self.start = start
         self.sparsity = sparsity
+        self._sized = policy.sized(num_steps)
         self.choices: list[str] = ["forecast"] * start
         self.full: list[bool] = [False] * start
         self.positions: list[int] = [0] * start
+        self.known: list[int] = [0] * start  # anchors there are after each step
         self.rows: list[list[float]] = [[0.0] * depth] * start  # float64, columns in ring order
         self._anchors = Anchors(sparsity)
         self._on_device: dict[tuple[torch.device, torch.dtype], DeviceTable] = {}
@@ -65,15 +70,23 @@ class Plan:
         """Lay out the plan up to ``steps``."""
         for step in range(len(self.full), steps):
             full = self.policy.schedule.computes(step, self.num_steps) or step == self.start
-            row = [0.0] * self.depth
             self.choices.append(self._anchors.compute(step) if full else "forecast")
+            row = [0.0] * self.depth
             if not full:
-                newest = len(self._anchors.steps) - 1
-                for age, weight in enumerate(self._anchors.weights(self.policy, step, self.depth)):
-                    row[(newest - age) % self.depth] = weight
+                row = self._in_ring_order(
+                    len(self._anchors.steps), self._anchors.weights(self._sized, step, self.depth)
+                )
             self.full.append(full)
             self.positions.append((len(self._anchors.steps) - 1) % self.depth)
+            self.known.append(len(self._anchors.steps))
             self.rows.append(row)
+
+    def _in_ring_order(self, computed: int, weights: Sequence[float]) -> list[float]:
+        """``weights``, newest first, as a row of the ring after ``computed`` anchors were written."""
+        row = [0.0] * self.depth
+        for age, weight in enumerate(weights):
+            row[(computed - 1 - age) % self.depth] = weight
+        return row
 
     def _reach_far(self, step: int) -> None:
         """Lay out ``step`` and, where the length is unknown, as many more as the schedule knows of."""
@@ -89,6 +102,46 @@ class Plan:
             uploaded = DeviceTable(self, device, dtype)
             self._on_device[device, dtype] = uploaded
         return uploaded
+
+
+class OwnPlan(Plan):
+    """A plan of one context alone, whose weights are found as the run goes along. See ``Plan``."""
+
+    _measured: np.ndarray | None = None
+
+    def anchors(self, step: int) -> list[int]:
+        """The steps whose values a forecast of ``step`` may read, newest first."""
+        self._reach(step + 1)
+        return self.policy.eligible(self._anchors.steps[: self.known[step]])[: self.depth]
+
+    def assign(self, step: int, weights: Sequence[float]) -> None:
+        """Forecast ``step`` with ``weights`` of the anchors it may read, newest first."""
+        row = self.rows[step] = self._in_ring_order(self.known[step], weights)
+        for uploaded in self._on_device.values():
+            if step < len(uploaded.rows):
+                uploaded.rows[step].copy_(torch.tensor(row, dtype=torch.float64))
+
+    def measure(self, rings: Sequence[torch.Tensor], step: int) -> int:
+        """Fit the weights of ``step`` to what ``rings`` hold, where that is its forecaster's way.
+
+        Returns how often the host waited for the device: once for each computed step.
+        """
+        forecaster = self.policy.forecaster
+        if not isinstance(forecaster, MeasuredForecaster):
+            return 0
+        read = self.anchors(step)
+        reads = self._measured is None or self.computes(step - 1)
+        if reads:
+            places = [(self.known[step] - 1 - age) % self.depth for age in range(len(read))]
+            self._measured = torch.stack([_gram(ring[places]) for ring in rings]).sum(0).double().cpu().numpy()
+        assert self._measured is not None
+        self.assign(step, checked(forecaster, forecaster.weights_from(self._measured, read, step), len(read)))
+        return int(reads)
+
+
+def _gram(anchors: torch.Tensor) -> torch.Tensor:
+    flat = anchors.flatten(1).to(torch.promote_types(anchors.dtype, torch.float32))
+    return flat @ flat.T
 
 
 class GroupPlan:

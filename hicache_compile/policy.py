@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from hicache_compile import forecasters
 from hicache_compile.ditango import DiTangoSchedule, Split
 from hicache_compile.errors import HiCacheError, one_of, whole_number
-from hicache_compile.forecasters import Forecaster, Reuse, Smoothing
+from hicache_compile.forecasters import Forecaster, MeasuredForecaster, Reuse, Smoothing
 from hicache_compile.guards import Guard, Measure, Probe, Signal
 from hicache_compile.perkind import PerKind
 from hicache_compile.schedules import Always, Schedule, StepMask
@@ -91,6 +91,8 @@ class Policy:
                 raise HiCacheError(f"Policy.{name} = {value}: must be 0 at scope {self.scope!r}")
         if self.smoothing is not None and not isinstance(self.smoothing, Smoothing):
             raise HiCacheError(f"Policy.smoothing = {self.smoothing!r}: must be a Smoothing or None")
+        if isinstance(self.forecaster, MeasuredForecaster) and self.smoothing is not None:
+            raise HiCacheError(f"Policy.smoothing = {self.smoothing!r}: must be None with {self.forecaster!r}")
         self._check_guards()
         # Tried out here: a forecaster that cannot run is refused now, not in the middle of a trajectory.
         depth = forecasters.depth(self.forecaster, self.smoothing)
@@ -111,6 +113,11 @@ class Policy:
             raise HiCacheError(
                 f"Policy.forecaster = {self.forecaster!r}: must be Reuse() where the schedule is DiTangoSchedule, "
                 "which composes attention from states as they were"
+            )
+        if isinstance(self.forecaster, MeasuredForecaster) and (guards or isinstance(self.schedule, PerKind)):
+            decider = "PerKind" if isinstance(self.schedule, PerKind) else "guards"
+            raise HiCacheError(
+                f"Policy.forecaster = {self.forecaster!r}: must go by steps alone under {decider}, not look at anchors"
             )
         for guard in guards:
             probe = guard.probe
@@ -156,6 +163,11 @@ class Policy:
         """The policy for a run with these timesteps, where it asks for them."""
         timed = getattr(self.schedule, "timed", None)
         return self if times is None or timed is None else replace(self, schedule=timed(times))
+
+    def sized(self, num_steps: int | None) -> Policy:
+        """The policy for a run of ``num_steps``, where its forecaster asks for that."""
+        sized = getattr(self.forecaster, "sized", None)
+        return self if num_steps is None or sized is None else replace(self, forecaster=sized(num_steps))
 
     def forces(self, step: int, num_steps: int | None) -> bool:
         """Whether ``step`` is computed whatever the guards measure."""

@@ -41,7 +41,7 @@ def run_planned(run: Run, variant: Variant, state: AnchorState, step: Step) -> R
     if computed:
         step.letter = letter_of(choice)
     else:
-        state.before_forecast(step.index)
+        step.syncs += state.before_forecast(step.index)
         step.letter = "." if choice == Choice.FORECAST else "p"
     outputs = run(choice, state.inputs(step.index, variant.weights_dtype))
     if computed:

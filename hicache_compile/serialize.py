@@ -10,7 +10,7 @@ from typing import Any
 
 from hicache_compile.ditango import DiTangoSchedule
 from hicache_compile.errors import HiCacheError
-from hicache_compile.forecasters import FORECASTERS, Smoothing
+from hicache_compile.forecasters import FORECASTERS, Smoothing, Table
 from hicache_compile.guards import GUARDS
 from hicache_compile.magcache import MagCacheSchedule
 from hicache_compile.perkind import Broadcast, KeySteps, PerKind
@@ -19,7 +19,7 @@ from hicache_compile.presets import PRESETS
 from hicache_compile.schedules import Always, Free, Interval, StepMask
 
 SCHEDULES = (Interval, StepMask, Always, Free, MagCacheSchedule, PerKind, Broadcast, KeySteps, DiTangoSchedule)
-TYPES: dict[str, type] = {cls.__name__: cls for cls in (*SCHEDULES, *FORECASTERS, *GUARDS, Smoothing)}
+TYPES: dict[str, type] = {cls.__name__: cls for cls in (*SCHEDULES, *FORECASTERS, *GUARDS, Smoothing, Table)}
 _OBJECTS = ("schedule", "forecaster", "smoothing")
 
 
@@ -105,7 +105,7 @@ def _plain(value: Any) -> Any:
     name = type(value).__name__
     if TYPES.get(name) is not type(value):
         raise HiCacheError(f"{name} is not one of {', '.join(TYPES)}: a policy with it cannot be written as JSON")
-    fields = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(TYPES[name])}
+    fields = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(TYPES[name]) if field.init}
     return {"type": name, **fields}
 
 
@@ -115,6 +115,14 @@ def _rich(key: str, value: Any) -> Any:
         return tuple(_rich("guard" if guards else key, item) for item in value)
     if not isinstance(value, dict) or key not in (*_OBJECTS, "guard"):
         return value
+    return _rich_object(key, value)
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
+
+
+def _rich_object(key: str, value: dict[str, Any]) -> Any:
     fields = dict(value)
     name = fields.pop("type", None)
     if not isinstance(name, str) or name not in TYPES:
@@ -122,8 +130,12 @@ def _rich(key: str, value: Any) -> Any:
     for field, item in fields.items():
         if field == "schedules" and isinstance(item, dict):
             fields[field] = {kind: _rich("schedule", one) for kind, one in item.items()}
+        elif field == "forecaster":
+            fields[field] = _rich(field, item)
+        elif field == "table" and isinstance(item, dict):
+            fields[field] = _rich_object(field, item)
         elif isinstance(item, list):
-            fields[field] = tuple(tuple(one) if isinstance(one, list) else one for one in item)
+            fields[field] = _as_tuples(item)
     return _make(name, TYPES[name], fields)
 
 

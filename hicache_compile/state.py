@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from hicache_compile.course import Course
-from hicache_compile.plan import GroupPlan, Inputs, Plan
+from hicache_compile.plan import GroupPlan, Inputs, OwnPlan, Plan
 
 RingShape = tuple[tuple[int, ...], torch.dtype, torch.device]
 Token = tuple[object, ...]
@@ -98,8 +98,9 @@ class AnchorState:
         kept = [*self.rings, *self.memory.values()]
         return {**self.plan.inputs(step, kept[0].device, dtype), **self.memory}
 
-    def before_forecast(self, step: int) -> None:
-        """Make the rings ready to be read."""
+    def before_forecast(self, step: int) -> int:
+        """Make the rings ready to be read; how often the host waited for the device."""
+        return self.plan.measure(self.rings, step) if isinstance(self.plan, OwnPlan) else 0
 
     def after_full(self, step: int) -> None:
         """Keep what the program wrote into the rings."""

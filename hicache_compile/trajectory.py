@@ -17,7 +17,8 @@ from hicache_compile import config
 from hicache_compile.announced import Run, ids
 from hicache_compile.context import Context, Step
 from hicache_compile.errors import HiCacheError, numbers, whole_number
-from hicache_compile.plan import Plan
+from hicache_compile.forecasters import MeasuredForecaster
+from hicache_compile.plan import OwnPlan, Plan
 from hicache_compile.policy import Policy
 from hicache_compile.settings import Settings
 
@@ -38,6 +39,10 @@ class Call(Protocol):
         ...
 
 
+Output = Any
+Observer = Callable[[Step, Call, Callable[[], Output]], Output]  # makes a call of the denoiser, once or several times
+
+
 class Session(threading.local):
     """The trajectories of one compiled denoiser. Each thread has its own: only ``settings`` is shared."""
 
@@ -56,6 +61,7 @@ class Session(threading.local):
         self.last_graphs: list[object] = []
         self.most_graphs = 0
         self.warned_eager = False
+        self.observer: Observer | None = None
         self._plans: list[Plan] = []
 
     @contextmanager
@@ -157,6 +163,19 @@ class Session(threading.local):
         if self.run is not None:
             self.run = None
             self.invalidate()
+
+    @contextmanager
+    def observed(self, observer: Observer) -> Iterator[None]:
+        """Every call inside is made by ``observer(step, call, make)``."""
+        outer, self.observer = self.observer, observer
+        try:
+            yield
+        finally:
+            self.observer = outer
+
+    def make(self, step: Step, call: Call, run: Callable[[], Output]) -> Output:
+        """Make ``call``, which is ``step``."""
+        return run() if self.observer is None else self.observer(step, call, run)
 
     def next_step(self, call: Call) -> Step:
         """The step that begins now with ``call``."""
@@ -275,8 +294,10 @@ class Session(threading.local):
             )
 
     def plan(self, policy: Policy, num_steps: int | None, depth: int, start: int) -> Plan:
-        """The plan from the step ``start`` on, shared by everything that starts there."""
+        """The plan from the step ``start`` on, shared by everything that starts there and forecasts by steps alone."""
         wanted = (policy, num_steps, depth, start, self.settings.sparsity)
+        if isinstance(policy.forecaster, MeasuredForecaster) or self.observer is not None:
+            return OwnPlan(*wanted)
         for plan in self._plans:
             if (plan.policy, plan.num_steps, plan.depth, plan.start, plan.sparsity) == wanted:
                 return plan

@@ -137,7 +137,10 @@ def test_the_command_writes_a_policy(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["demo", "--fit", "voodoo"], "fit.method = 'voodoo': must be one of teacache, magcache, dicache"),
+        (
+            ["demo", "--fit", "voodoo"],
+            "fit.method = 'voodoo': must be one of teacache, magcache, dicache, calibrated, sigma, gates",
+        ),
         (["demo", "--fit", "teacache", "--prompt", "cat"], "must be digits, for the demo model"),
         (["nowhere", "--fit", "teacache"], "tune.model = 'nowhere': must be 'demo' or a folder"),
     ],

@@ -16,11 +16,16 @@ as published           right on uneven anchors
 ``AdamsBashforth``     ``VariableAdamsBashforth``
 ``BDF2``               ``VariableBDF2``
 =====================  =========================
+
+Fitted to a model, from runs in full: ``Calibrated``, ``SteppedHermite``, ``Gated``. Fitted in each run to its anchors:
+``DMD``, ``ResidualGate``.
 """
 
 from hicache_compile.forecasters.base import Forecaster, Reuse
-from hicache_compile.forecasters.chebyshev import Chebyshev
+from hicache_compile.forecasters.calibrated import Calibrated
+from hicache_compile.forecasters.chebyshev import Chebyshev, GlobalChebyshev
 from hicache_compile.forecasters.differences import Hermite, ScaledTaylor, Taylor
+from hicache_compile.forecasters.measured import DMD, MeasuredForecaster, ResidualGate
 from hicache_compile.forecasters.multistep import (
     BDF2,
     AdamsBashforth,
@@ -30,6 +35,8 @@ from hicache_compile.forecasters.multistep import (
 from hicache_compile.forecasters.newton import Newton, NewtonHermite, NewtonScaledTaylor
 from hicache_compile.forecasters.rows import depth, weights
 from hicache_compile.forecasters.smoothing import Smoothing
+from hicache_compile.forecasters.stepped import Gated, SteppedHermite
+from hicache_compile.forecasters.table import Table
 
 FORECASTERS = (
     Reuse,
@@ -44,21 +51,35 @@ FORECASTERS = (
     BDF2,
     VariableBDF2,
     Chebyshev,
+    GlobalChebyshev,
+    Calibrated,
+    SteppedHermite,
+    Gated,
+    DMD,
+    ResidualGate,
 )
 
 __all__ = [
     "BDF2",
+    "DMD",
     "FORECASTERS",
     "AdamsBashforth",
+    "Calibrated",
     "Chebyshev",
     "Forecaster",
+    "Gated",
+    "GlobalChebyshev",
     "Hermite",
+    "MeasuredForecaster",
     "Newton",
     "NewtonHermite",
     "NewtonScaledTaylor",
+    "ResidualGate",
     "Reuse",
     "ScaledTaylor",
     "Smoothing",
+    "SteppedHermite",
+    "Table",
     "Taylor",
     "VariableAdamsBashforth",
     "VariableBDF2",

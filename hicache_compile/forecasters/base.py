@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 from hicache_compile.errors import HiCacheError
 
 MAX_ORDER = 8
+MOST_ANCHORS = 32  # that a ring may hold
 
 
 @runtime_checkable

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from hicache_compile.errors import HiCacheError
-from hicache_compile.forecasters.base import Forecaster, checked
+from hicache_compile.forecasters.base import MOST_ANCHORS, Forecaster, checked
 from hicache_compile.forecasters.smoothing import Smoothing
-
-MOST_ANCHORS = 32
 
 
 def weights(

@@ -1,4 +1,4 @@
-"""``hicache tune``: fit a policy to a model, print how well, write it to a file."""
+"""``hicache tune --fit``: fit a policy to a model, print how well, write it to a file."""
 
 from __future__ import annotations
 
@@ -9,20 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from hicache_compile.compile import hicache_compile
-from hicache_compile.denoiser import CompiledDenoiser
-from hicache_compile.errors import HiCacheError
-from hicache_compile.presets import HiCache
+from hicache_compile.errors import one_of
 from hicache_compile.serialize import to_json
-from hicache_compile.tune.fit import Fitted, fit
+from hicache_compile.tune.calibrated import FITS, fit_forecasts, measure
+from hicache_compile.tune.fit import METHODS, fit
+from hicache_compile.tune.subjects import DEMO, Subject, open_subject
 
-DEMO = "demo"
-Runs = list[Callable[[], object]]
+SAMPLES = 3  # of each prompt, to fit forecasts to
 
 
 def run(
@@ -37,6 +34,9 @@ def run(
     backend: str,
     arguments: dict[str, Any],
     *,
+    scope: str = "stack",
+    samples: int | None = None,
+    evaluations: int = 40,
     as_json: bool,
 ) -> None:
     """Fit, write the policy, and print how it went as a table (or JSON).
@@ -44,69 +44,26 @@ def run(
     Raises:
         HiCacheError: an option is not what is allowed, or ``model`` is no folder of a pipeline.
     """
-    prepare = _demo if model == DEMO else functools.partial(_pipeline, Path(model), arguments)
-    denoiser, runs = prepare(prompts, steps, seed, backend)
-    with tqdm(total=len(runs), desc="uncached runs", unit="run", file=sys.stderr) as bar:
-        counted = [functools.partial(_count, one, bar) for one in runs]
-        fitted = fit(denoiser, counted, method, computed or -(-steps // 3), signal=signal)
-    out.write_text(to_json(fitted.policy) + "\n", encoding="utf-8")
-    data = as_data(fitted, method, out)
+    one_of("fit", "method", method, (*METHODS, *FITS))
+    subject = open_subject(model, prompts, steps, backend, arguments)
+    budget = computed or -(-steps // 3)
+    if method in METHODS:
+        data = _fit_guard(subject, method, budget, signal, seed, samples or 1, out)
+    else:
+        data = _fit_forecasts(subject, method, budget, scope, seed, samples, evaluations, out)
     if as_json:
         print(json.dumps(data, indent=2))
     else:
         _tell(data)
 
 
-def _count(one: Callable[[], object], bar: Any) -> None:
-    one()
-    bar.update()
-
-
-def _demo(prompts: Sequence[str], steps: int, seed: int, backend: str) -> tuple[CompiledDenoiser, Runs]:
-    """The demo model; a prompt is a digit."""
-    from hicache_compile.demo import digits
-    from hicache_compile.demo.sampling import load_model, sample
-
-    wanted = prompts or [str(digit) for digit in range(digits.CLASSES)]
-    if not all(prompt.isdigit() and int(prompt) < digits.CLASSES for prompt in wanted):
-        raise HiCacheError(f"tune.prompt = {list(wanted)!r}: must be digits, for the demo model")
-    denoiser = hicache_compile(load_model(), HiCache(scope="stack"), backend=backend)
-    runs: Runs = [
-        functools.partial(sample, denoiser, torch.tensor([int(prompt)]), steps, seed + number)
-        for number, prompt in enumerate(wanted)
-    ]
-    return denoiser, runs
-
-
-def _pipeline(
-    folder: Path, arguments: dict[str, Any], prompts: Sequence[str], steps: int, seed: int, backend: str
-) -> tuple[CompiledDenoiser, Runs]:
-    """A diffusers pipeline from its folder; its first denoiser is fitted."""
-    from diffusers import DiffusionPipeline
-
-    if not (folder / "model_index.json").exists():
-        raise HiCacheError(
-            f"tune.model = {str(folder)!r}: must be {DEMO!r} or a folder that save_pretrained wrote, with a "
-            "model_index.json in it"
-        )
-    if not prompts:
-        raise HiCacheError("tune.prompt: must be given, once or several times: the runs to fit to")
-    on_gpu = torch.cuda.is_available()
-    loaded = DiffusionPipeline.from_pretrained(folder, dtype=torch.bfloat16 if on_gpu else torch.float32)
-    loaded.to("cuda" if on_gpu else "cpu")
-    loaded.set_progress_bar_config(disable=True)
-    pipeline = hicache_compile(loaded, HiCache(scope="stack"), backend=backend)
-    denoiser = next(part for part in pipeline.components.values() if isinstance(part, CompiledDenoiser))
-
-    def once(prompt: str, number: int) -> None:
-        generator = torch.Generator().manual_seed(seed + number)
-        pipeline(prompt=prompt, num_inference_steps=steps, generator=generator, output_type="latent", **arguments)
-
-    return denoiser, [functools.partial(once, prompt, number) for number, prompt in enumerate(prompts)]
-
-
-def as_data(fitted: Fitted, method: str, out: Path) -> dict[str, Any]:
-    """What was found, as plain data."""
+def _fit_guard(
+    subject: Subject, method: str, computed: int, signal: str, seed: int, samples: int, out: Path
+) -> dict[str, Any]:
+    runs = subject.runs(seed, samples)
+    with tqdm(total=len(runs), desc="uncached runs", unit="run", file=sys.stderr) as bar:
+        fitted = fit(subject.denoiser, _counted(runs, bar), method, computed, signal=signal)
+    out.write_text(to_json(fitted.policy) + "\n", encoding="utf-8")
     decider: Any = fitted.policy.guards[0] if fitted.policy.guards else fitted.policy.schedule
     return {
         "fitted": method,
@@ -118,12 +75,55 @@ def as_data(fitted: Fitted, method: str, out: Path) -> dict[str, Any]:
     }
 
 
+def _fit_forecasts(
+    subject: Subject,
+    method: str,
+    computed: int,
+    scope: str,
+    seed: int,
+    samples: int | None,
+    evaluations: int,
+    out: Path,
+) -> dict[str, Any]:
+    together = subject.name == DEMO  # small enough for one batch
+    runs = subject.runs(seed, samples or (SAMPLES if together else 1), together)
+    with tqdm(desc="runs", unit="run", file=sys.stderr) as bar:
+        measured = measure(subject.denoiser, _counted(runs, bar), scope)
+        found = fit_forecasts(measured, method, computed, evaluations)
+    out.write_text(to_json(found.policy) + "\n", encoding="utf-8")
+    decisions = found.policy.decisions(measured.num_steps)
+    return {
+        "fitted": method,
+        "steps": measured.num_steps,
+        "scope": scope,
+        "error": found.error,
+        "computed": [step for step, letter in enumerate(decisions) if letter == "F"],
+        "decisions": decisions,
+        "policy": str(out),
+    }
+
+
+def _counted(runs: Sequence[Callable[[], Any]], bar: Any) -> list[Callable[[], Any]]:
+    def count(one: Callable[[], Any]) -> Any:
+        found = one()
+        bar.update()
+        return found
+
+    return [functools.partial(count, one) for one in runs]
+
+
 def _tell(data: Mapping[str, Any]) -> None:
-    low, high = min(data["computed"]), max(data["computed"])
     table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_row("fitted", f"{data['fitted']}, {len(data['computed'])} uncached runs of {data['steps']} steps")
-    table.add_row("explained", f"{100 * data['explained']:.1f} % of the variance")
-    table.add_row("threshold", f"{data['threshold']:g}")
-    table.add_row("computed", f"{low} steps" if low == high else f"{low} to {high} steps")
+    if "threshold" in data:
+        low, high = min(data["computed"]), max(data["computed"])
+        table.add_row("fitted", f"{data['fitted']}, {len(data['computed'])} uncached runs of {data['steps']} steps")
+        table.add_row("explained", f"{100 * data['explained']:.1f} % of the variance")
+        table.add_row("threshold", f"{data['threshold']:g}")
+        table.add_row("computed", f"{low} steps" if low == high else f"{low} to {high} steps")
+    else:
+        table.add_row("fitted", f"{data['fitted']}, scope {data['scope']}")
+        table.add_row("computed", f"{len(data['computed'])} of {data['steps']} steps")
+        table.add_row("steps", data["decisions"])
+        table.add_row("error", f"{data['error']:.4f} on the runs it was fitted to")
     table.add_row("policy", data["policy"])
     Console().print(table)

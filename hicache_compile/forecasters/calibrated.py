@@ -1,0 +1,61 @@
+"""Weights that were fitted to a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from hicache_compile.errors import HiCacheError, real_number, whole_number
+from hicache_compile.forecasters.base import MOST_ANCHORS
+from hicache_compile.forecasters.kriging import kriging_weights
+from hicache_compile.forecasters.table import Table
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """The weights that were best on runs of this model: least squares instead of a basis.
+
+    Under the schedule it was calibrated for the weights are those of the table's ``rows``. For any other step, anchors
+    or length of the run they follow from its ``distances`` (see ``kriging``), with steps mapped so that the
+    first and the last fall together. Either way they sum to 1, so constants are reproduced.
+
+    Args:
+        table: a ``Table``, its fields as a dict, or a path to one; ``hicache tune --fit calibrated`` makes it.
+        reads: the most anchors a forecast reads.
+        ridge: of weights that follow from distances, as a share of the mean squared difference of the anchors.
+        num_steps: of the run; by default as in the table. A run that says its length sets it.
+    """
+
+    table: Table
+    reads: int = 3
+    ridge: float = 1e-3
+    num_steps: int | None = None
+    _rows: dict[int, tuple[tuple[int, ...], tuple[float, ...]]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "table", Table.of(self.table))
+        whole_number("Calibrated", "reads", self.reads, 1, MOST_ANCHORS)
+        real_number("Calibrated", "ridge", self.ridge, -1e-300, 1e6)
+        if self.num_steps is not None:
+            whole_number("Calibrated", "num_steps", self.num_steps, 1)
+        longest = max((len(anchors) for _, anchors, _ in self.table.rows), default=0)
+        if longest > self.reads:
+            raise HiCacheError(f"Calibrated.reads = {self.reads}: must be {longest} or more, as the rows of its table")
+        object.__setattr__(self, "_rows", {step: (anchors, weights) for step, anchors, weights in self.table.rows})
+
+    def sized(self, num_steps: int) -> Calibrated:
+        """The same for a run of ``num_steps``."""
+        return self if num_steps == self.num_steps else replace(self, num_steps=num_steps)
+
+    def weights(self, anchors: Sequence[int], target: int) -> list[float]:
+        if self.num_steps in (None, self.table.num_steps) and target in self._rows:
+            known, weights = self._rows[target]
+            if tuple(anchors[: len(known)]) == known:
+                return list(weights)
+        positions = [self._position(step) for step in (*anchors[: self.reads], target)]
+        return kriging_weights(self.table.matrix, positions[:-1], positions[-1:], self.ridge)[0]
+
+    def _position(self, step: int) -> float:
+        if self.num_steps in (None, self.table.num_steps):
+            return float(step)
+        return step * (self.table.num_steps - 1) / max(1, self.num_steps - 1)  # type: ignore[operator]  # not None

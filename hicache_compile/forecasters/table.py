@@ -1,0 +1,134 @@
+"""What was learnt of a model from its runs: a small table that goes with the policy."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hicache_compile.errors import HiCacheError, whole_number
+
+Row = tuple[int, tuple[int, ...], tuple[float, ...]]  # a step, the anchors it is forecast from, their weights
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Distances between the steps of a run, and the weights that were best under one schedule.
+
+    Args:
+        num_steps: of the runs it was measured on, ``T``.
+        distances: the squared distance between the features of two steps, as a share of their mean square, summed
+            over slots: of the steps (0, 1), (0, 2), ... (0, T-1), (1, 2), ...; ``T (T - 1) / 2`` numbers.
+        rows: ``(step, anchors newest first, their weights)``, for the steps and anchors of one schedule.
+
+    Raises:
+        HiCacheError: a field is not of this form.
+    """
+
+    num_steps: int
+    distances: tuple[float, ...]
+    rows: tuple[Row, ...] = ()
+
+    def __post_init__(self) -> None:
+        whole_number("Table", "num_steps", self.num_steps, 2)
+        pairs = self.num_steps * (self.num_steps - 1) // 2
+        given = _floats(self.distances)
+        if given is None or len(given) != pairs or min(given) < 0:
+            raise HiCacheError(
+                f"Table.distances = {str(self.distances)[:60]!r}: must be {pairs} numbers >= 0, one for each two of "
+                f"{self.num_steps} steps"
+            )
+        object.__setattr__(self, "distances", given)
+        object.__setattr__(self, "rows", tuple(self._checked(row) for row in self.rows))
+
+    def _checked(self, row: Any) -> Row:
+        try:
+            step, anchors, weights = row
+            anchors, weights = tuple(map(int, anchors)), _floats(weights)
+            good = anchors[-1] >= 0 and anchors[0] < step < self.num_steps and weights is not None
+            good = good and len(weights) == len(anchors) and list(anchors) == sorted(set(anchors), reverse=True)
+        except (TypeError, ValueError, IndexError):
+            good = False
+        if not good:
+            raise HiCacheError(
+                f"Table.rows: {row!r} must be a step below {self.num_steps}, earlier steps newest first, and a weight "
+                "for each"
+            )
+        return int(step), anchors, weights  # type: ignore[return-value]  # checked
+
+    @staticmethod
+    def of(value: Any) -> Table:
+        """A Table from one, its fields by name, or a path to a file that ``save`` wrote.
+
+        Raises:
+            HiCacheError: it is none of these.
+        """
+        if isinstance(value, Table):
+            return value
+        if isinstance(value, str | Path):
+            return Table.load(value)
+        names = {field.name for field in fields(Table)}
+        if not isinstance(value, Mapping) or not {"num_steps", "distances"} <= set(value) <= names:
+            raise HiCacheError(f"Calibrated.table = {str(value)[:60]!r}: must be a Table or a path to a file of one")
+        return Table(**value)
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """``distances`` as a symmetric matrix ``[T, T]``, float64."""
+        return _matrix(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write it to ``path``: JSON, or safetensors where the name ends so."""
+        path = Path(path)
+        if path.suffix == ".safetensors":
+            from safetensors.numpy import save_file
+
+            kept = {"rows": json.dumps(self.rows), "num_steps": str(self.num_steps)}
+            save_file({"distances": np.array(self.distances)}, path, metadata=kept)
+            return
+        data = {"num_steps": self.num_steps, "distances": self.distances, "rows": self.rows}
+        path.write_text(json.dumps(data) + "\n", encoding="utf-8")
+
+    @staticmethod
+    def load(path: str | Path) -> Table:
+        """The table in a file that ``save`` wrote.
+
+        Raises:
+            HiCacheError: there is none, or it is not such a file.
+        """
+        try:
+            if Path(path).suffix == ".safetensors":
+                from safetensors import safe_open
+
+                with safe_open(path, framework="numpy") as kept:
+                    data = kept.metadata()
+                    distances = kept.get_tensor("distances").tolist()
+                return Table(int(data["num_steps"]), tuple(distances), tuple(json.loads(data["rows"])))
+            return Table.of(json.loads(Path(path).read_text(encoding="utf-8")))
+        except HiCacheError as error:
+            raise HiCacheError(f"table file {str(path)!r}: {error}") from None
+        except Exception as error:  # whatever a file that is none makes its reader raise
+            raise HiCacheError(f"table = {str(path)!r}: must be a file that Table.save wrote ({error})") from None
+
+
+@lru_cache(maxsize=16)
+def _matrix(table: Table) -> np.ndarray:
+    full = np.zeros((table.num_steps, table.num_steps))
+    full[np.triu_indices(table.num_steps, 1)] = table.distances
+    full += full.T
+    full.flags.writeable = False
+    return full
+
+
+def _floats(value: Any) -> tuple[float, ...] | None:
+    """``value`` as finite numbers, or None where it is something else."""
+    if not isinstance(value, tuple | list):
+        return None
+    plain = all(isinstance(one, int | float) and not isinstance(one, bool) and math.isfinite(one) for one in value)
+    return tuple(map(float, value)) if plain else None

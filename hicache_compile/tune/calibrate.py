@@ -1,0 +1,171 @@
+"""Fit the weights of forecasts to a model: least squares on what the denoiser returns.
+
+A run is made again with the cache. At each step that is forecast the program runs once for every anchor, with the
+whole weight on it, which shows what that anchor alone would make of the denoiser's output; the weights are the least
+squares of these against what the run in full returned there, plus a share of what puts the sample back on the path
+of that run. One linear system of ``K - 1`` unknowns a step, from the Gram matrix of ``K`` outputs summed over runs: no
+features are kept. Because the run goes on with the weights just found, later steps are fitted to the anchors they will
+really have.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from hicache_compile.context import Step
+from hicache_compile.denoiser import CompiledDenoiser
+from hicache_compile.errors import HiCacheError
+from hicache_compile.forecasters import Calibrated, Table
+from hicache_compile.forecasters.kriging import solve
+from hicache_compile.forecasters.table import Row
+from hicache_compile.plan import OwnPlan
+from hicache_compile.policy import Policy
+from hicache_compile.schedules import Schedule
+from hicache_compile.trajectory import Call
+from hicache_compile.tune.reference import Reference, Runs, output_of, sample_of
+
+RIDGE = 1e-6  # of the weights of a schedule, as a share of the mean squared difference that anchors make
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """A policy with fitted weights. ``error``: of what the runs it was fitted on return, relative (2-norm); where they
+    return no tensor, of the denoiser's outputs."""
+
+    policy: Policy
+    error: float
+
+
+def calibrate(
+    denoiser: CompiledDenoiser,
+    runs: Runs,
+    references: Sequence[Reference],
+    table: Table,
+    schedule: Schedule,
+    policy: Policy,
+    *,
+    correction: float = 1.0,
+    passes: int = 1,
+) -> Calibration:
+    """The best weights for ``schedule``, at the cut of ``policy``, whose forecaster is a ``Calibrated``.
+
+    Args:
+        denoiser: what ``hicache_compile`` returned; its policy is put back.
+        runs, references: the runs, and what ``record`` said of them, in the same order.
+        table: with distances, for steps and anchors that ``schedule`` does not have.
+        correction: which share of its distance from the run in full the sample makes up until the next computed step.
+        passes: how often all runs are made. One is enough for a single run, of any batch; with several the first
+            are made with weights that do not know the others yet.
+
+    Raises:
+        HiCacheError: the schedule does not serve runs of that length.
+    """
+    assert isinstance(policy.forecaster, Calibrated)
+    reads, num_steps = policy.forecaster.reads, references[0].num_steps
+    kept, open_loop = denoiser.policy, Calibrated(replace(table, rows=()), reads)
+    policy = replace(policy, schedule=schedule, forecaster=open_loop)
+    rows: dict[int, Row] = {}
+    try:
+        denoiser.policy = policy
+        for _ in range(passes):
+            fitter = _Fitter(policy, correction, num_steps)
+            for run, reference in zip(runs, references, strict=True):
+                fitter.reference = reference
+                with denoiser._session.observed(fitter):
+                    fitter.finish(run())
+            rows = fitter.rows
+    finally:
+        denoiser.policy = kept
+        denoiser.reset()
+    fitted = replace(table, rows=tuple(rows[step] for step in sorted(rows)))
+    return Calibration(replace(policy, forecaster=Calibrated(fitted, reads)), fitter.error)
+
+
+@dataclass(slots=True)
+class _Fitter:
+    """Makes the calls of a run: those that are forecast once for each anchor, then with the best weights so far."""
+
+    policy: Policy
+    correction: float
+    num_steps: int
+    reference: Reference | None = None
+    rows: dict[int, Row] = field(default_factory=dict)
+    _systems: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    _left: dict[bool, float] = field(default_factory=lambda: {False: 0.0, True: 0.0})
+    _size: dict[bool, float] = field(default_factory=lambda: {False: 0.0, True: 0.0})
+
+    @property
+    def error(self) -> float:
+        """See ``Calibration``."""
+        final = self._size[True] > 0
+        return float((self._left[final] / max(self._size[final], 1e-300)) ** 0.5)
+
+    def __call__(self, step: Step, call: Call, run: Callable[[], Any]) -> Any:
+        if not self.policy.forces(step.index, step.num_steps) and step.index:
+            self._fit(step, call, run)
+        value = run()
+        self._compare(step, output_of(value))
+        return value
+
+    def _fit(self, step: Step, call: Call, run: Callable[[], Any]) -> None:
+        plans = [state.plan for state in step.context.states.values() if isinstance(state.plan, OwnPlan)]
+        anchors = plans[0].anchors(step.index)
+        weights = [1.0]
+        if len(anchors) > 1:
+            alone = []
+            for place in range(len(anchors)):
+                for plan in plans:
+                    plan.assign(step.index, [float(place == other) for other in range(len(anchors))])
+                alone.append(output_of(run()).float().flatten().double())
+                step.undo()
+            newest = alone[0]
+            differences = torch.stack(alone[1:]) - newest
+            wanted = self._target(step, call, alone[0]).flatten().double() - newest
+            found = (differences @ differences.T).cpu().numpy(), (differences @ wanted).cpu().numpy()[:, None]
+            known = self._systems.get(step.index, (0.0, 0.0))
+            self._systems[step.index] = known[0] + found[0], known[1] + found[1]
+            older = solve(*self._systems[step.index], RIDGE)[0].tolist()
+            weights = [1.0 - sum(older), *older]
+        self.rows[step.index] = (step.index, tuple(anchors), tuple(weights))
+        for plan in plans:
+            plan.assign(step.index, weights)
+
+    def _target(self, step: Step, call: Call, output: torch.Tensor) -> torch.Tensor:
+        """What the denoiser should return: as in the run in full, and back onto its path."""
+        assert self.reference is not None
+        target = self.reference.outputs[step.context.name][step.index]
+        before = self.reference.samples[step.context.name][step.index]
+        sample = sample_of(call.arguments(), target)
+        gains = self.reference.gains
+        if sample is None or before is None or not gains[step.index]:
+            return target
+        ahead = range(step.index + 1, self.num_steps)
+        following = next((later for later in ahead if self.policy.forces(later, self.num_steps)), self.num_steps)
+        reach = sum(gains[step.index : following])
+        usual = statistics.median(map(abs, gains))  # a short last step is not made to do all that is left
+        reach = math.copysign(max(abs(reach), usual), reach)
+        return target - self.correction * (sample.float() - before) / reach
+
+    def _compare(self, step: Step, output: torch.Tensor) -> None:
+        assert self.reference is not None
+        known = self.reference.outputs.get(step.context.name, [])
+        if step.index >= len(known):
+            raise HiCacheError("calibrate.runs: must make the same calls each time")
+        self._add(False, output.float(), known[step.index])
+
+    def finish(self, result: object) -> None:
+        """A run returned ``result``."""
+        assert self.reference is not None
+        if isinstance(result, torch.Tensor) and self.reference.result is not None:
+            self._add(True, result.float(), self.reference.result)
+
+    def _add(self, final: bool, found: torch.Tensor, wanted: torch.Tensor) -> None:
+        self._left[final] += float((found - wanted).square().sum())
+        self._size[final] += float(wanted.square().sum())

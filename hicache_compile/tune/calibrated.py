@@ -1,0 +1,164 @@
+"""Forecasts and schedules fitted to a model together, for a number of steps to compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from hicache_compile.denoiser import CompiledDenoiser
+from hicache_compile.errors import HiCacheError, one_of, whole_number
+from hicache_compile.forecasters import Calibrated, Hermite, Reuse, Table
+from hicache_compile.policy import Policy
+from hicache_compile.schedules import Schedule
+from hicache_compile.tune.bases import gated, stepped_hermite
+from hicache_compile.tune.calibrate import Calibration, calibrate
+from hicache_compile.tune.planning import OBJECTIVES, mask_of, search, shortest_path
+from hicache_compile.tune.reference import Reference, Runs, record
+
+READS = 4  # anchors
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Runs in full, and what was measured of them: all that fitting needs.
+
+    ``runs``: functions that each sample once with ``denoiser`` and return the sample, or anything. ``cut``: a policy
+    at the scope that is fitted.
+    """
+
+    denoiser: CompiledDenoiser
+    runs: Runs
+    references: Sequence[Reference]
+    distances: np.ndarray
+    cut: Policy
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.distances)
+
+    @property
+    def table(self) -> Table:
+        """The distances, to seven digits."""
+        upper = self.distances[np.triu_indices(self.num_steps, 1)]
+        return Table(self.num_steps, tuple(float(f"{value:.7g}") for value in upper))
+
+
+def measure(
+    denoiser: CompiledDenoiser, runs: Runs, scope: str = "stack", first: int = 0, last: int = 0, reads: int = READS
+) -> Measured:
+    """Make ``runs`` in full and measure them.
+
+    Args:
+        denoiser: what ``hicache_compile`` returned; its policy is put back.
+        runs: each samples once with it, inside ``denoiser.trajectory`` or through its pipeline, the same each time it
+            is called. What it returns is compared, where that is a tensor.
+        scope, first, last: where to cut, as of ``Policy``.
+        reads: the most anchors a forecast may read.
+
+    Raises:
+        HiCacheError: an argument is not what is allowed, or the runs differ in length.
+    """
+    if not isinstance(denoiser, CompiledDenoiser) or not runs:
+        raise HiCacheError("measure.denoiser, runs: must be a compiled denoiser and one or more functions that sample")
+    unknown = Calibrated(Table(2, (0.0,)), reads)
+    cut = Policy(mask_of([0], 1), unknown, scope, first=first, last=last)
+    references, distances = record(denoiser, runs, cut)
+    return Measured(denoiser, runs, references, distances, cut)
+
+
+def plan(
+    measured: Measured,
+    computed: int,
+    fit: Callable[[Measured, Schedule], Calibration],
+    evaluations: int = 40,
+) -> Calibration:
+    """The best schedule of ``computed`` steps for what ``fit`` makes of each.
+
+    Shortest paths by every objective are tried, and the best of them is searched on from, end to end.
+
+    Args:
+        evaluations: how many schedules are fitted and run, paths included.
+
+    Raises:
+        HiCacheError: ``computed`` is more than the runs' steps, or ``evaluations`` is less than 1.
+    """
+    whole_number("plan", "evaluations", evaluations, 1)
+    tried: dict[tuple[int, ...], Calibration] = {}
+
+    def error(steps: Sequence[int]) -> float:
+        key = tuple(steps)
+        if key not in tried:
+            tried[key] = fit(measured, mask_of(steps, measured.num_steps))
+        return tried[key].error
+
+    forecasters = Reuse(), Calibrated(measured.table, 2)
+    paths = [shortest_path(measured.distances, f, computed, by) for f in forecasters for by in reversed(OBJECTIVES)]
+    distinct = list(dict.fromkeys(map(tuple, paths)))[:evaluations]
+    start = min(distinct, key=error)
+    steps, _ = search(start, measured.num_steps, error, max(1, evaluations - len(distinct) + 1))
+    return tried[tuple(steps)]
+
+
+def with_weights(measured: Measured, schedule: Schedule, *, correction: float = 1.0) -> Calibration:
+    """``Calibrated`` for ``schedule``: see ``calibrate``."""
+    passes = 1 if len(measured.runs) == 1 else 2
+    return calibrate(
+        measured.denoiser,
+        measured.runs,
+        measured.references,
+        measured.table,
+        schedule,
+        measured.cut,
+        correction=correction,
+        passes=passes,
+    )
+
+
+def with_sigmas(measured: Measured, schedule: Schedule, order: int = 2) -> Calibration:
+    """``SteppedHermite`` for ``schedule``."""
+    forecaster = stepped_hermite(measured.distances, schedule, order)
+    return tried(measured, replace(measured.cut, schedule=schedule, forecaster=forecaster))
+
+
+def with_gates(measured: Measured, schedule: Schedule, forecaster: Any = None) -> Calibration:
+    """``Gated`` for ``schedule``, by default Hermite of order 2 at the true slope, ``sigma`` 1 / sqrt 2."""
+    forecaster = gated(measured.distances, schedule, forecaster or Hermite(2, 0.5**0.5))
+    return tried(measured, replace(measured.cut, schedule=schedule, forecaster=forecaster))
+
+
+def tried(measured: Measured, policy: Policy) -> Calibration:
+    """``policy``, and how far its runs end from those in full: relative, 2-norm.
+
+    Raises:
+        HiCacheError: the runs return no tensors to compare.
+    """
+    left, size = 0.0, 0.0
+    kept = measured.denoiser.policy
+    measured.denoiser.policy = policy
+    try:
+        for run, reference in zip(measured.runs, measured.references, strict=True):
+            found = run()
+            if not isinstance(found, torch.Tensor) or reference.result is None:
+                raise HiCacheError("measure.runs: must return tensors, the samples, to tell policies apart by")
+            left += float((found.float() - reference.result).square().sum())
+            size += float(reference.result.square().sum())
+    finally:
+        measured.denoiser.policy = kept
+    return Calibration(policy, (left / max(size, 1e-300)) ** 0.5)
+
+
+FITS: dict[str, Callable[[Measured, Schedule], Calibration]] = {
+    "calibrated": with_weights,
+    "sigma": with_sigmas,
+    "gates": with_gates,
+}
+
+
+def fit_forecasts(measured: Measured, method: str, computed: int, evaluations: int = 40) -> Calibration:
+    """A planned schedule of ``computed`` steps with forecasts fitted by ``method``, one of ``FITS``."""
+    one_of("fit", "method", method, FITS)
+    return plan(measured, computed, FITS[method], evaluations)

@@ -1,0 +1,175 @@
+"""Runs in full to calibrate by: what went into every call and came out, and how far apart the features of steps are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils import _pytree as pytree
+
+from hicache_compile.context import Step
+from hicache_compile.denoiser import CompiledDenoiser
+from hicache_compile.errors import HiCacheError
+from hicache_compile.policy import Policy
+from hicache_compile.schedules import Interval
+from hicache_compile.state import AnchorState
+from hicache_compile.trajectory import Call
+
+BUCKETS = 4096  # of a sketch
+EXPLAINED = 0.95  # of what a sampler does in a step, below which it is not corrected for
+
+Runs = Sequence[Callable[[], object]]
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """One run in full.
+
+    ``outputs`` and ``samples``: by context, of each step, float32; a sample is the argument that is shaped like the
+    output, ``None`` where there is none. ``gains``: by how much the next sample moves with the output of a step, over
+    all contexts; 0 where that is not known. ``result``: what the run returned, where that is a tensor.
+    """
+
+    outputs: dict[str, list[torch.Tensor]]
+    samples: dict[str, list[torch.Tensor | None]]
+    gains: list[float]
+    result: torch.Tensor | None = None
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.gains)
+
+
+def record(denoiser: CompiledDenoiser, runs: Runs, policy: Policy) -> tuple[list[Reference], np.ndarray]:
+    """What each of ``runs`` does in full, and the squared distances between steps ``[T, T]`` at the cut of ``policy``.
+
+    Distances are of sketches: each slot is folded into ``BUCKETS`` sums under random signs, which keeps them within a
+    few percent, so that no features are kept.
+
+    Raises:
+        HiCacheError: a run does not call the denoiser, or the runs differ in length.
+    """
+    kept = denoiser.policy
+    denoiser.policy = replace(policy, schedule=Interval(1))
+    references, distances = [], []
+    try:
+        for number, run in enumerate(runs):
+            recorder = _Recorder()
+            with denoiser._session.observed(recorder):
+                result = run()
+            if max(map(len, recorder.outputs.values()), default=0) < 2:
+                raise HiCacheError(f"runs[{number}]: must sample at least two steps with the denoiser")
+            references.append(recorder.reference(result))
+            distances += recorder.distances()
+    finally:
+        denoiser.policy = kept
+        denoiser.reset()
+    lengths = {one.num_steps for one in references}
+    if len(lengths) > 1:
+        raise HiCacheError(f"runs: must be equally long, they have {', '.join(map(str, sorted(lengths)))} steps")
+    return references, np.mean(distances, axis=0)
+
+
+def output_of(value: Any) -> torch.Tensor:
+    """The denoiser's output: the first floating tensor it returns."""
+    found = next((v for v in pytree.tree_leaves(value) if isinstance(v, torch.Tensor) and v.is_floating_point()), None)
+    if found is None:
+        raise HiCacheError("runs: the denoiser must return a floating-point tensor")
+    return found
+
+
+def sample_of(arguments: Mapping[str, Any], output: torch.Tensor) -> torch.Tensor | None:
+    """The argument that is shaped like the output: what is being denoised."""
+    alike = (v for v in arguments.values() if isinstance(v, torch.Tensor) and v.shape == output.shape)
+    return next((value for value in alike if value.is_floating_point()), None)
+
+
+@dataclass(slots=True)
+class _Recorder:
+    outputs: dict[str, list[torch.Tensor]] = field(default_factory=dict)
+    samples: dict[str, list[torch.Tensor | None]] = field(default_factory=dict)
+    sketches: dict[str, list[list[torch.Tensor]]] = field(default_factory=dict)
+    signs: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    def __call__(self, step: Step, call: Call, run: Callable[[], Any]) -> Any:
+        value = run()
+        output = output_of(value)
+        sample = sample_of(call.arguments(), output)
+        name = step.context.name
+        self.outputs.setdefault(name, []).append(output.float().clone())
+        self.samples.setdefault(name, []).append(None if sample is None else sample.float().clone())
+        states = step.context.states.values()
+        self.sketches.setdefault(name, []).append(
+            [self._sketch(row) for state in states for row in _newest(state, step)]
+        )
+        return value
+
+    def _sketch(self, row: torch.Tensor) -> torch.Tensor:
+        flat = row.flatten().float()
+        if flat.numel() <= BUCKETS:
+            return flat.clone()
+        if flat.numel() not in self.signs:
+            generator = torch.Generator().manual_seed(0)
+            signs = torch.randint(0, 2, flat.shape, generator=generator, dtype=torch.int8) * 2 - 1
+            self.signs[flat.numel()] = signs.to(flat.device)
+        signed = flat * self.signs[flat.numel()]
+        padded = torch.nn.functional.pad(signed, (0, -flat.numel() % BUCKETS))
+        return padded.view(-1, BUCKETS).sum(0)
+
+    def distances(self) -> list[np.ndarray]:
+        """By context: squared, each slot's as a share of its mean square, summed over slots."""
+        found = []
+        for steps in self.sketches.values():
+            total = np.zeros((len(steps), len(steps)))
+            for slot in zip(*steps, strict=True):
+                features = torch.stack(slot).double()
+                size = features.square().sum(1).mean().clamp_min(1e-300)
+                total += (
+                    (torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist") ** 2 / size)
+                    .cpu()
+                    .numpy()
+                )
+            found.append(total)
+        return found
+
+    def reference(self, result: object) -> Reference:
+        final = result.detach().float().clone() if isinstance(result, torch.Tensor) else None
+        return Reference(self.outputs, self.samples, _gains(self.outputs, self.samples, final), final)
+
+
+def _newest(state: AnchorState, step: Step) -> list[torch.Tensor]:
+    """What the step wrote into each ring."""
+    place = state.plan.positions[step.index]  # type: ignore[union-attr]  # a Plan, under a schedule
+    kept = getattr(state, "host", state.rings)
+    return [ring[place] for ring in kept]
+
+
+def _gains(
+    outputs: Mapping[str, Sequence[torch.Tensor]],
+    samples: Mapping[str, Sequence[torch.Tensor | None]],
+    result: torch.Tensor | None,
+) -> list[float]:
+    """How the sampler moved: ``x' = a x + sum_c b_c v_c`` by least squares at each step; the sum of the ``b_c``.
+
+    Exact for samplers of first order (Euler, DDIM), guidance included. After the last step the sample is ``result``,
+    where that is shaped like one.
+    """
+    first = [*next(iter(samples.values())), result]
+    count = min(len(steps) for steps in outputs.values())
+    gains = []
+    for step in range(count):
+        now, after = first[step], first[step + 1]
+        if now is None or after is None or now.shape != after.shape:
+            gains.append(0.0)
+            continue
+        columns = torch.stack([now.flatten(), *(steps[step].flatten() for steps in outputs.values())], 1).double()
+        moved = after.flatten().double()
+        solved = torch.linalg.lstsq(columns.T @ columns, columns.T @ moved).solution
+        left = (columns @ solved - moved).square().sum()
+        explained = 1.0 - float(left / (moved - now.flatten()).square().sum().clamp_min(1e-300))
+        gain = float(solved[1:].sum())
+        gains.append(gain if explained >= EXPLAINED else 0.0)
+    return gains
