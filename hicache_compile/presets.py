@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from hicache_compile.errors import HiCacheError, one_of, whole_number
 from hicache_compile.flexcache import FlexCache
-from hicache_compile.forecasters import Forecaster, Hermite, Reuse, Taylor
+from hicache_compile.forecasters import Forecaster, GlobalChebyshev, Hermite, Reuse, Taylor
 from hicache_compile.guarded_presets import (
     PAB,
     AdaCache,
@@ -23,7 +23,7 @@ from hicache_compile.guarded_presets import (
 )
 from hicache_compile.masks import SPEEDS, steps_mask
 from hicache_compile.policy import NOWHERE, Policy
-from hicache_compile.schedules import Always, Interval, StepMask
+from hicache_compile.schedules import Always, Growing, Interval, StepMask
 
 __all__ = [
     "FORA",
@@ -42,6 +42,7 @@ __all__ = [
     "LeMiCa",
     "MagCache",
     "SpeCa",
+    "Spectrum",
     "TaylorSeer",
     "TeaCache",
     "Uncached",
@@ -92,6 +93,20 @@ def FORA(
     return Policy(Interval(interval, warmup, cooldown), _chosen(forecaster, Reuse()), scope)
 
 
+def Spectrum(
+    alpha: float = 0.75,
+    degree: int = 4,
+    ridge: float = 0.1,
+    warmup: int = 5,
+    *,
+    scope: str = "output",
+    cooldown: int = 0,
+    forecaster: Forecaster | None = None,
+) -> Policy:
+    """Spectrum (2603.01623): ever fewer steps in full, and a Chebyshev regression on all of them between."""
+    return Policy(Growing(alpha, warmup, cooldown), _chosen(forecaster, GlobalChebyshev(degree, ridge)), scope)
+
+
 def SCM(
     mask: str,
     num_steps: int | None = None,
@@ -132,6 +147,7 @@ PRESETS: dict[str, Callable[..., Policy]] = {
         HiCache,
         TaylorSeer,
         FORA,
+        Spectrum,
         SCM,
         TeaCache,
         FBCache,

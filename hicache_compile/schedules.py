@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from hicache_compile.errors import HiCacheError, true_or_false, whole_number
+from hicache_compile.errors import HiCacheError, real_number, true_or_false, whole_number
 
 
 @runtime_checkable
@@ -49,6 +50,37 @@ class Interval:
     def computes(self, step: int, num_steps: int | None) -> bool:
         forced = in_window("Interval", step, num_steps, self.warmup, self.cooldown)
         return forced or (step - self.warmup + 1) % self.interval == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Growing:
+    """Compute the first ``warmup`` steps, then ever fewer, and the last ``cooldown``: Spectrum (2603.01623).
+
+    Counted from step ``warmup - 1``, the steps ``floor(alpha r (r + 1) / 2)`` for ``r = 1, 2, ...`` are computed, so
+    the gap grows by about ``alpha`` each time.
+    """
+
+    alpha: float = 0.75
+    warmup: int = 5
+    cooldown: int = 0
+
+    def __post_init__(self) -> None:
+        real_number("Growing", "alpha", self.alpha, 0.05, 1e3)
+        whole_number("Growing", "warmup", self.warmup, 1)
+        whole_number("Growing", "cooldown", self.cooldown, 0)
+
+    @property
+    def first_anchor(self) -> int:
+        return 0
+
+    def computes(self, step: int, num_steps: int | None) -> bool:
+        if in_window("Growing", step, num_steps, self.warmup, self.cooldown):
+            return True
+        number, place = 0, 0
+        while place < step - self.warmup + 1:
+            number += 1
+            place = math.floor(self.alpha * number * (number + 1) / 2)
+        return place == step - self.warmup + 1
 
 
 @dataclass(frozen=True, slots=True)

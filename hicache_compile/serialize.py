@@ -16,9 +16,9 @@ from hicache_compile.magcache import MagCacheSchedule
 from hicache_compile.perkind import Broadcast, KeySteps, PerKind
 from hicache_compile.policy import Policy
 from hicache_compile.presets import PRESETS
-from hicache_compile.schedules import Always, Free, Interval, StepMask
+from hicache_compile.schedules import Always, Free, Growing, Interval, StepMask
 
-SCHEDULES = (Interval, StepMask, Always, Free, MagCacheSchedule, PerKind, Broadcast, KeySteps, DiTangoSchedule)
+SCHEDULES = (Interval, StepMask, Always, Free, Growing, MagCacheSchedule, PerKind, Broadcast, KeySteps, DiTangoSchedule)
 TYPES: dict[str, type] = {cls.__name__: cls for cls in (*SCHEDULES, *FORECASTERS, *GUARDS, Smoothing, Table)}
 _OBJECTS = ("schedule", "forecaster", "smoothing")
 

@@ -13,15 +13,20 @@ import pytest
 
 from hicache_compile import (
     BDF2,
+    DMD,
     FORA,
     SCM,
     AdamsBashforth,
     Always,
     Broadcast,
+    Calibrated,
     Chebyshev,
     DiTangoSchedule,
     Forecaster,
     Free,
+    Gated,
+    GlobalChebyshev,
+    Growing,
     Hermite,
     HiCache,
     HiCacheError,
@@ -33,10 +38,13 @@ from hicache_compile import (
     NewtonScaledTaylor,
     PerKind,
     Policy,
+    ResidualGate,
     Reuse,
     ScaledTaylor,
     Smoothing,
     StepMask,
+    SteppedHermite,
+    Table,
     Taylor,
     TaylorSeer,
     VariableAdamsBashforth,
@@ -47,7 +55,9 @@ from hicache_compile.presets import PRESETS
 from hicache_compile.schedules import Schedule
 from hicache_compile.serialize import SCHEDULES, as_policy, from_dict, from_json, to_dict, to_json
 
-SCHEDULE_VALUES: list[Schedule] = [Interval(6), Interval(1, 1), Interval(4, 2, 5), StepMask("1101")]
+TABLE = Table(3, (1.0, 4.0, 1.0), ((2, (1, 0), (2.0, -1.0)),))
+SCHEDULE_VALUES: list[Schedule] = [Interval(6), Interval(1, 1), Interval(4, 2, 5), StepMask("1101"), Growing()]
+SCHEDULE_VALUES += [Growing(3.0, 2, 1)]
 SCHEDULE_VALUES += [Free(2, 1), MagCacheSchedule(0.1, 2, 0.1, (1.0, 0.9)), Broadcast(2, 1, 1, (100, 850))]
 SCHEDULE_VALUES += [Free(2, 1, True), Broadcast(2, strict=True)]
 SCHEDULE_VALUES += [KeySteps((676, 788)), PerKind({"self-attention": Broadcast(2), "mlp": KeySteps((500,), 2)})]
@@ -63,11 +73,19 @@ FORECASTER_VALUES: list[Forecaster] = [
     BDF2(),
     VariableBDF2(),
     Chebyshev(3, 1e-3),
+    GlobalChebyshev(3, 1e-3, 8),
+    GlobalChebyshev(num_steps=20),
+    Calibrated(TABLE, 2),
+    Calibrated(TABLE, 3, 0.0, 28),
+    SteppedHermite(2, (0.5, 0.6)),
+    Gated(Hermite(2), (0.5, 1.0), 12),
 ]
+MEASURED = [DMD(2), ResidualGate(Taylor(2))]
 SMOOTHING_VALUES = [None, Smoothing(), Smoothing("moving_average"), Smoothing("exponential", 0.25)]
 POLICIES = [
     *(Policy(s, f, smoothing=m) for s, f, m in itertools.product(SCHEDULE_VALUES, FORECASTER_VALUES, SMOOTHING_VALUES)),
     *(Policy(Interval(6), f, smoothing=Smoothing(hybrid=True)) for f in ON_DIFFERENCES),
+    *(Policy(Interval(6), f) for f in MEASURED),
     *(
         Policy(Interval(6), Hermite(), scope, first=i, last=j)
         for scope in ("block", "stack")
@@ -91,7 +109,7 @@ HICACHE: dict[str, Any] = {
 
 def test_every_schedule_and_forecaster_is_tried() -> None:
     assert {type(policy.schedule) for policy in POLICIES} == set(SCHEDULES)
-    assert {type(forecaster) for forecaster in FORECASTER_VALUES} == set(FORECASTERS)
+    assert {type(forecaster) for forecaster in [*FORECASTER_VALUES, *MEASURED]} == set(FORECASTERS)
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=range(len(POLICIES)))

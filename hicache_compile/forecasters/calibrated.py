@@ -56,6 +56,6 @@ class Calibrated:
         return kriging_weights(self.table.matrix, positions[:-1], positions[-1:], self.ridge)[0]
 
     def _position(self, step: int) -> float:
-        if self.num_steps in (None, self.table.num_steps):
+        if self.num_steps is None:
             return float(step)
-        return step * (self.table.num_steps - 1) / max(1, self.num_steps - 1)  # type: ignore[operator]  # not None
+        return step * (self.table.num_steps - 1) / max(1, self.num_steps - 1)

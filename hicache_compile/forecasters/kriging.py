@@ -56,7 +56,7 @@ def squared_error(distances: Matrix, anchors: Sequence[float], weights: Sequence
 def cross_product(distances: Matrix, one: Sequence[tuple[float, float]], other: Sequence[tuple[float, float]]) -> float:
     """``<sum_i a_i F_i, sum_j b_j F_j>`` of pairs ``(a_i, step i)`` whose ``a`` sum to zero, and likewise ``b``."""
     left, right = (sum(weight * _place(distances, step) for weight, step in pairs) for pairs in (one, other))
-    return -0.5 * float(left @ distances @ right)  # type: ignore[union-attr]  # there are pairs
+    return -0.5 * float(left @ distances @ right)
 
 
 def _normal(distances: Matrix, older: Matrix, wanted: Matrix) -> tuple[Matrix, Matrix]:

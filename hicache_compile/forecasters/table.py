@@ -49,18 +49,15 @@ class Table:
 
     def _checked(self, row: Any) -> Row:
         try:
-            step, anchors, weights = row
-            anchors, weights = tuple(map(int, anchors)), _floats(weights)
-            good = anchors[-1] >= 0 and anchors[0] < step < self.num_steps and weights is not None
-            good = good and len(weights) == len(anchors) and list(anchors) == sorted(set(anchors), reverse=True)
+            step, anchors, weights = int(row[0]), tuple(map(int, row[1])), _floats(row[2])
         except (TypeError, ValueError, IndexError):
-            good = False
-        if not good:
-            raise HiCacheError(
-                f"Table.rows: {row!r} must be a step below {self.num_steps}, earlier steps newest first, and a weight "
-                "for each"
-            )
-        return int(step), anchors, weights  # type: ignore[return-value]  # checked
+            step, anchors, weights = 0, (), None
+        falling = bool(anchors) and list(anchors) == sorted(set(anchors), reverse=True)
+        if weights is None or len(weights) != len(anchors) or not falling:
+            raise HiCacheError(f"Table.rows: {row!r} must be a step, anchors newest first, and a weight for each")
+        if not 0 <= anchors[-1] <= anchors[0] < step < self.num_steps:
+            raise HiCacheError(f"Table.rows: {row!r} must go from earlier steps to one below {self.num_steps}")
+        return step, anchors, weights
 
     @staticmethod
     def of(value: Any) -> Table:
