@@ -180,14 +180,22 @@ WHOLE: list[tuple[Any, dict[str, Any], str, int, int | None]] = [
         (DiTangoSchedule, {"cache_ratio": 0.5}, field, low, None)
         for field, low in [("warmup", 1), ("cooldown", 0), ("groups", 1)]
     ),
+    (SteppedHermite, {"sigmas": (0.5,)}, "order", 0, 8),
+    (ResidualGate, {"forecaster": Taylor(1)}, "reads", 2, 32),
+    (Calibrated, {"table": Table(2, (1.0,))}, "reads", 1, 32),
+    *((Growing, {}, field, low, None) for field, low in [("warmup", 1), ("cooldown", 0)]),
     *((f, {}, "order", 0, 8) for f in (Taylor, Hermite, ScaledTaylor, Newton, NewtonHermite, NewtonScaledTaylor)),
     *((f, {}, "order", 1, 4) for f in (AdamsBashforth, VariableAdamsBashforth)),
-    (Chebyshev, {}, "degree", 0, 8),
+    *((f, {}, "degree", 0, 8) for f in (Chebyshev, GlobalChebyshev)),
+    (GlobalChebyshev, {}, "reads", 1, 32),
+    (DMD, {}, "rank", 1, 32),
+    (DMD, {}, "reads", 3, 32),
     *((Policy, {"schedule": Interval(6), "forecaster": Reuse()}, field, 0, None) for field in ("first", "last")),
 ]
 REAL: list[tuple[Any, str, float, str]] = [
     *((f, "sigma", 2, "(0, 2]") for f in (Hermite, ScaledTaylor, NewtonHermite, NewtonScaledTaylor)),
-    (Chebyshev, "ridge", 1e6, "(0, 1e+06]"),
+    *((f, "ridge", 1e6, "(0, 1e+06]") for f in (Chebyshev, GlobalChebyshev)),
+    (Growing, "alpha", 1e3, "(0.05, 1000]"),
     (Smoothing, "alpha", 1, "(0, 1]"),
 ]
 LIMITS, FLAGS = ("threshold", "retention"), ("inclusive", "rounded")
@@ -220,6 +228,22 @@ OTHER: list[tuple[Any, dict[str, Any], str, list[Any], str]] = [
     (DiTangoSchedule, {"cache_ratio": 0.5}, "partitions", [1, "4", 2.0], "an integer >= 2"),
     (DiTangoSchedule, {"cache_ratio": 0.5}, "partitions", [3, 5], "a multiple of groups = 2"),
     (DiTangoSchedule, {"cache_ratio": 0.5}, "distributed", [None, 0, "yes"], "true or false"),
+    *(
+        (cls, given, "num_steps", [0, -1, 2.5, "50", True], "an integer >= 1")
+        for cls, given in (
+            (GlobalChebyshev, {}),
+            (Calibrated, {"table": TABLE}),
+            (SteppedHermite, {"order": 2, "sigmas": (0.5,)}),
+            (Gated, {"forecaster": Hermite(), "gates": (1.0,)}),
+        )
+    ),
+    (Calibrated, {}, "table", [None, 3, {}, {"num_steps": 3}, []], "a Table or a path"),
+    (Calibrated, {"table": TABLE}, "ridge", [None, "0", True, -1e-9, math.inf, math.nan], "a number from 0 to 1e6"),
+    (Calibrated, {"table": TABLE}, "reads", [1], "must be 2 or more, as the rows of its table"),
+    (SteppedHermite, {"order": 2}, "sigmas", [None, (), 0.5, ("a",), (-0.1,)], "one or more numbers >= 0"),
+    (Gated, {"forecaster": Hermite()}, "gates", [None, (), 0.5, ("a",), (math.nan,)], "one or more numbers"),
+    (Gated, {"gates": (1.0,)}, "forecaster", [*NO_OBJECT, Hermite], "an object with a method weights"),
+    (ResidualGate, {}, "forecaster", [*NO_OBJECT, Hermite, DMD()], "a forecaster that goes by steps alone"),
     (Smoothing, {}, "method", ["average", "", None, 1, ["exponential"]], "exponential, moving_average"),
     (Smoothing, {}, "hybrid", [None, 0, 1, "true", []], "true or false"),
     (Policy, POLICY_FIELDS, "schedule", [*NO_OBJECT, Interval, Reuse()], "a schedule"),
@@ -266,8 +290,8 @@ def test_every_field_is_tried_with_bad_values() -> None:
 @pytest.mark.parametrize(
     ("cls", "field", "good"),
     [
-        *((cls, field, value) for cls, _, field, low, high in WHOLE[14:-2] for value in (low, high)),
-        *((cls, field, value) for cls, field, high, _ in REAL for value in (1e-9, high)),
+        *((cls, field, value) for cls, _, field, low, high in WHOLE[19:-2] for value in (low, high)),
+        *((cls, field, value) for cls, field, high, _ in REAL for value in (1e-9, high) if cls is not Growing),
     ],
 )
 def test_the_ends_of_a_range_are_allowed(cls: type, field: str, good: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from hicache_compile.errors import HiCacheError, real_number, whole_number
+from hicache_compile.errors import HiCacheError, whole_number
 from hicache_compile.forecasters.base import MOST_ANCHORS
 from hicache_compile.forecasters.kriging import kriging_weights
 from hicache_compile.forecasters.table import Table
@@ -35,7 +35,9 @@ class Calibrated:
     def __post_init__(self) -> None:
         object.__setattr__(self, "table", Table.of(self.table))
         whole_number("Calibrated", "reads", self.reads, 1, MOST_ANCHORS)
-        real_number("Calibrated", "ridge", self.ridge, -1e-300, 1e6)
+        real = isinstance(self.ridge, int | float) and not isinstance(self.ridge, bool)
+        if not real or not 0 <= self.ridge <= 1e6:
+            raise HiCacheError(f"Calibrated.ridge = {self.ridge!r}: must be a number from 0 to 1e6")
         if self.num_steps is not None:
             whole_number("Calibrated", "num_steps", self.num_steps, 1)
         longest = max((len(anchors) for _, anchors, _ in self.table.rows), default=0)

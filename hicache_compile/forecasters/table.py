@@ -72,7 +72,7 @@ class Table:
             return Table.load(value)
         names = {field.name for field in fields(Table)}
         if not isinstance(value, Mapping) or not {"num_steps", "distances"} <= set(value) <= names:
-            raise HiCacheError(f"Calibrated.table = {str(value)[:60]!r}: must be a Table or a path to a file of one")
+            raise HiCacheError(f"Calibrated.table = {value!r}: must be a Table or a path to a file of one")
         return Table(**value)
 
     @property

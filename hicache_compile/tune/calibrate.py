@@ -31,7 +31,7 @@ from hicache_compile.schedules import Schedule
 from hicache_compile.trajectory import Call
 from hicache_compile.tune.reference import Reference, Runs, output_of, sample_of
 
-RIDGE = 1e-6  # of the weights of a schedule, as a share of the mean squared difference that anchors make
+RIDGE = 1e-3  # of the weights of a schedule, as a share of the mean squared difference that anchors make
 
 
 @dataclass(frozen=True, slots=True)
