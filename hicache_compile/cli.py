@@ -1,4 +1,4 @@
-"""The command line: ``hicache demo``, ``explain``, ``export``, ``generate``, ``tune`` and ``bench``."""
+"""The command line: ``hicache demo``, ``explain``, ``export``, ``generate``, ``tune``, ``eval`` and ``bench``."""
 
 from __future__ import annotations
 
@@ -205,6 +205,48 @@ def tune(
     except HiCacheError as error:
         typer.secho(f"hicache tune: {error}", err=True, fg="red")
         raise typer.Exit(2) from None
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Folder of a diffusers pipeline with its weights, or demo.")],
+    policy: Annotated[list[str] | None, typer.Option(help="A preset name, a .json file or JSON; once or more.")] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be given several times.")] = None,
+    prompt_file: Annotated[Path | None, typer.Option(help="One prompt a line.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Pictures of each prompt.")] = 10,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures drawn together; guards decide for all of them.")] = 1,
+    steps: Annotated[int, typer.Option(min=2, help="Sampling steps.")] = 50,
+    seed: Annotated[int, typer.Option(help="Seed of the first run.")] = 0,
+    height: Annotated[int | None, typer.Option(min=1)] = None,
+    width: Annotated[int | None, typer.Option(min=1)] = None,
+    num_frames: Annotated[int | None, typer.Option(min=1)] = None,
+    guidance_scale: Annotated[float | None, typer.Option()] = None,
+    backend: Annotated[str, typer.Option(help="eager, aot_eager or inductor.")] = "inductor",
+    clip: Annotated[Path | None, typer.Option(help="Folder of a CLIP: adds the CLIP score.")] = None,
+    image_reward: Annotated[Path | None, typer.Option(help="Checkpoint of ImageReward: adds it.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write a JSON line for each picture to this file.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="Draw the pictures of the first run side by side.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
+) -> None:
+    """How far policies are from the pictures in full, and how good theirs are, with 95 % intervals."""
+    from hicache_compile.evaluation.command import run
+
+    sizes = {"height": height, "width": width, "num_frames": num_frames, "guidance_scale": guidance_scale}
+    given = {name: value for name, value in sizes.items() if value is not None}
+    try:
+        prompts = [*(prompt or []), *(_lines_of(prompt_file) if prompt_file else [])]
+        extra = {"clip": clip, "reward": image_reward, "out": out, "sheet": sheet, "as_json": json}
+        run(model, policy or [], prompts, samples, batch, steps, seed, backend, given, **extra)  # type: ignore[arg-type]
+    except HiCacheError as error:
+        typer.secho(f"hicache eval: {error}", err=True, fg="red")
+        raise typer.Exit(2) from None
+
+
+def _lines_of(file: Path) -> list[str]:
+    try:
+        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except OSError as error:
+        raise HiCacheError(f"prompt_file = {str(file)!r}: must be a readable file ({error})") from None
 
 
 @app.command()

@@ -7,6 +7,7 @@ A "prompt" is a class label written as four text tokens and one pooled vector.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -75,5 +76,13 @@ def _classifier():  # type: ignore[no-untyped-def]  # scikit-learn ships no type
 
 def classify(images: torch.Tensor) -> torch.Tensor:
     """Labels ``[B]`` a support vector machine trained on the digits reads in ``images`` ``[B, 16, 16]``."""
-    pixels = images.detach().float().clamp(-1, 1).flatten(1).cpu().numpy()
-    return torch.from_numpy(_classifier().predict(pixels)).long()
+    return torch.from_numpy(_classifier().predict(_pixels(images))).long()
+
+
+def decisions(images: torch.Tensor) -> torch.Tensor:
+    """How much each class speaks for itself in ``images`` ``[B, 16, 16]``: the decision values ``[B, 10]``."""
+    return torch.from_numpy(_classifier().decision_function(_pixels(images)))
+
+
+def _pixels(images: torch.Tensor) -> Any:
+    return images.detach().float().clamp(-1, 1).flatten(1).cpu().numpy()

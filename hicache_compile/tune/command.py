@@ -14,10 +14,10 @@ from rich.table import Table
 from tqdm import tqdm
 
 from hicache_compile.errors import one_of
+from hicache_compile.evaluation.subjects import DEMO, Subject, open_subject
 from hicache_compile.serialize import to_json
 from hicache_compile.tune.calibrated import FITS, fit_forecasts, measure
 from hicache_compile.tune.fit import METHODS, fit
-from hicache_compile.tune.subjects import DEMO, Subject, open_subject
 
 SAMPLES = 3  # of each prompt, to fit forecasts to
 

@@ -1,4 +1,4 @@
-"""What is tuned: the demo model, or a pipeline from a folder, as something that draws pictures of prompts."""
+"""The demo model, or a pipeline from a folder, as something that draws pictures of prompts."""
 
 from __future__ import annotations
 

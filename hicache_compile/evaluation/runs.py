@@ -1,0 +1,72 @@
+"""Draw pictures under a policy and hold each against the same one in full."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hicache_compile.evaluation.fidelity import fidelity
+from hicache_compile.evaluation.quality import Score
+from hicache_compile.evaluation.subjects import Drawn, Subject
+from hicache_compile.policy import Policy
+
+Line = dict[str, Any]  # one picture under one policy, as plain data
+
+
+class Judge:
+    """Draws with ``subject`` and compares. Pictures in full are drawn once and kept.
+
+    Args:
+        scores: what else is said of each picture, see ``quality``.
+    """
+
+    def __init__(self, subject: Subject, scores: Sequence[Score] = ()) -> None:
+        self.subject = subject
+        self.scores = scores
+        self._in_full: dict[tuple[tuple[int, ...], int], Drawn] = {}
+
+    def in_full(self, numbers: Sequence[int], seed: int) -> Drawn:
+        """The pictures of the prompts ``numbers`` without a cache."""
+        key = (tuple(numbers), seed)
+        if key not in self._in_full:
+            with self.subject.denoiser.disabled():
+                if not self._in_full:
+                    self.subject.draw(numbers, seed)  # compiles
+                self._in_full[key] = self.subject.draw(numbers, seed)
+        return self._in_full[key]
+
+    def lines(self, policy: Policy | None, numbers: Sequence[int], seed: int) -> list[Line]:
+        """A line for each picture of one run under ``policy``; ``None``: in full."""
+        wanted = self.in_full(numbers, seed)
+        denoiser = self.subject.denoiser
+        if policy is None:
+            drawn = wanted
+            counted: dict[str, Any] = {"computed": self.subject.steps, "flops_speedup": 1.0, "state_bytes": 0}
+        else:
+            denoiser.policy = policy
+            drawn = self.subject.draw(numbers, seed)
+            report = denoiser.report()
+            counted = {
+                "computed": report.decisions().count("F") + report.decisions().count("S"),
+                "flops_speedup": report.flops_speedup,
+                "state_bytes": report.state_bytes,
+                "decisions": report.decisions(),
+            }
+        assert drawn.images is not None
+        assert wanted.images is not None
+        prompts = [self.subject.prompts[number] for number in numbers]
+        prompts = [p for p in prompts for _ in range(len(drawn.images) // len(prompts))]  # the frames of a clip
+        columns: dict[str, list[Any]] = {**fidelity(drawn.images, wanted.images)}
+        for score in self.scores:
+            columns |= score(drawn.images, prompts)
+        timed = {"seconds": drawn.seconds, "clock_speedup": wanted.seconds / drawn.seconds}
+        return [
+            {
+                "prompt": prompt,
+                "seed": seed,
+                **counted,
+                **timed,
+                **{name: values[n] for name, values in columns.items()},
+            }
+            for n, prompt in enumerate(prompts)
+        ]

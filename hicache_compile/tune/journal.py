@@ -1,0 +1,69 @@
+"""What a search has measured so far, one JSON line for each picture, so that it can be killed and taken up again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hicache_compile.errors import HiCacheError
+
+Line = dict[str, Any]
+
+
+class Journal:
+    """The lines in ``path``, by candidate and run.
+
+    Args:
+        settings: what the numbers depend on besides the candidate: the model, steps, seeds, ...; kept in the first line.
+
+    Raises:
+        HiCacheError: the file was written under other settings, or is none of this kind.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        self.path = path
+        self._lines: dict[tuple[str, int], list[Line]] = {}
+        wanted = json.loads(json.dumps(settings))
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._write([{"settings": wanted}])
+            return
+        text = path.read_text(encoding="utf-8")
+        whole, _, torn = text.rpartition("\n")  # a line that was being written when the search was killed
+        if torn:
+            path.write_text(whole + "\n", encoding="utf-8")
+        try:
+            first, *lines = [json.loads(line) for line in whole.splitlines()]
+            found = first["settings"]
+        except (ValueError, KeyError, TypeError):
+            raise HiCacheError(
+                f"tune.out: {str(path)!r} must be the results of an earlier search, or not there"
+            ) from None
+        for key in sorted(wanted):
+            if found.get(key) != wanted[key]:
+                raise HiCacheError(
+                    f"tune.out: {str(path)!r} was measured with {key} = {found.get(key)!r}, must be {wanted[key]!r}; "
+                    "choose another folder"
+                )
+        for line in lines:
+            self._lines.setdefault((line["candidate"], line["run"]), []).append(line)
+
+    def has(self, candidate: str, run: int) -> bool:
+        return (candidate, run) in self._lines
+
+    def add(self, candidate: str, run: int, lines: list[Line]) -> None:
+        """A run of ``candidate`` was measured."""
+        kept = [{"candidate": candidate, "run": run, **line} for line in lines]
+        self._write(kept)
+        self._lines[candidate, run] = kept
+
+    def of(self, candidate: str) -> list[Line]:
+        """All lines of ``candidate``."""
+        return [line for (name, _), lines in self._lines.items() if name == candidate for line in lines]
+
+    def _write(self, lines: list[Line]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in lines))
+            file.flush()
