@@ -162,16 +162,25 @@ def generate(
 def tune(
     model: Annotated[str, typer.Argument(help="Folder of a diffusers pipeline with its weights, or demo.")],
     method: Annotated[
-        str, typer.Option("--fit", help="teacache, magcache, dicache (guards); calibrated, sigma, gates (forecasts).")
-    ],
-    out: Annotated[Path, typer.Option(help="The policy file to write (JSON).")] = Path("policy.json"),
+        str | None,
+        typer.Option(
+            "--fit", help="Only fit: teacache, magcache, dicache (guards); calibrated, sigma, gates (forecasts)."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="With --fit the policy file to write (policy.json), else a folder (tuned).")
+    ] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt to fit to; several are better.")] = None,
     steps: Annotated[int, typer.Option(min=2, help="Sampling steps.")] = 50,
     computed: Annotated[int | None, typer.Option(min=1, help="Steps to compute; default: a third.")] = None,
     signal: Annotated[str, typer.Option(help="TeaCache's: modulated, modulation, time or residual.")] = "modulated",
     scope: Annotated[str, typer.Option(help="Of fitted forecasts: module, block, stack or output.")] = "stack",
     samples: Annotated[int | None, typer.Option(min=1, help="Runs of each prompt to fit to.")] = None,
-    evaluations: Annotated[int, typer.Option(min=1, help="Schedules tried for fitted forecasts.")] = 40,
+    evaluations: Annotated[
+        int | None, typer.Option(min=0, help="Schedules tried for calibrated forecasts; default: 40, in a search 12.")
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Of each policy that lasts to the end of the search.")] = 16,
+    errors: Annotated[str, typer.Option(help="The most error of each recommended policy.")] = "0.01,0.02,0.05",
     seed: Annotated[int, typer.Option(help="Seed of the first run.")] = 0,
     height: Annotated[int | None, typer.Option(min=1)] = None,
     width: Annotated[int | None, typer.Option(min=1)] = None,
@@ -180,12 +189,23 @@ def tune(
     backend: Annotated[str, typer.Option(help="eager, aot_eager or inductor.")] = "inductor",
     json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
 ) -> None:
-    """Fit a policy to a model, from uncached runs of it: a guard's numbers, or forecasts with their schedule."""
+    """Search for the policies that suit a model, and recommend three; or fit one to it (--fit).
+
+    A search goes on where it was stopped when it is started again with the same folder.
+    """
     from hicache_compile.tune.command import run
+    from hicache_compile.tune.search import run as search
+    from hicache_compile.tune.tuner import Search
 
     sizes = {"height": height, "width": width, "num_frames": num_frames, "guidance_scale": guidance_scale}
     given = {name: value for name, value in sizes.items() if value is not None}
     try:
+        if method is None:
+            levels = tuple(float(error) for error in errors.split(","))
+            tried = 12 if evaluations is None else evaluations
+            wanted = Search(prompt or [], steps, runs, seed=seed, backend=backend, errors=levels, evaluations=tried)
+            search(model, wanted, out or Path("tuned"), given, as_json=json)
+            return
         run(
             model,
             method,
@@ -194,12 +214,12 @@ def tune(
             computed,
             signal,
             seed,
-            out,
+            out or Path("policy.json"),
             backend,
             given,
             scope=scope,
             samples=samples,
-            evaluations=evaluations,
+            evaluations=40 if evaluations is None else max(1, evaluations),
             as_json=json,
         )
     except HiCacheError as error:

@@ -92,6 +92,7 @@ def FBCacheTeaCache(
     tea_threshold: float,
     model: str = "flux",
     *,
+    coefficients: Sequence[float] | None = None,
     max_skips: int | None = None,
     scope: str = "stack",
     cooldown: int | None = None,
@@ -103,9 +104,10 @@ def FBCacheTeaCache(
     are computed in full; a step TeaCache skips leaves the first block's memory as it was.
 
     Args:
+        model, coefficients: see ``TeaCache``.
         max_skips: steps in a row that may be skipped, by both together.
     """
-    tea = _teacache(tea_threshold, model, cooldown=cooldown, max_skips=max_skips)
+    tea = _teacache(tea_threshold, model, coefficients, cooldown=cooldown, max_skips=max_skips)
     block = FirstBlockGuard(fb_threshold, warmup=tea.warmup, cooldown=tea.cooldown, max_skips=max_skips)
     return Policy(Free(), forecaster, scope, (tea, block))
 

@@ -16,7 +16,7 @@ class Journal:
     """The lines in ``path``, by candidate and run.
 
     Args:
-        settings: what the numbers depend on besides the candidate: the model, steps, seeds, ...; kept in the first line.
+        settings: what the numbers depend on besides the candidate: model, steps, seeds, ...; kept in the first line.
 
     Raises:
         HiCacheError: the file was written under other settings, or is none of this kind.

@@ -44,10 +44,12 @@ def choose(found: Mapping[str, Mapping[str, Interval95]], errors: Sequence[float
     for level, most in zip(LEVELS, errors, strict=True):
         good = {name: one for name, one in found.items() if one["relative_error"].high <= most}
         if good:
-            chosen[level] = max(
-                good, key=lambda name: (good[name]["flops_speedup"].value, -good[name]["relative_error"].value)
-            )
+            chosen[level] = max(good, key=lambda name, of=good: _rank(of[name]))  # type: ignore[misc]  # bound now
     return chosen
+
+
+def _rank(found: Mapping[str, Interval95]) -> tuple[float, float]:
+    return found["flops_speedup"].value, -found["relative_error"].value
 
 
 def promise(error: Interval95) -> Interval95:

@@ -1,0 +1,150 @@
+"""A search: what is tried, what is measured of it, and where that is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from hicache_compile.errors import HiCacheError
+from hicache_compile.evaluation.command import batches_of, real_features, scores_of
+from hicache_compile.evaluation.intervals import Interval95, summary
+from hicache_compile.evaluation.runs import Judge
+from hicache_compile.evaluation.subjects import DEMO, Subject
+from hicache_compile.policy import Policy
+from hicache_compile.serialize import as_policy, to_json
+from hicache_compile.tune.calibrated import fit_forecasts, measure
+from hicache_compile.tune.fit import fit
+from hicache_compile.tune.grid import Candidate, grid
+from hicache_compile.tune.halving import as_standing, halve
+from hicache_compile.tune.journal import Journal
+from hicache_compile.tune.recommend import LEVELS, Recommendation, promise
+
+TIMES = (2, 3, 4, 5.5)  # fewer computed steps, of what is calibrated
+FRESH = 1_000_000  # added to the seed of pictures by which nothing is chosen
+FITTING = 2_000_000  # and of those that are fitted to
+Found = dict[str, dict[str, Interval95]]
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """How to search. ``runs``: of each candidate that lasts, which half as many come before; ``errors``: the most
+    relative error of each of the three levels; ``evaluations``: schedules tried where forecasts are calibrated, 0: none
+    are."""
+
+    prompts: Sequence[str]
+    steps: int = 50
+    runs: int = 16
+    rungs: int = 3
+    batch: int = 1
+    seed: int = 0
+    backend: str = "inductor"
+    errors: tuple[float, ...] = (0.01, 0.02, 0.05)
+    evaluations: int = 12
+    scopes: tuple[str, ...] = ("stack", "module")
+
+    def __post_init__(self) -> None:
+        if len(self.errors) != len(LEVELS) or list(self.errors) != sorted(self.errors) or min(self.errors) <= 0:
+            raise HiCacheError(f"tune.errors = {list(self.errors)}: must be three rising numbers > 0")
+
+
+class Tuner:
+    """One search: what is measured, and where it is kept."""
+
+    def __init__(self, subject: Subject, search: Search, folder: Path) -> None:
+        self.subject = subject
+        self.wanted = search
+        self.folder = folder
+        self.judge = Judge(subject, scores_of(subject))
+        self.runs = batches_of(
+            subject, -(-search.runs * search.batch // len(subject.prompts)), search.batch, search.seed
+        )
+        self.runs = self.runs[: search.runs]
+        self.real = real_features(subject)
+        settings = {
+            "model": subject.name,
+            "prompts": list(subject.prompts),
+            "steps": search.steps,
+            "batch": search.batch,
+            "seed": search.seed,
+            "backend": search.backend,
+        }
+        self.journal = Journal(folder / "results.jsonl", settings)
+
+    def candidates(self) -> dict[str, Candidate]:
+        """The grid, with TeaCache's polynomial and calibrated forecasts fitted to the model."""
+        search, subject = self.wanted, self.subject
+        fitting = subject.runs(search.seed + FITTING)
+        tea = self._kept("teacache", lambda: fit(subject.denoiser, fitting, "teacache", -(-search.steps // 3)).policy)
+        found = grid(tea.guards[0].coefficients, search.scopes)  # type: ignore[attr-defined]  # a TeaCacheGuard
+        together = subject.name == DEMO
+        runs = subject.runs(search.seed + FITTING, 3 if together else 1, together)
+        for scope in search.scopes if search.evaluations else ():
+            measured = None
+            for times in TIMES:
+                computed = max(1, round(search.steps / times))
+                name = f"calibrated_{scope}_{computed}"
+                if not self._file(name).exists():
+                    measured = measured or measure(subject.denoiser, runs, scope)
+                    fitted = fit_forecasts(measured, "calibrated", computed, search.evaluations)
+                    self._keep(name, fitted.policy)
+                found.append(Candidate(f"calibrated, {scope}", computed, as_policy(self._file(name))))
+        return {candidate.name: candidate for candidate in found}
+
+    def search(self, candidates: Mapping[str, Candidate]) -> tuple[Found, list[str]]:
+        """What was measured of each candidate, and who is left."""
+        rungs, runs = self.wanted.rungs, len(self.runs)
+        most = sum(
+            -(-len(candidates) >> rung) * max(1, runs >> (rungs - 1 - rung)) // (2 if rung else 1)
+            for rung in range(rungs)
+        )
+        with tqdm(total=most, desc="runs", unit="run", file=sys.stderr) as bar:
+
+            def measured(name: str, run: int) -> None:
+                if not self.journal.has(name, run):
+                    numbers, seed = self.runs[run]
+                    lines = self.judge.lines(candidates[name].policy, numbers, seed)
+                    self.journal.add(name, run, lines)
+                bar.update()
+
+            left = halve(
+                list(candidates), measured, lambda name: as_standing(name, self._summary(name)), len(self.runs), rungs
+            )
+        return {name: self._summary(name) for name in candidates}, left
+
+    def promised(self, level: str, policy: Policy, name: str) -> Recommendation:
+        """``policy`` measured on fresh noise, and kept as the policy file of ``level``."""
+        lines = []
+        for place, (numbers, _) in enumerate(self.runs):
+            key = f"fresh {name}"
+            if not self.journal.has(key, place):
+                self.journal.add(key, place, self.judge.lines(policy, numbers, self.wanted.seed + FRESH + place))
+        lines = self.journal.of(f"fresh {name}")
+        found = summary(lines, self.real)
+        (self.folder / f"{level}.json").write_text(to_json(policy) + "\n", encoding="utf-8")
+        most = dict(zip(LEVELS, self.wanted.errors, strict=True))[level]
+        error, speed = promise(found["relative_error"]), found["flops_speedup"].value
+        return Recommendation(level, most, name, error, speed, found["computed"].value)
+
+    def _summary(self, name: str) -> dict[str, Interval95]:
+        return summary(self.journal.of(name), self.real)
+
+    def _file(self, name: str) -> Path:
+        search = self.wanted
+        of = json.dumps([list(self.subject.prompts), search.steps, search.seed, search.evaluations])
+        return self.folder / "fitted" / f"{name}_{hashlib.sha256(of.encode()).hexdigest()[:8]}.json"
+
+    def _keep(self, name: str, policy: Policy) -> None:
+        self._file(name).parent.mkdir(parents=True, exist_ok=True)
+        self._file(name).write_text(to_json(policy) + "\n", encoding="utf-8")
+
+    def _kept(self, name: str, make: Callable[[], Policy]) -> Policy:
+        """The policy that an earlier search fitted, or now."""
+        if not self._file(name).exists():
+            self._keep(name, make())
+        return as_policy(self._file(name))
