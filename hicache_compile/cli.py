@@ -201,7 +201,7 @@ def tune(
     given = {name: value for name, value in sizes.items() if value is not None}
     try:
         if method is None:
-            levels = tuple(float(error) for error in errors.split(","))
+            levels = _numbers_of(errors)
             tried = 12 if evaluations is None else evaluations
             wanted = Search(prompt or [], steps, runs, seed=seed, backend=backend, errors=levels, evaluations=tried)
             search(model, wanted, out or Path("tuned"), given, as_json=json)
@@ -260,6 +260,13 @@ def evaluate(
     except HiCacheError as error:
         typer.secho(f"hicache eval: {error}", err=True, fg="red")
         raise typer.Exit(2) from None
+
+
+def _numbers_of(errors: str) -> tuple[float, ...]:
+    try:
+        return tuple(map(float, errors.split(",")))
+    except ValueError:
+        raise HiCacheError(f"tune.errors = {errors!r}: must be three rising numbers > 0, like 0.01,0.02,0.05") from None
 
 
 def _lines_of(file: Path) -> list[str]:

@@ -112,7 +112,7 @@ def bars(values: Mapping[str, Sequence[float]], labels: Sequence[str], ylabel: s
     axes.set_xticks(range(len(labels)), labels, fontsize=8.5)
     axes.set_ylabel(ylabel)
     axes.margins(y=0.12)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(values))
     _save(figure, path)
 
 

@@ -38,7 +38,7 @@ def show(
     profiles = {level: _profile(tuner, policy) for level, policy in policies.items()}
     if profiles:
         charts.error_profile(profiles, folder / "error_profile.png")
-        _memory(tuner, policies, folder / "memory.png")
+        _memory(tuner, {**_guards(candidates), **policies}, folder / "memory.png")
         _batches(tuner, policies, folder / "batch.png")
     numbers, seed = batches_of(tuner.subject, 1, len(tuner.subject.prompts), tuner.wanted.seed + FRESH)[0]
     rows = {"in full": (_drawn(tuner, None, numbers, seed), "every step computed")}
@@ -49,6 +49,13 @@ def show(
     (folder / "report.md").write_text(_page(tuner, candidates, found, recommended), encoding="utf-8")
     data = {name: as_data(one) for name, one in found.items()}
     (folder / "summary.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+def _guards(candidates: Mapping[str, Candidate]) -> dict[str, Policy]:
+    """One policy with each guard, and one with both."""
+    last = {c.family.partition(",")[0]: c.policy for c in candidates.values() if len(c.policy.guards) == 1}
+    both = [c.policy for c in candidates.values() if len(c.policy.guards) == 2]
+    return {**last, "both": both[-1]} if both else last
 
 
 def _drawn(tuner: Tuner, policy: Policy | None, numbers: Sequence[int], seed: int) -> torch.Tensor:
@@ -88,8 +95,8 @@ def _profile(tuner: Tuner, policy: Policy) -> tuple[list[float], str]:
 
 
 def _memory(tuner: Tuner, policies: Mapping[str, Policy], path: Path) -> None:
-    """Bytes of anchors with one guidance branch and with two."""
-    mb: dict[str, list[float]] = {"one cache": [], "two caches (guidance)": []}
+    """Bytes of anchors and of what guards remember, with one guidance branch and with two."""
+    mb: dict[str, list[float]] = {"one guidance branch": [], "two": []}
     for policy in policies.values():
         tuner.subject.denoiser.policy = policy
         tuner.subject.draw([0], tuner.wanted.seed, images=False)
@@ -97,7 +104,7 @@ def _memory(tuner: Tuner, policies: Mapping[str, Policy], path: Path) -> None:
         branches = max(1, len(report.rows))
         for count, heights in zip((1, 2), mb.values(), strict=True):
             heights.append(count * report.state_bytes / branches / 1e6)
-    charts.bars(mb, list(policies), "MB of anchors for one picture", path)
+    charts.bars(mb, list(policies), "MB kept for one picture", path)
 
 
 def _batches(tuner: Tuner, policies: Mapping[str, Policy], path: Path) -> None:

@@ -25,7 +25,7 @@ from hicache_compile.tune.halving import as_standing, halve
 from hicache_compile.tune.journal import Journal
 from hicache_compile.tune.recommend import LEVELS, Recommendation, promise
 
-TIMES = (2, 3, 4, 5.5)  # fewer computed steps, of what is calibrated
+TIMES = (2, 3, 4, 5.5, 7, 10)  # fewer computed steps, of what is calibrated
 FRESH = 1_000_000  # added to the seed of pictures by which nothing is chosen
 FITTING = 2_000_000  # and of those that are fitted to
 Found = dict[str, dict[str, Interval95]]
