@@ -176,6 +176,7 @@ def tune(
     signal: Annotated[str, typer.Option(help="TeaCache's: modulated, modulation, time or residual.")] = "modulated",
     scope: Annotated[str, typer.Option(help="Of fitted forecasts: module, block, stack or output.")] = "stack",
     samples: Annotated[int | None, typer.Option(min=1, help="Runs of each prompt to fit to.")] = None,
+    by_slot: Annotated[bool, typer.Option("--by-slot", help="Weights of its own for each slot (calibrated).")] = False,
     evaluations: Annotated[
         int | None, typer.Option(min=0, help="Schedules tried for calibrated forecasts; default: 40, in a search 12.")
     ] = None,
@@ -220,6 +221,7 @@ def tune(
             scope=scope,
             samples=samples,
             evaluations=40 if evaluations is None else max(1, evaluations),
+            by_slot=by_slot,
             as_json=json,
         )
     except HiCacheError as error:

@@ -39,6 +39,7 @@ class Layout:
     groups: tuple[tuple[str, int | None], ...] = ()
     split: Split | None = None
     sparsity: Chipmunk | None = None
+    by_slot: bool = False
 
     def nbytes(self, slots: SlotShapes, rows: int | None = None) -> int:
         """Bytes of the rings of ``slots``, at ``rows`` anchors each (by default ``depth``)."""
@@ -53,7 +54,8 @@ class Layout:
 def layout_of(policy: Policy, sparsity: Chipmunk | None = None) -> Layout:
     """What ``policy`` asks for, over attention and MLPs that are as sparse as ``sparsity`` says."""
     cut = policy.cut
-    return Layout(cut.scope, cut.first, cut.last, policy.depth, None, cut.probes, cut.groups, cut.split, sparsity)
+    shape = cut.scope, cut.first, cut.last, policy.depth, None
+    return Layout(*shape, cut.probes, cut.groups, cut.split, sparsity, cut.by_slot)
 
 
 def parse_bytes(value: Any) -> int | None:

@@ -58,6 +58,8 @@ def check_fit(settings: Settings, policy: Policy) -> None:
         _check_sparsity(settings, policy)
     if policy.scope == NOWHERE and (settings.offload or settings.memory_budget is not None):
         raise HiCacheError("Policy.scope = 'none': must not be with offload or memory_budget, it keeps no anchors")
+    if settings.offload and policy.cut.by_slot:
+        raise HiCacheError("Policy.forecaster: must have weights for all slots together with offload=True")
     if settings.offload and isinstance(policy.schedule, PerKind):
         raise HiCacheError(f"Policy.schedule = {policy.schedule!r}: must not be a PerKind with offload=True")
     if isinstance(policy.schedule, DiTangoSchedule) and (settings.offload or settings.memory_budget is not None):
@@ -68,6 +70,8 @@ def check_fit(settings: Settings, policy: Policy) -> None:
 
 def _check_sparsity(settings: Settings, policy: Policy) -> None:
     """Raise unless ``policy`` can run over sparse attention and MLPs."""
+    if policy.cut.by_slot:
+        raise HiCacheError("hicache_compile.sparsity: must be None with a forecaster that has weights for each slot")
     if keeps_both_branches(settings.backend):
         raise HiCacheError(f"hicache_compile.sparsity: must be None with backend {settings.backend!r}")
     if isinstance(policy.schedule, PerKind | DiTangoSchedule):
@@ -92,6 +96,8 @@ def check_decides_before(owner: str, policy: Policy) -> None:
         raise HiCacheError(
             f"{owner}: must go by steps alone, its forecaster {policy.forecaster!r} looks at the anchors"
         )
+    if policy.cut.by_slot:
+        raise HiCacheError(f"{owner}: must have weights for all slots together, its forecaster has some for each")
     if policy.guards:
         names = ", ".join(type(guard).__name__ for guard in policy.guards)
         raise HiCacheError(f"{owner}: must decide by the step alone, its guards ({names}) measure")

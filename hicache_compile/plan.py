@@ -139,6 +139,35 @@ class OwnPlan(Plan):
         return int(reads)
 
 
+class SlotPlan(OwnPlan):
+    """A plan in which each of ``slots`` slots has weights of its own. See ``Plan``."""
+
+    def __init__(self, policy: Policy, num_steps: int | None, depth: int, start: int, slots: int) -> None:
+        super().__init__(policy, num_steps, depth, start)
+        self.slots = slots
+        self._rows: dict[int, torch.Tensor] = {}
+        self._tables: dict[tuple[torch.device, torch.dtype, int], torch.Tensor] = {}
+
+    def assign_each(self, step: int, weights: Sequence[Sequence[float]]) -> None:
+        """Forecast ``step`` with ``weights``, of each slot those of the anchors it may read, newest first."""
+        rows = [self._in_ring_order(self.known[step], one) for one in weights]
+        self._rows[step] = torch.tensor(rows, dtype=torch.float64)
+        for (_, _, at), uploaded in self._tables.items():
+            if at == step:
+                uploaded.copy_(self._rows[step])
+
+    def inputs(self, step: int, device: torch.device, dtype: torch.dtype) -> Inputs:
+        position = super().inputs(step, device, dtype)["position"]
+        if (device, dtype, step) not in self._tables:
+            if self.computes(step):
+                self._rows[step] = torch.zeros(self.slots, self.depth)
+            elif step not in self._rows:
+                forecaster = self._sized.forecaster
+                self.assign_each(step, forecaster.slot_weights(self.anchors(step), step))  # type: ignore[attr-defined]
+            self._tables[device, dtype, step] = self._rows[step].to(device, dtype, non_blocking=True)
+        return {"position": position, "weights": self._tables[device, dtype, step]}
+
+
 def _gram(anchors: torch.Tensor) -> torch.Tensor:
     flat = anchors.flatten(1).to(torch.promote_types(anchors.dtype, torch.float32))
     return flat @ flat.T

@@ -22,7 +22,7 @@ class Cut:
     """What of a policy decides the graph: policies with an equal cut share their programs.
 
     ``probes`` are what its guards measure, ``groups`` the kinds of sites that are decided apart (``PerKind``),
-    ``split`` how the keys of attentions are (``DiTangoSchedule``).
+    ``split`` how the keys of attentions are (``DiTangoSchedule``). ``by_slot``: each slot has weights of its own.
     """
 
     scope: str
@@ -31,6 +31,7 @@ class Cut:
     probes: tuple[Probe, ...] = ()
     groups: tuple[tuple[str, int | None], ...] = ()
     split: Split | None = None
+    by_slot: bool = False
 
     @property
     def starts(self) -> tuple[int, ...]:
@@ -114,6 +115,9 @@ class Policy:
                 f"Policy.forecaster = {self.forecaster!r}: must be Reuse() where the schedule is DiTangoSchedule, "
                 "which composes attention from states as they were"
             )
+        if getattr(self.forecaster, "by_slot", False) and (guards or isinstance(self.schedule, PerKind)):
+            decider = "PerKind" if isinstance(self.schedule, PerKind) else "guards"
+            raise HiCacheError(f"Policy.forecaster: must have weights for all slots together under {decider}")
         if isinstance(self.forecaster, MeasuredForecaster) and (guards or isinstance(self.schedule, PerKind)):
             decider = "PerKind" if isinstance(self.schedule, PerKind) else "guards"
             raise HiCacheError(
@@ -152,7 +156,8 @@ class Policy:
         verified = max((probe.blocks for probe in probes if probe.measure is Measure.VERIFY), default=0)
         groups = self.schedule.groups if isinstance(self.schedule, PerKind) else ()
         split = self.schedule.split() if isinstance(self.schedule, DiTangoSchedule) else None
-        return Cut(self.scope, self.first, max(self.last, verified), probes, groups, split)
+        by_slot = bool(getattr(self.forecaster, "by_slot", False))
+        return Cut(self.scope, self.first, max(self.last, verified), probes, groups, split, by_slot)
 
     @property
     def is_timed(self) -> bool:

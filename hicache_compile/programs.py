@@ -46,7 +46,17 @@ def rewrite(captured: fx.GraphModule, layout: Layout, depth: int) -> Rewrite:
     if any(probe.measure is Measure.OBSERVE for probe in layout.probes):
         return build_observed(captured, layout.probes[0])
     ends = layout.first, layout.last
-    return build(captured, layout.scope, depth, *ends, layout.dtype, layout.probes, layout.groups, layout.sparsity)
+    return build(
+        captured,
+        layout.scope,
+        depth,
+        *ends,
+        layout.dtype,
+        layout.probes,
+        layout.groups,
+        layout.sparsity,
+        layout.by_slot,
+    )
 
 
 class Variant:

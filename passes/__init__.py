@@ -93,6 +93,7 @@ def build(
     probes: tuple[Probe, ...] = (),
     groups: tuple[tuple[str, int | None], ...] = (),
     sparsity: Chipmunk | None = None,
+    by_slot: bool = False,
     *,
     collapsing: bool = True,
     verify: bool | None = None,
@@ -105,6 +106,7 @@ def build(
         probes, groups: what guards measure, and the kinds that are decided apart, see ``Cut``.
         depth: anchors a ring holds.
         sparsity: how sparse attention and MLPs are in computed steps.
+        by_slot: whether each slot has weights of its own.
         anchor_dtype: what they are kept in; by default each in the dtype of its slot.
         collapsing: merge neighbouring residual sites (scope ``block``).
         verify: check every level; by default when the environment has ``HICACHE_VERIFY=1``.
@@ -125,7 +127,7 @@ def build(
             "collapse: %d block sites became %d: residuals add up, so their forecasts do", before, len(found.sites)
         )
     sites, unfuelled = spend(found.sites)
-    guarded, tangled = guard(replace(found, sites=sites), depth, anchor_dtype)
+    guarded, tangled = guard(replace(found, sites=sites), depth, anchor_dtype, by_slot)
     refused += unfuelled + tangled
     specialiser = Specialiser(guarded, bool(groups))
     staged = any(probe.before for probe in probes)

@@ -34,18 +34,20 @@ def full_or_forecast(
     carried: Sequence[Tensor | None],
     anchors: Sequence[Tensor],
     position: Tensor,
-    weights: Tensor,
+    weights: Tensor | Sequence[Tensor],
     dtypes: Sequence[torch.dtype | None] | None = None,
 ) -> tuple[Tensor, ...]:
     """A guarded site. Computing: run ``full`` and remember its slots; else forecast them.
 
-    A slot with a ``carried`` stream is cached as the residual on it. ``dtypes`` are those of the slots, where
-    the rings have another.
+    A slot with a ``carried`` stream is cached as the residual on it. ``weights`` are those of all slots, or a list with
+    those of each. ``dtypes`` are those of the slots, where the rings have another.
     """
     if computing:
         outputs = full(*operands)
         for output, stream, ring in zip(outputs, carried, anchors, strict=True):
             remember(ring, position, output if stream is None else output - stream)
         return outputs
-    forecasts = [forecast(r, weights, dtype) for r, dtype in zip(anchors, dtypes or [None] * len(anchors), strict=True)]
+    rows = [weights] * len(anchors) if isinstance(weights, Tensor) else weights
+    kept = dtypes or [None] * len(anchors)
+    forecasts = [forecast(ring, row, dtype) for ring, row, dtype in zip(anchors, rows, kept, strict=True)]
     return tuple(f if s is None else s + f for f, s in zip(forecasts, carried, strict=True))

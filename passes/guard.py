@@ -6,8 +6,9 @@ after    (attn,) = full_or_forecast(self.blocks_0_attn, computing, [x, ...], [No
 
 Requires   sites on a working copy of the captured graph
 Ensures    the graph runs as it is; new inputs follow the denoiser's own: computing, position ``[1]``
-           int64, weights ``[K]``, and one ring ``[K, *S]`` a slot; every op of the captured graph
-           is there exactly once, in the graph or in one site
+           int64, weights ``[K]`` (or ``[slots, K]``, where each slot has its own), and one ring
+           ``[K, *S]`` a slot; every op of the captured graph is there exactly once, in the graph or in one
+           site
 Refuses    a site that would have to run both before and after something outside it
 """
 
@@ -33,11 +34,12 @@ from hicache_compile.passes.sites import Site, Sites
 
 
 def guard(
-    found: Sites, depth: int, anchor_dtype: torch.dtype | None = None
+    found: Sites, depth: int, anchor_dtype: torch.dtype | None = None, by_slot: bool = False
 ) -> tuple[fx.GraphModule, list[CannotRewrite]]:
     """Rewrite the sites of ``found`` into guarded calls with rings of ``depth`` anchors.
 
-    ``anchor_dtype``: what anchors are kept in; by default each in its slot's own dtype.
+    ``anchor_dtype``: what anchors are kept in; by default each in its slot's own dtype. ``by_slot``: each slot has
+    weights of its own.
     """
     sites, refused = list(found.sites), []
     order = _order(found.module.graph, sites)
@@ -46,7 +48,7 @@ def guard(
         sites.remove(tangled)
         refused.append(CannotRewrite(tangled.name, "part of it must run after something that reads its slots"))
         order = _order(found.module.graph, sites)
-    return _Writer(found, sites, depth, anchor_dtype).write(order), refused
+    return _Writer(found, sites, depth, anchor_dtype, by_slot).write(order), refused
 
 
 def _order(graph: fx.Graph, sites: list[Site]) -> list[fx.Node | Site] | None:
@@ -62,12 +64,15 @@ def _order(graph: fx.Graph, sites: list[Site]) -> list[fx.Node | Site] | None:
 class _Writer:
     """Writes the guarded graph node by node."""
 
-    def __init__(self, found: Sites, sites: list[Site], depth: int, anchor_dtype: torch.dtype | None) -> None:
+    def __init__(
+        self, found: Sites, sites: list[Site], depth: int, anchor_dtype: torch.dtype | None, by_slot: bool
+    ) -> None:
         self.origin = found.module
         self.found = found
         self.sites = sites
         self.depth = depth
         self.anchor_dtype = anchor_dtype
+        self.by_slot = by_slot
         self.graph = fx.Graph()
         self.env: dict[fx.Node, fx.Node] = {}
         self.submodules: dict[str, fx.GraphModule] = {}
@@ -101,7 +106,8 @@ class _Writer:
             widest = torch.promote_types(widest, ops.value(slot.node).dtype)
         with fake_mode_of(like):
             position = torch.zeros(1, dtype=torch.int64, device=like.device)
-            weights = torch.empty(self.depth, dtype=widest, device=like.device)
+            each = (len(self.slots), self.depth) if self.by_slot else (self.depth,)
+            weights = torch.empty(each, dtype=widest, device=like.device)
         examples = {"computing": True, "position": position, "weights": weights}
         made: dict[str, fx.Node] = {}
         for group in dict.fromkeys(site.group for site in self.sites):
@@ -149,7 +155,7 @@ class _Writer:
                 carried,
                 [self.ring_of[slot] for slot in site.slots],
                 position,
-                weights,
+                [self._own(weights, slot, site) for slot in site.slots] if self.by_slot else weights,
             ),
             {"dtypes": [ops.value(slot.node).dtype for slot in site.slots]} if self.anchor_dtype else {},
         )
@@ -158,6 +164,13 @@ class _Writer:
             output = self.graph.create_node("call_function", operator.getitem, (call, index), name=slot.node.name)
             output.meta = {"path": site.name, "example_value": ops.value(slot.node)}
             self.env[slot.node] = output
+
+    def _own(self, weights: fx.Node, slot: Slot, site: Site) -> fx.Node:
+        """The row of ``weights`` that belongs to ``slot``."""
+        index = self.ring_of[slot].meta["slot"]
+        row = self.graph.call_function(operator.getitem, (weights, index))
+        row.meta = {"path": site.name, "example_value": ops.value(weights)[index]}
+        return row
 
     def _measure_late(self) -> None:
         """What guards measure of the sites themselves, or of a forecast's consequences."""

@@ -128,6 +128,7 @@ class Specialiser:
         drop_dead_code(program.graph)
         _drop_unused_inputs(program)
         _resize_rings(program, self.windows)
+        _number_rows(program, sorted(self.read))
         program.recompile()
         return program
 
@@ -176,9 +177,10 @@ def _forecast_site(graph: fx.Graph, call: fx.Node, env: dict[fx.Node, fx.Node]) 
     _, _, _, carried, rings, _, weights = call.args
     outputs = []
     dtypes = call.kwargs.get("dtypes") or [None] * len(rings)  # type: ignore[arg-type]  # a list of nodes
-    for stream, ring, dtype in zip(carried, rings, dtypes, strict=True):  # type: ignore[arg-type]  # lists
+    rows = [weights] * len(rings) if isinstance(weights, fx.Node) else weights  # type: ignore[arg-type]  # a list
+    for stream, ring, row, dtype in zip(carried, rings, rows, dtypes, strict=True):  # type: ignore[arg-type]  # lists
         kept_otherwise = (dtype,) if dtype is not None else ()
-        node = graph.call_function(forecast, (env[ring], env[weights], *kept_otherwise))  # type: ignore[index]  # nodes
+        node = graph.call_function(forecast, (env[ring], env[row], *kept_otherwise))  # type: ignore[index]  # nodes
         node.meta = {"path": call.meta["site"], "example_value": ops.value(ring)[0].to(dtype or ops.value(ring).dtype)}
         if stream is not None:
             total = graph.call_function(torch.add, (env[stream], node))
@@ -217,6 +219,15 @@ def _drop_unused_inputs(program: fx.GraphModule) -> None:
     for node in placeholders(program):
         if not node.users:
             program.graph.erase_node(node)
+
+
+def _number_rows(program: fx.GraphModule, read: list[int]) -> None:
+    """Where each slot has weights of its own: one row for each slot that is read, in the order of their rings."""
+    for node in placeholders(program):
+        if node.meta.get("state") == "weights" and ops.value(node).dim() == 2:
+            for row in list(node.users):
+                row.args = (node, read.index(row.args[1]))  # type: ignore[arg-type]  # the number of a slot
+            node.meta = {**node.meta, "example_value": ops.value(node)[: len(read)]}
 
 
 def _resize_rings(program: fx.GraphModule, windows: dict[int, Window]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from hicache_compile.errors import HiCacheError, whole_number
 from hicache_compile.forecasters.base import MOST_ANCHORS
 from hicache_compile.forecasters.kriging import kriging_weights
-from hicache_compile.forecasters.table import Table
+from hicache_compile.forecasters.table import Table, Weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Calibrated:
     reads: int = 3
     ridge: float = 1e-3
     num_steps: int | None = None
-    _rows: dict[int, tuple[tuple[int, ...], tuple[float, ...]]] = field(init=False, repr=False, compare=False)
+    _rows: dict[int, tuple[tuple[int, ...], Weights]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "table", Table.of(self.table))
@@ -49,13 +49,32 @@ class Calibrated:
         """The same for a run of ``num_steps``."""
         return self if num_steps == self.num_steps else replace(self, num_steps=num_steps)
 
+    @property
+    def by_slot(self) -> bool:
+        """Whether each slot has weights of its own."""
+        return self.table.slots is not None
+
     def weights(self, anchors: Sequence[int], target: int) -> list[float]:
-        if self.num_steps in (None, self.table.num_steps) and target in self._rows:
-            known, weights = self._rows[target]
-            if tuple(anchors[: len(known)]) == known:
-                return list(weights)
+        """As of every forecaster. Where each slot has its own: those that follow from distances."""
+        known = self._known(anchors, target)
+        if known is not None and not self.by_slot:
+            return list(known)  # type: ignore[arg-type]  # of all slots
         positions = [self._position(step) for step in (*anchors[: self.reads], target)]
         return kriging_weights(self.table.matrix, positions[:-1], positions[-1:], self.ridge)[0]
+
+    def slot_weights(self, anchors: Sequence[int], target: int) -> list[list[float]]:
+        """The weights of each slot."""
+        known = self._known(anchors, target)
+        if known is not None and self.by_slot:
+            return [list(weights) for weights in known]  # type: ignore[arg-type]  # of each slot
+        return [self.weights(anchors, target)] * (self.table.slots or 1)
+
+    def _known(self, anchors: Sequence[int], target: int) -> Weights | None:
+        """The row of ``target``, if it is for this run and these anchors."""
+        if self.num_steps not in (None, self.table.num_steps) or target not in self._rows:
+            return None
+        known, weights = self._rows[target]
+        return weights if tuple(anchors[: len(known)]) == known else None
 
     def _position(self, step: int) -> float:
         if self.num_steps is None:

@@ -14,7 +14,8 @@ import numpy as np
 
 from hicache_compile.errors import HiCacheError, whole_number
 
-Row = tuple[int, tuple[int, ...], tuple[float, ...]]  # a step, the anchors it is forecast from, their weights
+Weights = tuple[float, ...] | tuple[tuple[float, ...], ...]  # of all slots, or of each
+Row = tuple[int, tuple[int, ...], Weights]  # a step, the anchors it is forecast from, their weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class Table:
         distances: the squared distance between the features of two steps, as a share of their mean square, summed
             over slots: of the steps (0, 1), (0, 2), ... (0, T-1), (1, 2), ...; ``T (T - 1) / 2`` numbers.
         rows: ``(step, anchors newest first, their weights)``, for the steps and anchors of one schedule.
+        slots: ``None``, or how many slots have weights of their own in ``rows``: tuples, one for each slot.
 
     Raises:
         HiCacheError: a field is not of this form.
@@ -34,6 +36,7 @@ class Table:
     num_steps: int
     distances: tuple[float, ...]
     rows: tuple[Row, ...] = ()
+    slots: int | None = None
 
     def __post_init__(self) -> None:
         whole_number("Table", "num_steps", self.num_steps, 2)
@@ -44,20 +47,27 @@ class Table:
                 f"Table.distances = {str(self.distances)[:60]!r}: must be {pairs} numbers >= 0, one for each two of "
                 f"{self.num_steps} steps"
             )
+        if self.slots is not None:
+            whole_number("Table", "slots", self.slots, 1)
         object.__setattr__(self, "distances", given)
         object.__setattr__(self, "rows", tuple(self._checked(row) for row in self.rows))
 
     def _checked(self, row: Any) -> Row:
         try:
-            step, anchors, weights = int(row[0]), tuple(map(int, row[1])), _floats(row[2])
+            step, anchors = int(row[0]), tuple(map(int, row[1]))
+            each = [_floats(one) for one in ([row[2]] if self.slots is None else row[2])]
         except (TypeError, ValueError, IndexError):
-            step, anchors, weights = 0, (), None
+            step, anchors, each = 0, (), []
         falling = bool(anchors) and list(anchors) == sorted(set(anchors), reverse=True)
-        if weights is None or len(weights) != len(anchors) or not falling:
-            raise HiCacheError(f"Table.rows: {row!r} must be a step, anchors newest first, and a weight for each")
+        weights = tuple(one for one in each if one is not None and len(one) == len(anchors))
+        if not falling or len(weights) != (self.slots or 1) or len(each) != len(weights):
+            each_of = "" if self.slots is None else f" in each of {self.slots} slots"
+            raise HiCacheError(
+                f"Table.rows: {row!r} must be a step, anchors newest first, and a weight for each{each_of}"
+            )
         if not 0 <= anchors[-1] <= anchors[0] < step < self.num_steps:
             raise HiCacheError(f"Table.rows: {row!r} must go from earlier steps to one below {self.num_steps}")
-        return step, anchors, weights
+        return step, anchors, weights[0] if self.slots is None else weights
 
     @staticmethod
     def of(value: Any) -> Table:
@@ -86,10 +96,10 @@ class Table:
         if path.suffix == ".safetensors":
             from safetensors.numpy import save_file
 
-            kept = {"rows": json.dumps(self.rows), "num_steps": str(self.num_steps)}
+            kept = {name: json.dumps(getattr(self, name)) for name in ("rows", "num_steps", "slots")}
             save_file({"distances": np.array(self.distances)}, path, metadata=kept)
             return
-        data = {"num_steps": self.num_steps, "distances": self.distances, "rows": self.rows}
+        data = {field.name: getattr(self, field.name) for field in fields(Table)}
         path.write_text(json.dumps(data) + "\n", encoding="utf-8")
 
     @staticmethod
@@ -104,9 +114,8 @@ class Table:
                 from safetensors import safe_open
 
                 with safe_open(path, framework="numpy") as kept:
-                    data = kept.metadata()
-                    distances = kept.get_tensor("distances").tolist()
-                return Table(int(data["num_steps"]), tuple(distances), tuple(json.loads(data["rows"])))
+                    data = {name: json.loads(text) for name, text in kept.metadata().items()}
+                    return Table(distances=kept.get_tensor("distances").tolist(), **data)
             return Table.of(json.loads(Path(path).read_text(encoding="utf-8")))
         except HiCacheError as error:
             raise HiCacheError(f"table file {str(path)!r}: {error}") from None

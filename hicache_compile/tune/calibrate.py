@@ -25,13 +25,14 @@ from hicache_compile.errors import HiCacheError
 from hicache_compile.forecasters import Calibrated, Table
 from hicache_compile.forecasters.kriging import solve
 from hicache_compile.forecasters.table import Row
-from hicache_compile.plan import OwnPlan
+from hicache_compile.plan import OwnPlan, SlotPlan
 from hicache_compile.policy import Policy
 from hicache_compile.schedules import Schedule
 from hicache_compile.trajectory import Call
 from hicache_compile.tune.reference import Reference, Runs, output_of, sample_of
 
 RIDGE = 1e-3  # of the weights of a schedule, as a share of the mean squared difference that anchors make
+SLOT_RIDGE = 1e-2  # of what a slot's own weights differ by from those of all, likewise
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ def calibrate(
     *,
     correction: float = 1.0,
     passes: int = 1,
+    by_slot: bool = False,
 ) -> Calibration:
     """The best weights for ``schedule``, at the cut of ``policy``, whose forecaster is a ``Calibrated``.
 
@@ -61,6 +63,7 @@ def calibrate(
         runs, references: the runs, and what ``record`` said of them, in the same order.
         table: with distances, for steps and anchors that ``schedule`` does not have.
         correction: which share of its distance from the run in full the sample makes up until the next computed step.
+        by_slot: whether each slot gets weights of its own; ``table.slots`` says how many there are.
         passes: how often all runs are made. One is enough for a single run, of any batch; with several the first
             are made with weights that do not know the others yet.
 
@@ -69,7 +72,8 @@ def calibrate(
     """
     assert isinstance(policy.forecaster, Calibrated)
     reads, num_steps = policy.forecaster.reads, references[0].num_steps
-    kept, open_loop = denoiser.policy, Calibrated(replace(table, rows=()), reads)
+    table = replace(table, rows=(), slots=table.slots if by_slot else None)
+    kept, open_loop = denoiser.policy, Calibrated(table, reads)
     policy = replace(policy, schedule=schedule, forecaster=open_loop)
     rows: dict[int, Row] = {}
     try:
@@ -117,27 +121,46 @@ class _Fitter:
     def _fit(self, step: Step, call: Call, run: Callable[[], Any]) -> None:
         plans = [state.plan for state in step.context.states.values() if isinstance(state.plan, OwnPlan)]
         anchors = plans[0].anchors(step.index)
-        weights = [1.0]
-        if len(anchors) > 1:
-            alone = []
-            for place in range(len(anchors)):
-                for plan in plans:
-                    plan.assign(step.index, [float(place == other) for other in range(len(anchors))])
-                alone.append(output_of(run()).float().flatten().double())
-                step.undo()
-            newest = alone[0]
-            differences = torch.stack(alone[1:]) - newest
-            wanted = self._target(step, call, alone[0]).flatten().double() - newest
-            found = (differences @ differences.T).cpu().numpy(), (differences @ wanted).cpu().numpy()[:, None]
-            known = self._systems.get(step.index, (0.0, 0.0))
-            self._systems[step.index] = known[0] + found[0], known[1] + found[1]
-            older = solve(*self._systems[step.index], RIDGE)[0].tolist()
-            weights = [1.0 - sum(older), *older]
-        self.rows[step.index] = (step.index, tuple(anchors), tuple(weights))
-        for plan in plans:
-            plan.assign(step.index, weights)
+        slots = plans[0].slots if isinstance(plans[0], SlotPlan) else 1
+        weights: list[list[float]] = [[1.0]] * slots
 
-    def _target(self, step: Step, call: Call, output: torch.Tensor) -> torch.Tensor:
+        def assign(rows: list[list[float]]) -> None:
+            for plan in plans:
+                if isinstance(plan, SlotPlan):
+                    plan.assign_each(step.index, rows)
+                else:
+                    plan.assign(step.index, rows[0])
+
+        def made(slot: int | None, place: int) -> torch.Tensor:
+            """The output with the whole weight of ``slot`` on the anchor at ``place``, else on the newest."""
+            assign(
+                [[float(other == (place if s == slot else 0)) for other in range(len(anchors))] for s in range(slots)]
+            )
+            output = output_of(run()).float().flatten().double()
+            step.undo()
+            return output
+
+        if len(anchors) > 1:
+            newest = made(None, 0)
+            older = [made(slot, place) - newest for slot in range(slots) for place in range(1, len(anchors))]
+            wanted = self._target(step, call).flatten().double() - newest
+            weights = self._solved(step.index, torch.stack(older), wanted, slots)
+        each = tuple(map(tuple, weights))
+        self.rows[step.index] = (step.index, tuple(anchors), each if isinstance(plans[0], SlotPlan) else each[0])
+        assign(weights)
+
+    def _solved(self, step: int, older: torch.Tensor, wanted: torch.Tensor, slots: int) -> list[list[float]]:
+        """The least-squares weights of each slot, with what earlier runs said of ``step``."""
+        gram, moments = self._systems.get(step, (0.0, 0.0))
+        gram = gram + (older @ older.T).cpu().numpy()
+        moments = moments + (older @ wanted).cpu().numpy()[:, None]
+        self._systems[step] = gram, moments
+        alike = np.tile(np.eye(len(older) // slots), (slots, 1))  # all slots have the same weights
+        shared = alike @ solve(alike.T @ gram @ alike, alike.T @ moments, RIDGE).T
+        found = shared if slots == 1 else shared + solve(gram, moments - gram @ shared, SLOT_RIDGE).T
+        return [[1.0 - float(one.sum()), *one.tolist()] for one in found.reshape(slots, -1)]
+
+    def _target(self, step: Step, call: Call) -> torch.Tensor:
         """What the denoiser should return: as in the run in full, and back onto its path."""
         assert self.reference is not None
         target = self.reference.outputs[step.context.name][step.index]

@@ -42,9 +42,9 @@ class Measured:
 
     @property
     def table(self) -> Table:
-        """The distances, to seven digits."""
+        """The distances, to seven digits, and how many slots there are."""
         upper = self.distances[np.triu_indices(self.num_steps, 1)]
-        return Table(self.num_steps, tuple(float(f"{value:.7g}") for value in upper))
+        return Table(self.num_steps, tuple(float(f"{value:.7g}") for value in upper), (), self.references[0].slots)
 
 
 def measure(
@@ -95,7 +95,7 @@ def plan(
             tried[key] = fit(measured, mask_of(steps, measured.num_steps))
         return tried[key].error
 
-    forecasters = Reuse(), Calibrated(measured.table, 2)
+    forecasters = Reuse(), Calibrated(replace(measured.table, slots=None), 2)
     paths = [shortest_path(measured.distances, f, computed, by) for f in forecasters for by in reversed(OBJECTIVES)]
     distinct = list(dict.fromkeys(map(tuple, paths)))[:evaluations]
     start = min(distinct, key=error)
@@ -103,7 +103,9 @@ def plan(
     return tried[tuple(steps)]
 
 
-def with_weights(measured: Measured, schedule: Schedule, *, correction: float = 1.0) -> Calibration:
+def with_weights(
+    measured: Measured, schedule: Schedule, *, correction: float = 1.0, by_slot: bool = False
+) -> Calibration:
     """``Calibrated`` for ``schedule``: see ``calibrate``."""
     passes = 1 if len(measured.runs) == 1 else 2
     return calibrate(
@@ -115,6 +117,7 @@ def with_weights(measured: Measured, schedule: Schedule, *, correction: float = 
         measured.cut,
         correction=correction,
         passes=passes,
+        by_slot=by_slot,
     )
 
 
@@ -158,7 +161,15 @@ FITS: dict[str, Callable[[Measured, Schedule], Calibration]] = {
 }
 
 
-def fit_forecasts(measured: Measured, method: str, computed: int, evaluations: int = 40) -> Calibration:
-    """A planned schedule of ``computed`` steps with forecasts fitted by ``method``, one of ``FITS``."""
+def fit_forecasts(
+    measured: Measured, method: str, computed: int, evaluations: int = 40, *, by_slot: bool = False
+) -> Calibration:
+    """A planned schedule of ``computed`` steps with forecasts fitted by ``method``, one of ``FITS``.
+
+    ``by_slot``: in the end each slot gets weights of its own (``"calibrated"``).
+    """
     one_of("fit", "method", method, FITS)
-    return plan(measured, computed, FITS[method], evaluations)
+    if by_slot and method != "calibrated":
+        raise HiCacheError(f"fit.by_slot = True: must be false with method {method!r}")
+    found = plan(measured, computed, FITS[method], evaluations)
+    return with_weights(measured, found.policy.schedule, by_slot=True) if by_slot else found

@@ -37,6 +37,7 @@ def run(
     scope: str = "stack",
     samples: int | None = None,
     evaluations: int = 40,
+    by_slot: bool = False,
     as_json: bool,
 ) -> None:
     """Fit, write the policy, and print how it went as a table (or JSON).
@@ -50,7 +51,7 @@ def run(
     if method in METHODS:
         data = _fit_guard(subject, method, budget, signal, seed, samples or 1, out)
     else:
-        data = _fit_forecasts(subject, method, budget, scope, seed, samples, evaluations, out)
+        data = _fit_forecasts(subject, method, budget, scope, seed, samples, evaluations, by_slot, out)
     if as_json:
         print(json.dumps(data, indent=2))
     else:
@@ -83,13 +84,14 @@ def _fit_forecasts(
     seed: int,
     samples: int | None,
     evaluations: int,
+    by_slot: bool,
     out: Path,
 ) -> dict[str, Any]:
     together = subject.name == DEMO  # small enough for one batch
     runs = subject.runs(seed, samples or (SAMPLES if together else 1), together)
     with tqdm(desc="runs", unit="run", file=sys.stderr) as bar:
         measured = measure(subject.denoiser, _counted(runs, bar), scope)
-        found = fit_forecasts(measured, method, computed, evaluations)
+        found = fit_forecasts(measured, method, computed, evaluations, by_slot=by_slot)
     out.write_text(to_json(found.policy) + "\n", encoding="utf-8")
     decisions = found.policy.decisions(measured.num_steps)
     return {

@@ -30,12 +30,14 @@ class Reference:
 
     ``outputs`` and ``samples``: by context, of each step, float32; a sample is the argument that is shaped like the
     output, ``None`` where there is none. ``gains``: by how much the next sample moves with the output of a step, over
-    all contexts; 0 where that is not known. ``result``: what the run returned, where that is a tensor.
+    all contexts; 0 where that is not known. ``slots``: how many there are at the cut. ``result``: what the run
+    returned, where that is a tensor.
     """
 
     outputs: dict[str, list[torch.Tensor]]
     samples: dict[str, list[torch.Tensor | None]]
     gains: list[float]
+    slots: int
     result: torch.Tensor | None = None
 
     @property
@@ -137,7 +139,8 @@ class _Recorder:
 
     def reference(self, result: object) -> Reference:
         final = result.detach().float().clone() if isinstance(result, torch.Tensor) else None
-        return Reference(self.outputs, self.samples, _gains(self.outputs, self.samples, final), final)
+        slots = len(next(iter(self.sketches.values()))[0])
+        return Reference(self.outputs, self.samples, _gains(self.outputs, self.samples, final), slots, final)
 
 
 def _newest(state: AnchorState, step: Step) -> list[torch.Tensor]:
