@@ -180,7 +180,7 @@ def _forecast_site(graph: fx.Graph, call: fx.Node, env: dict[fx.Node, fx.Node]) 
     rows = [weights] * len(rings) if isinstance(weights, fx.Node) else weights  # type: ignore[arg-type]  # a list
     for stream, ring, row, dtype in zip(carried, rings, rows, dtypes, strict=True):  # type: ignore[arg-type]  # lists
         kept_otherwise = (dtype,) if dtype is not None else ()
-        node = graph.call_function(forecast, (env[ring], env[row], *kept_otherwise))  # type: ignore[index]  # nodes
+        node = graph.call_function(forecast, (env[ring], env[row], *kept_otherwise))
         node.meta = {"path": call.meta["site"], "example_value": ops.value(ring)[0].to(dtype or ops.value(ring).dtype)}
         if stream is not None:
             total = graph.call_function(torch.add, (env[stream], node))
