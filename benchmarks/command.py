@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from hicache_compile.benchmarks import compile_time, growth, guards, host, memory, onnx, sparse, sparse_fidelity
+from hicache_compile.benchmarks import compile_time, growth, guards, host, memory, onnx, sparse, sparse_fidelity, study
 from hicache_compile.benchmarks.charts import draw
 from hicache_compile.benchmarks.contenders import BASELINES, OURS, WITH_GRAPHS
 from hicache_compile.benchmarks.expectations import check, with_best_peer
@@ -34,6 +34,9 @@ OTHERS: dict[str, Callable[[], list[Line]]] = {
     "onnx": onnx.measure,
     "sparse": sparse.measure,
     "sparse-fidelity": sparse_fidelity.measure,
+    "study": study.methods,
+    "study-ablations": study.ablations,
+    "study-transfer": study.transfer,
 }
 
 

@@ -107,7 +107,7 @@ def choose(wanted: Layout, budget: int, rows: int | None, slots_at: Callable[[st
 
 
 def _finest_first(wanted: Layout, slots_at: Callable[[str], SlotShapes]) -> Iterator[Layout]:
-    decided = wanted.probes or wanted.groups  # by what is measured or told apart at this scope
+    decided = wanted.probes or wanted.groups or wanted.by_slot  # by what is measured or told apart at this scope
     scopes = (wanted.scope,) if decided else SCOPES[SCOPES.index(wanted.scope) :]
     for depths in (range(wanted.depth, 1, -1), range(1, 0, -1)):
         for scope in scopes:

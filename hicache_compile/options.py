@@ -86,6 +86,9 @@ def _check_decides_inside(settings: Settings, policy: Policy) -> None:
         raise HiCacheError(f"hicache_compile.offload, decide_together: must be false {where}; the host does not decide")
     if policy.depth > DEPTH:
         raise HiCacheError(f"Policy.forecaster = {policy.forecaster!r}: must read at most {DEPTH} anchors {where}")
+    if hasattr(policy.forecaster, "sized"):
+        name = type(policy.forecaster).__name__
+        raise HiCacheError(f"Policy.forecaster: must go by the gaps between steps {where}, a {name} goes by the run")
     for guard in policy.guards:
         guard.numbers(1)
 

@@ -156,15 +156,19 @@ class SlotPlan(OwnPlan):
             if at == step:
                 uploaded.copy_(self._rows[step])
 
+    def each(self, step: int) -> torch.Tensor:
+        """The weights of ``step`` ``[slots, K]`` in ring order, float64."""
+        if self.computes(step):
+            return torch.zeros(self.slots, self.depth, dtype=torch.float64)
+        if step not in self._rows:
+            forecaster = self._sized.forecaster
+            self.assign_each(step, forecaster.slot_weights(self.anchors(step), step))  # type: ignore[attr-defined]
+        return self._rows[step]
+
     def inputs(self, step: int, device: torch.device, dtype: torch.dtype) -> Inputs:
         position = super().inputs(step, device, dtype)["position"]
         if (device, dtype, step) not in self._tables:
-            if self.computes(step):
-                self._rows[step] = torch.zeros(self.slots, self.depth)
-            elif step not in self._rows:
-                forecaster = self._sized.forecaster
-                self.assign_each(step, forecaster.slot_weights(self.anchors(step), step))  # type: ignore[attr-defined]
-            self._tables[device, dtype, step] = self._rows[step].to(device, dtype, non_blocking=True)
+            self._tables[device, dtype, step] = self.each(step).to(device, dtype, non_blocking=True)
         return {"position": position, "weights": self._tables[device, dtype, step]}
 
 

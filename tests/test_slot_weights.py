@@ -21,6 +21,7 @@ from hicache_compile import (
     Table,
     hicache_compile,
 )
+from hicache_compile.inspection.dump import schedule
 from hicache_compile.serialize import from_json, to_json
 from hicache_compile.tune import measure, with_weights
 from tests.models import ToyDiT
@@ -127,6 +128,16 @@ def test_fitted_by_slot_is_truer_where_it_was_fitted() -> None:
     reference = measured.references[0].result
     assert reference is not None
     assert own.error == pytest.approx(float((walk(denoiser) - reference).norm() / reference.norm()), rel=1e-3)
+
+
+def test_the_dump_has_a_line_for_each_slot() -> None:
+    lines = [line.split("\t") for line in schedule(POLICY, STEPS).splitlines()]
+    assert lines[0] == ["step", "decision", "row", "weight_0", "weight_1", "weight_2"]
+    fifth = [line for line in lines if line[0] == "5"]
+    assert len(fifth) == SLOTS
+    # Anchors 0, 1, 4 lie in rows 0, 1, 2; a table has the newest first.
+    np.testing.assert_allclose([[float(w) for w in line[3:][::-1]] for line in fifth], ROWS[2][2])
+    assert len([line for line in lines if line[0] == "4"]) == 1
 
 
 def test_what_it_does_not_go_with() -> None:

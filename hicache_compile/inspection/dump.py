@@ -17,7 +17,7 @@ from hicache_compile.inspection.source import source_of
 from hicache_compile.inspection.tables import render
 from hicache_compile.memory import layout_of
 from hicache_compile.passes import Choice
-from hicache_compile.plan import Plan
+from hicache_compile.plan import Plan, SlotPlan
 from hicache_compile.policy import Policy
 from hicache_compile.serialize import from_dict
 
@@ -63,14 +63,20 @@ def write(
 
 
 def schedule(policy: Policy, num_steps: int, sparsity: Chipmunk | None = None) -> str:
-    """The weight table: one line a step with its decision, the ring row it writes, and the weight of each row."""
+    """The weight table: one line a step with its decision, the ring row it writes, and the weight of each row; where
+    each slot has weights of its own, one line for each."""
     plan = Plan(policy, num_steps, policy.depth, sparsity=sparsity)
+    own = None
+    if policy.cut.by_slot:
+        own = SlotPlan(policy, num_steps, policy.depth, 0, policy.forecaster.table.slots)  # type: ignore[attr-defined]
     plan.computes(num_steps - 1)
     lines = ["\t".join(["step", "decision", "row", *(f"weight_{k}" for k in range(policy.depth))])]
     for step, full in enumerate(plan.full):
-        numbers = [""] * policy.depth if full else [repr(weight) for weight in plan.rows[step]]
         row = str(plan.positions[step]) if full else ""
-        lines.append("\t".join([str(step), plan.choices[step], row, *numbers]))
+        rows = [plan.rows[step]] if own is None else own.each(step).tolist()
+        for weights in rows[:1] if full else rows:
+            numbers = [""] * policy.depth if full else map(repr, weights)
+            lines.append("\t".join([str(step), plan.choices[step], row, *numbers]))
     return "\n".join(lines) + "\n"
 
 

@@ -29,7 +29,7 @@ from hicache_compile.plan import OwnPlan, SlotPlan
 from hicache_compile.policy import Policy
 from hicache_compile.schedules import Schedule
 from hicache_compile.trajectory import Call
-from hicache_compile.tune.reference import Reference, Runs, output_of, sample_of
+from hicache_compile.tune.reference import Difference, Reference, Runs, output_of, sample_of
 
 RIDGE = 1e-3  # of the weights of a schedule, as a share of the mean squared difference that anchors make
 SLOT_RIDGE = 1e-2  # of what a slot's own weights differ by from those of all, likewise
@@ -63,9 +63,9 @@ def calibrate(
         runs, references: the runs, and what ``record`` said of them, in the same order.
         table: with distances, for steps and anchors that ``schedule`` does not have.
         correction: which share of its distance from the run in full the sample makes up until the next computed step.
-        by_slot: whether each slot gets weights of its own; ``table.slots`` says how many there are.
         passes: how often all runs are made. One is enough for a single run, of any batch; with several the first
             are made with weights that do not know the others yet.
+        by_slot: whether each slot gets weights of its own; ``table.slots`` says how many there are.
 
     Raises:
         HiCacheError: the schedule does not serve runs of that length.
@@ -102,14 +102,13 @@ class _Fitter:
     reference: Reference | None = None
     rows: dict[int, Row] = field(default_factory=dict)
     _systems: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
-    _left: dict[bool, float] = field(default_factory=lambda: {False: 0.0, True: 0.0})
-    _size: dict[bool, float] = field(default_factory=lambda: {False: 0.0, True: 0.0})
+    _outputs: Difference = field(default_factory=Difference)
+    _results: Difference = field(default_factory=Difference)
 
     @property
     def error(self) -> float:
         """See ``Calibration``."""
-        final = self._size[True] > 0
-        return float((self._left[final] / max(self._size[final], 1e-300)) ** 0.5)
+        return self._results.relative if self._results.size else self._outputs.relative
 
     def __call__(self, step: Step, call: Call, run: Callable[[], Any]) -> Any:
         if not self.policy.forces(step.index, step.num_steps) and step.index:
@@ -133,9 +132,8 @@ class _Fitter:
 
         def made(slot: int | None, place: int) -> torch.Tensor:
             """The output with the whole weight of ``slot`` on the anchor at ``place``, else on the newest."""
-            assign(
-                [[float(other == (place if s == slot else 0)) for other in range(len(anchors))] for s in range(slots)]
-            )
+            chosen = [place if slot in (None, other) else 0 for other in range(slots)]
+            assign([[float(anchor == one) for anchor in range(len(anchors))] for one in chosen])
             output = output_of(run()).float().flatten().double()
             step.undo()
             return output
@@ -181,14 +179,10 @@ class _Fitter:
         known = self.reference.outputs.get(step.context.name, [])
         if step.index >= len(known):
             raise HiCacheError("calibrate.runs: must make the same calls each time")
-        self._add(False, output.float(), known[step.index])
+        self._outputs.add(output, known[step.index])
 
     def finish(self, result: object) -> None:
         """A run returned ``result``."""
         assert self.reference is not None
         if isinstance(result, torch.Tensor) and self.reference.result is not None:
-            self._add(True, result.float(), self.reference.result)
-
-    def _add(self, final: bool, found: torch.Tensor, wanted: torch.Tensor) -> None:
-        self._left[final] += float((found - wanted).square().sum())
-        self._size[final] += float(wanted.square().sum())
+            self._results.add(result, self.reference.result)

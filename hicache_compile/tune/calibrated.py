@@ -17,7 +17,7 @@ from hicache_compile.schedules import Schedule
 from hicache_compile.tune.bases import gated, stepped_hermite
 from hicache_compile.tune.calibrate import Calibration, calibrate
 from hicache_compile.tune.planning import OBJECTIVES, mask_of, search, shortest_path
-from hicache_compile.tune.reference import Reference, Runs, record
+from hicache_compile.tune.reference import Difference, Reference, Runs, record
 
 READS = 4  # anchors
 
@@ -139,7 +139,7 @@ def tried(measured: Measured, policy: Policy) -> Calibration:
     Raises:
         HiCacheError: the runs return no tensors to compare.
     """
-    left, size = 0.0, 0.0
+    difference = Difference()
     kept = measured.denoiser.policy
     measured.denoiser.policy = policy
     try:
@@ -147,11 +147,10 @@ def tried(measured: Measured, policy: Policy) -> Calibration:
             found = run()
             if not isinstance(found, torch.Tensor) or reference.result is None:
                 raise HiCacheError("measure.runs: must return tensors, the samples, to tell policies apart by")
-            left += float((found.float() - reference.result).square().sum())
-            size += float(reference.result.square().sum())
+            difference.add(found, reference.result)
     finally:
         measured.denoiser.policy = kept
-    return Calibration(policy, (left / max(size, 1e-300)) ** 0.5)
+    return Calibration(policy, difference.relative)
 
 
 FITS: dict[str, Callable[[Measured, Schedule], Calibration]] = {

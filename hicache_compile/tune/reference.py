@@ -45,6 +45,22 @@ class Reference:
         return len(self.gains)
 
 
+@dataclass(slots=True)
+class Difference:
+    """How far tensors are from those they should be, over all that were added: ``relative``, in the 2-norm."""
+
+    left: float = 0.0
+    size: float = 0.0
+
+    def add(self, found: torch.Tensor, wanted: torch.Tensor) -> None:
+        self.left += float((found.float() - wanted).square().sum())
+        self.size += float(wanted.square().sum())
+
+    @property
+    def relative(self) -> float:
+        return float((self.left / max(self.size, 1e-300)) ** 0.5)
+
+
 def record(denoiser: CompiledDenoiser, runs: Runs, policy: Policy) -> tuple[list[Reference], np.ndarray]:
     """What each of ``runs`` does in full, and the squared distances between steps ``[T, T]`` at the cut of ``policy``.
 

@@ -21,7 +21,7 @@ from hicache_compile.serialize import as_policy, to_json
 from hicache_compile.tune.calibrated import fit_forecasts, measure
 from hicache_compile.tune.fit import fit
 from hicache_compile.tune.grid import Candidate, grid
-from hicache_compile.tune.halving import as_standing, halve
+from hicache_compile.tune.halving import Standing, as_standing, halve
 from hicache_compile.tune.journal import Journal
 from hicache_compile.tune.recommend import LEVELS, Recommendation, promise
 
@@ -33,9 +33,17 @@ Found = dict[str, dict[str, Interval95]]
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """How to search. ``runs``: of each candidate that lasts, which half as many come before; ``errors``: the most
-    relative error of each of the three levels; ``evaluations``: schedules tried where forecasts are calibrated, 0: none
-    are."""
+    """How to search.
+
+    Args:
+        prompts, steps, seed, backend: what is sampled, and how.
+        runs: of each candidate that is left in the last rung.
+        rungs: of the halving; each has twice the runs of the one before.
+        batch: pictures a run draws; guards decide for all of them.
+        errors: the most relative error of each level that is recommended.
+        evaluations: schedules tried for each that is calibrated; 0: none is.
+        scopes: of intervals and calibrated forecasts.
+    """
 
     prompts: Sequence[str]
     steps: int = 50
@@ -61,10 +69,8 @@ class Tuner:
         self.wanted = search
         self.folder = folder
         self.judge = Judge(subject, scores_of(subject))
-        self.runs = batches_of(
-            subject, -(-search.runs * search.batch // len(subject.prompts)), search.batch, search.seed
-        )
-        self.runs = self.runs[: search.runs]
+        samples = -(-search.runs * search.batch // len(subject.prompts))
+        self.runs = batches_of(subject, samples, search.batch, search.seed)[: search.runs]
         self.real = real_features(subject)
         settings = {
             "model": subject.name,
@@ -98,12 +104,7 @@ class Tuner:
 
     def search(self, candidates: Mapping[str, Candidate]) -> tuple[Found, list[str]]:
         """What was measured of each candidate, and who is left."""
-        rungs, runs = self.wanted.rungs, len(self.runs)
-        most = sum(
-            -(-len(candidates) >> rung) * max(1, runs >> (rungs - 1 - rung)) // (2 if rung else 1)
-            for rung in range(rungs)
-        )
-        with tqdm(total=most, desc="runs", unit="run", file=sys.stderr) as bar:
+        with tqdm(desc="runs", unit="run", file=sys.stderr) as bar:
 
             def measured(name: str, run: int) -> None:
                 if not self.journal.has(name, run):
@@ -112,14 +113,14 @@ class Tuner:
                     self.journal.add(name, run, lines)
                 bar.update()
 
-            left = halve(
-                list(candidates), measured, lambda name: as_standing(name, self._summary(name)), len(self.runs), rungs
-            )
+            def standing(name: str) -> Standing:
+                return as_standing(name, self._summary(name))
+
+            left = halve(list(candidates), measured, standing, len(self.runs), self.wanted.rungs)
         return {name: self._summary(name) for name in candidates}, left
 
     def promised(self, level: str, policy: Policy, name: str) -> Recommendation:
         """``policy`` measured on fresh noise, and kept as the policy file of ``level``."""
-        lines = []
         for place, (numbers, _) in enumerate(self.runs):
             key = f"fresh {name}"
             if not self.journal.has(key, place):
