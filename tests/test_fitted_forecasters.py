@@ -13,6 +13,7 @@ import torch
 from hicache_compile import (
     DMD,
     Calibrated,
+    FBCache,
     Forecaster,
     Gated,
     GlobalChebyshev,
@@ -269,6 +270,16 @@ def test_a_measured_forecaster_is_not_smoothed() -> None:
 def test_a_measured_forecaster_is_refused_where_the_program_takes_the_branch() -> None:
     with pytest.raises(HiCacheError, match="must go by steps alone, its forecaster"):
         hicache_compile(ToyDiT(), Policy(Interval(4), DMD(), "stack"), backend="cond_eager")
+
+
+@pytest.mark.parametrize("forecaster", [Calibrated(TABLE, 3), Gated(Hermite(2), (0.5,) * T), GlobalChebyshev(reads=3)])
+def test_what_goes_by_the_run_is_refused_where_the_program_decides(forecaster: Forecaster) -> None:
+    with pytest.raises(HiCacheError, match="must go by the gaps between steps"):
+        hicache_compile(ToyDiT(), FBCache(0.1, forecaster=forecaster), backend="cond_eager")
+    denoiser = hicache_compile(ToyDiT(), FBCache(0.1, forecaster=forecaster), backend="eager")
+    with torch.no_grad(), denoiser.trajectory(T):
+        for step in range(T):
+            denoiser(torch.randn(2, 5, 16), torch.full((2,), 1 - step / T))
 
 
 @pytest.mark.parametrize(
