@@ -14,7 +14,18 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from hicache_compile.benchmarks import compile_time, growth, guards, host, memory, onnx, sparse, sparse_fidelity, study
+from hicache_compile.benchmarks import (
+    compile_time,
+    growth,
+    guards,
+    host,
+    memory,
+    onnx,
+    sparse,
+    sparse_fidelity,
+    study,
+    study_tables,
+)
 from hicache_compile.benchmarks.charts import draw
 from hicache_compile.benchmarks.contenders import BASELINES, OURS, WITH_GRAPHS
 from hicache_compile.benchmarks.expectations import check, with_best_peer
@@ -71,6 +82,7 @@ def run(
             [line for line in lines if line.get("measured") == "growth"], charts
         )
         paths += guards.draw([line for line in lines if line.get("measured") == "guards"], charts)
+        paths += study_tables.draw([line for line in lines if line.get("measured") == "study"], charts)
         print("\n".join(map(str, paths)), file=sys.stderr)
     return not checking or _check(lines)
 
@@ -90,6 +102,9 @@ def _print(name: str, lines: Sequence[Line]) -> None:
     if name == "guards":
         for cost in ("computed", "equivalents"):
             console.print(f"errors by {cost} of {guards.STEPS} steps\n{guards.table(lines, cost)}", markup=False)
+        return
+    if name.startswith("study"):
+        console.print(study_tables.tables(lines), markup=False, soft_wrap=True)
         return
     if name not in SCENARIOS:
         for line in lines:
