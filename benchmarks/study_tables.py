@@ -109,9 +109,7 @@ def draw(lines: Sequence[Line], folder: Path) -> list[Path]:
                 lw=1.8 if fitted else 0.9,
                 ls="-" if curve[0]["schedule"] == "planned" else "--",
                 color=_colour(curve[0]),
-                label=name
-                if fitted or curve[0]["method"] in ("reuse", "Hermite 2, .5 (HiCache)", "Taylor 2")
-                else None,
+                label=name if named else None,
                 zorder=3 if fitted else 1,
             )
         axes.set_yscale("log")
