@@ -41,6 +41,7 @@ from hicache_compile import (
 from hicache_compile.benchmarks.record import environment
 from hicache_compile.demo.sampling import load_model, sample
 from hicache_compile.denoiser import CompiledDenoiser
+from hicache_compile.evaluation.runs import quietly
 from hicache_compile.guards.adacache import FAST_30
 from hicache_compile.masks import SPEEDS
 from hicache_compile.tune import fit
@@ -111,7 +112,11 @@ def _speca(threshold: float, forecaster: Forecaster) -> Policy:
 
 def measure(digits: int = DIGITS) -> list[Line]:
     """A line for each method, knob and forecaster."""
-    logging.getLogger("hicache_compile.trajectory").setLevel(logging.ERROR)  # that a threshold never hit is a result
+    with quietly():
+        return _measure(digits)
+
+
+def _measure(digits: int) -> list[Line]:
     denoiser = hicache_compile(load_model(), FORA(scope="stack"), backend="eager")
     fitting = [functools.partial(sample, denoiser, torch.tensor([n]), STEPS, 1000 + n) for n in range(FITTED_ON)]
     tea = fit(denoiser, fitting, "teacache", STEPS // 3).policy.guards[0].coefficients  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,7 @@ def test_a_search_is_taken_up_again_and_keeps_its_promise(tmp_path: Path) -> Non
     assert len((out / "results.jsonl").read_text().splitlines()) == len(lines)
     for chart in ("pareto", "thresholds", "error_profile", "memory", "batch", "pictures"):
         assert (out / f"{chart}.png").stat().st_size > 5000
+    assert logging.getLogger("hicache_compile.trajectory").level == logging.NOTSET  # as it was
     assert "Both guards at once" in (out / "report.md").read_text()
     assert recommended
     for one in recommended:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from hicache_compile.evaluation.fidelity import fidelity
@@ -11,6 +13,18 @@ from hicache_compile.evaluation.subjects import Drawn, Subject
 from hicache_compile.policy import Policy
 
 Line = dict[str, Any]  # one picture under one policy, as plain data
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Inside, it is not warned about that a guard never skips: where thresholds are tried out, that is a result."""
+    logger = logging.getLogger("hicache_compile.trajectory")
+    kept = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(kept)
 
 
 class Judge:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from hicache_compile.evaluation.runs import quietly
 from hicache_compile.evaluation.subjects import open_subject
 from hicache_compile.tune.presentation import show
 from hicache_compile.tune.recommend import LEVELS, Recommendation, choose
@@ -27,13 +27,13 @@ def run(model: str, search: Search, folder: Path, arguments: Mapping[str, Any], 
             search of another kind.
     """
     subject = open_subject(model, search.prompts, search.steps, search.backend, arguments)
-    logging.getLogger("hicache_compile.trajectory").setLevel(logging.ERROR)  # that a threshold is never hit is a result
     tuner = Tuner(subject, search, folder)
-    candidates = tuner.candidates()
-    found, left = tuner.search(candidates)
-    chosen = choose({name: found[name] for name in left}, search.errors)
-    recommended = [tuner.promised(level, candidates[name].policy, name) for level, name in chosen.items()]
-    show(tuner, candidates, found, chosen, recommended)
+    with quietly():
+        candidates = tuner.candidates()
+        found, left = tuner.search(candidates)
+        chosen = choose({name: found[name] for name in left}, search.errors)
+        recommended = [tuner.promised(level, candidates[name].policy, name) for level, name in chosen.items()]
+        show(tuner, candidates, found, chosen, recommended)
     data = [one.as_data() for one in recommended]
     (folder / "recommendations.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     if as_json:
