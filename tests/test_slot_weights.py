@@ -24,7 +24,7 @@ from hicache_compile import (
 from hicache_compile.inspection.dump import schedule
 from hicache_compile.serialize import from_json, to_json
 from hicache_compile.tune import measure, with_weights
-from tests.models import ToyDiT
+from tests.models import ToyDiT, flux_inputs, random_flux, trace
 
 STEPS, SLOTS = 8, 6
 MASK = "11001000"
@@ -94,6 +94,25 @@ def test_where_nothing_is_known_all_slots_share_what_distances_say() -> None:
     shared = Calibrated(Table(STEPS, DISTANCES), 3)
     together = walk(hicache_compile(ToyDiT(), Policy(Interval(3), shared, "module"), backend="eager"))
     torch.testing.assert_close(own, together)
+
+
+def test_slots_that_no_forecast_reads_have_no_row() -> None:
+    """FLUX's text slots die where only the image is forecast: the rows are those of the rings that are left."""
+    inputs = flux_inputs(batch=1)
+
+    def run(denoiser: Any) -> Tensor:
+        with torch.no_grad(), denoiser.trajectory(STEPS):
+            return trace(denoiser, inputs, STEPS)
+
+    known = Policy(Interval(3), Calibrated(Table(STEPS, DISTANCES), 3), "module")
+    shared = hicache_compile(random_flux(1, 2), known, backend="eager")
+    expected = run(shared)
+    guarded = [node for node in shared.graphs["guarded"].graph.nodes if node.name.startswith("anchors_")]
+    (state,) = shared._session.contexts["default"].states.values()
+    assert 0 < len(state.rings) < len(guarded)
+    blank = Calibrated(Table(STEPS, DISTANCES, (), len(state.rings)), 3)
+    own = hicache_compile(random_flux(1, 2), Policy(Interval(3), blank, "module"), backend="eager")
+    torch.testing.assert_close(run(own), expected)
 
 
 class TestGraph(expecttest.TestCase):
