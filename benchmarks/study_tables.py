@@ -37,7 +37,7 @@ def _of(lines: Sequence[Line], section: str) -> list[Line]:
 
 
 def _method(line: Line) -> str:
-    name = NAMES.get(line["method"], line["method"])
+    name = NAMES.get(line["method"]) or str(line["method"])
     return f"{name}, planned" if line["schedule"] == "planned" else name
 
 
