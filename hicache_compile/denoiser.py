@@ -98,7 +98,10 @@ class CompiledDenoiser(Handle, OptimizedModule):
         session.step = step
         try:
             with torch.no_grad(), set_aside() as step.modes:
-                output = session.make(step, call, lambda: self._replay_or_run(step, args, kwargs))
+                if session.observer is None:
+                    output = self._replay_or_run(step, args, kwargs)
+                else:
+                    output = session.observer(step, call, lambda: self._replay_or_run(step, args, kwargs))
         except BaseException as error:
             step.context.invalidate()
             if isinstance(error, BackendCompilerFailed) and isinstance(error.inner_exception, HiCacheError):

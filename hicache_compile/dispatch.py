@@ -281,17 +281,8 @@ class CapturedStep:
         if specialiser.apart:
             return GroupPlan(policy, step.num_steps, depth, start, specialiser.groups, specialiser.name)
         if policy.cut.by_slot:
-            return self._slot_plan(policy, step, depth, start, len(variant.rings))
+            return SlotPlan(policy, step.num_steps, depth, start, len(variant.rings))
         return self.session.plan(policy, step.num_steps, depth, start)
-
-    def _slot_plan(self, policy: Policy, step: Step, depth: int, start: int, slots: int) -> SlotPlan:
-        table = policy.forecaster.table  # type: ignore[attr-defined]  # a Calibrated
-        if table.slots != slots:
-            raise HiCacheError(
-                f"Calibrated.table.slots = {table.slots}: must be {slots}, the slots of this denoiser at scope "
-                f"{policy.scope!r}"
-            )
-        return SlotPlan(policy, step.num_steps, depth, start, slots)
 
     def _check_shapes(self, before: AnchorState | None, shapes: Sequence[RingShape], step: Step) -> None:
         """``TS_DEBUG_SHAPES`` and ``TS_STRICT_SHAPES``: see ``hicache_compile.environment``."""

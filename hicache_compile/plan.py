@@ -140,9 +140,19 @@ class OwnPlan(Plan):
 
 
 class SlotPlan(OwnPlan):
-    """A plan in which each of ``slots`` slots has weights of its own. See ``Plan``."""
+    """A plan in which each of ``slots`` slots has weights of its own. See ``Plan``.
+
+    Raises:
+        HiCacheError: the forecaster has weights for another number of slots.
+    """
 
     def __init__(self, policy: Policy, num_steps: int | None, depth: int, start: int, slots: int) -> None:
+        known = policy.forecaster.table.slots  # type: ignore[attr-defined]  # a Calibrated
+        if known != slots:
+            raise HiCacheError(
+                f"Calibrated.table.slots = {known}: must be {slots}, the slots of this denoiser at scope "
+                f"{policy.scope!r}"
+            )
         super().__init__(policy, num_steps, depth, start)
         self.slots = slots
         self._rows: dict[int, torch.Tensor] = {}

@@ -173,10 +173,6 @@ class Session(threading.local):
         finally:
             self.observer = outer
 
-    def make(self, step: Step, call: Call, run: Callable[[], Output]) -> Output:
-        """Make ``call``, which is ``step``."""
-        return run() if self.observer is None else self.observer(step, call, run)
-
     def next_step(self, call: Call) -> Step:
         """The step that begins now with ``call``."""
         step = self._next_step(call)

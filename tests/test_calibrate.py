@@ -31,6 +31,7 @@ from hicache_compile.demo import digits
 from hicache_compile.demo.sampling import load_model, sample
 from hicache_compile.serialize import as_policy
 from hicache_compile.tune import fit_forecasts, measure, with_weights
+from hicache_compile.tune.calibrate import _Fitter
 from hicache_compile.tune.planning import mask_of, search, shortest_path
 from tests.models import ToyDiT
 from tests.pipelines import by_name
@@ -195,6 +196,19 @@ def test_several_runs_and_branches_are_fitted_together() -> None:
     left = sum(float((run() - r.result).square().sum()) for run, r in zip(toy.runs, both.references, strict=True))
     size = sum(float(r.result.square().sum()) for r in both.references if r.result is not None)
     assert found.error < 0.5 * (left / size) ** 0.5
+
+
+def test_later_runs_add_to_what_earlier_ones_said() -> None:
+    """The weights after two runs are the least squares over both."""
+    rng = torch.Generator().manual_seed(0)
+    fitter = _Fitter(Policy(StepMask(MASK), Reuse(), "stack"), 1.0, STEPS)
+    older = [torch.randn(2, 50, generator=rng, dtype=torch.float64) for _ in range(2)]
+    wanted = [torch.randn(50, generator=rng, dtype=torch.float64) for _ in range(2)]
+    for one, target in zip(older, wanted, strict=True):
+        (found,) = fitter._solved(3, one, target, 1)
+    expected = torch.linalg.lstsq(torch.cat(older, 1).T, torch.cat(wanted)[:, None]).solution.flatten()
+    assert found[1:] == pytest.approx(expected.tolist(), rel=1e-2, abs=1e-3)
+    assert sum(found) == pytest.approx(1.0)
 
 
 def demo_error(denoiser: CompiledDenoiser, policy: Policy, labels: Tensor, steps: int, seed: int) -> float:
