@@ -12,7 +12,7 @@ demo: $(STAMP)
 	$(BIN)/hicache demo
 
 test: lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # mypy does not follow an editable install, so it is shown the package the way it installs.
 lint: $(STAMP)

@@ -7,6 +7,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ OTHERS: dict[str, Callable[[], list[Line]]] = {
     "onnx": onnx.measure,
     "sparse": sparse.measure,
     "sparse-fidelity": sparse_fidelity.measure,
-    "study": study.methods,
+    **{f"study-{scope}": partial(study.methods, scope) for scope in study.SCOPES},
+    "study-cost": study.cost,
     "study-ablations": study.ablations,
     "study-transfer": study.transfer,
 }

@@ -51,7 +51,7 @@ def _status(key: str) -> int:
     return 1024 * int(found.group(1))
 
 
-def _rest_bytes() -> int:
+def rest_bytes() -> int:
     """Resident memory when everything that can be given back was."""
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -75,7 +75,7 @@ def _once(way: str) -> dict[str, Any]:
 
     with torch.no_grad():
         sample()
-        rest = _rest_bytes()
+        rest = rest_bytes()
         forget_peak()
         sample()
     peak = peak_bytes()

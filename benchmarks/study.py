@@ -29,6 +29,7 @@ from hicache_compile import (
     ScaledTaylor,
     Taylor,
 )
+from hicache_compile.benchmarks.memory import forget_peak, peak_bytes, rest_bytes
 from hicache_compile.benchmarks.record import environment
 from hicache_compile.evaluation import Judge, summary
 from hicache_compile.evaluation.quality import digit_quality
@@ -41,8 +42,9 @@ EACH = 10  # held-out pictures of each class
 BATCH = 50
 HELD_OUT, FITTED = 0, 5_000  # seeds
 SAMPLES = 3  # of each class, to fit to
-EVALUATIONS = 60
+EVALUATIONS = 40
 INTERVALS = (2, 3, 4, 7)  # about 2, 3, 4 and 5.5 times fewer steps
+SCOPES = ("stack", "module", "output")
 HALF = 0.5**0.5  # the sigma at which Hermite has the true slope
 BASES: dict[str, Forecaster] = {
     "reuse": Reuse(),
@@ -110,14 +112,11 @@ class Study:
         }
 
 
-def methods() -> list[Line]:
-    """Every basis, every fit and every schedule at the computed steps of ``INTERVALS``."""
-    study, lines = Study("hicache bench study"), []
-    for scope in ("stack", "module", "output"):
-        measured = study.measured(scope)
-        for interval in INTERVALS:
-            lines += list(_at(study, measured, scope, interval))
-    return lines
+def methods(scope: str) -> list[Line]:
+    """Every basis, every fit and every schedule at ``scope`` and the computed steps of ``INTERVALS``."""
+    study = Study(f"hicache bench study-{scope}")
+    measured = study.measured(scope)
+    return [line for interval in INTERVALS for line in _at(study, measured, scope, interval)]
 
 
 def _at(study: Study, measured: Measured, scope: str, interval: int) -> Iterator[Line]:
@@ -132,7 +131,7 @@ def _at(study: Study, measured: Measured, scope: str, interval: int) -> Iterator
     planned = mask_of(shortest_path(measured.distances, Reuse(), computed, "minimax"), STEPS)
     for name in few[2:5]:
         yield study.line("methods", name, Policy(planned, BASES[name], scope), schedule="planned", **about)
-    for method in FITS:
+    for method in FITS if scope != "output" else ["calibrated"]:
         began = time.perf_counter()
         found = fit_forecasts(measured, method, computed, EVALUATIONS)
         took = {"seconds": time.perf_counter() - began, "fitted_error": found.error}
@@ -140,6 +139,24 @@ def _at(study: Study, measured: Measured, scope: str, interval: int) -> Iterator
         if method == "calibrated" and measured.references[0].slots > 1:
             own = with_weights(measured, found.policy.schedule, by_slot=True)
             yield study.line("methods", "calibrated by slot", own.policy, schedule="planned", **about)
+
+
+def cost() -> list[Line]:
+    """Seconds and bytes of calibrating at the computed steps of N = 7, beyond the process that has sampled before."""
+    study, lines = Study("hicache bench study-cost"), []
+    for scope in ("stack", "module"):
+        runs = study.subject.runs(FITTED, SAMPLES, together=True)
+        study.subject.denoiser.policy = HiCache(7, scope=scope)
+        runs[0]()
+        rest = rest_bytes()
+        forget_peak()
+        began = time.perf_counter()
+        measured = measure(study.subject.denoiser, runs, scope)
+        found = fit_forecasts(measured, "calibrated", 9, EVALUATIONS)
+        line = {"seconds": time.perf_counter() - began, "bytes": peak_bytes() - rest, "fitted_error": found.error}
+        about = {"measured": "study", "section": "cost", "scope": scope, "computed": 9, "evaluations": EVALUATIONS}
+        lines.append({**about, **line, "command": study.command, **environment()})
+    return lines
 
 
 def ablations() -> list[Line]:

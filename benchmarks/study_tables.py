@@ -29,6 +29,10 @@ def tables(lines: Sequence[Line]) -> str:
         )
         if _of(lines, section)
     ]
+    found += [
+        f"Calibrating, scope {line['scope']}: {line['seconds']:.0f} s, {line['bytes'] / 2**20:.0f} MiB"
+        for line in _of(lines, "cost")
+    ]
     return "\n\n".join(found)
 
 

@@ -281,7 +281,10 @@ def _lines_of(file: Path) -> list[str]:
 @app.command()
 def bench(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Scenarios, or host, compile, memory, growth, onnx, guards.")
+        list[str] | None,
+        typer.Argument(
+            help="Scenarios, or host, compile, memory, growth, onnx, guards, or study-stack and the other studies."
+        ),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Trajectories of each contender.")] = 3,
     only: Annotated[

@@ -61,13 +61,14 @@ def examine(
     layers: int = 2,
     size: int = 0,
     dtype: torch.dtype = torch.float32,
+    backend: str = "aot_eager",
 ) -> dict[str, Coverage]:
     """Run ``case`` from the same noise uncached, and at each scope with interval 1 and interval 4 (order 1)."""
     torch._dynamo.reset()
     model = case.build(layers).to(dtype)
     x = case.noise(size=size).to(dtype)
     expected = trajectory(case, model, x, size)
-    compiled = hicache_compile(model, HiCache(interval=1, order=1, scope=scopes[0]), backend="aot_eager")
+    compiled = hicache_compile(model, HiCache(interval=1, order=1, scope=scopes[0]), backend=backend)
     return {scope: _at(scope, case, compiled, x, size, expected) for scope in scopes}
 
 

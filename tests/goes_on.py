@@ -14,7 +14,7 @@ STEPS, SUSPENDED = 12, 5
 
 
 def assert_it_goes_on(policy: Policy, backend: str, folder: Path) -> None:
-    model, inputs = random_flux(), flux_inputs(batch=1)
+    model, inputs = random_flux(1, 2), flux_inputs(batch=1)
     whole, first, second = (hicache_compile(model, policy, backend=backend) for _ in range(3))
     with whole.trajectory(STEPS):
         expected = trace(whole, inputs, STEPS)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 
-def random_flux(layers: int = 3, single_layers: int = 5, seed: int = 0) -> nn.Module:
+def random_flux(layers: int = 2, single_layers: int = 2, seed: int = 0) -> nn.Module:
     """A FLUX transformer of width 32 with random weights (real diffusers class)."""
     from diffusers import FluxTransformer2DModel
 

@@ -69,11 +69,9 @@ def test_the_program_decides_as_the_host_does(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "backend"),
     [
-        ("both", "cond_aot_eager"),
-        ("speca", "cond_aot_eager"),
+        pytest.param("both", "cond_aot_eager", marks=SLOW),
         pytest.param("dicache", "cond_aot_eager", marks=SLOW),
         pytest.param("teacache, hermite", "cond", marks=SLOW),
-        pytest.param("both", "cond", marks=SLOW),
     ],
 )
 def test_compiled_programs_decide_alike(name: str, backend: str) -> None:

@@ -43,7 +43,7 @@ def lora() -> Any:
 
 class TestLora:
     def test_load_scale_fuse_and_unload(self) -> None:
-        compiled = hicache_compile(random_flux(), HiCache(interval=1), backend="aot_eager")
+        compiled = hicache_compile(random_flux(1, 1), HiCache(interval=1), backend="aot_eager")
         base = run(compiled)
         torch.manual_seed(0)
         compiled.add_adapter(lora(), adapter_name="a")
@@ -78,22 +78,22 @@ class TestLora:
                 found.append(captures())
             return found
 
-        plain = random_flux()
+        plain = random_flux(1, 1)
         theirs = walk(torch.compile(plain, backend="aot_eager"), plain)
         torch._dynamo.reset()
         counters.clear()
-        compiled = hicache_compile(random_flux(), HiCache(interval=3), backend="aot_eager")
+        compiled = hicache_compile(random_flux(1, 1), HiCache(interval=3), backend="aot_eager")
         assert walk(compiled, compiled) == theirs
 
     def test_hot_swap_drops_anchors_and_compiles_nothing(self, tmp_path: Path) -> None:
         from safetensors.torch import load_file
 
-        donor = random_flux()
+        donor = random_flux(1, 1)
         torch.manual_seed(1)
         donor.add_adapter(lora(), adapter_name="b")
         donor.save_lora_adapter(tmp_path / "b", adapter_name="b")
         weights = load_file(next((tmp_path / "b").glob("*.safetensors")))
-        compiled = hicache_compile(random_flux(), HiCache(interval=4), backend="aot_eager")
+        compiled = hicache_compile(random_flux(1, 1), HiCache(interval=4), backend="aot_eager")
         torch.manual_seed(0)
         compiled.add_adapter(lora(), adapter_name="a")
         inputs = flux_inputs()
@@ -129,7 +129,7 @@ class TestLora:
 
 class TestWeights:
     def test_layerwise_casting_in_one_graph(self) -> None:
-        model = random_flux().to(torch.bfloat16)
+        model = random_flux(1, 1).to(torch.bfloat16)
         model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
         expected = run(model, torch.bfloat16)
         compiled = hicache_compile(model, HiCache(interval=1), backend="aot_eager")
@@ -141,7 +141,7 @@ class TestWeights:
         assert next(model.transformer_blocks[0].attn.to_q.parameters()).dtype == torch.float8_e4m3fn
 
     def test_layerwise_casting_afterwards(self) -> None:
-        compiled = hicache_compile(random_flux().to(torch.bfloat16), HiCache(interval=3), backend="aot_eager")
+        compiled = hicache_compile(random_flux(1, 1).to(torch.bfloat16), HiCache(interval=3), backend="aot_eager")
         run(compiled, torch.bfloat16)
         compiled.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
         run(compiled, torch.bfloat16)
@@ -149,7 +149,7 @@ class TestWeights:
 
     def test_int8_weights(self) -> None:
         quantization = pytest.importorskip("torchao.quantization")
-        model = random_flux()
+        model = random_flux(1, 1)
         quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
         expected = run(model)
         compiled = hicache_compile(model, HiCache(interval=1), backend="aot_eager")
@@ -160,14 +160,14 @@ class TestWeights:
         assert compiled.report().graph_breaks == 0
 
     def test_to_another_dtype_and_back(self) -> None:
-        compiled = hicache_compile(random_flux(), HiCache(interval=3), backend="aot_eager")
+        compiled = hicache_compile(random_flux(1, 1), HiCache(interval=3), backend="aot_eager")
         first = run(compiled)
         compiled.to(torch.bfloat16)
         assert compiled.dtype == torch.bfloat16
         assert torch.isfinite(run(compiled, torch.bfloat16)).all()
-        compiled._orig_mod.load_state_dict(random_flux().state_dict())
+        compiled._orig_mod.load_state_dict(random_flux(1, 1).state_dict())
         compiled.to(torch.float32)
-        compiled.load_state_dict(random_flux().state_dict())
+        compiled.load_state_dict(random_flux(1, 1).state_dict())
         assert torch.equal(run(compiled), first)
 
 

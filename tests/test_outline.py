@@ -47,13 +47,15 @@ def test_no_op_is_lost_or_doubled() -> None:
         assert found[heavy] == wanted[heavy]
 
 
-@pytest.mark.parametrize("scope", ["module", "stack", "block", "output"])
-@pytest.mark.parametrize("choice", [Choice.FULL, Choice.PLAIN])
+@pytest.mark.parametrize(
+    ("scope", "choice"),
+    [*((scope, Choice.FULL) for scope in ("module", "stack", "block", "output")), ("stack", Choice.PLAIN)],
+)
 def test_the_same_numbers(scope: str, choice: Choice) -> None:
-    model = random_flux(3, 4)
+    model = random_flux(2, 3)
     program = programs(model, scope, **flux_inputs(), timestep=torch.ones(2))[choice]
     outlined, count = outline(program)
-    assert count == 6
+    assert count == 4
     generator = torch.Generator().manual_seed(0)
 
     def given() -> list[Tensor]:
@@ -131,11 +133,11 @@ def test_inductor_gives_the_same_as_without() -> None:
 
 
 def test_at_batch_one_the_first_single_block_is_like_the_others() -> None:
-    model = random_flux(3, 4)
+    model = random_flux(2, 3)
     inputs = flux_inputs(batch=1)
     program = programs(model, "stack", **inputs, timestep=torch.ones(1))[Choice.PLAIN]
     outlined, count = outline(program)
-    assert (count, len(set(calls(outlined)))) == (7, 2)
+    assert (count, len(set(calls(outlined)))) == (5, 2)
     generator = torch.Generator().manual_seed(0)
     given = [torch.randn(ops.value(node).shape, generator=generator) / 10 for node in placeholders(program)]
     with torch.no_grad():

@@ -15,6 +15,7 @@ from hicache_compile.denoiser import CompiledDenoiser
 from hicache_compile.policy import Policy
 from tests.pipelines import CASES, PipelineCase, by_name
 
+LOWERED = ("FluxPipeline", "WanPipeline, two transformers")  # by AOT too
 ALL = [pytest.param(case, id=case.name.replace(" ", "")) for case in CASES]
 
 
@@ -33,7 +34,7 @@ def test_a_pipeline(case: PipelineCase, tmp_path: Path) -> None:
     case.saved(tmp_path)
     pipeline = DiffusionPipeline.from_pretrained(tmp_path)
     expected = case.run(pipeline)
-    compiled = hicache_compile(pipeline, HiCache(interval=1), backend="aot_eager")
+    compiled = hicache_compile(pipeline, HiCache(interval=1), backend="aot_eager" if case.name in LOWERED else "eager")
     assert compiled is pipeline
     assert torch.equal(case.run(compiled), expected)
     denoisers = [getattr(compiled, name) for name in case.denoisers]
