@@ -46,7 +46,7 @@ OTHERS: dict[str, Callable[[], list[Line]]] = {
     "onnx": onnx.measure,
     "sparse": sparse.measure,
     "sparse-fidelity": sparse_fidelity.measure,
-    **{f"study-{scope}": partial(study.methods, scope) for scope in study.SCOPES},
+    **{f"study-{scope}": partial(study.methods, scope) for scope in study.EVALUATIONS},
     "study-cost": study.cost,
     "study-ablations": study.ablations,
     "study-transfer": study.transfer,

@@ -42,9 +42,8 @@ EACH = 10  # held-out pictures of each class
 BATCH = 50
 HELD_OUT, FITTED = 0, 5_000  # seeds
 SAMPLES = 3  # of each class, to fit to
-EVALUATIONS = 40
+EVALUATIONS = {"stack": 40, "module": 16}  # schedules tried in planning, by scope
 INTERVALS = (2, 3, 4, 7)  # about 2, 3, 4 and 5.5 times fewer steps
-SCOPES = ("stack", "module", "output")
 HALF = 0.5**0.5  # the sigma at which Hermite has the true slope
 BASES: dict[str, Forecaster] = {
     "reuse": Reuse(),
@@ -120,20 +119,18 @@ def methods(scope: str) -> list[Line]:
 
 
 def _at(study: Study, measured: Measured, scope: str, interval: int) -> Iterator[Line]:
-    few = ("reuse", "Taylor 1", "Taylor 2", "Hermite 2, .5 (HiCache)", "Hermite 2, .71", "Chebyshev, all (Spectrum)")
     schedule, about = Interval(interval), {"interval": interval}
     for name, basis in BASES.items():
-        if scope != "output" or name in few:
-            yield study.line("methods", name, Policy(schedule, basis, scope), schedule="interval", **about)
+        yield study.line("methods", name, Policy(schedule, basis, scope), schedule="interval", **about)
     for method, fit in FITS.items():
         yield study.line("methods", method, fit(measured, schedule).policy, schedule="interval", **about)
     computed = HiCache(interval).decisions(STEPS).count("F")
     planned = mask_of(shortest_path(measured.distances, Reuse(), computed, "minimax"), STEPS)
-    for name in few[2:5]:
+    for name in ("Taylor 2", "Hermite 2, .5 (HiCache)", "Hermite 2, .71"):
         yield study.line("methods", name, Policy(planned, BASES[name], scope), schedule="planned", **about)
-    for method in FITS if scope != "output" else ["calibrated"]:
+    for method in FITS:
         began = time.perf_counter()
-        found = fit_forecasts(measured, method, computed, EVALUATIONS)
+        found = fit_forecasts(measured, method, computed, EVALUATIONS[scope])
         took = {"seconds": time.perf_counter() - began, "fitted_error": found.error}
         yield study.line("methods", method, found.policy, schedule="planned", **about, **took)
         if method == "calibrated" and measured.references[0].slots > 1:
@@ -152,16 +149,25 @@ def cost() -> list[Line]:
         forget_peak()
         began = time.perf_counter()
         measured = measure(study.subject.denoiser, runs, scope)
-        found = fit_forecasts(measured, "calibrated", 9, EVALUATIONS)
+        found = fit_forecasts(measured, "calibrated", 9, EVALUATIONS[scope])
         line = {"seconds": time.perf_counter() - began, "bytes": peak_bytes() - rest, "fitted_error": found.error}
-        about = {"measured": "study", "section": "cost", "scope": scope, "computed": 9, "evaluations": EVALUATIONS}
+        about = {
+            "measured": "study",
+            "section": "cost",
+            "scope": scope,
+            "computed": 9,
+            "evaluations": EVALUATIONS[scope],
+        }
         lines.append({**about, **line, "command": study.command, **environment()})
     return lines
 
 
 def ablations() -> list[Line]:
-    """Sigma, order, and how many pictures are calibrated on."""
+    """Scope, sigma, order, and how many pictures are calibrated on."""
     study, lines = Study("hicache bench study-ablations"), []
+    for scope in ("module", "block", "stack", "output"):
+        for name in ("reuse", "Taylor 2", "Hermite 2, .5 (HiCache)", "Hermite 2, .71"):
+            lines.append(study.line("scope", name, Policy(Interval(7), BASES[name], scope)))
     for scope in ("stack", "module"):
         for sigma in (0.3, 0.4, 0.5, 0.6, 0.7, HALF, 0.8, 0.9, 1.0):
             policy = Policy(Interval(7), Hermite(2, sigma), scope)

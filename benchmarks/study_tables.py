@@ -20,6 +20,7 @@ def tables(lines: Sequence[Line]) -> str:
     found += [
         f"{title}\n\n" + _table(_of(lines, section), row, head, column)
         for section, title, row, head, column in (
+            ("scope", "Scope, N = 7", _plain, "basis", _scope),
             ("sigma", "Sigma, Hermite 2 at N = 7", lambda one: one["method"], "sigma", _scope),
             ("order", "Order, scope stack", lambda one: f"{one['method']}, N = {one['interval']}", "basis", _order),
             ("samples", "Pictures calibrated on", lambda one: one["method"], "", lambda one: one["samples"]),

@@ -283,7 +283,7 @@ def bench(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Scenarios, or host, compile, memory, growth, onnx, guards, or study-stack and the other studies."
+            help="Scenarios, or host, compile, memory, growth, onnx, guards, study-stack and its kin (docs/study.md)."
         ),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Trajectories of each contender.")] = 3,

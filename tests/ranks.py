@@ -32,7 +32,7 @@ def context_parallel(rank: int, world: int, ratio: float, groups: int) -> dict[s
 
 def together(rank: int, world: int) -> dict[str, object]:
     """Guards on ranks whose noise is not quite the same."""
-    model, inputs = random_flux(), flux_inputs(batch=1)
+    model, inputs = random_flux(3, 5), flux_inputs(batch=1)
     other = flux_inputs(batch=1, seed=1)["hidden_states"]
     found = {}
     for name, decide_together in (("alone", False), ("together", True)):

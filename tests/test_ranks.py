@@ -31,9 +31,7 @@ def results(task: str, world: int, folder: Path, *arguments: object) -> list[dic
     return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
 
 
-@pytest.mark.parametrize(
-    ("world", "groups", "ratio"), [(2, 2, 0.0), (2, 2, 0.5), (4, 2, 0.0), (4, 2, 0.5), (4, 4, 0.9)]
-)
+@pytest.mark.parametrize(("world", "groups", "ratio"), [(2, 2, 0.0), (4, 2, 0.5), (4, 4, 0.9)])
 def test_context_parallel_runs_equal_those_of_one_device(world: int, groups: int, ratio: float, tmp_path: Path) -> None:
     found = results("context_parallel", world, tmp_path, ratio, groups)
     compiled = hicache_compile(ToyDiT(), DiTango(ratio, 2, 2, groups, partitions=world), backend="aot_eager")
