@@ -119,7 +119,7 @@ def methods(scope: str) -> list[Line]:
 
 
 def _at(study: Study, measured: Measured, scope: str, interval: int) -> Iterator[Line]:
-    schedule, about = Interval(interval), {"interval": interval}
+    schedule, about = Interval(interval), {"every": interval}
     for name, basis in BASES.items():
         yield study.line("methods", name, Policy(schedule, basis, scope), schedule="interval", **about)
     for method, fit in FITS.items():
@@ -182,7 +182,7 @@ def ablations() -> list[Line]:
             }
             for name, basis in bases.items():
                 policy = Policy(Interval(interval), basis, "stack")
-                lines.append(study.line("order", name, policy, order=order, interval=interval))
+                lines.append(study.line("order", name, policy, order=order, every=interval))
     for samples in (1, 2, 3, 6):
         measured = study.measured("stack", samples)
         found = fit_forecasts(measured, "calibrated", 9, 12)

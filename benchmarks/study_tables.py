@@ -1,7 +1,9 @@
-"""The study's lines as Markdown tables and charts."""
+"""The study's lines as Markdown tables (``python -m hicache_compile.benchmarks.study_tables FILE``) and charts."""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ def tables(lines: Sequence[Line]) -> str:
         for section, title, row, head, column in (
             ("scope", "Scope, N = 7", _plain, "basis", _scope),
             ("sigma", "Sigma, Hermite 2 at N = 7", lambda one: one["method"], "sigma", _scope),
-            ("order", "Order, scope stack", lambda one: f"{one['method']}, N = {one['interval']}", "basis", _order),
+            ("order", "Order, scope stack", lambda one: f"{one['method']}, N = {one['every']}", "basis", _order),
             ("samples", "Pictures calibrated on", lambda one: one["method"], "", lambda one: one["samples"]),
             ("correction", "Share made up by the next computed step", _plain, "", lambda one: one["correction"]),
             ("length", "Another length", lambda one: f"{one['method']}, {one['scope']}", "weights", _length),
@@ -135,3 +137,7 @@ def _colour(line: Line) -> str:
     fitted = {"calibrated": "#d1495b", "calibrated by slot": "#8c1c2f", "sigma": "#30638e", "gates": "#2e8b57"}
     known = {"reuse": "#9a9a9a", "Hermite 2, .5 (HiCache)": "#edae49", "Taylor 2": "#00798c"}
     return fitted.get(line["method"]) or known.get(line["method"], "#dddddd")
+
+
+if __name__ == "__main__":
+    print(tables([json.loads(line) for line in Path(sys.argv[1]).read_text(encoding="utf-8").splitlines()]))

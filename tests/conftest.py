@@ -7,6 +7,7 @@ import os
 import torch
 
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 
 if not torch.cuda.is_available():
     # Triton's kernels are interpreted where there is no GPU. It has to know before it is imported.
