@@ -81,7 +81,7 @@ def _table(lines: Sequence[Line], row: Key, head: str, column: Key) -> str:
         shown = []
         for c in columns:
             line = cells.get((name, c))
-            shown.append("" if line is None else _cell(line, len(rows) > 1 and line["relative_error"] == least[c]))
+            shown.append("" if line is None else _cell(line, line["relative_error"] == least[c]))
         text.append(f"| {name} | " + " | ".join(shown) + " |")
     return "\n".join(text)
 

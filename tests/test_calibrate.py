@@ -32,7 +32,7 @@ from hicache_compile.demo.sampling import load_model, sample
 from hicache_compile.serialize import as_policy
 from hicache_compile.tune import fit_forecasts, measure, with_weights
 from hicache_compile.tune.calibrate import _Fitter
-from hicache_compile.tune.planning import even, mask_of, search, shortest_path
+from hicache_compile.tune.planning import mask_of, search, shortest_path
 from tests.models import ToyDiT
 from tests.pipelines import by_name
 
@@ -267,20 +267,6 @@ def test_the_shortest_path_is_the_shortest() -> None:
     )
     assert shortest_path(distances, Reuse(), 11) == list(range(11))
     assert shortest_path(distances, Reuse(), 1) == [0]
-
-
-@pytest.mark.parametrize(("interval", "computed"), [(2, 26), (3, 18), (4, 14)])
-def test_even_steps_are_those_of_an_interval(interval: int, computed: int) -> None:
-    schedule = mask_of(even(50, computed), 50)
-    assert Policy(schedule, Reuse()).decisions(50) == HiCache(interval).decisions(50)
-
-
-@pytest.mark.parametrize("computed", range(1, 13))
-def test_even_steps_are_as_many_as_asked(computed: int) -> None:
-    steps = even(12, computed)
-    assert steps[0] == 0
-    assert steps == sorted(set(steps))
-    assert (len(steps), steps[-1] < 12) == (computed, True)
 
 
 def test_the_search_stops_where_nothing_is_better() -> None:

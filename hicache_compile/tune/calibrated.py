@@ -16,7 +16,7 @@ from hicache_compile.policy import Policy
 from hicache_compile.schedules import Schedule
 from hicache_compile.tune.bases import gated, stepped_hermite
 from hicache_compile.tune.calibrate import Calibration, calibrate
-from hicache_compile.tune.planning import OBJECTIVES, even, mask_of, search, shortest_path
+from hicache_compile.tune.planning import OBJECTIVES, mask_of, search, shortest_path
 from hicache_compile.tune.reference import Difference, Reference, Runs, record
 
 READS = 4  # anchors
@@ -78,10 +78,10 @@ def plan(
 ) -> Calibration:
     """The best schedule of ``computed`` steps for what ``fit`` makes of each.
 
-    Shortest paths by every objective and even gaps are tried, and the best is searched on from, end to end.
+    Shortest paths by every objective are tried, and the best of them is searched on from, end to end.
 
     Args:
-        evaluations: how many schedules are fitted and run, the first ones included.
+        evaluations: how many schedules are fitted and run, paths included.
 
     Raises:
         HiCacheError: ``computed`` is more than the runs' steps, or ``evaluations`` is less than 1.
@@ -97,8 +97,7 @@ def plan(
 
     forecasters = Reuse(), Calibrated(replace(measured.table, slots=None), 2)
     paths = [shortest_path(measured.distances, f, computed, by) for f in forecasters for by in reversed(OBJECTIVES)]
-    starts = [*paths, even(measured.num_steps, computed)]
-    distinct = list(dict.fromkeys(map(tuple, starts)))[:evaluations]
+    distinct = list(dict.fromkeys(map(tuple, paths)))[:evaluations]
     start = min(distinct, key=error)
     steps, _ = search(start, measured.num_steps, error, max(1, evaluations - len(distinct) + 1))
     return tried[tuple(steps)]

@@ -3,8 +3,7 @@
 path         a node is a computed step, an edge the forecasts between two of them; what an edge costs follows from the
              distances between steps and the forecaster's own weights, so the schedule is chosen together with it.
              ``"sum"`` adds the errors of all forecasts, ``"minimax"`` goes by the worst (LeMiCa, 2511.00090).
-end to end   the steps of the best path, or even ones, are moved by one or two while that lowers the error of whole
-             runs.
+end to end   the path's steps are moved by one or two while that lowers the error of whole runs.
 
 Warm-up and cool-down are whatever comes out.
 """
@@ -66,13 +65,6 @@ def shortest_path(
             tail = [_error(distances, forecaster, path, step) for step in range(path[-1] + 1, num_steps)]
             ends.append((join((cost, *tail)), total + sum(tail), path))
     return list(min(ends)[2])
-
-
-def even(num_steps: int, computed: int, warmup: int = 3) -> list[int]:
-    """The first ``warmup`` steps, then steps at equal distances, as nearly as whole steps allow."""
-    warmup = min(warmup, computed)
-    gap = (num_steps - warmup + 1) / (computed - warmup + 1)
-    return [*range(warmup), *(warmup - 1 + round(place * gap) for place in range(1, computed - warmup + 1))]
 
 
 def search(
