@@ -38,7 +38,7 @@ from hicache_compile.tune import FITS, Measured, fit_forecasts, measure, with_we
 from hicache_compile.tune.planning import mask_of, shortest_path
 
 STEPS = 50
-EACH = 10  # held-out pictures of each class
+EACH = 10  # held-out pictures of each class; half as many where methods are not compared
 BATCH = 50
 HELD_OUT, FITTED = 0, 5_000  # seeds
 SAMPLES = 3  # of each class, to fit to
@@ -71,11 +71,11 @@ log = logging.getLogger(__name__)
 class Study:
     """The demo model in eager mode, its held-out pictures in full, and what was measured to fit to."""
 
-    def __init__(self, command: str, steps: int = STEPS, classes: Sequence[int] = range(10)) -> None:
+    def __init__(self, command: str, steps: int = STEPS, classes: Sequence[int] = range(10), each: int = EACH) -> None:
         self.command = command
         self.subject = DemoSubject([str(one) for one in classes], steps, "eager")
         self.judge = Judge(self.subject, [digit_quality])
-        numbers = list(range(len(classes))) * EACH
+        numbers = list(range(len(classes))) * each
         self.runs = [
             (numbers[start : start + BATCH], HELD_OUT + place)
             for place, start in enumerate(range(0, len(numbers), BATCH))
@@ -164,7 +164,7 @@ def cost() -> list[Line]:
 
 def ablations() -> list[Line]:
     """Scope, sigma, order, and how many pictures are calibrated on."""
-    study, lines = Study("hicache bench study-ablations"), []
+    study, lines = Study("hicache bench study-ablations", each=EACH // 2), []
     for scope in ("module", "block", "stack", "output"):
         for name in ("reuse", "Taylor 2", "Hermite 2, .5 (HiCache)", "Hermite 2, .71"):
             lines.append(study.line("scope", name, Policy(Interval(7), BASES[name], scope)))
@@ -197,11 +197,11 @@ def transfer() -> list[Line]:
     """Weights on runs of another length, and on other classes than they were calibrated on."""
     lines = []
     command = "hicache bench study-transfer"
-    home = Study(command)
+    home = Study(command, each=EACH // 2)
     for scope in ("stack", "module"):
         fitted = with_weights(home.measured(scope), Interval(7)).policy
         for steps in (28, 50, 100):
-            there = home if steps == STEPS else Study(command, steps)
+            there = home if steps == STEPS else Study(command, steps, each=EACH // 2)
             interval = max(2, round(7 * steps / STEPS))
             fixed = {name: BASES[name] for name in ("Hermite 2, .5 (HiCache)", "Hermite 2, .71", "Taylor 2")}
             for name, basis in fixed.items():

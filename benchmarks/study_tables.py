@@ -81,15 +81,15 @@ def _table(lines: Sequence[Line], row: Key, head: str, column: Key) -> str:
         shown = []
         for c in columns:
             line = cells.get((name, c))
-            shown.append("" if line is None else _cell(line, line["relative_error"] == least[c]))
+            shown.append("" if line is None else _cell(line, len(rows) > 1 and line["relative_error"] == least[c]))
         text.append(f"| {name} | " + " | ".join(shown) + " |")
     return "\n".join(text)
 
 
 def _cell(line: Line, best: bool) -> str:
-    low, high = line["interval"]
     value = f"{line['relative_error']:.4f}"
-    return (f"**{value}**" if best else value) + f" ±{(high - low) / 2:.4f}"
+    low, high = line["interval"] or (0.0, 0.0)
+    return (f"**{value}**" if best else value) + (f" ±{(high - low) / 2:.4f}" if high > low else "")
 
 
 def draw(lines: Sequence[Line], folder: Path) -> list[Path]:
