@@ -122,11 +122,15 @@ def draw(lines: Sequence[Line], folder: Path) -> list[Path]:
         axes.set_yscale("log")
         axes.set_title(f"scope {scope}", loc="left", fontsize=10)
         axes.set_xlabel(f"steps of {mine[0]['steps']} computed")
+        axes.set_xticks(sorted({line["computed"] for line in mine}))
         axes.spines[["top", "right"]].set_visible(False)
     first = panels if len(scopes) == 1 else panels[0]
     first.set_ylabel("relative error against the pictures in full")
-    handles, labels = first.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
+    known = {
+        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    known["other bases"] = plt.Line2D([], [], color=_colour({"method": ""}), ls="--", marker="o", ms=4)
+    figure.legend(list(known.values()), list(known), loc="outside right center", frameon=False, fontsize=8)
     path = folder / "study.png"
     figure.savefig(path, dpi=130)
     plt.close(figure)
