@@ -33,7 +33,7 @@ def tables(lines: Sequence[Line]) -> str:
         if _of(lines, section)
     ]
     found += [
-        f"Calibrating, scope {line['scope']}: {line['seconds']:.0f} s, {line['bytes'] / 2**20:.0f} MiB"
+        f"Calibrating, scope {line['scope']}: {line['seconds']:.0f} s, {line['bytes'] / 2**20:.0f} MiB beyond sampling"
         for line in _of(lines, "cost")
     ]
     return "\n\n".join(found)
