@@ -141,7 +141,7 @@ def _at(study: Study, measured: Measured, scope: str, interval: int) -> Iterator
 def cost() -> list[Line]:
     """Seconds and bytes of calibrating at the computed steps of N = 7; bytes beyond sampling as many pictures."""
     study, lines = Study("hicache bench study-cost"), []
-    for scope in ("stack", "module"):
+    for scope, evaluations in EVALUATIONS.items():
         runs = study.subject.runs(FITTED, SAMPLES, together=True)
         study.subject.denoiser.policy = HiCache(7, scope=scope)
         runs[0]()
@@ -153,16 +153,22 @@ def cost() -> list[Line]:
         forget_peak()
         began = time.perf_counter()
         measured = measure(study.subject.denoiser, runs, scope)
-        found = fit_forecasts(measured, "calibrated", 9, EVALUATIONS[scope])
-        line = {"seconds": time.perf_counter() - began, "bytes": peak_bytes() - sampling, "fitted_error": found.error}
-        about = {
-            "measured": "study",
-            "section": "cost",
-            "scope": scope,
-            "computed": 9,
-            "evaluations": EVALUATIONS[scope],
-        }
-        lines.append({**about, **line, "command": study.command, **environment()})
+        found = fit_forecasts(measured, "calibrated", 9, evaluations)
+        took = time.perf_counter() - began
+        lines.append(
+            {
+                "measured": "study",
+                "section": "cost",
+                "scope": scope,
+                "computed": 9,
+                "evaluations": evaluations,
+                "seconds": took,
+                "bytes": peak_bytes() - sampling,
+                "fitted_error": found.error,
+                "command": study.command,
+                **environment(),
+            }
+        )
     return lines
 
 

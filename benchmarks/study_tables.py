@@ -88,7 +88,7 @@ def _table(lines: Sequence[Line], row: Key, head: str, column: Key) -> str:
 
 def _cell(line: Line, best: bool) -> str:
     value = f"{line['relative_error']:.4f}"
-    low, high = line["interval"] or (0.0, 0.0)
+    low, high = line["interval"] or (0.0, 0.0)  # none was recorded for some committed lines: docs/study.md
     return (f"**{value}**" if best else value) + (f" ±{(high - low) / 2:.4f}" if high > low else "")
 
 
