@@ -11,8 +11,8 @@ from torch._inductor import list_mode_options
 from torch._inductor.compile_fx import compile_fx
 
 from hicache_compile.backends.tracing import example_inputs, fresh_tracing
-from hicache_compile.passes.outline import outline
-from hicache_compile.passes.row_major import lay_out_streams
+from hicache_compile.passes.lowering.match_stream_layout import lay_out_streams
+from hicache_compile.passes.lowering.outline import outline
 
 log = logging.getLogger(__name__)
 

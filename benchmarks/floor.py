@@ -10,8 +10,8 @@ from functools import cache
 import torch
 from torch import fx
 
-from hicache_compile.passes import ops
-from hicache_compile.passes.graphs import output_node, placeholders
+from hicache_compile.passes.graph import ops
+from hicache_compile.passes.graph.graphs import output_node, placeholders
 
 
 def bytes_touched(program: fx.GraphModule) -> int:

@@ -21,7 +21,8 @@ from hicache_compile.benchmarks.host import measure as host_time
 from hicache_compile.benchmarks.memory import forget_peak, in_own_process, peak_bytes
 from hicache_compile.benchmarks.models import Flux
 from hicache_compile.benchmarks.record import environment
-from hicache_compile.passes import build, capture
+from hicache_compile.passes import build
+from hicache_compile.passes.transforms.capture import capture
 
 Line = dict[str, Any]
 

@@ -40,10 +40,10 @@ from hicache_compile import (
 )
 from hicache_compile.benchmarks.record import environment
 from hicache_compile.demo.sampling import load_model, sample
-from hicache_compile.denoiser import CompiledDenoiser
 from hicache_compile.evaluation.runs import quietly
-from hicache_compile.guards.adacache import FAST_30
-from hicache_compile.masks import SPEEDS
+from hicache_compile.frontend.denoiser import CompiledDenoiser
+from hicache_compile.policy.guards.adacache import FAST_30
+from hicache_compile.policy.schedules.scm_masks import SPEEDS
 from hicache_compile.tune import fit
 
 STEPS = 50

@@ -18,7 +18,7 @@ from torch import fx
 from hicache_compile import HiCache, hicache_compile
 from hicache_compile.benchmarks.models import Flux
 from hicache_compile.benchmarks.record import environment
-from hicache_compile.passes.graphs import output_node
+from hicache_compile.passes.graph.graphs import output_node
 
 FLUX_57 = Flux(layers=19, single_layers=38, heads=2, head_dim=16, image_tokens=16, text_tokens=8)
 
@@ -53,7 +53,7 @@ def measure(
     steps(plain, 3)
     lines = []
     for scope in scopes:
-        with mock.patch("hicache_compile.programs.lower", _nothing):
+        with mock.patch("hicache_compile.runtime.program_set.lower", _nothing):
             ours = hicache_compile(model, HiCache(interval=7, scope=scope), backend="eager")
             with ours.trajectory(50):
                 steps(ours, 50)

@@ -17,7 +17,7 @@ from torch.nn import functional
 from hicache_compile import Chipmunk, hicache_compile
 from hicache_compile.benchmarks.models import Flux
 from hicache_compile.benchmarks.record import environment
-from hicache_compile.chipmunk import attention, mlp  # noqa: F401  # registers the operators
+from hicache_compile.operators.chipmunk import attention, mlp  # noqa: F401  # registers the operators
 
 ROUNDS = 9
 STEPS = 12

@@ -6,19 +6,17 @@ model = hicache_compile(model, HiCache(interval=6, order=2))
 with model.trajectory(num_steps=50):
     for t in timesteps:
         x = step(model(x, t), t, x)
+
+Policies are plain data and import without torch; what needs torch is imported when it is first used.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from hicache_compile import config
-from hicache_compile.bisect import bisect
-from hicache_compile.chipmunk import Chipmunk
-from hicache_compile.compile import hicache_compile
-from hicache_compile.denoiser import CompiledDenoiser
-from hicache_compile.ditango import DiTangoSchedule
-from hicache_compile.entry import inspect
 from hicache_compile.errors import CannotRewrite, HiCacheError
-from hicache_compile.export import export_onnx
-from hicache_compile.flexcache import FlexCache
-from hicache_compile.forecasters import (
+from hicache_compile.policy import Policy
+from hicache_compile.policy.forecasters import (
     BDF2,
     DMD,
     AdamsBashforth,
@@ -42,7 +40,7 @@ from hicache_compile.forecasters import (
     VariableBDF2,
     weights,
 )
-from hicache_compile.guards import (
+from hicache_compile.policy.guards import (
     TEACACHE_MODELS,
     AdaCacheGuard,
     DiCacheGuard,
@@ -52,11 +50,7 @@ from hicache_compile.guards import (
     SpeCaGuard,
     TeaCacheGuard,
 )
-from hicache_compile.handle import Handle
-from hicache_compile.magcache import MagCacheSchedule
-from hicache_compile.perkind import Broadcast, KeySteps, PerKind
-from hicache_compile.policy import Policy
-from hicache_compile.presets import (
+from hicache_compile.policy.presets import (
     FORA,
     PAB,
     SCM,
@@ -67,6 +61,7 @@ from hicache_compile.presets import (
     EasyCache,
     FBCache,
     FBCacheTeaCache,
+    FlexCache,
     HiCache,
     LeMiCa,
     MagCache,
@@ -76,8 +71,44 @@ from hicache_compile.presets import (
     TeaCache,
     Uncached,
 )
-from hicache_compile.report import Report
-from hicache_compile.schedules import Always, Free, Growing, Interval, StepMask
+from hicache_compile.policy.schedules.base import Always, Free, Growing, Interval, StepMask
+from hicache_compile.policy.schedules.ditango import DiTangoSchedule
+from hicache_compile.policy.schedules.magcache import MagCacheSchedule
+from hicache_compile.policy.schedules.per_kind import Broadcast, KeySteps, PerKind
+from hicache_compile.policy.sparsity.chipmunk import Chipmunk
+
+if TYPE_CHECKING:
+    from hicache_compile.export import export_onnx
+    from hicache_compile.frontend.bisect import bisect
+    from hicache_compile.frontend.compile import hicache_compile
+    from hicache_compile.frontend.denoiser import CompiledDenoiser
+    from hicache_compile.frontend.dynamo_backend import inspect
+    from hicache_compile.frontend.handle import Handle
+    from hicache_compile.inspection.report import Report
+
+# Public name -> the module that has it and imports torch.
+_NEEDS_TORCH = {
+    "CompiledDenoiser": "frontend.denoiser",
+    "Handle": "frontend.handle",
+    "Report": "inspection.report",
+    "bisect": "frontend.bisect",
+    "export_onnx": "export",
+    "hicache_compile": "frontend.compile",
+    "inspect": "frontend.dynamo_backend",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NEEDS_TORCH:
+        raise AttributeError(f"module 'hicache_compile' has no attribute {name!r}")
+    found = getattr(import_module(f"hicache_compile.{_NEEDS_TORCH[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
 
 __all__ = [
     "BDF2",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from functools import cache
 
-from hicache_compile.environment import switched_on
+from hicache_compile.errors import switched_on
 
 log = logging.getLogger(__name__)
 

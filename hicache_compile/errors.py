@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 
@@ -58,3 +59,14 @@ def one_of(owner: str, field: str, value: object, allowed: Iterable[str]) -> Non
     names = list(allowed)
     if not isinstance(value, str) or value not in names:
         raise HiCacheError(f"{owner}.{field} = {value!r}: must be one of {', '.join(names)}")
+
+
+_SWITCH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+
+
+def switched_on(name: str, environ: Mapping[str, str] = os.environ, default: str = "0") -> bool:
+    """Whether the environment variable ``name`` is a switch that is on."""
+    text = (environ.get(name, "").strip() or default).lower()
+    if text not in _SWITCH:
+        raise HiCacheError(f"{name} = {text!r}: must be one of {', '.join(_SWITCH)}")
+    return _SWITCH[text]

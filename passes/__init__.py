@@ -9,27 +9,27 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import fx
 
-from hicache_compile.chipmunk.ageing import phases_of
-from hicache_compile.chipmunk.settings import Chipmunk
-from hicache_compile.ditango import Split
 from hicache_compile.errors import CannotRewrite, HiCacheError
-from hicache_compile.guards import Probe
-from hicache_compile.passes.blocks import find_runs
-from hicache_compile.passes.capture import capture
-from hicache_compile.passes.collapse import collapse
-from hicache_compile.passes.divide import divide
-from hicache_compile.passes.fuel import spend
-from hicache_compile.passes.graphs import copy_graph
-from hicache_compile.passes.guard import guard
-from hicache_compile.passes.probes import insert_probes
-from hicache_compile.passes.rows import narrow_rows
-from hicache_compile.passes.sites import Site, find_sites
-from hicache_compile.passes.sparsify import mark, sparsify
-from hicache_compile.passes.specialise import Choice, Specialiser, partial
-from hicache_compile.passes.split import split
-from hicache_compile.passes.token_order import order_tokens
+from hicache_compile.key_partitions import Split
+from hicache_compile.passes.analysis.blocks import find_runs
+from hicache_compile.passes.analysis.sites import Site, find_sites
+from hicache_compile.passes.graph.graphs import copy_graph
+from hicache_compile.passes.transforms.capture import capture
+from hicache_compile.passes.transforms.collapse import collapse
+from hicache_compile.passes.transforms.fuel import spend
+from hicache_compile.passes.transforms.guard import guard
+from hicache_compile.passes.transforms.insert_probes import insert_probes
+from hicache_compile.passes.transforms.narrow_linears import narrow_rows
+from hicache_compile.passes.transforms.order_tokens import order_tokens
+from hicache_compile.passes.transforms.partition_attention import divide
+from hicache_compile.passes.transforms.sparsify import mark, sparsify
+from hicache_compile.passes.transforms.specialise import Choice, Specialiser, partial
+from hicache_compile.passes.transforms.split import split
 from hicache_compile.passes.verify import verify_captured, verify_guarded, verify_pair, verify_phases, verify_program
-from hicache_compile.policy import NOWHERE, Cut
+from hicache_compile.policy.guards import Probe
+from hicache_compile.policy.policy import NOWHERE, Cut
+from hicache_compile.policy.sparsity.chipmunk import Chipmunk
+from hicache_compile.policy.sparsity.phases import phases_of
 
 log = logging.getLogger(__name__)
 

@@ -10,12 +10,12 @@ from collections import Counter
 import torch
 from torch import fx
 
-from hicache_compile.chipmunk.ageing import Phase
 from hicache_compile.errors import HiCacheError
-from hicache_compile.passes import ops
-from hicache_compile.passes.branch import forecast, full_or_forecast, remember
-from hicache_compile.passes.graphs import output_node, placeholders
-from hicache_compile.passes.specialise import Choice
+from hicache_compile.operators.anchors import forecast, full_or_forecast, remember
+from hicache_compile.passes.graph import ops
+from hicache_compile.passes.graph.graphs import output_node, placeholders
+from hicache_compile.passes.transforms.specialise import Choice
+from hicache_compile.policy.sparsity.phases import Phase
 
 
 def verify_captured(captured: fx.GraphModule) -> None:

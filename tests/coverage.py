@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from hicache_compile import HiCache, hicache_compile
-from hicache_compile.denoiser import CompiledDenoiser
-from hicache_compile.dispatch import CapturedStep
+from hicache_compile.frontend.denoiser import CompiledDenoiser
+from hicache_compile.runtime.compiled_graph import CapturedStep
 from tests.zoo import CASES, Case
 
 STEPS = 12

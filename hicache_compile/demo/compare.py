@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from hicache_compile.chipmunk import Chipmunk
-from hicache_compile.compile import hicache_compile
 from hicache_compile.demo import digits
 from hicache_compile.demo.sampling import Sample, load_model, sample
-from hicache_compile.denoiser import CompiledDenoiser
-from hicache_compile.policy import Policy
-from hicache_compile.presets import FORA, HiCache, TaylorSeer, Uncached
-from hicache_compile.report import Report
+from hicache_compile.frontend.compile import hicache_compile
+from hicache_compile.frontend.denoiser import CompiledDenoiser
+from hicache_compile.inspection.report import Report
+from hicache_compile.policy.policy import Policy
+from hicache_compile.policy.presets import FORA, HiCache, TaylorSeer, Uncached
+from hicache_compile.policy.sparsity.chipmunk import Chipmunk
 
 Contestant = tuple[str, Policy]
 CONTESTANTS: tuple[Contestant, ...] = tuple(

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from hicache_compile.demo import digits
-from hicache_compile.denoiser import CompiledDenoiser
+from hicache_compile.frontend.denoiser import CompiledDenoiser
 
 
 @dataclass(frozen=True, slots=True)

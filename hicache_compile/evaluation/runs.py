@@ -10,7 +10,7 @@ from typing import Any
 from hicache_compile.evaluation.fidelity import fidelity
 from hicache_compile.evaluation.quality import Score
 from hicache_compile.evaluation.subjects import Drawn, Subject
-from hicache_compile.policy import Policy
+from hicache_compile.policy.policy import Policy
 
 Line = dict[str, Any]  # one picture under one policy, as plain data
 
@@ -18,7 +18,7 @@ Line = dict[str, Any]  # one picture under one policy, as plain data
 @contextmanager
 def quietly() -> Iterator[None]:
     """Inside, it is not warned about that a guard never skips: where thresholds are tried out, that is a result."""
-    logger = logging.getLogger("hicache_compile.trajectory")
+    logger = logging.getLogger("hicache_compile.runtime.session")
     kept = logger.level
     logger.setLevel(logging.ERROR)
     try:

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from hicache_compile.compile import hicache_compile
-from hicache_compile.denoiser import CompiledDenoiser
 from hicache_compile.errors import HiCacheError
-from hicache_compile.presets import HiCache
+from hicache_compile.frontend.compile import hicache_compile
+from hicache_compile.frontend.denoiser import CompiledDenoiser
+from hicache_compile.policy.presets import HiCache
 
 DEMO = "demo"
 

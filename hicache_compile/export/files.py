@@ -14,8 +14,8 @@ from torch.export import Dim, ExportedProgram
 from hicache_compile.errors import HiCacheError, whole_number
 from hicache_compile.export.manifest import Manifest, Port
 from hicache_compile.export.stepping import stepping
-from hicache_compile.frames import capture_call
-from hicache_compile.serialize import as_policy
+from hicache_compile.policy.json_codec import as_policy
+from hicache_compile.runtime.replay.capture import capture_call
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from hicache_compile.errors import HiCacheError
 from hicache_compile.export.sizes import Size, size_of
-from hicache_compile.plan import Plan
-from hicache_compile.policy import Policy
+from hicache_compile.policy.policy import Policy
+from hicache_compile.runtime.deciders.scheduled import Plan
 
 FORMAT = 1
 

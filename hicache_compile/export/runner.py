@@ -12,7 +12,7 @@ import numpy as np
 from hicache_compile.errors import HiCacheError, whole_number
 from hicache_compile.export.manifest import Manifest, plan_of
 from hicache_compile.export.sizes import size_of
-from hicache_compile.serialize import as_policy
+from hicache_compile.policy.json_codec import as_policy
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Plan = dict[str, list[Any]]

@@ -16,15 +16,15 @@ from torch.utils import _pytree as pytree
 from hicache_compile.errors import HiCacheError
 from hicache_compile.export.manifest import Manifest, Port, plan_of
 from hicache_compile.export.sizes import Size
-from hicache_compile.frames import CapturedCall
-from hicache_compile.memory import layout_of
-from hicache_compile.options import check_decides_before
-from hicache_compile.passes import ops
-from hicache_compile.passes.either import either
-from hicache_compile.passes.graphs import output_node, placeholders
-from hicache_compile.policy import Policy
-from hicache_compile.programs import rewrite
-from hicache_compile.serialize import to_dict
+from hicache_compile.frontend.options import check_decides_before
+from hicache_compile.passes.graph import ops
+from hicache_compile.passes.graph.graphs import output_node, placeholders
+from hicache_compile.passes.lowering.either import either
+from hicache_compile.policy.json_codec import to_dict
+from hicache_compile.policy.policy import Policy
+from hicache_compile.runtime.program_set import rewrite
+from hicache_compile.runtime.replay.capture import CapturedCall
+from hicache_compile.runtime.storage.budget import layout_of
 
 Attributes = dict[str, Any]
 

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from hicache_compile.chipmunk import Chipmunk
-from hicache_compile.compile import hicache_compile
-from hicache_compile.denoiser import CompiledDenoiser
 from hicache_compile.errors import HiCacheError
+from hicache_compile.frontend.compile import hicache_compile
+from hicache_compile.frontend.denoiser import CompiledDenoiser
 from hicache_compile.generate.items import Item
 from hicache_compile.generate.record import Record, put
-from hicache_compile.serialize import as_policy, to_dict
+from hicache_compile.policy.json_codec import as_policy, to_dict
+from hicache_compile.policy.sparsity.chipmunk import Chipmunk
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

@@ -1,66 +1,139 @@
-"""The decision map: a row for each site, a column for each step, as SVG."""
+"""Decision maps: what happened to each site in each step of a run, as cells, as a PNG and as FlexCache's PPM files."""
 
 from __future__ import annotations
 
-from html import escape
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from hicache_compile.inspection.explanation import Explanation
+from hicache_compile.errors import HiCacheError
+from hicache_compile.inspection.decision_map_png import draw
+from hicache_compile.inspection.decision_rows import ANCHOR, COMPUTED, FORCED, REUSED, UNKNOWN, DecisionRows, Row
+from hicache_compile.key_partitions import Code
+from hicache_compile.passes import Rewrite
+from hicache_compile.policy.policy import Policy
+from hicache_compile.runtime.deciders.partitioned import DiTangoCourse
+from hicache_compile.runtime.deciders.scheduled import GroupPlan
+from hicache_compile.runtime.storage.rings import AnyPlan
 
-LABELS = 300  # pixels for the names of the rows
+CODES = {Code.FORCED: FORCED, Code.ANCHOR: ANCHOR, Code.COMPUTED: COMPUTED, Code.REUSED: REUSED}
+MERGED = (ANCHOR, FORCED, COMPUTED, REUSED, UNKNOWN)  # what counts where guidance branches differ
 
-
-def decision_map(found: Explanation) -> str:
-    """The map of ``found``. Rows that look alike share one drawing, so that it stays small at any depth."""
-    rows = _rows(found)
-    steps = found.num_steps
-    tall = 20 if len(rows) <= 12 else 13 if len(rows) <= 60 else 10
-    wide = max(4, min(22, 880 // steps))
-    width, height = LABELS + wide * steps + 8, 24 + tall * len(rows) + 4
-    kinds = dict.fromkeys(kind for _, kind in rows)
-    patterns = "".join(f'<g id="row-{kind}">{_cells(kind, found.decisions, wide, tall)}</g>' for kind in kinds)
-    every = next(n for n in (1, 2, 5, 10, 20, 50, 100, 500, steps) if wide * n >= 22 or n >= steps)
-    axis = "".join(
-        f'<text class=axis x="{LABELS + wide * step + wide / 2:g}" y="15">{step}</text>'
-        for step in range(0, steps, every)
-    )
-    drawn = "".join(
-        f'<g class=row data-name="{escape(name)}"><text class=name x="{LABELS - 8}" y="{24 + tall * i + tall * 0.76:g}" '
-        f'style="font-size:{min(12, tall - 1)}px">{escape(_shortened(name))}<title>{escape(name)}</title></text>'
-        f'<use href="#row-{kind}" x="{LABELS}" y="{24 + tall * i}"/></g>'
-        for i, (name, kind) in enumerate(rows)
-    )
-    return (
-        f'<svg id=map width="{width}" height="{height}" role="img" aria-label="decision map"><defs>{patterns}</defs>'
-        f"{axis}{drawn}</svg>"
-    )
+Colour = tuple[int, int, int]
+GRAY, ORANGE, BLUE, LIGHT, DEEP = (160, 160, 160), (255, 180, 40), (40, 140, 255), (120, 200, 255), (20, 80, 200)
+TANGO = {FORCED: GRAY, ANCHOR: (30, 180, 80), COMPUTED: (50, 120, 230), REUSED: (250, 210, 70), UNKNOWN: GRAY}
+ADAPTIVE = {FORCED: GRAY, ANCHOR: ORANGE, COMPUTED: ORANGE, REUSED: BLUE, UNKNOWN: GRAY}
+BETWEEN_GROUPS, BETWEEN_LAYERS = (245, 245, 245), (30, 30, 30)
 
 
-def _rows(found: Explanation) -> list[tuple[str, str]]:
-    """Name and kind of each row, in the order of the blocks."""
-    order = {block.name: place for place, block in enumerate(found.blocks)}
-    inside = {name for site in found.sites for name in site.blocks}
-    placed = [
-        (
-            order.get(site.blocks[0], 0) if site.blocks else len(order),
-            site.name,
-            "forecast" if site.shapes else "unread",
+class DecisionMap(DecisionRows):
+    """What happened to each row in each step; it draws itself."""
+
+    __slots__ = ()
+
+    def png(self, path: str | Path) -> Path:
+        """Draw step x site as a picture at ``path``."""
+        draw(self, Path(path))
+        return Path(path)
+
+    def ppm(self, folder: str | Path) -> Path:
+        """Write the file FlexCache writes for this strategy (P6, 8 bit) into ``folder``; returns its path.
+
+        DiTango: ``ditango_policy_step_layer_group.ppm``, cells of 8 x 8 pixels, a row for each group of each attention.
+        All others: ``STRATEGY_policy_timestep_pos.ppm``, one row of cells of 12 x 12 pixels.
+
+        Raises:
+            HiCacheError: there is no run to draw.
+        """
+        if not self.steps:
+            raise HiCacheError("map: there must have been a run under a policy that caches something")
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        if self.strategy == "ditango":
+            path = Path(folder) / "ditango_policy_step_layer_group.ppm"
+            lines = [line for number, row in enumerate(self.rows) for line in self._lines(number, row)]
+        else:
+            path = Path(folder) / f"{self.strategy}_policy_timestep_pos.ppm"
+            lines = [[colour for colour in self._strip() for _ in range(12)]] * 12
+        header = f"P6\n{len(lines[0])} {len(lines)}\n255\n".encode()
+        path.write_bytes(header + bytes(part for line in lines for colour in line for part in colour))
+        return path
+
+    def _lines(self, number: int, row: Row) -> list[list[Colour]]:
+        """The eight pixel rows of a group of an attention; its first ones are what separates it from the one above."""
+        cells = [colour for cell in row.cells for colour in [TANGO[cell]] * 8]
+        rules = [BETWEEN_LAYERS] * 2 if number % self.groups == 0 else [BETWEEN_GROUPS]
+        if number == 0:
+            rules = []
+        return [[rule] * len(cells) for rule in rules] + [cells] * (8 - len(rules))
+
+    def _strip(self) -> list[Colour]:
+        """One colour a step."""
+        steps = ["".join(row.cells[step] for row in self.rows if step < len(row.cells)) for step in range(self.steps)]
+        if self.strategy != "pab":
+            return [ADAPTIVE[max(cells, key="-facr".index)] for cells in steps]
+        return [self._broadcast(step, cells) for step, cells in enumerate(steps)]
+
+    def _broadcast(self, step: int, cells: str) -> Colour:
+        """Of what happened to the kinds of attention the furthest from forced: cross reuse, self reuse, computed."""
+        reused = {row.kind for row in self.rows if row.cells[step] == REUSED}
+        if "cross-attention" in reused:
+            return DEEP
+        return LIGHT if reused else ORANGE if COMPUTED in cells else GRAY
+
+
+def strategy_of(policy: Policy) -> str:
+    """What decides, in a word: the guards' names, or else the schedule's."""
+    deciders = policy.guards or (policy.schedule,)
+    names = [type(one).__name__.removesuffix("Guard").removesuffix("Schedule").lower() for one in deciders]
+    return {"perkind": "pab"}.get(names[0], "_".join(names))
+
+
+def rows_of(rewrite: Rewrite, plan: AnyPlan, policy: Policy, letters: str) -> list[Row]:
+    """The rows of one captured graph in one run: see ``DecisionMap``."""
+    if isinstance(plan, DiTangoCourse):
+        return _rows_of_attentions(rewrite, plan, len(letters))
+    starts = policy.cut.starts
+    rows = []
+    for site in rewrite.sites:
+        if isinstance(plan, GroupPlan):
+            schedule = policy.schedule.schedules[site.group]  # type: ignore[attr-defined]  # a PerKind
+            computed = [plan.plans[site.group].computes(step) for step in range(len(letters))]
+        else:
+            schedule = policy.schedule
+            inner = site.group.removeprefix("from_") if site.group else ""
+            live_when_inner = len(starts) > 1 and inner.isdigit() and int(inner) < max(starts)
+            computed = [letter in "FS" or (letter == "s" and live_when_inner) for letter in letters]
+        forced = [_is_forced(policy, schedule, step, plan.num_steps) for step in range(len(letters))]
+        cells = "".join(
+            (FORCED if must else COMPUTED) if full else REUSED for full, must in zip(computed, forced, strict=True)
         )
-        for site in found.sites
+        rows.append(Row(site.name, site.kind, cells))
+    return rows
+
+
+def _is_forced(policy: Policy, schedule: Any, step: int, num_steps: int | None) -> bool:
+    windows = [schedule, *policy.guards]
+    return any(
+        step < getattr(window, "warmup", 0)
+        or (num_steps is not None and step >= num_steps - getattr(window, "cooldown", 0))
+        for window in windows
+    )
+
+
+def _rows_of_attentions(rewrite: Rewrite, plan: DiTangoCourse, steps: int) -> list[Row]:
+    rows = []
+    for layer, name in enumerate(rewrite.divided or []):
+        for group in range(plan.split.groups):
+            codes = (plan.history.get(step) for step in range(steps))
+            cells = "".join(CODES[Code(code[layer][group])] if code else UNKNOWN for code in codes)
+            rows.append(Row(f"{name} group {group}", "attention", cells))
+    return rows
+
+
+def merged(of_contexts: Mapping[str, Sequence[Row]]) -> list[Row]:
+    """One map of several guidance branches: of each cell what counts most."""
+    first, *others = of_contexts.values()
+    return [
+        Row(row.name, row.kind, "".join(min(cells, key=MERGED.index) for cells in zip(*every, strict=False)))
+        for row, every in ((row, [row.cells, *(other[n].cells for other in others)]) for n, row in enumerate(first))
     ]
-    placed += [(place, name, "live") for name, place in order.items() if name not in inside]
-    return [(name, kind) for _, name, kind in sorted(placed, key=lambda row: row[0])] + [("everything else", "live")]
-
-
-def _cells(kind: str, decisions: str, wide: int, tall: int) -> str:
-    cells = []
-    for step, letter in enumerate(decisions):
-        state = "full" if letter in "FS" and kind != "live" else kind
-        cells.append(
-            f'<rect class="{state}" x="{wide * step}" y="0" width="{wide - 1}" height="{tall - 1}">'
-            f"<title>step {step}: {state}</title></rect>"
-        )
-    return "".join(cells)
-
-
-def _shortened(name: str, most: int = 46) -> str:
-    return name if len(name) <= most else "..." + name[3 - most :]

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import torch
 
-from hicache_compile.chipmunk import Chipmunk
 from hicache_compile.inspection.explanation import Explanation, View
 from hicache_compile.inspection.page import page
-from hicache_compile.inspection.source import source_of
 from hicache_compile.inspection.tables import render
-from hicache_compile.memory import layout_of
 from hicache_compile.passes import Choice
-from hicache_compile.plan import Plan, SlotPlan
-from hicache_compile.policy import Policy
-from hicache_compile.serialize import from_dict
+from hicache_compile.passes.graph.source import source_of
+from hicache_compile.policy.json_codec import from_dict
+from hicache_compile.policy.policy import Policy
+from hicache_compile.policy.sparsity.chipmunk import Chipmunk
+from hicache_compile.runtime.deciders.scheduled import Plan, SlotPlan
+from hicache_compile.runtime.storage.budget import layout_of
 
 
 def write(

@@ -2,113 +2,38 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from math import prod
-from typing import Any
 
 import torch
 from torch import fx
 
-from hicache_compile.anchors import letters_of
-from hicache_compile.chipmunk.ageing import Phase
-from hicache_compile.chipmunk.settings import Chipmunk
 from hicache_compile.errors import whole_number
-from hicache_compile.memory import Layout, layout_of
-from hicache_compile.passes import Choice, Rewrite, ops
-from hicache_compile.passes.cost import flops_by_node
-from hicache_compile.passes.divide import DIVIDED
-from hicache_compile.passes.graphs import placeholders
-from hicache_compile.passes.shapes import Bindings, concrete
-from hicache_compile.plan import GroupPlan
-from hicache_compile.policy import NOWHERE, SCOPES, Policy
-from hicache_compile.programs import rewrite
-from hicache_compile.serialize import to_dict
+from hicache_compile.inspection.findings import BlockRow, Findings, ScopeRow, SiteRow
+from hicache_compile.inspection.tables import render
+from hicache_compile.passes import Choice, Rewrite
+from hicache_compile.passes.graph import ops
+from hicache_compile.passes.graph.cost import flops_by_node
+from hicache_compile.passes.graph.graphs import placeholders
+from hicache_compile.passes.graph.shapes import Bindings, concrete
+from hicache_compile.passes.transforms.partition_attention import DIVIDED
+from hicache_compile.policy.json_codec import to_dict
+from hicache_compile.policy.policy import NOWHERE, SCOPES, Policy
+from hicache_compile.policy.sparsity.chipmunk import Chipmunk
+from hicache_compile.policy.sparsity.phases import Phase
+from hicache_compile.runtime.deciders.computed_steps import letters_of
+from hicache_compile.runtime.deciders.scheduled import GroupPlan
+from hicache_compile.runtime.program_set import rewrite
+from hicache_compile.runtime.storage.budget import Layout, layout_of
 
 
-@dataclass(frozen=True, slots=True)
-class SiteRow:
-    """A site under the policy: what it computes, and what is kept of it.
+class Explanation(Findings):
+    """What ``explain`` found: ``print`` shows it as tables."""
 
-    ``flops``: of one full step inside the site; ``share``: of the whole step; ``nbytes``: its rings in one context;
-    ``shapes``: of the rings a forecast reads, none where it reads nothing of the site.
-    """
-
-    name: str
-    kind: str
-    blocks: list[str]
-    nodes: int
-    flops: int
-    share: float
-    shapes: list[list[int]]
-    nbytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class ScopeRow:
-    """What the policy would be at another scope: ``ceiling`` is the speed-up if the clock followed the FLOPs."""
-
-    scope: str
-    sites: int
-    slots: int
-    flops_forecast: int
-    state_bytes: int
-    ceiling: float
-
-
-@dataclass(frozen=True, slots=True)
-class BlockRow:
-    """A block: its nodes, its FLOPs in one full step."""
-
-    name: str
-    nodes: int
-    flops: int
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """What ``explain`` found. ``decisions``: one letter a step; bytes are those of one guidance branch."""
-
-    model: str
-    policy: dict[str, Any]
-    scope: str
-    num_steps: int
-    decisions: str
-    graphs: int
-    nodes: int
-    flops_full: int
-    flops_forecast: int
-    flops_speedup: float
-    state_bytes: int
-    blocks: list[BlockRow]
-    sites: list[SiteRow]
-    scopes: list[ScopeRow]
-    sparsity: dict[str, Any] | None
-    sparse: list[str]
-    refused: list[tuple[str, str]]
-
-    @property
-    def computed(self) -> int:
-        """Steps that are computed, densely or sparsely."""
-        return sum(letter in "FS" for letter in self.decisions)
-
-    @property
-    def stacks(self) -> dict[str, int]:
-        """How many blocks each list of modules has."""
-        counted: dict[str, int] = {}
-        for block in self.blocks:
-            name = ".".join(part for part in block.name.split(".") if not part.isdigit()) or block.name
-            counted[name] = counted.get(name, 0) + 1
-        return counted
-
-    def to_json(self) -> str:
-        """The same as JSON."""
-        return json.dumps({**asdict(self), "stacks": self.stacks}, indent=1)
+    __slots__ = ()
 
     def __str__(self) -> str:
-        from hicache_compile.inspection.tables import render
-
         return render(self)
 
 

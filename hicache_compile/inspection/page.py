@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 
-from hicache_compile.inspection.decision_map import decision_map
+from hicache_compile.inspection.decision_map_svg import decision_map
 from hicache_compile.inspection.explanation import BlockRow, Explanation, SiteRow
 from hicache_compile.inspection.tables import percent, size, tera
 

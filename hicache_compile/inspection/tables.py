@@ -9,13 +9,13 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hicache_compile.inspection.explanation import Explanation, SiteRow
+from hicache_compile.inspection.findings import Findings, SiteRow
 
 WIDTH = 128  # of text that goes to no terminal
 SHOWN = 24  # sites; those of like blocks are folded
 
 
-def render(found: Explanation) -> str:
+def render(found: Findings) -> str:
     """The tables of ``found`` as text."""
     console = Console(width=WIDTH, color_system=None, record=False, file=None)
     with console.capture() as captured:
@@ -23,7 +23,7 @@ def render(found: Explanation) -> str:
     return captured.get()
 
 
-def tables(found: Explanation) -> RenderableType:
+def tables(found: Findings) -> RenderableType:
     """The tables of ``found``, to print in a console."""
     parts: list[RenderableType] = [_summary(found), "", _scopes(found), "", _sites(found)]
     if found.refused:
@@ -31,7 +31,7 @@ def tables(found: Explanation) -> RenderableType:
     return Group(*parts)
 
 
-def comparison(found: Sequence[tuple[str, Explanation]]) -> Table:
+def comparison(found: Sequence[tuple[str, Findings]]) -> Table:
     """One line a policy: full steps, FLOPs, state, ceiling."""
     first = found[0][1]
     title = f"{first.model}, {first.num_steps} steps; uncached {tera(first.num_steps * first.flops_full)}"
@@ -54,7 +54,7 @@ def comparison(found: Sequence[tuple[str, Explanation]]) -> Table:
     return table
 
 
-def _summary(found: Explanation) -> Text:
+def _summary(found: Findings) -> Text:
     stacks = ", ".join(f"{count} in {name}" for name, count in found.stacks.items()) or "none found"
     graphs = f"{found.graphs} graph{'s' * (found.graphs > 1)}, {found.nodes} nodes"
     lines = [
@@ -69,7 +69,7 @@ def _summary(found: Explanation) -> Text:
     return Text("\n".join(lines))
 
 
-def _scopes(found: Explanation) -> Table:
+def _scopes(found: Findings) -> Table:
     table = Table(box=SIMPLE_HEAD, title="the same policy at each scope", title_justify="left")
     table.add_column("scope")
     for heading in ("sites", "slots kept", "forecast step", "of a full one", "anchors a branch", "speed-up ceiling"):
@@ -88,7 +88,7 @@ def _scopes(found: Explanation) -> Table:
     return table
 
 
-def _sites(found: Explanation) -> Table:
+def _sites(found: Findings) -> Table:
     table = Table(box=SIMPLE_HEAD, title=f"sites at scope {found.scope}", title_justify="left")
     table.add_column("site", no_wrap=True)
     table.add_column("kind", no_wrap=True)
@@ -124,7 +124,7 @@ def _pattern(name: str) -> str:
     return ".".join("*" if part.isdigit() else part for part in name.split("."))
 
 
-def _refused(found: Explanation) -> Table:
+def _refused(found: Findings) -> Table:
     table = Table(box=SIMPLE_HEAD, title="refused", title_justify="left")
     table.add_column("site")
     table.add_column("why")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from hicache_compile.forecasters import Forecaster, Gated, Hermite, SteppedHermite, weights
-from hicache_compile.forecasters.kriging import cross_product, squared_error
-from hicache_compile.policy import Policy
-from hicache_compile.schedules import Schedule
+from hicache_compile.policy.forecasters import Forecaster, Gated, Hermite, SteppedHermite, weights
+from hicache_compile.policy.forecasters.kriging import cross_product, squared_error
+from hicache_compile.policy.policy import Policy
+from hicache_compile.policy.schedules.base import Schedule
 
 SIGMAS = tuple(round(0.1 + 0.02 * number, 2) for number in range(46))  # .1 to 1
 

@@ -19,16 +19,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from hicache_compile.context import Step
-from hicache_compile.denoiser import CompiledDenoiser
 from hicache_compile.errors import HiCacheError
-from hicache_compile.forecasters import Calibrated, Table
-from hicache_compile.forecasters.kriging import solve
-from hicache_compile.forecasters.table import Row
-from hicache_compile.plan import OwnPlan, SlotPlan
-from hicache_compile.policy import Policy
-from hicache_compile.schedules import Schedule
-from hicache_compile.trajectory import Call
+from hicache_compile.frontend.denoiser import CompiledDenoiser
+from hicache_compile.policy.forecasters import Calibrated, Table
+from hicache_compile.policy.forecasters.kriging import solve
+from hicache_compile.policy.forecasters.table import Row
+from hicache_compile.policy.policy import Policy
+from hicache_compile.policy.schedules.base import Schedule
+from hicache_compile.runtime.deciders.scheduled import OwnPlan, SlotPlan
+from hicache_compile.runtime.session import Call
+from hicache_compile.runtime.step import Step
 from hicache_compile.tune.reference import Difference, Reference, Runs, output_of, sample_of
 
 RIDGE = 1e-3  # of the weights of a schedule, as a share of the mean squared difference that anchors make

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from hicache_compile.denoiser import CompiledDenoiser
 from hicache_compile.errors import HiCacheError, one_of, whole_number
-from hicache_compile.forecasters import Calibrated, Hermite, Reuse, Table
-from hicache_compile.policy import Policy
-from hicache_compile.schedules import Schedule
+from hicache_compile.frontend.denoiser import CompiledDenoiser
+from hicache_compile.policy.forecasters import Calibrated, Hermite, Reuse, Table
+from hicache_compile.policy.policy import Policy
+from hicache_compile.policy.schedules.base import Schedule
 from hicache_compile.tune.bases import gated, stepped_hermite
 from hicache_compile.tune.calibrate import Calibration, calibrate
 from hicache_compile.tune.planning import OBJECTIVES, mask_of, search, shortest_path

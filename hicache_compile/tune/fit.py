@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hicache_compile.denoiser import CompiledDenoiser
 from hicache_compile.errors import HiCacheError, one_of, whole_number
-from hicache_compile.forecasters import Forecaster, Reuse
-from hicache_compile.guards import DiCacheGuard, TeaCacheGuard
-from hicache_compile.magcache import MagCacheSchedule
-from hicache_compile.policy import Policy
-from hicache_compile.schedules import Free
+from hicache_compile.frontend.denoiser import CompiledDenoiser
+from hicache_compile.policy.forecasters import Forecaster, Reuse
+from hicache_compile.policy.guards import DiCacheGuard, TeaCacheGuard
+from hicache_compile.policy.policy import Policy
+from hicache_compile.policy.schedules.base import Free
+from hicache_compile.policy.schedules.magcache import MagCacheSchedule
 from hicache_compile.tune.observe import Observed, observe
 
 DEGREE = 4  # of TeaCache's polynomial

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hicache_compile.forecasters import Forecaster, Hermite, Reuse, Taylor
-from hicache_compile.policy import Policy
-from hicache_compile.presets import FBCache, FBCacheTeaCache, TeaCache
-from hicache_compile.schedules import Interval
+from hicache_compile.policy.forecasters import Forecaster, Hermite, Reuse, Taylor
+from hicache_compile.policy.policy import Policy
+from hicache_compile.policy.presets import FBCache, FBCacheTeaCache, TeaCache
+from hicache_compile.policy.schedules.base import Interval
 
 THRESHOLDS = (0.0, 0.05, 0.1, 0.12, 0.15, 0.2)
 INTERVALS = (2, 3, 4, 5, 7, 9)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from hicache_compile.course import Course
-from hicache_compile.denoiser import CompiledDenoiser
 from hicache_compile.errors import HiCacheError
-from hicache_compile.forecasters import Reuse
-from hicache_compile.guards.observer import ObserverGuard, Recorder
-from hicache_compile.policy import Policy
-from hicache_compile.schedules import Free
+from hicache_compile.frontend.denoiser import CompiledDenoiser
+from hicache_compile.policy.forecasters import Reuse
+from hicache_compile.policy.guards.observer import ObserverGuard, Recorder
+from hicache_compile.policy.policy import Policy
+from hicache_compile.policy.schedules.base import Free
+from hicache_compile.runtime.deciders.guarded import Course
 
 
 @dataclass(frozen=True, slots=True)

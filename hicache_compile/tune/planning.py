@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from hicache_compile.errors import HiCacheError, one_of, whole_number
-from hicache_compile.forecasters import Forecaster, weights
-from hicache_compile.forecasters.kriging import squared_error
-from hicache_compile.schedules import StepMask
+from hicache_compile.policy.forecasters import Forecaster, weights
+from hicache_compile.policy.forecasters.kriging import squared_error
+from hicache_compile.policy.schedules.base import StepMask
 
 OBJECTIVES = ("sum", "minimax")
 WIDTH = 4  # paths kept to each node

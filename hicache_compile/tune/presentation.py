@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from hicache_compile.context import Step
-from hicache_compile.evaluation.command import as_data, batches_of
+from hicache_compile.cli.evaluate import as_data, batches_of
 from hicache_compile.evaluation.sheet import draw_sheet
-from hicache_compile.policy import Policy
-from hicache_compile.trajectory import Call
+from hicache_compile.policy.policy import Policy
+from hicache_compile.runtime.session import Call
+from hicache_compile.runtime.step import Step
 from hicache_compile.tune import charts
 from hicache_compile.tune.grid import Candidate
 from hicache_compile.tune.recommend import Recommendation

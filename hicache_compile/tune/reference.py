@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
-from hicache_compile.context import Step
-from hicache_compile.denoiser import CompiledDenoiser
 from hicache_compile.errors import HiCacheError
-from hicache_compile.policy import Policy
-from hicache_compile.schedules import Interval
-from hicache_compile.state import AnchorState
-from hicache_compile.trajectory import Call
+from hicache_compile.frontend.denoiser import CompiledDenoiser
+from hicache_compile.policy.policy import Policy
+from hicache_compile.policy.schedules.base import Interval
+from hicache_compile.runtime.session import Call
+from hicache_compile.runtime.step import Step
+from hicache_compile.runtime.storage.rings import AnchorState
 
 BUCKETS = 4096  # of a sketch
 EXPLAINED = 0.95  # of what a sampler does in a step, below which it is not corrected for

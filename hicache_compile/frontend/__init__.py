@@ -1,0 +1,1 @@
+"""The ways in: ``hicache_compile``, ``torch.compile(backend="hicache")``, pipelines."""

@@ -1,0 +1,82 @@
+"""The one call: ``hicache_compile(model, policy)``, of a denoiser or of a pipeline."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, TypeVar, overload
+
+import torch
+
+from hicache_compile.errors import HiCacheError
+from hicache_compile.frontend.denoiser import CompiledDenoiser
+from hicache_compile.frontend.options import check_options
+from hicache_compile.frontend.pipeline import compile_pipeline, is_pipeline
+
+Pipeline = TypeVar("Pipeline")
+
+
+@overload
+def hicache_compile(model: torch.nn.Module, policy: Any, *, backend: str = ..., **options: Any) -> CompiledDenoiser: ...
+
+
+@overload
+def hicache_compile(model: Pipeline, policy: Any, **options: Any) -> Pipeline: ...
+
+
+def hicache_compile(  # type: ignore[misc]  # the overloads leave the options to this signature
+    model: Any,
+    policy: Any,
+    *,
+    backend: str = "inductor",
+    sparsity: Any = None,
+    dynamic: bool | None = None,
+    mode: str | None = None,
+    memory_budget: str | int | None = None,
+    offload: bool = False,
+    decide_together: bool = False,
+) -> Any:
+    """Compile ``model`` to sample with the cache ``policy`` describes.
+
+    Nothing is compiled yet: Dynamo captures the denoiser at its first call, like ``torch.compile``.
+
+    Args:
+        model: the denoiser, any module Dynamo can capture; it is not changed and shares its weights. Or a diffusers
+            pipeline: its denoisers are compiled in place, and its scheduler says where a run begins and ends.
+        policy: a ``Policy`` (or a preset, which returns one), a preset's name, a dict, or a path to JSON.
+        backend: what a program is lowered to: ``"inductor"``, ``"aot_eager"`` or ``"eager"``; ``"cond"``,
+            ``"cond_aot_eager"`` and ``"cond_eager"`` keep both branches, and what guards decide, in one program.
+        sparsity: a ``Chipmunk`` (or a dict of its fields, or a path to a YAML file of the original): attention and
+            MLPs of computed steps are sparse. ``None``: they stay dense. With it ``policy`` may be ``None``: every
+            step is computed.
+        dynamic: as in ``torch.compile``.
+        mode: as in ``torch.compile``, for Inductor: ``"reduce-overhead"``, ``"max-autotune"``, ...
+        memory_budget: bytes of anchors on the device over all guidance branches, like ``"4GiB"``: the finest scope,
+            order and anchor dtype that fit are chosen from shapes at the first call; ``report().memory`` says which.
+        offload: keep the anchors on the CPU; the device then holds one row a slot.
+        decide_together: the ranks of ``torch.distributed`` run one sampling (sequence or tensor parallel): guards go by
+            the largest measurement of all ranks, and every rank takes the same branch.
+
+    Returns:
+        A module used like ``model``, with ``trajectory``, ``reset``, ``disabled``, ``report``, ``graphs`` and
+        ``policy``; of a pipeline, the same pipeline, whose ``transformer`` (or ``unet``) is such a module.
+
+    Raises:
+        HiCacheError: an argument is not what is allowed; the message says what is.
+    """
+    pipeline = is_pipeline(model)
+    if not pipeline and not isinstance(model, torch.nn.Module):
+        raise HiCacheError(
+            f"hicache_compile.model = {type(model).__name__}: must be a torch.nn.Module or a diffusers pipeline"
+        )
+    if dynamic not in (None, True, False):
+        raise HiCacheError(f"hicache_compile.dynamic = {dynamic!r}: must be None, True or False")
+    settings = check_options(policy, backend, sparsity, mode, memory_budget, offload, decide_together)
+
+    def wrap(module: torch.nn.Module) -> CompiledDenoiser:
+        if not isinstance(module, CompiledDenoiser):
+            return CompiledDenoiser(module, replace(settings), backend, dynamic, mode)
+        if not pipeline or module.policy != settings.policy:
+            raise HiCacheError("hicache_compile.model is compiled already: set its policy instead")
+        return module  # two pipelines share it
+
+    return compile_pipeline(model, wrap) if pipeline else wrap(model)

@@ -1,0 +1,225 @@
+"""``torch.compile(model, backend="hicache", options={"policy": ...})``, and ``inspect``, which gives its handle.
+
+Installed as an entry point of the group ``torch_dynamo_backends``, so a program need not import this package. There is
+no wrapper around the denoiser here: Dynamo's compiled code calls the graphs, and the graph that was captured first in
+a call is where a step begins.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect as introspection
+import logging
+import types
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch._dynamo.backends.registry import lookup_backend
+from torch._dynamo.eval_frame import innermost_backend
+from torch._dynamo.exc import ShortenTraceback
+from torch._dynamo.symbolic_convert import InstructionTranslator
+
+from hicache_compile.errors import HiCacheError
+from hicache_compile.frontend.handle import Handle
+from hicache_compile.frontend.options import check_options
+from hicache_compile.passes.graph.arguments import argument_of
+from hicache_compile.passes.graph.graphs import placeholders
+from hicache_compile.passes.transforms.capture import capture
+from hicache_compile.policy.presets import HiCache
+from hicache_compile.runtime.call_arguments import time_of
+from hicache_compile.runtime.compiled_graph import CapturedStep
+from hicache_compile.runtime.session import Session
+
+log = logging.getLogger(__name__)
+
+# `torch.compile` takes a mode or options, not both: among the options there is a mode too.
+OPTIONS = ("policy", "backend", "sparsity", "mode", "memory_budget", "offload", "decide_together")
+
+
+class CompileError(HiCacheError, ShortenTraceback):
+    """A ``HiCacheError`` that Dynamo hands to the caller as it is."""
+
+    def __init__(self, message: str) -> None:
+        ValueError.__init__(self, message)
+        self.first_useful_frame = None
+
+
+class CompiledFunction(Handle):
+    """The handle of one ``torch.compile(backend="hicache")``.
+
+    Args:
+        options, mode: those of ``torch.compile``.
+
+    Raises:
+        HiCacheError: ``options`` has an unknown key, or one of them is not what is allowed.
+    """
+
+    def __init__(self, options: Mapping[str, Any], mode: str | None) -> None:
+        for name in options:
+            if name not in OPTIONS:
+                raise HiCacheError(f"options[{name!r}]: must be one of {', '.join(OPTIONS)}")
+        given = {"policy": HiCache(), "mode": mode, **options}
+        self._session = Session(check_options(**given))
+        self._steps = []
+        self._dumped = [0, 0]
+        self._backend = given.get("backend", "inductor")
+        self._mode = given["mode"]
+        self._first_code: types.CodeType | None = None
+
+    def receive(self, dynamo_graph: fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
+        """What Dynamo calls for each graph it captures."""
+        frame = InstructionTranslator.current_tx().output.root_tx
+        step = CapturedStep(capture(dynamo_graph), self._session, self._backend, self._mode)
+        if step.variant(step.layout(self.policy)).stateless:  # the passes have warned, with the nearest miss
+            return self._plainly(dynamo_graph, example_inputs)
+        if self._first_code is None:
+            self._first_code = frame.f_code
+        begins = frame.f_code is self._first_code
+        forward = getattr(frame.f_locals.get("self"), "forward", None)
+        inputs = GraphInputs(self._session, step.captured, introspection.signature(forward) if forward else None)
+        self._steps.append(step)
+        return functools.partial(self._run, step, inputs, begins)
+
+    def _plainly(self, graph: fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
+        patches: dict[str, Any] = {"mode": self._mode} if self._mode else {}
+        return lookup_backend(self._backend)(graph, example_inputs, **patches)
+
+    def _run(self, graph: CapturedStep, inputs: GraphInputs, begins: bool, *values: Any) -> Any:
+        session = self._session
+        if any(isinstance(value, torch.Tensor) and value.requires_grad for value in inputs.of_call(values)):
+            raise HiCacheError("an argument of the compiled denoiser requires grad: must not, it samples")
+        step = session.next_step(GraphCallInputs(inputs, values)) if begins else session.latest
+        if step is None:
+            raise HiCacheError("a part of the denoiser ran outside of its call: must be called as it was compiled")
+        session.step = step
+        try:
+            with torch.no_grad():
+                outputs = graph(*values)
+        except BaseException:
+            step.context.invalidate()
+            raise
+        finally:
+            session.step = None
+        session.finish(step, again=not begins)
+        self._dump_where_asked()
+        return outputs
+
+    def _frames(self) -> list[types.CodeType]:
+        return [self._first_code] if self._first_code else []
+
+    def forget(self) -> None:
+        """``torch.compiler.reset()``: the code that called the graphs is gone."""
+        self._steps.clear()
+        self._first_code = None
+        self.reset()
+
+
+class GraphInputs:
+    """The inputs of a captured graph that are arguments of the denoiser."""
+
+    def __init__(self, session: Session, captured: fx.GraphModule, signature: introspection.Signature | None) -> None:
+        self.session = session
+        self.places: dict[str, int] = {}
+        self._tensors = [i for i, node in enumerate(placeholders(captured)) if not node.meta["weight"]]
+        ordered = list(signature.parameters) if signature else []
+        for place, node in enumerate(placeholders(captured)):
+            name = argument_of(node)
+            if isinstance(name, int):
+                name = ordered[name] if name < len(ordered) else f"input_{name}"
+            if name is not None and not node.meta["weight"]:
+                self.places[name] = place
+
+    def of_call(self, values: Sequence[Any]) -> Iterator[Any]:
+        return (values[place] for place in self._tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class GraphCallInputs:
+    """One call of a captured graph, as the step counter asks for it."""
+
+    inputs: GraphInputs
+    values: Sequence[Any]
+
+    def arguments(self) -> Mapping[str, Any]:
+        return {name: self.values[place] for name, place in self.inputs.places.items()}
+
+    def time(self) -> float | None:
+        return time_of(self.arguments(), self.inputs.session)
+
+
+class Backend:
+    """The backend ``torch.compile`` knows as ``"hicache"``."""
+
+    __name__ = "hicache"
+
+    def __init__(self) -> None:
+        self._handles: weakref.WeakSet[CompiledFunction] = weakref.WeakSet()
+
+    def __call__(
+        self,
+        graph: fx.GraphModule,
+        example_inputs: list[Any],
+        *,
+        mode: str | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Callable[..., Any]:
+        try:
+            compiler: Any = InstructionTranslator.current_tx().output.compiler_fn
+            wrapper = innermost_backend(compiler)
+            return self.handle(wrapper).receive(graph, example_inputs)
+        except HiCacheError as error:
+            raise CompileError(str(error)) from None
+
+    def handle(self, wrapper: Any) -> CompiledFunction:
+        """The handle of the ``torch.compile`` that ``wrapper`` stands for, made when it is first asked for."""
+        kept: CompiledFunction | None = getattr(wrapper, "_hicache_handle", None)
+        if kept is None:
+            asked = getattr(wrapper, "kwargs", {})
+            kept = CompiledFunction(asked.get("options", {}), asked.get("mode"))
+            wrapper._hicache_handle = kept
+            self._handles.add(kept)
+        return kept
+
+    def reset(self) -> None:
+        """Called by ``torch.compiler.reset``."""
+        for handle in self._handles:
+            handle.forget()
+
+    def __eq__(self, other: object) -> bool:
+        """Never: two ``torch.compile`` of models of one class, with equal policies, would be taken for one another
+        by Dynamo, which compares backends, and would share their anchors."""
+        return False
+
+    __hash__ = object.__hash__
+
+
+hicache = Backend()
+
+
+def inspect(compiled: Any) -> Handle:
+    """The handle of a denoiser compiled in any way: by ``hicache_compile``, ``torch.compile`` or ``model.compile``.
+
+    Raises:
+        HiCacheError: it was not compiled with this package.
+    """
+    if isinstance(compiled, Handle):
+        return compiled
+    within = getattr(compiled, "_compiled_call_impl", None) or compiled
+    context = getattr(within, "dynamo_ctx", None)
+    callback = getattr(context, "callback", None)
+    if callback is None and hasattr(within, "_torchdynamo_orig_callable"):
+        callback = introspection.getclosurevars(within).nonlocals.get("callback")
+    wrapper = innermost_backend(callback) if callback is not None else None
+    if getattr(wrapper, "compiler_fn", None) is not hicache:
+        raise HiCacheError(
+            f"inspect: a {type(compiled).__name__} must be compiled by hicache_compile or with "
+            'torch.compile(backend="hicache")'
+        )
+    handle = hicache.handle(wrapper)
+    module = getattr(compiled, "_orig_mod", compiled)
+    handle._model = module if isinstance(module, torch.nn.Module) else None
+    return handle

@@ -1,0 +1,191 @@
+"""What a caller holds of a compiled denoiser: its runs, its policy, its graphs, its report."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import types
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import fx, nn
+
+from hicache_compile.errors import HiCacheError
+from hicache_compile.frontend.options import check_fit
+from hicache_compile.inspection.bytecode import decompiled
+from hicache_compile.inspection.dump import write
+from hicache_compile.inspection.explanation import Explanation, View, explain
+from hicache_compile.inspection.report import Report, gather
+from hicache_compile.passes import Choice
+from hicache_compile.passes.graph.source import printable
+from hicache_compile.policy.json_codec import as_policy
+from hicache_compile.policy.policy import Policy
+from hicache_compile.runtime.compiled_graph import CapturedStep
+from hicache_compile.runtime.session import Session
+from hicache_compile.runtime.storage import snapshot
+from hicache_compile.runtime.storage.snapshot import Snapshot
+
+_dumps = itertools.count()
+
+
+class Handle:
+    """The same for ``hicache_compile(model, policy)``, which is one, and ``torch.compile(backend="hicache")``, of which
+    ``inspect`` gives it."""
+
+    _session: Session
+    _steps: list[CapturedStep]
+    _model: nn.Module | None = None  # whose weights they are, where that is known
+    _dumped: list[int]  # programs in the newest dump, and its number
+
+    def trajectory(self, num_steps: int, timesteps: Sequence[float] | None = None) -> AbstractContextManager[None]:
+        """``with compiled.trajectory(num_steps):`` one sampling run; anchors of earlier runs are forgotten.
+
+        Args:
+            num_steps: calls of the denoiser in each context.
+            timesteps: of each step, in 0..1000, for policies made of timesteps (``PAB``); by default they fall evenly.
+
+        Raises:
+            HiCacheError: ``num_steps`` is not a positive integer or not the length the policy is made for, or
+                ``timesteps`` are not that many numbers, or a trajectory is open already; inside, a call beyond
+                ``num_steps`` in one context.
+        """
+        return self._session.open(num_steps, timesteps=timesteps)
+
+    def suspend(self, path: str | Path) -> None:
+        """Write the open trajectory to ``path``: its policy, its step counter, every anchor of every context.
+
+        Raises:
+            HiCacheError: no trajectory is open, or a step is in progress.
+        """
+        session = self._session
+        if session.trajectory is None or session.num_steps is None or session.step is not None:
+            raise HiCacheError("suspend(): must be called between two steps of an open `with compiled.trajectory(...)`")
+        running = [context for context in session.contexts.values() if context.trajectory == session.trajectory]
+        snapshot.save(path, Snapshot(session.num_steps, session.policy, running, self._weights()))
+
+    @contextmanager
+    def resume(self, path: str | Path) -> Iterator[None]:
+        """``with compiled.resume(path):`` the steps that are left of a trajectory that ``suspend`` wrote.
+
+        They are what they would have been, bit for bit, in another process too: on the same kind of device, with
+        the same backend.
+
+        Raises:
+            HiCacheError: ``path`` is not such a file, or other weights made it, or a trajectory is open. Nothing is
+                changed then.
+        """
+        kept = snapshot.load(path)
+        mine = self._weights()
+        if mine and kept.weights and mine != kept.weights:
+            raise HiCacheError(f"resume.path = {str(path)!r}: must be of a denoiser with these weights; others made it")
+        with self._session.open_again(kept.num_steps, kept.policy, kept.contexts):
+            yield
+
+    def _weights(self) -> str:
+        return "" if self._model is None else snapshot.fingerprint(self._model.state_dict().items())
+
+    def cache_context(self, name: str) -> AbstractContextManager[None]:
+        """``with compiled.cache_context(name):`` calls inside belong to the guidance branch ``name``."""
+        return self._session.in_context(name)
+
+    def disabled(self) -> AbstractContextManager[None]:
+        """``with compiled.disabled():`` calls inside run uncached (and compiled); they count as steps."""
+        return self._session.without_cache()
+
+    def reset(self) -> None:
+        """Forget every anchor and every decision of this thread, and free their memory."""
+        if self._session.step is not None:
+            raise HiCacheError("reset(): must not be called in the middle of a step")
+        self._session.reset()
+
+    @property
+    def policy(self) -> Policy:
+        """The policy of the next trajectory. Assign a Policy, a preset name, a dict or a path to JSON."""
+        return self._session.settings.policy
+
+    @policy.setter
+    def policy(self, value: Any) -> None:
+        policy = as_policy(value)
+        check_fit(self._session.settings, policy)
+        self._session.settings.policy = policy
+
+    @property
+    def graphs(self) -> dict[str, fx.GraphModule]:
+        """``captured``, ``guarded``, ``full`` and ``forecast``: empty before the first call. Where guards decide in the
+        middle of a step, also what runs before each decision, ``probe_0`` and so on, and each way to end the step.
+
+        ``print`` shows each as Python that runs, with where it comes from in the first lines. A denoiser that was
+        captured in several graphs has ``captured.1`` and so on for the later ones.
+        """
+        found: dict[str, fx.GraphModule] = {}
+        for number, step in enumerate(self._steps):
+            suffix = f".{number}" if number else ""
+            rewrite = step.variant(step.layout(self.policy)).rewrite
+            for name, module in rewrite.levels().items():
+                if name != Choice.PLAIN:  # the captured graph once more
+                    title = f"{name} graph of {self._name()}, scope {self.policy.scope}"
+                    found[name + suffix] = printable(module, title)
+        return found
+
+    def explain(self, num_steps: int = 50) -> Explanation:
+        """What was found in the denoiser and what its policy makes of a run of ``num_steps``: ``print`` shows tables.
+
+        Blocks, sites with their kind, FLOPs and bytes, the same policy at the other scopes, and what was refused.
+
+        Raises:
+            HiCacheError: the denoiser was not called yet, or ``num_steps`` is not a length the policy can serve.
+        """
+        if not self._steps:
+            raise HiCacheError("explain(): the denoiser must have been called once, or warmup(example_inputs)")
+        views = [View(step.captured, step.bindings) for step in self._newest()]
+        return explain(self._name(), views, self.policy, num_steps, sparsity=self._session.settings.sparsity)
+
+    def dump(self, path: str | Path, num_steps: int = 50) -> None:
+        """Write everything about the denoiser into the folder ``path``, and ``index.html``, a page to read it by.
+
+        Numbered files in the order they were made: each graph as Python, what Inductor generated for each program,
+        Dynamo's bytecode (decompiled where depyf is installed); the policy, its schedule and weight table for a run of
+        ``num_steps``, the report, versions.
+
+        Raises:
+            HiCacheError: see ``explain``.
+        """
+        explained = self.explain(num_steps)
+        graphs = {name: str(graph) for name, graph in self.graphs.items()}
+        code: dict[str, str] = {}
+        for step in self._newest():
+            for choice, program in step.variant(step.layout(self.policy)).programs.items():
+                for text in program.code:
+                    earlier = sum(name.startswith(f"{choice}_generated") for name in code)
+                    code[f"{choice}_generated" + (f".{earlier}" if earlier else "")] = text
+        code["dynamo_bytecode"] = decompiled(self._frames())
+        write(Path(path), explained, graphs, code=code, extra={"report.json": self.report().to_json()})
+
+    def _dump_where_asked(self) -> None:
+        """``HICACHE_DUMP=DIR``: dump into a folder of one's own there whenever another program was compiled."""
+        folder = os.environ.get("HICACHE_DUMP")
+        if not folder:
+            return
+        programs = sum(len(variant.programs) for step in self._steps for variant in step.variants.values())
+        if programs != self._dumped[0]:
+            number = self._dumped[1] if self._dumped[0] else next(_dumps)
+            self._dumped[:] = programs, number
+            self.dump(Path(folder) / f"{number:02}_{self._name().replace(' ', '_')}")
+
+    def _frames(self) -> list[types.CodeType]:
+        """The code Dynamo compiled to call the graphs."""
+        return []
+
+    def _newest(self) -> list[CapturedStep]:
+        """The graphs of the newest call, or all where none was made."""
+        newest = [step for step in self._steps if step in self._session.last_graphs]
+        return newest or self._steps
+
+    def _name(self) -> str:
+        return "a function" if self._model is None else type(self._model).__name__
+
+    def report(self) -> Report:
+        """What happened so far in this thread, as plain data."""
+        return gather(self._session, self._steps)

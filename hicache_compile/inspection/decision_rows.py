@@ -1,0 +1,38 @@
+"""What happened to each site in each step of a run, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+FORCED, ANCHOR, COMPUTED, REUSED, UNKNOWN = "facr-"
+NAMES = {FORCED: "forced", ANCHOR: "anchor", COMPUTED: "computed", REUSED: "forecast or reused"}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A site, or a group of keys of an attention. ``cells``: a letter a step, ``f`` forced, ``a`` anchor, ``c``
+    computed, ``r`` forecast or reused, ``-`` not known."""
+
+    name: str
+    kind: str
+    cells: str
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionRows:
+    """What happened to each row in each step.
+
+    Args:
+        strategy: what decided, in one word: ``teacache``, ``pab``, ``ditango``, ``interval``, ...
+        rows: from the first site to the last.
+        groups: rows that belong to one attention (DiTango), else 1.
+    """
+
+    strategy: str
+    rows: Sequence[Row]
+    groups: int = 1
+
+    @property
+    def steps(self) -> int:
+        return max((len(row.cells) for row in self.rows), default=0)

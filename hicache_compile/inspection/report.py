@@ -1,0 +1,144 @@
+"""What happened: decisions, FLOPs, bytes, programs. Plain data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+from hicache_compile.errors import HiCacheError
+from hicache_compile.inspection.decision_map import DecisionMap, Row, merged, rows_of, strategy_of
+from hicache_compile.passes import Choice
+from hicache_compile.runtime.compiled_graph import CapturedStep
+from hicache_compile.runtime.deciders.in_graph import DeviceCourse
+from hicache_compile.runtime.session import DEFAULT_CONTEXT, Session
+from hicache_compile.runtime.step import Context
+from hicache_compile.runtime.storage.rings import Decided
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Counters of one compiled denoiser in the calling thread.
+
+    ``computed`` and ``forecast`` count the steps of the newest trajectory, over all its contexts; a step of which a
+    part is forecast counts as forecast.
+    ``flops_full`` and ``flops_forecast`` are those of one step at the shape last seen (two for each
+    multiply-add, as FlopCounterMode counts); ``flops_speedup`` is full steps over what that trajectory cost.
+    ``state_bytes`` are the bytes of the live rings, ``programs`` the lowered programs, ``recompiles`` the
+    captures beyond one for each graph and set of input shapes, ``host_syncs`` the values read back from a
+    device, ``memory`` what a memory budget made of the policy. ``strategy`` names what decides, ``rows`` what happened
+    to each site in each step of the newest trajectory, by context (``groups``: rows that belong to one attention).
+    """
+
+    computed: int
+    forecast: int
+    flops_full: int
+    flops_forecast: int
+    flops_speedup: float
+    state_bytes: int
+    programs: int
+    recompiles: int
+    graph_breaks: int
+    host_syncs: int
+    nonfinite_probes: int
+    refused: list[tuple[str, str]]
+    memory: str = ""
+    history: dict[str, list[str]] = field(default_factory=dict)
+    strategy: str = ""
+    rows: dict[str, list[Row]] = field(default_factory=dict)
+    groups: int = 1
+
+    def decisions(self, context: str = DEFAULT_CONTEXT, trajectory: int = -1) -> str:
+        """One letter a step of a trajectory (by default the newest): ``F`` full, ``S`` computed
+        sparsely, ``.`` forecast, ``s`` ended in a
+        forecast by an inner guard, ``p`` some kinds of sites forecast.
+
+        Where every call was made in a named context, ``"default"`` is the first of them.
+
+        Raises:
+            HiCacheError: no such context or trajectory.
+        """
+        if context == DEFAULT_CONTEXT and context not in self.history:
+            context = next(iter(self.history), context)
+        if context not in self.history:
+            known = ", ".join(self.history) or "none yet"
+            raise HiCacheError(f"decisions.context = {context!r}: must be one of {known}")
+        runs = self.history[context]
+        if not -len(runs) <= trajectory < len(runs):
+            raise HiCacheError(f"decisions.trajectory = {trajectory}: must be within the {len(runs)} remembered")
+        return runs[trajectory]
+
+    def map(self, context: str | None = None) -> DecisionMap:
+        """Step x site (x group) of the newest trajectory: ``.png(path)`` draws it, ``.ppm(folder)`` as FlexCache does.
+
+        Args:
+            context: whose; by default the first one's, and of DiTango all, merged.
+
+        Raises:
+            HiCacheError: there is no such context, or none at all.
+        """
+        if not self.rows or (context is not None and context not in self.rows):
+            known = ", ".join(self.rows) or "none yet"
+            raise HiCacheError(f"map.context = {context!r}: must be one of {known}")
+        chosen = {context: self.rows[context]} if context is not None else self.rows
+        if context is None and self.strategy != "ditango":
+            chosen = dict(list(self.rows.items())[:1])
+        return DecisionMap(self.strategy, merged(chosen), self.groups)
+
+    def to_json(self) -> str:
+        """The same as JSON."""
+        return json.dumps(asdict(self), indent=2)
+
+
+def gather(session: Session, steps: Sequence[CapturedStep]) -> Report:
+    """The report of ``session``'s thread over the captured graphs ``steps``."""
+    contexts = list(session.contexts.values())
+    states = [state for context in contexts for state in context.states.values()]
+    for state in states:
+        if isinstance(state.plan, DeviceCourse):
+            session.syncs += state.plan.settle()
+    used = [step for step in steps if step in session.last_graphs]
+    newest = max((context.trajectory for context in contexts), default=-1)
+    current = [context for context in contexts if context.trajectory == newest]
+    letters = "".join(context.letters() for context in current)
+    computed = letters.count("F") + letters.count("S")
+    full, cheap = (sum(step.flops(choice) for step in used) for choice in (Choice.FULL, Choice.FORECAST))
+    spent = sum(
+        count * graph.flops(choice)
+        for context in current
+        for (graph, choice), count in context.choices.items()
+        if isinstance(graph, CapturedStep)
+    )
+    policy = current[0].policy if current else session.settings.policy
+    refused = {entry for step in used if step.current for entry in step.current.rewrite.refused}
+    return Report(
+        computed=computed,
+        forecast=len(letters) - computed,
+        flops_full=full,
+        flops_forecast=cheap,
+        flops_speedup=len(letters) * full / spent if spent else 1.0,
+        state_bytes=sum(state.nbytes for state in states),
+        programs=sum(len(variant.programs) for step in steps for variant in step.variants.values()),
+        recompiles=len(steps) - len({step.signature for step in steps}),
+        graph_breaks=max(0, session.most_graphs - 1),
+        host_syncs=session.syncs,
+        nonfinite_probes=sum(state.plan.nonfinite for state in states if isinstance(state.plan, Decided)),
+        refused=sorted((entry.site, entry.reason) for entry in refused),
+        memory="; ".join(step.memory for step in used if step.memory),
+        strategy=strategy_of(policy),
+        rows={context.name: _rows(context, used, session) for context in current},
+        groups=policy.cut.split.groups if policy.cut.split else 1,
+        history={context.name: ["".join(run) for run in context.history] for context in contexts},
+    )
+
+
+def _rows(context: Context, used: Sequence[CapturedStep], session: Session) -> list[Row]:
+    """What happened to each site in the newest run of ``context``, over all graphs of a call."""
+    rows: list[Row] = []
+    for place, state in sorted(context.states.items()):
+        graph = next((graph for number, graph in enumerate(session.last_graphs, 1) if number == place), None)
+        if state.plan is None or state.run != context.trajectory:
+            continue
+        if isinstance(graph, CapturedStep) and graph in used and graph.current:
+            rows += rows_of(graph.current.rewrite, state.plan, context.policy, context.letters())
+    return rows

@@ -1,0 +1,159 @@
+"""The op that attends to partitions of the keys, computing or reusing each group as the plan of the step says.
+
+One op for a whole attention: what it does is data (``plan``, on the host), so every plan is the same program.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula, sdpa_flop_count
+
+from hicache_compile.key_partitions import Code, Split
+from hicache_compile.operators.partial_attention import attend, compose, wide
+
+
+@torch.library.custom_op(
+    "hicache::divided_attention", mutates_args=("out", "lse", "reference", "anchor", "weights", "measured")
+)
+def divided_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    reference: Tensor,
+    anchor: Tensor,
+    weights: Tensor,
+    measured: Tensor,
+    layer: int,
+    scale: float,
+    groups: int,
+    partitions: int,
+    distributed: bool,
+) -> Tensor:
+    """Attention of ``query`` ``[B, H, S, D]`` to ``key`` and ``value``, group by group.
+
+    Args:
+        plan: a ``Code`` for each group of each attention, ``[L, G]`` int64, on the CPU.
+        out, lse: the state of each group when it was last computed, ``[G, B, H, S, D]`` and ``[G, B, H, S]``.
+        reference: the local output, averaged over D, at that time ``[G, B, H, S]``.
+        anchor: the same at the last anchor, ``[B, H, S]``.
+        weights: of each group at the last anchor, by the softmax of the norms of their ``lse``, ``[R, G]``.
+        measured: written to at row ``layer``: error of each group's reuse, and drift since the anchor ``[L, G + 1]``.
+    """
+    split = Split(groups, partitions, distributed)
+    codes = plan[layer].tolist()
+    result = torch.empty_like(query, memory_format=torch.contiguous_format)
+    measured[layer].zero_()
+    cuts = [slice(None)] if distributed else _cuts(query.shape[-2], partitions)
+    ranks = [torch.distributed.get_rank()] if distributed else range(partitions)
+    for view, (rank, rows) in enumerate(zip(ranks, cuts, strict=True)):
+        mine = query[..., rows, :]
+        local = attend(mine, key[..., rows, :], value[..., rows, :], scale)
+        current = local[0].mean(-1)
+        total = local
+        for group in range(groups):
+            if not split.members(rank, group):
+                continue
+            if codes[group] == Code.REUSED:
+                state = out[group, ..., rows, :], lse[group, ..., rows]
+            else:
+                keys, values = _keys(key, value, split, rank, group, cuts)
+                state = attend(mine, keys, values, scale)
+                if codes[group] != Code.FORCED:
+                    out[group, ..., rows, :], lse[group, ..., rows] = state
+                    reference[group, ..., rows] = current
+            total = compose(total, state)
+        result[..., rows, :] = total[0]
+        if Code.FORCED not in codes:
+            if Code.ANCHOR in codes:
+                anchor[..., rows] = current
+                weights[view] = _weights(split, [lse[group, ..., rows] for group in range(groups)], local[1])
+            drift = torch.stack([(current - reference[group, ..., rows]).norm() for group in range(groups)])
+            at_anchor = anchor[..., rows]
+            moved = (current - at_anchor).norm() / (at_anchor.norm() + 1e-8)
+            measured[layer] += torch.cat([weights[view] * drift, moved[None]]) / len(cuts)
+    return result
+
+
+@divided_attention.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(query, memory_format=torch.contiguous_format)
+
+
+@register_flop_formula(torch.ops.hicache.divided_attention)
+def _flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *args: object, **kwargs: object) -> int:
+    """With every group computed. Distributed, a rank's own queries see the keys of all ranks."""
+    *_, partitions, distributed = args
+    whole = int(sdpa_flop_count(query, key, value))
+    return whole * int(partitions) if distributed else whole  # type: ignore[call-overload]  # an int
+
+
+def new_states(query: Tensor, split: Split) -> dict[str, Tensor]:
+    """The memory of one attention at the start of a run: see ``divided_attention``."""
+    rows = query.shape[:-1]
+    kept = wide(query)
+    ranks = 1 if split.distributed else split.partitions
+
+    def nothing(*shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=kept, device=query.device)
+
+    return {
+        "out": nothing(split.groups, *query.shape),
+        "lse": nothing(split.groups, *rows),
+        "reference": nothing(split.groups, *rows),
+        "anchor": nothing(*rows),
+        "weights": nothing(ranks, split.groups),
+    }
+
+
+def _cuts(length: int, partitions: int) -> list[slice]:
+    """``length`` rows in ``partitions`` cuts, the longer ones first."""
+    size, longer = divmod(length, partitions)
+    ends = [size * part + min(part, longer) for part in range(partitions + 1)]
+    return [slice(start, end) for start, end in itertools.pairwise(ends)]
+
+
+def _keys(
+    key: Tensor, value: Tensor, split: Split, rank: int, group: int, cuts: Sequence[slice]
+) -> tuple[Tensor, Tensor]:
+    """Keys and values of ``group`` as ``rank`` sees it, from where they are."""
+    if split.distributed:
+        pairs = [_exchange(key, value, split, rank, *away) for away in split.displacements(group)]
+    else:
+        owners = [cuts[owner] for owner in split.members(rank, group)]
+        pairs = [(key[..., rows, :], value[..., rows, :]) for rows in owners]
+    keys, values = zip(*pairs, strict=True)
+    return torch.cat(keys, dim=-2), torch.cat(values, dim=-2)
+
+
+def _exchange(key: Tensor, value: Tensor, split: Split, rank: int, o: int, i: int) -> tuple[Tensor, Tensor]:
+    """Send one's own keys and values to where they are displaced by ``(o, i)``, and receive those that are from here.
+
+    One permutation of what every rank holds from the start: skipping one leaves the others as they are.
+    """
+    dist = torch.distributed
+    sent = [key.contiguous(), value.contiguous()]
+    received = [torch.empty_like(tensor) for tensor in sent]
+    source, target = split.source(rank, o, i), split.target(rank, o, i)
+    operations = [dist.P2POp(dist.isend, tensor, target) for tensor in sent]
+    operations += [dist.P2POp(dist.irecv, tensor, source) for tensor in received]
+    for request in dist.batch_isend_irecv(operations):
+        request.wait()
+    return received[0], received[1]
+
+
+def _weights(split: Split, states: Sequence[Tensor], local: Tensor) -> Tensor:
+    """How much each group counts: the softmax of the norms of the log-sum-exps, the local one among them."""
+    decided = split.decided
+    scores = torch.stack([*(states[group].norm() for group in decided), local.norm()])
+    spread = scores.std(correction=0).clamp(min=1e-6)
+    shares = ((scores - scores.max()) / spread).softmax(0)
+    weights = local.new_zeros(split.groups)
+    weights[list(decided)] = shares[:-1]
+    return weights

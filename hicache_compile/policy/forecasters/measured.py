@@ -1,0 +1,117 @@
+"""Weights that depend on the anchors themselves: fitted in each run to what its rings hold.
+
+Such a forecaster is given the Gram matrix of the anchors, ``gram[i, j] = <F_i, F_j>`` summed over slots, newest first.
+That is read back from the device once for each computed step (``host_syncs``); the program stays the same.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hicache_compile.errors import HiCacheError, whole_number
+from hicache_compile.policy.forecasters.base import MOST_ANCHORS, Forecaster
+
+
+class MeasuredForecaster(ABC):
+    """What a forecaster is that looks at the anchors."""
+
+    __slots__ = ()
+    reads: int
+
+    def weights(self, anchors: Sequence[int], target: int) -> list[float]:
+        """Before anything is measured: the newest anchor, of those it will read."""
+        return [1.0, *[0.0] * (min(len(anchors), self.reads) - 1)]
+
+    @abstractmethod
+    def weights_from(self, gram: np.ndarray, anchors: Sequence[int], target: int) -> list[float]:
+        """Weights from ``gram`` ``[n, n]``, float64, of the ``n`` newest anchors."""
+
+
+@dataclass(frozen=True, slots=True)
+class DMD(MeasuredForecaster):
+    """Dynamic mode decomposition (Schmid, J. Fluid Mech. 656, 2010; for caches: HiCache++).
+
+    The anchors are taken for snapshots of a linear system, ``F_{k+1} = A F_k``, of which ``A`` is fitted in the space
+    of their ``rank`` strongest directions and raised to the power of the distance. Snapshots must be
+    evenly spaced: those before a change of the spacing are not read, and with fewer than three the newest is reused.
+
+    Args:
+        rank: directions kept, at most one less than the snapshots.
+        reads: the most snapshots.
+    """
+
+    rank: int = 3
+    reads: int = 5
+
+    def __post_init__(self) -> None:
+        whole_number("DMD", "rank", self.rank, 1, MOST_ANCHORS)
+        whole_number("DMD", "reads", self.reads, 3, MOST_ANCHORS)
+
+    def weights_from(self, gram: np.ndarray, anchors: Sequence[int], target: int) -> list[float]:
+        count = _evenly_spaced(anchors[: self.reads])
+        if count < 3:
+            return [1.0]
+        gap = anchors[0] - anchors[1]
+        ordered = gram[:count, :count][::-1, ::-1]  # oldest first
+        first, second = ordered[:-1, :-1], ordered[:-1, 1:]  # <x_i, x_j>, <x_i, x_{j+1}>
+        values, vectors = np.linalg.eigh(first)
+        kept = np.argsort(values)[::-1][: self.rank]
+        kept = kept[values[kept] > 1e-9 * values.max()]
+        if not len(kept):
+            return [1.0]
+        modes = vectors[:, kept] / np.sqrt(values[kept])  # orthonormal directions, as weights over x_0 .. x_{m-1}
+        step = modes.T @ second @ modes
+        eigenvalues, right = np.linalg.eig(step)
+        powered = right * eigenvalues.astype(complex) ** ((target - anchors[0]) / gap) @ np.linalg.inv(right)
+        weights = modes @ (powered @ (modes.T @ second[:, -1])).real
+        return [0.0, *weights[::-1].tolist()]
+
+
+@dataclass(frozen=True, slots=True)
+class ResidualGate(MeasuredForecaster):
+    """Follow a forecast as far as it would have been right at the last computed step.
+
+    The newest anchor is forecast from those before it; the share by which that forecast should have been followed,
+    least squares, clipped to ``[0, 1]``, is the gate of the forecasts after it:
+    ``anchor + gate * (forecast - anchor)``. With two anchors there is nothing to compare with yet, and the gate is 1.
+
+    Args:
+        forecaster: whose forecast.
+        reads: the most anchors: one more than ``forecaster`` reads.
+    """
+
+    forecaster: Forecaster
+    reads: int = 4
+
+    def __post_init__(self) -> None:
+        if isinstance(self.forecaster, type | MeasuredForecaster) or not hasattr(self.forecaster, "weights"):
+            raise HiCacheError(
+                f"ResidualGate.forecaster = {self.forecaster!r}: must be a forecaster that goes by steps alone"
+            )
+        whole_number("ResidualGate", "reads", self.reads, 2, MOST_ANCHORS)
+
+    def weights_from(self, gram: np.ndarray, anchors: Sequence[int], target: int) -> list[float]:
+        count = min(len(anchors), self.reads)
+        gate = 1.0
+        if count > 2:
+            earlier = self.forecaster.weights(anchors[1:count], anchors[0])
+            drafted, moved = np.zeros(count), np.zeros(count)
+            drafted[1 : 1 + len(earlier)] = earlier
+            drafted[1] -= 1.0
+            moved[0], moved[1] = 1.0, -1.0
+            size = float(drafted @ gram[:count, :count] @ drafted)
+            gate = min(1.0, max(0.0, float(moved @ gram[:count, :count] @ drafted) / size)) if size > 0 else 1.0
+        newest, *older = self.forecaster.weights(anchors[: max(1, count - 1)], target)
+        return [1.0 - gate + gate * newest, *(gate * weight for weight in older)]
+
+
+def _evenly_spaced(anchors: Sequence[int]) -> int:
+    """How many of ``anchors``, from the newest on, are evenly spaced."""
+    count = min(2, len(anchors))
+    while 2 <= count < len(anchors) and anchors[count - 1] - anchors[count] == anchors[0] - anchors[1]:
+        count += 1
+    return count

@@ -1,0 +1,57 @@
+"""The pure function under every forecast: one row of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from hicache_compile.errors import HiCacheError
+from hicache_compile.policy.forecasters.base import MOST_ANCHORS, Forecaster, checked
+from hicache_compile.policy.forecasters.smoothing import Smoothing
+
+
+def weights(
+    forecaster: Forecaster,
+    anchors: Sequence[int],
+    target: int,
+    smoothing: Smoothing | None = None,
+) -> list[float]:
+    """The weights of ``anchors`` in the forecast of step ``target``, in float64.
+
+    Args:
+        forecaster: any object with a ``weights`` method.
+        anchors: step indices of the computed steps, newest first, strictly decreasing.
+        target: the step to forecast, later than every anchor.
+        smoothing: optionally smooth the anchors first.
+
+    Returns:
+        One weight per anchor that is read, newest first: ``F^(target) = sum_j w_j * F(anchors[j])``.
+
+    Raises:
+        HiCacheError: there is no anchor, the anchors are not in order, the target is not later than
+            them, or the forecaster returns more weights than anchors or a weight that is not finite.
+    """
+    if not anchors:
+        raise HiCacheError("anchors = []: must hold at least one step; there is nothing to forecast from")
+    if any(newer <= older for newer, older in pairwise(anchors)):
+        raise HiCacheError(f"anchors = {list(anchors)}: must be strictly decreasing, newest first")
+    if target <= anchors[0]:
+        raise HiCacheError(f"target = {target}: must be later than the newest anchor, {anchors[0]}")
+    if smoothing is None:
+        return checked(forecaster, forecaster.weights(anchors, target), len(anchors))
+    return checked(forecaster, smoothing.weights(forecaster, anchors, target), len(anchors))
+
+
+def depth(forecaster: Forecaster, smoothing: Smoothing | None = None) -> int:
+    """How many anchors the forecaster reads when it may read as many as it likes: the size of the ring.
+
+    Raises:
+        HiCacheError: it reads every anchor there is, so no ring could hold them.
+    """
+    plenty = range(MOST_ANCHORS, -1, -1)
+    read = len(weights(forecaster, plenty, MOST_ANCHORS + 1, smoothing))
+    if read > MOST_ANCHORS:
+        raise HiCacheError(
+            f"{type(forecaster).__name__}.weights reads every anchor it is given: must read at most {MOST_ANCHORS}"
+        )
+    return read

@@ -1,0 +1,98 @@
+"""Smoothing of the anchors before forecasting, as a transform of weights.
+
+The published idea (the smoothing branch of Cache4Diffusion) smooths the last three features
+``r_0 (oldest) .. r_2`` and takes differences of the smoothed ones:
+
+    exponential       S_0 = r_0,  S_i = alpha r_i + (1 - alpha) S_{i-1}
+    moving average    S_0 = r_0,  S_i = (r_i + r_{i-1}) / 2
+    global            D_0 = S_2,  D_1 = (S_2 - S_1) / h,  higher orders by the ordinary recursion
+    hybrid            D_0 = r_2,  D_1 = (r_2 - r_1) / h,  D_2 = ((S_2 - S_1) - (S_1 - S_0)) / h^2
+
+It is linear in the anchors, so it is one more way to make weights. This is the rule as intended; the
+branch's code feeds the smoothed value back as history, which turns it into a lag, and is not copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from hicache_compile.errors import HiCacheError, one_of, real_number
+from hicache_compile.policy.forecasters.base import Forecaster, checked
+from hicache_compile.policy.forecasters.differences import DifferenceForecaster, Vector, difference_table
+
+WINDOW = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Smoothing:
+    """Smooth the anchors a forecaster reads.
+
+    Args:
+        method: ``"exponential"`` or ``"moving_average"``.
+        alpha: weight of the newer value, in (0, 1]; exponential only.
+        hybrid: keep the newest value and the slope raw and smooth only the second difference, so it
+            changes nothing below order 2. Needs a forecaster on differences (Taylor, Hermite, ScaledTaylor).
+    """
+
+    method: str = "exponential"
+    alpha: float = 0.8
+    hybrid: bool = False
+
+    def __post_init__(self) -> None:
+        one_of("Smoothing", "method", self.method, ("exponential", "moving_average"))
+        real_number("Smoothing", "alpha", self.alpha, 0, 1)
+        if not isinstance(self.hybrid, bool):
+            raise HiCacheError(f"Smoothing.hybrid = {self.hybrid!r}: must be true or false")
+
+    def weights(self, forecaster: Forecaster, anchors: Sequence[int], target: int) -> list[float]:
+        """The weights of ``forecaster`` over smoothed anchors, newest first."""
+        if isinstance(forecaster, DifferenceForecaster):
+            if self.hybrid and forecaster.order < 2:
+                return forecaster.weights(anchors, target)
+            return self._on_differences(forecaster, anchors, target)
+        if self.hybrid:
+            raise HiCacheError(
+                f"Smoothing.hybrid = True: must be false with {type(forecaster).__name__}, "
+                "which has no differences to keep raw"
+            )
+        raw = checked(forecaster, forecaster.weights(anchors, target), len(anchors))
+        reach = min(len(anchors), len(raw) + WINDOW - 1)
+        smooth = np.zeros(reach)
+        for position, weight in enumerate(raw):
+            window = self._smoothed(reach - 1 - position, reach)
+            smooth += weight * window[-1][::-1]
+        return smooth.tolist()
+
+    def _on_differences(self, forecaster: DifferenceForecaster, anchors: Sequence[int], target: int) -> list[float]:
+        # D_m needs the smoothed slope at m anchors, and each of those a full window.
+        read = list(anchors[: forecaster.order + (WINDOW - 1 if forecaster.order else WINDOW)])
+        count = len(read)
+        unit = np.eye(count)
+
+        def first_terms(index: int, gap: float) -> list[Vector]:
+            if index < WINDOW - 1:
+                return [unit[index]]
+            older, old, new = self._smoothed(index, count)
+            if self.hybrid:
+                slope = (unit[index] - unit[index - 1]) / gap
+                return [unit[index], slope, ((new - old) - (old - older)) / gap**2]
+            return [new, (new - old) / gap]
+
+        table = difference_table(read[::-1], forecaster.order, first_terms)
+        return forecaster.combine(table, target - read[0])
+
+    def _smoothed(self, index: int, count: int) -> list[Vector]:
+        """``S_0 .. S_2`` of the window that ends at anchor ``index`` (oldest first), as vectors."""
+        unit = np.eye(count)
+        window = [unit[i] for i in range(max(0, index - WINDOW + 1), index + 1)]
+        smooth = [window[0]]
+        for older, newer in pairwise(window):
+            if self.method == "exponential":
+                smooth.append(self.alpha * newer + (1 - self.alpha) * smooth[-1])
+            else:
+                smooth.append((newer + older) / 2)
+        return smooth

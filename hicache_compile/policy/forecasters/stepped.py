@@ -1,0 +1,83 @@
+"""Fixed bases with a number fitted at each step of a run: Hermite's scale, or how far to follow a forecast."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from hicache_compile.errors import HiCacheError, numbers, whole_number
+from hicache_compile.policy.forecasters.base import MAX_ORDER, Forecaster
+from hicache_compile.policy.forecasters.differences import Hermite
+
+
+@dataclass(frozen=True, slots=True)
+class SteppedHermite:
+    """HiCache's forecast with a ``sigma`` of its own for each step.
+
+    Args:
+        order: as of ``Hermite``.
+        sigmas: one for each step of a run; a run of another length takes those at the same share of it.
+        num_steps: of the run; by default ``len(sigmas)``. A run that says its length sets it.
+    """
+
+    order: int
+    sigmas: tuple[float, ...]
+    num_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        whole_number("SteppedHermite", "order", self.order, 0, MAX_ORDER)
+        object.__setattr__(self, "sigmas", numbers("SteppedHermite", "sigmas", self.sigmas, 0.0))
+        for sigma in set(self.sigmas):
+            Hermite(self.order, sigma)  # raises where it is out of range
+        if self.num_steps is not None:
+            whole_number("SteppedHermite", "num_steps", self.num_steps, 1)
+
+    def sized(self, num_steps: int) -> SteppedHermite:
+        """The same for a run of ``num_steps``."""
+        return replace(self, num_steps=num_steps)
+
+    def weights(self, anchors: Sequence[int], target: int) -> list[float]:
+        return Hermite(self.order, _at(self.sigmas, target, self.num_steps)).weights(anchors, target)
+
+
+@dataclass(frozen=True, slots=True)
+class Gated:
+    """Follow a forecast by a share that was fitted to what it left: ``anchor + gate * (forecast - anchor)``.
+
+    A gate of 0 reuses the newest anchor, 1 believes the forecast. ``gates`` are the least-squares shares of the
+    measured residuals, one for each step.
+
+    Args:
+        forecaster: whose forecast.
+        gates: one for each step of a run; a run of another length takes those at the same share of it.
+        num_steps: of the run; by default ``len(gates)``. A run that says its length sets it.
+    """
+
+    forecaster: Forecaster
+    gates: tuple[float, ...]
+    num_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.forecaster, type) or not callable(getattr(self.forecaster, "weights", None)):
+            raise HiCacheError(
+                f"Gated.forecaster = {self.forecaster!r}: must be an object with a method weights(anchors, target)"
+            )
+        object.__setattr__(self, "gates", numbers("Gated", "gates", self.gates))
+        if self.num_steps is not None:
+            whole_number("Gated", "num_steps", self.num_steps, 1)
+
+    def sized(self, num_steps: int) -> Gated:
+        """The same for a run of ``num_steps``."""
+        return replace(self, num_steps=num_steps)
+
+    def weights(self, anchors: Sequence[int], target: int) -> list[float]:
+        gate = _at(self.gates, target, self.num_steps)
+        newest, *older = self.forecaster.weights(anchors, target)
+        return [1.0 - gate + gate * newest, *(gate * weight for weight in older)]
+
+
+def _at(values: Sequence[float], step: int, num_steps: int | None) -> float:
+    """The value of ``step``, or of the step at the same share of the run that was measured."""
+    last = len(values) - 1
+    place = step if num_steps is None else round(step * last / max(1, num_steps - 1))
+    return values[min(place, last)]

@@ -1,0 +1,38 @@
+"""Guards: measured decisions on top of a schedule."""
+
+from hicache_compile.policy.guards.adacache import AdaCacheGuard
+from hicache_compile.policy.guards.base import Guard, Measure, Probe, Signal, Watcher
+from hicache_compile.policy.guards.dicache import DiCacheGuard
+from hicache_compile.policy.guards.easycache import EasyCacheGuard
+from hicache_compile.policy.guards.first_block import FirstBlockGuard
+from hicache_compile.policy.guards.models import TEACACHE_MODELS, TeaCacheModel
+from hicache_compile.policy.guards.observer import ObserverGuard
+from hicache_compile.policy.guards.speca import SpeCaGuard
+from hicache_compile.policy.guards.teacache import TeaCacheGuard
+
+GUARDS: tuple[type[Guard], ...] = (
+    TeaCacheGuard,
+    FirstBlockGuard,
+    EasyCacheGuard,
+    DiCacheGuard,
+    AdaCacheGuard,
+    SpeCaGuard,
+)
+
+__all__ = [
+    "GUARDS",
+    "TEACACHE_MODELS",
+    "AdaCacheGuard",
+    "DiCacheGuard",
+    "EasyCacheGuard",
+    "FirstBlockGuard",
+    "Guard",
+    "Measure",
+    "ObserverGuard",
+    "Probe",
+    "Signal",
+    "SpeCaGuard",
+    "TeaCacheGuard",
+    "TeaCacheModel",
+    "Watcher",
+]

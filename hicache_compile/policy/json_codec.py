@@ -1,0 +1,158 @@
+"""Policies as plain JSON, both ways, and everything ``policy=`` accepts."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+from hicache_compile.errors import HiCacheError
+from hicache_compile.policy.forecasters import FORECASTERS, Smoothing, Table
+from hicache_compile.policy.guards import GUARDS
+from hicache_compile.policy.policy import Policy
+from hicache_compile.policy.presets import PRESETS
+from hicache_compile.policy.schedules.base import Always, Free, Growing, Interval, StepMask
+from hicache_compile.policy.schedules.ditango import DiTangoSchedule
+from hicache_compile.policy.schedules.magcache import MagCacheSchedule
+from hicache_compile.policy.schedules.per_kind import Broadcast, KeySteps, PerKind
+
+SCHEDULES = (Interval, StepMask, Always, Free, Growing, MagCacheSchedule, PerKind, Broadcast, KeySteps, DiTangoSchedule)
+TYPES: dict[str, type] = {cls.__name__: cls for cls in (*SCHEDULES, *FORECASTERS, *GUARDS, Smoothing, Table)}
+_OBJECTS = ("schedule", "forecaster", "smoothing")
+
+
+def to_dict(policy: Policy) -> dict[str, Any]:
+    """``policy`` as plain data. ``from_dict`` gives an equal policy back.
+
+    Raises:
+        HiCacheError: it holds a schedule or forecaster of your own, which only Python can name.
+    """
+    return {field.name: _plain(getattr(policy, field.name)) for field in dataclasses.fields(policy) if field.init}
+
+
+def from_dict(data: dict[str, Any]) -> Policy:
+    """The policy that ``to_dict`` wrote, or a preset as ``{"preset": "HiCache", "interval": 6, ...}``.
+
+    Raises:
+        HiCacheError: an unknown name, a missing field, or a value a field does not allow.
+    """
+    if not isinstance(data, dict):
+        raise HiCacheError(f"policy = {data!r}: must be an object with the fields of a Policy or a preset")
+    values = {key: _rich(key, value) for key, value in data.items()}
+    if "preset" not in data:
+        return _make("Policy", Policy, values)
+    name = values.pop("preset")
+    if not isinstance(name, str) or name not in PRESETS:
+        raise HiCacheError(f"policy.preset = {name!r}: must be one of {', '.join(PRESETS)}")
+    return _make(name, PRESETS[name], values)
+
+
+def to_json(policy: Policy) -> str:
+    """``policy`` as JSON text."""
+    return json.dumps(to_dict(policy), indent=2)
+
+
+def from_json(text: str) -> Policy:
+    """The policy in JSON ``text``; raises ``HiCacheError`` when it is not one."""
+    try:
+        data = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise HiCacheError(f"policy = {text[:60]!r}: must be JSON ({error})") from None
+    return from_dict(data)
+
+
+def as_policy(value: Any) -> Policy:
+    """A Policy from a Policy, a preset name, a dict, JSON text, a path to a JSON file, or ``"env"``, the environment.
+
+    Raises:
+        HiCacheError: it is none of these, with what is allowed.
+    """
+    if isinstance(value, Policy):
+        return value
+    if isinstance(value, dict):
+        return from_dict(value)
+    if isinstance(value, str) and value in PRESETS:
+        return from_dict({"preset": value})
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        return from_json(value)
+    if value == "env":
+        return Policy.from_env()
+    if isinstance(value, Path) or (isinstance(value, str) and value.endswith(".json")):
+        return _from_file(Path(value))
+    raise HiCacheError(
+        f"policy = {value!r}: must be a Policy, a dict, a path to a .json file, or one of {', '.join(PRESETS)}, env"
+    )
+
+
+def _from_file(path: Path) -> Policy:
+    try:
+        return from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise HiCacheError(f"policy = {str(path)!r}: must be a readable JSON file ({error})") from None
+    except HiCacheError as error:
+        raise HiCacheError(f"policy file {str(path)!r}: {error}") from None
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    name = type(value).__name__
+    if TYPES.get(name) is not type(value):
+        raise HiCacheError(f"{name} is not one of {', '.join(TYPES)}: a policy with it cannot be written as JSON")
+    fields = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(TYPES[name]) if field.init}
+    return {"type": name, **fields}
+
+
+def _rich(key: str, value: Any) -> Any:
+    if isinstance(value, list):
+        guards = key == "guards"
+        return tuple(_rich("guard" if guards else key, item) for item in value)
+    if not isinstance(value, dict) or key not in (*_OBJECTS, "guard"):
+        return value
+    return _rich_object(key, value)
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
+
+
+def _rich_object(key: str, value: dict[str, Any]) -> Any:
+    fields = dict(value)
+    name = fields.pop("type", None)
+    if not isinstance(name, str) or name not in TYPES:
+        raise HiCacheError(f"policy.{key}.type = {name!r}: must be one of {', '.join(TYPES)}")
+    for field, item in fields.items():
+        if field == "schedules" and isinstance(item, dict):
+            fields[field] = {kind: _rich("schedule", one) for kind, one in item.items()}
+        elif field == "forecaster":
+            fields[field] = _rich(field, item)
+        elif field == "table" and isinstance(item, dict):
+            fields[field] = _rich_object(field, item)
+        elif isinstance(item, list):
+            fields[field] = _as_tuples(item)
+    return _make(name, TYPES[name], fields)
+
+
+def _make(name: str, factory: Any, fields: dict[str, Any]) -> Any:
+    parameters = _parameters(factory)
+    for key in fields:
+        if key not in parameters:
+            raise HiCacheError(f"{name}.{key}: no such field; must be one of {', '.join(parameters) or 'none'}")
+    missing = [key for key, required in parameters.items() if required and key not in fields]
+    if missing:
+        raise HiCacheError(f"{name}.{missing[0]} is missing: must be given")
+    return factory(**fields)
+
+
+def _parameters(factory: Any) -> dict[str, bool]:
+    """Parameter name -> whether it must be given."""
+    return {
+        name: parameter.default is inspect.Parameter.empty
+        for name, parameter in inspect.signature(factory).parameters.items()
+    }

@@ -1,0 +1,70 @@
+"""Published methods as points in policy space. Each preset is a function that returns a ``Policy``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hicache_compile.policy.policy import Policy
+from hicache_compile.policy.presets.attention import PAB, DiTango
+from hicache_compile.policy.presets.flexcache import FlexCache
+from hicache_compile.policy.presets.guarded import (
+    AdaCache,
+    DBCache,
+    DiCache,
+    EasyCache,
+    FBCache,
+    FBCacheTeaCache,
+    LeMiCa,
+    MagCache,
+    SpeCa,
+    TeaCache,
+)
+from hicache_compile.policy.presets.scheduled import FORA, SCM, HiCache, Spectrum, TaylorSeer, Uncached
+
+__all__ = [
+    "FORA",
+    "PAB",
+    "PRESETS",
+    "SCM",
+    "AdaCache",
+    "DBCache",
+    "DiCache",
+    "DiTango",
+    "EasyCache",
+    "FBCache",
+    "FBCacheTeaCache",
+    "FlexCache",
+    "HiCache",
+    "LeMiCa",
+    "MagCache",
+    "SpeCa",
+    "Spectrum",
+    "TaylorSeer",
+    "TeaCache",
+    "Uncached",
+]
+
+PRESETS: dict[str, Callable[..., Policy]] = {
+    preset.__name__: preset
+    for preset in (
+        HiCache,
+        TaylorSeer,
+        FORA,
+        SCM,
+        Spectrum,
+        TeaCache,
+        FBCache,
+        FBCacheTeaCache,
+        DBCache,
+        MagCache,
+        LeMiCa,
+        EasyCache,
+        DiCache,
+        AdaCache,
+        SpeCa,
+        PAB,
+        DiTango,
+        FlexCache,
+        Uncached,
+    )
+}

@@ -1,0 +1,101 @@
+"""Published methods with static schedules: each preset is a function that returns a ``Policy``."""
+
+from __future__ import annotations
+
+from hicache_compile.errors import HiCacheError, one_of, whole_number
+from hicache_compile.policy.forecasters import Forecaster, GlobalChebyshev, Hermite, Reuse, Taylor
+from hicache_compile.policy.policy import NOWHERE, Policy
+from hicache_compile.policy.schedules.base import Always, Growing, Interval, StepMask
+from hicache_compile.policy.schedules.scm_masks import SPEEDS, steps_mask
+
+
+def Uncached() -> Policy:
+    """Every step in full, and nothing remembered: for sparsity without a cache."""
+    return Policy(Always(), Reuse(), NOWHERE)
+
+
+def HiCache(
+    interval: int = 6,
+    order: int = 2,
+    sigma: float = 0.5,
+    warmup: int = 3,
+    *,
+    scope: str = "module",
+    cooldown: int = 0,
+    forecaster: Forecaster | None = None,
+) -> Policy:
+    """HiCache (2508.16984): every ``interval``-th step in full, scaled Hermite forecasts between."""
+    return Policy(Interval(interval, warmup, cooldown), _chosen(forecaster, Hermite(order, sigma)), scope)
+
+
+def TaylorSeer(
+    interval: int = 6,
+    order: int = 1,
+    warmup: int = 3,
+    *,
+    scope: str = "module",
+    cooldown: int = 0,
+    forecaster: Forecaster | None = None,
+) -> Policy:
+    """TaylorSeer (2503.06923): every ``interval``-th step in full, Taylor forecasts between."""
+    return Policy(Interval(interval, warmup, cooldown), _chosen(forecaster, Taylor(order)), scope)
+
+
+def FORA(
+    interval: int = 3,
+    warmup: int = 1,
+    *,
+    scope: str = "module",
+    cooldown: int = 0,
+    forecaster: Forecaster | None = None,
+) -> Policy:
+    """FORA (2407.01425): every ``interval``-th step in full, plain reuse between."""
+    return Policy(Interval(interval, warmup, cooldown), _chosen(forecaster, Reuse()), scope)
+
+
+def Spectrum(
+    alpha: float = 0.75,
+    degree: int = 4,
+    ridge: float = 0.1,
+    warmup: int = 5,
+    *,
+    scope: str = "output",
+    cooldown: int = 0,
+    forecaster: Forecaster | None = None,
+) -> Policy:
+    """Spectrum (2603.01623): ever fewer steps in full, and a Chebyshev regression on all of them between."""
+    return Policy(Growing(alpha, warmup, cooldown), _chosen(forecaster, GlobalChebyshev(degree, ridge)), scope)
+
+
+def SCM(
+    mask: str,
+    num_steps: int | None = None,
+    *,
+    scope: str = "stack",
+    cooldown: int = 0,
+    forecaster: Forecaster | None = None,
+) -> Policy:
+    """Steps-computation mask: compute the steps marked ``1``, reuse the stack's residual at ``0``.
+
+    Args:
+        mask: a string of ``1`` and ``0``, or ``"slow"``, ``"medium"``, ``"fast"``, ``"ultra"`` for the
+            masks in common use, which then need ``num_steps``.
+        num_steps: length of the trajectory, with a named mask (by default 28).
+        cooldown: compute the last so many steps whatever the mask says.
+    """
+    if not isinstance(mask, str) or not mask.strip("01"):
+        steps = mask
+        if isinstance(mask, str) and num_steps not in (None, len(mask)):
+            raise HiCacheError(f"SCM.num_steps = {num_steps}: must be {len(mask)}, the length of the mask")
+    else:
+        one_of("SCM", "mask", mask, SPEEDS)
+        steps = steps_mask(mask, 28 if num_steps is None else num_steps)
+    whole_number("SCM", "cooldown", cooldown, 0)
+    schedule = StepMask(steps)
+    if cooldown:
+        schedule = StepMask(steps[: max(1, len(steps) - cooldown)].ljust(len(steps), "1"))
+    return Policy(schedule, _chosen(forecaster, Reuse()), scope)
+
+
+def _chosen(forecaster: Forecaster | None, published: Forecaster) -> Forecaster:
+    return published if forecaster is None else forecaster

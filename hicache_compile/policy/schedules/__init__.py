@@ -1,0 +1,1 @@
+"""When to compute: schedules, one idea a file."""

@@ -1,0 +1,80 @@
+"""The policy's side of DiTango: how much is reused, and how the keys are split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hicache_compile.errors import HiCacheError, true_or_false, whole_number
+from hicache_compile.key_partitions import Split
+from hicache_compile.policy.schedules.base import in_window
+
+
+@dataclass(frozen=True, slots=True)
+class DiTangoSchedule:
+    """Attention to far keys is reused while the local attention has not drifted; anchors compute all of it.
+
+    On one device the partitions are emulated: queries and keys are cut alike, and each cut of the queries sees its own
+    keys as local. With ``distributed`` every rank of the default process group runs the denoiser on its own cut of the
+    tokens (context parallelism), and keys and values travel only for the groups that are computed.
+
+    Args:
+        cache_ratio: from 0 (off: every step is computed) to 1. A drift of ``0.6 cache_ratio`` makes an anchor; of the
+            groups, the quantile ``cache_ratio`` of their errors, measured after each anchor, is reused.
+        warmup, cooldown: steps at the start and at the end that are computed.
+        groups: how many groups the partitions fall into.
+        partitions: how many partitions; by default two a group, and distributed the number of ranks.
+        distributed: see above.
+    """
+
+    cache_ratio: float
+    warmup: int = 5
+    cooldown: int = 5
+    groups: int = 2
+    partitions: int | None = None
+    distributed: bool = False
+
+    def __post_init__(self) -> None:
+        owner = "DiTangoSchedule"
+        ratio = self.cache_ratio
+        if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio <= 1:
+            raise HiCacheError(f"{owner}.cache_ratio = {ratio!r}: must be a number from 0 to 1")
+        whole_number(owner, "warmup", self.warmup, 1)
+        whole_number(owner, "cooldown", self.cooldown, 0)
+        whole_number(owner, "groups", self.groups, 1)
+        true_or_false(owner, "distributed", self.distributed)
+        if self.partitions is not None:
+            whole_number(owner, "partitions", self.partitions, 2)
+            if self.partitions % self.groups:
+                raise HiCacheError(
+                    f"{owner}.partitions = {self.partitions}: must be a multiple of groups = {self.groups}"
+                )
+
+    @property
+    def first_anchor(self) -> int:
+        return 0
+
+    def computes(self, step: int, num_steps: int | None) -> bool:
+        """Whether ``step`` is in the forced window."""
+        return self.cache_ratio == 0 or in_window(
+            "DiTangoSchedule", step, num_steps, self.warmup, self.cooldown, strict=True
+        )
+
+    def split(self) -> Split:
+        """How the keys are split, in this process.
+
+        Raises:
+            HiCacheError: ``distributed`` without a process group, or with one of another size.
+        """
+        if not self.distributed:
+            return Split(self.groups, self.partitions or 2 * self.groups)
+        import torch.distributed as dist
+
+        if not dist.is_available() or not dist.is_initialized():
+            raise HiCacheError("DiTangoSchedule.distributed: must be used where torch.distributed is initialised")
+        ranks = dist.get_world_size()
+        if self.partitions not in (None, ranks) or ranks % self.groups or ranks < 2:
+            raise HiCacheError(
+                f"DiTangoSchedule.partitions = {self.partitions}, groups = {self.groups}: must be the {ranks} ranks, "
+                "at least 2, in equal groups"
+            )
+        return Split(self.groups, ranks, distributed=True)

@@ -1,0 +1,97 @@
+"""MagCache (2506.09045): calibrated ratios of residual magnitudes say how far a residual may be carried.
+
+The table is known before the run, so this is a static schedule: nothing is measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from hicache_compile.errors import HiCacheError, numbers, one_of, true_or_false, whole_number
+from hicache_compile.policy.schedules.magcache_tables import MAGCACHE_TABLES
+
+
+@dataclass(frozen=True, slots=True)
+class MagCacheSchedule:
+    """Skip while ``sum |1 - prod ratio|`` since the last computed step stays within ``threshold``.
+
+    Args:
+        threshold: 0 computes every step but those of which the ratio is exactly 1.
+        max_skips: steps in a row that may be skipped.
+        retention: share of the run at its start that is computed: ``int(retention * N)`` steps.
+        table: ratio of the residual's magnitude to the step before, for each step (the first is 1), or the name of a
+            published one. For a run of another length the nearest entry counts.
+        inclusive: a sum equal to the threshold still skips (FLUX, Kontext, HunyuanVideo, diffusers; not Wan, Qwen).
+        rounded: ``int(retention * N + 0.5)`` instead (FLUX, Kontext, diffusers).
+        never: a step of the table that is always computed, when the run comes to it (FLUX: 11).
+        cooldown: steps at the end that are computed.
+    """
+
+    threshold: float
+    max_skips: int = 3
+    retention: float = 0.2
+    table: str | tuple[float, ...] = "flux"
+    inclusive: bool = True
+    rounded: bool = True
+    never: int | None = None
+    cooldown: int = 0
+
+    def __post_init__(self) -> None:
+        owner = "MagCacheSchedule"
+        for name, high in (("threshold", float("inf")), ("retention", 1.0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= high:
+                raise HiCacheError(f"{owner}.{name} = {value!r}: must be a number from 0 to {high:g}")
+        whole_number(owner, "max_skips", self.max_skips, 0)
+        whole_number(owner, "cooldown", self.cooldown, 0)
+        for name in ("inclusive", "rounded"):
+            true_or_false(owner, name, getattr(self, name))
+        if self.never is not None:
+            whole_number(owner, "never", self.never, 0)
+        if isinstance(self.table, str):
+            one_of(owner, "table", self.table, MAGCACHE_TABLES)
+            return
+        object.__setattr__(self, "table", numbers(owner, "table", self.table, least=0.0))
+
+    @property
+    def first_anchor(self) -> int:
+        return 0
+
+    def computes(self, step: int, num_steps: int | None) -> bool:
+        if num_steps is None:
+            raise HiCacheError(
+                "MagCacheSchedule.table: must be laid out over a trajectory of known length; say it with "
+                "`with compiled.trajectory(num_steps):`"
+            )
+        return _computed(self, num_steps)[step]
+
+    def ratios(self, num_steps: int) -> list[float]:
+        """The table over ``num_steps`` steps."""
+        table = MAGCACHE_TABLES[self.table] if isinstance(self.table, str) else self.table
+        return [table[_nearest(step, num_steps, len(table))] for step in range(num_steps)]
+
+
+def _nearest(step: int, num_steps: int, length: int) -> int:
+    return step if num_steps == length else round(step * (length - 1) / max(1, num_steps - 1))
+
+
+@lru_cache(maxsize=64)
+def _computed(schedule: MagCacheSchedule, num_steps: int) -> list[bool]:
+    retained = int(schedule.retention * num_steps + (0.5 if schedule.rounded else 0.0))
+    length = len(MAGCACHE_TABLES[schedule.table] if isinstance(schedule.table, str) else schedule.table)
+    ratio, skipped, error = 1.0, 0, 0.0
+    computed = []
+    for step, factor in enumerate(schedule.ratios(num_steps)):
+        full = step < max(1, retained) or step >= num_steps - schedule.cooldown
+        if not full:
+            ratio *= factor
+            skipped += 1
+            error += abs(1.0 - ratio)
+            within = error <= schedule.threshold if schedule.inclusive else error < schedule.threshold
+            barred = schedule.never is not None and _nearest(step, num_steps, length) == schedule.never
+            full = not within or skipped > schedule.max_skips or barred
+        if full:
+            ratio, skipped, error = 1.0, 0, 0.0
+        computed.append(full)
+    return computed

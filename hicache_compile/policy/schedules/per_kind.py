@@ -1,0 +1,182 @@
+"""A schedule for each kind of site: Pyramid Attention Broadcast (2408.12588) and its MLP broadcast."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hicache_compile.errors import HiCacheError, numbers, one_of, true_or_false, whole_number
+from hicache_compile.policy.schedules.base import Schedule, in_window
+
+KINDS = (
+    "self-attention",
+    "joint-attention",
+    "temporal-attention",
+    "cross-attention",
+    "parallel",
+    "mlp",
+    "moe",
+    "blocks",
+    "other",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Broadcast:
+    """Compute every ``every``-th step, and all of the first ``warmup``, the last ``cooldown`` and outside ``window``.
+
+    Args:
+        every: 1 computes every step.
+        window: timesteps in 0..1000 strictly between which a step may be skipped; ``None``: all.
+        times: the timestep of each step, where it is known (a pipeline's scheduler says it); by default they fall
+            evenly from 1000.
+        strict: a run must be longer than ``warmup + cooldown``.
+    """
+
+    every: int
+    warmup: int = 0
+    cooldown: int = 0
+    window: tuple[float, float] | None = None
+    times: tuple[float, ...] | None = None
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        true_or_false("Broadcast", "strict", self.strict)
+        whole_number("Broadcast", "every", self.every, 1)
+        whole_number("Broadcast", "warmup", self.warmup, 0)
+        whole_number("Broadcast", "cooldown", self.cooldown, 0)
+        _check_window("Broadcast", self.window)
+        object.__setattr__(self, "window", None if self.window is None else tuple(self.window))
+        _keep_times(self)
+
+    @property
+    def first_anchor(self) -> int:
+        return 0
+
+    def computes(self, step: int, num_steps: int | None) -> bool:
+        if in_window("Broadcast", step, num_steps, self.warmup, self.cooldown, self.strict):
+            return True
+        if self.window is not None:
+            low, high = self.window
+            if not low < timestep("Broadcast.window", step, num_steps, self.times) < high:
+                return True
+        return (step - self.warmup) % self.every == 0
+
+    def timed(self, times: Sequence[float]) -> Broadcast:
+        """The same for a run with these timesteps."""
+        return self if self.window is None else replace(self, times=tuple(times))
+
+
+@dataclass(frozen=True, slots=True)
+class KeySteps:
+    """Skip the ``skips - 1`` steps after each key timestep, in the first ``blocks`` blocks; compute all others.
+
+    Args:
+        keys: timesteps in 0..1000.
+        blocks: how many blocks at the start take part; the others are computed in every step.
+        skips: how many steps one computation serves.
+        times: see ``Broadcast``.
+    """
+
+    keys: tuple[float, ...]
+    blocks: int | None = 5
+    skips: int = 2
+    times: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "keys", numbers("KeySteps", "keys", self.keys))
+        if self.blocks is not None:
+            whole_number("KeySteps", "blocks", self.blocks, 1)
+        whole_number("KeySteps", "skips", self.skips, 1)
+        _keep_times(self)
+
+    @property
+    def first_anchor(self) -> int:
+        return 0
+
+    def computes(self, step: int, num_steps: int | None) -> bool:
+        earlier = range(max(0, step - self.skips + 1), step)
+        return step == 0 or not any(self._is_key(at, num_steps) for at in earlier)
+
+    def _is_key(self, step: int, num_steps: int | None) -> bool:
+        """Whether ``step`` is the first at or below a key timestep."""
+        time = timestep("KeySteps.keys", step, num_steps, self.times)
+        before = timestep("KeySteps.keys", step - 1, num_steps, self.times) if step else float("inf")
+        return any(time <= key < before for key in self.keys)
+
+    def timed(self, times: Sequence[float]) -> KeySteps:
+        """The same for a run with these timesteps."""
+        return replace(self, times=tuple(times))
+
+
+@dataclass(frozen=True)
+class PerKind:
+    """Each kind of site has a schedule of its own; kinds without one are computed in every step.
+
+    Args:
+        schedules: kind of site (see ``KINDS``) to ``Broadcast``, ``KeySteps``, ``Interval``, ...
+    """
+
+    schedules: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.schedules, Mapping) or not self.schedules:
+            raise HiCacheError(f"PerKind.schedules = {self.schedules!r}: must map kinds to schedules")
+        for kind, schedule in self.schedules.items():
+            one_of("PerKind", "schedules", kind, KINDS)
+            if isinstance(schedule, type | PerKind) or not isinstance(schedule, Schedule):
+                raise HiCacheError(f"PerKind.schedules[{kind!r}] = {schedule!r}: must be a schedule")
+        object.__setattr__(self, "schedules", dict(self.schedules))
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.schedules.items()))
+
+    @property
+    def first_anchor(self) -> int:
+        return min(schedule.first_anchor for schedule in self.schedules.values())
+
+    @property
+    def groups(self) -> tuple[tuple[str, int | None], ...]:
+        """What of it decides the graph: the kinds, and how many blocks take part."""
+        return tuple((kind, getattr(schedule, "blocks", None)) for kind, schedule in self.schedules.items())
+
+    def computes(self, step: int, num_steps: int | None) -> bool:
+        """Whether every kind is computed."""
+        return all(schedule.computes(step, num_steps) for schedule in self.schedules.values())
+
+    def timed(self, times: Sequence[float]) -> PerKind:
+        """The same for a run with these timesteps."""
+        timed = {k: s.timed(times) if hasattr(s, "timed") else s for k, s in self.schedules.items()}
+        return PerKind(timed)
+
+
+def timestep(owner: str, step: int, num_steps: int | None, times: Sequence[float] | None) -> float:
+    """The timestep of ``step``, 1000 at the start of a run and 0 at its end.
+
+    Raises:
+        HiCacheError: neither the timesteps nor their number is known, or there are fewer.
+    """
+    if times is not None:
+        if step >= len(times):
+            raise HiCacheError(f"{owner}: step {step} of a run of which {len(times)} timesteps are known")
+        return times[step]
+    if num_steps is None:
+        raise HiCacheError(
+            f"{owner}: must be used where the length of the trajectory is known; say it with "
+            "`with compiled.trajectory(num_steps):`"
+        )
+    return 1000.0 * (1.0 - step / num_steps)
+
+
+def _keep_times(schedule: Broadcast | KeySteps) -> None:
+    if schedule.times is not None:
+        object.__setattr__(schedule, "times", numbers(type(schedule).__name__, "times", schedule.times))
+
+
+def _check_window(owner: str, window: Any) -> None:
+    if window is None:
+        return
+    ends = tuple(window) if isinstance(window, list | tuple) else ()
+    if len(ends) != 2 or not all(isinstance(end, int | float) for end in ends) or not ends[0] <= ends[1]:
+        raise HiCacheError(f"{owner}.window = {window!r}: must be two timesteps, the lower first, or None")

@@ -1,0 +1,1 @@
+"""How sparse computed steps are: settings of Chipmunk."""

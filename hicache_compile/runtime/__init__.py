@@ -1,0 +1,1 @@
+"""One sampling run: what happens at each call of a compiled denoiser."""

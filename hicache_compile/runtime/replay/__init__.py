@@ -1,0 +1,1 @@
+"""Steps without Dynamo: calls that are made again directly."""

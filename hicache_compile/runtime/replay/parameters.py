@@ -1,0 +1,25 @@
+"""The weights a call reads, and how a change of them is noticed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import attrgetter
+
+import torch
+
+from hicache_compile.runtime.storage.rings import Token
+
+_version = attrgetter("_version")
+
+
+class Weights:
+    """The parameters and buffers one call of a captured graph reads."""
+
+    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+        self.tensors = tensors
+        self._ids = tuple(map(id, tensors))
+        self._versioned = [tensor for tensor in tensors if not tensor.is_inference()]
+
+    def token(self, epoch: int) -> Token:
+        """Changes when a weight is replaced or written to; ``epoch`` counts the changes no version shows."""
+        return epoch, self._ids, tuple(map(_version, self._versioned))

@@ -1,0 +1,186 @@
+"""Steps without Dynamo: what its guards let through once in a run is called again directly.
+
+Dynamo's guards and its gathering of inputs walk the whole module tree, which on FLUX takes longer than launching a
+forecast step. They run at the first step of every run and of every look a call has; the steps after it check
+
+- the arguments: types, shapes, strides, dtypes, devices, which of them are one tensor, and every plain value;
+- torch's global state: autocast, default dtype, determinism, modes; the denoiser's training flag;
+- the weights: the version of each (in ``dispatch``), where the first and the last live, and what the denoiser's
+  methods and the registration of any module, parameter or buffer changed since.
+
+Anything else that changes in the middle of a run (a plain attribute of a submodule, a forward hook, one parameter's
+``.data``) is noticed at the next run. A call that changes Python state, or whose graph breaks, always goes through
+Dynamo.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._C._dynamo.guards import GlobalStateGuard
+from torch._dynamo.symbolic_convert import InstructionTranslator
+from torch._dynamo.variables.base import AttributeMutationNew, ValueMutationNew
+from torch.nn.modules import module as modules
+from torch.utils import _pytree as pytree
+
+from hicache_compile.runtime.replay.call_signature import UnknownLookError, look_of
+from hicache_compile.runtime.replay.parameters import Weights
+
+KEPT = 8  # looks of a call that one run may have; beyond, the oldest is forgotten
+
+_registered = itertools.count()
+_registrations = next(_registered)
+
+
+def _count_registration(*_: Any) -> None:
+    global _registrations  # noqa: PLW0603  # one counter for the process: modules may be anywhere
+    _registrations = next(_registered)
+
+
+_HANDLES = (
+    modules.register_module_module_registration_hook(_count_registration),
+    modules.register_module_parameter_registration_hook(_count_registration),
+    modules.register_module_buffer_registration_hook(_count_registration),
+)
+_HOOKS = (
+    modules._global_module_registration_hooks,
+    modules._global_parameter_registration_hooks,
+    modules._global_buffer_registration_hooks,
+)
+
+
+@contextmanager
+def unobserved() -> Iterator[None]:
+    """Registrations inside are not counted.
+
+    Around everything Dynamo does: of a module that is made in a forward it would trace the hooks, guard on what they
+    count, and compile every step anew.
+    """
+    for hooks, handle in zip(_HOOKS, _HANDLES, strict=True):
+        hooks.pop(handle.id, None)
+    try:
+        yield
+    finally:
+        for hooks, handle in zip(_HOOKS, _HANDLES, strict=True):
+            hooks[handle.id] = _count_registration
+
+
+def registrations() -> int:
+    """Different after any module anywhere was given a submodule, a parameter or a buffer."""
+    return _registrations
+
+
+def changes_python_state() -> bool:
+    """Whether the frame Dynamo is compiling now changes an object that existed before the call."""
+    effects = InstructionTranslator.current_tx().output.side_effects
+    new = (AttributeMutationNew, ValueMutationNew)
+    return any(not isinstance(var.mutation_type, new) for var in effects._get_modified_vars()) or bool(
+        effects.tensor_hooks
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class GraphCall:
+    """What Dynamo handed to a captured graph in a step, and what the graph returned."""
+
+    again: Callable[[Sequence[Any], Weights], Any]
+    weights: Weights
+    inputs: Sequence[Any]
+    outputs: Sequence[Any]
+
+
+class Replay:
+    """One call, to be made again with other tensors.
+
+    Args:
+        call: the only graph that ran in it.
+        leaves: the tensors among its arguments.
+        output: what the denoiser returned.
+        changes: of the denoiser so far.
+
+    Raises:
+        UnknownLookError: its outputs are not those of the graph.
+    """
+
+    def __init__(self, call: GraphCall, leaves: Sequence[torch.Tensor], output: Any, changes: Hashable) -> None:
+        place = {id(leaf): index for index, leaf in enumerate(leaves)}
+        self._again, self._weights = call.again, call.weights
+        self._inputs = [None if id(given) in place else given for given in call.inputs]
+        self._given = [(index, place[id(given)]) for index, given in enumerate(call.inputs) if id(given) in place]
+        made = {id(value): index for index, value in enumerate(call.outputs) if isinstance(value, torch.Tensor)}
+        returned, self._spec = pytree.tree_flatten(output)
+        self._returned = [_origin(value, made, place) for value in returned]
+        self._changes = changes
+        self._global_state = GlobalStateGuard()
+        tensors = call.weights.tensors
+        self._ends = [(weight, _home(weight)) for weight in (*tensors[:1], *tensors[-1:])]
+
+    def is_valid(self, changes: Hashable) -> bool:
+        """Whether nothing changed that the call's look does not show."""
+        return (
+            self._changes == changes
+            and self._global_state.check()
+            and all(_home(weight) == home for weight, home in self._ends)
+        )
+
+    def __call__(self, leaves: Sequence[torch.Tensor]) -> Any:
+        inputs = self._inputs.copy()
+        for index, place in self._given:
+            inputs[index] = leaves[place]
+        outputs = self._again(inputs, self._weights)
+        values = [outputs[at] if made else leaves[at] if made is False else at for made, at in self._returned]
+        return pytree.tree_unflatten(values, self._spec)
+
+
+class Replays:
+    """The calls of one run in one context that can be made again, by their look."""
+
+    def __init__(self) -> None:
+        self._known: dict[Hashable, Replay] = {}
+
+    def find(self, look: Hashable, changes: Hashable) -> Replay | None:
+        replay = self._known.get(look)
+        if replay is None or replay.is_valid(changes):
+            return replay
+        del self._known[look]
+        return None
+
+    def keep(self, look: Hashable, replay: Replay) -> None:
+        while len(self._known) >= KEPT:
+            del self._known[next(iter(self._known))]
+        self._known[look] = replay
+
+    def clear(self) -> None:
+        self._known.clear()
+
+
+def look_of_call(args: Sequence[Any], kwargs: Mapping[str, Any], training: bool) -> tuple[Hashable, list[torch.Tensor]]:
+    """The look of a call and the tensors in it; of a call that cannot be made again ``None``."""
+    leaves: list[torch.Tensor] = []
+    if torch._C._len_torch_function_stack() or torch._C._is_torch_function_mode_enabled():
+        return None, leaves
+    try:
+        return (training, torch.is_inference_mode_enabled(), look_of((args, dict(kwargs)), leaves)), leaves
+    except UnknownLookError:
+        return None, leaves
+
+
+def _home(weight: torch.Tensor) -> Hashable:
+    return weight.data_ptr(), weight.dtype
+
+
+def _origin(value: Any, made: Mapping[int, int], given: Mapping[int, int]) -> tuple[bool | None, Any]:
+    """Where a returned value comes from: the graph (True), the arguments (False), or it is always the same (None)."""
+    if isinstance(value, torch.Tensor):
+        if id(value) in made:
+            return True, made[id(value)]
+        if id(value) in given:
+            return False, given[id(value)]
+    elif isinstance(value, type(None) | bool | int | float | str):
+        return None, value
+    raise UnknownLookError(type(value).__name__)

@@ -1,0 +1,1 @@
+"""Where anchors live, and how they are handed to programs."""

@@ -1,0 +1,43 @@
+"""Attention nodes by their arguments, and which of them attend to their own tokens."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import fx
+
+from hicache_compile.passes.graph import ops
+
+
+def attentions(graph: fx.Graph) -> list[fx.Node]:
+    """Every attention of ``graph``, in its order."""
+    return [node for node in graph.nodes if ops.op(node) in ops.ATTENTION]
+
+
+def arguments_of(node: fx.Node) -> dict[str, Any]:
+    """The arguments of an attention by name."""
+    defaults = {"attn_mask": None, "dropout_p": 0.0, "is_causal": False, "scale": None, "enable_gqa": False}
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+    return {**defaults, **dict(zip(names, node.args, strict=False)), **node.kwargs}
+
+
+def scale_of(node: fx.Node) -> float:
+    """What the products of its queries and keys are multiplied by."""
+    given = arguments_of(node)
+    return float(given["scale"]) if given["scale"] is not None else 1 / math.sqrt(ops.value(given["query"]).shape[-1])
+
+
+def why_not_its_own(node: fx.Node) -> str | None:
+    """Why ``node`` is no plain attention of tokens to one another; ``None`` where it is. Its mask is not looked at."""
+    if ops.op(node) != "scaled_dot_product_attention":
+        return f"`{ops.op(node)}` gives no log-sum-exp"
+    given = arguments_of(node)
+    query, key = ops.value(given["query"]), ops.value(given["key"])
+    if given["is_causal"]:
+        return "its attention is masked"
+    if given["dropout_p"] or given["enable_gqa"]:
+        return "its attention drops keys or shares heads"
+    if query.dim() != 4 or query.shape[-2] != key.shape[-2]:
+        return "it attends to other keys than its own tokens"
+    return None

@@ -1,0 +1,260 @@
+"""Find the denoiser's blocks: the modules in which residual sums happen, chained through their streams.
+
+A block is one call of a numbered child of a module list, or of a module beside them, with at least one residual sum
+in it. Class names are never read.
+
+    Requires   ``capture`` has written module paths
+    Ensures    runs of blocks in graph order; every stream of a block comes from a block before it in
+               the run, but for the first block's
+    Refuses    a list with expensive children but no residual sum, with that as the reason
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from os.path import commonprefix
+
+from torch import fx
+
+from hicache_compile.errors import CannotRewrite
+from hicache_compile.passes.analysis.residuals import Residual, find_residuals, stream_carriers
+from hicache_compile.passes.graph import ops
+from hicache_compile.passes.graph.ancestry import Ancestry, Bits
+
+
+@dataclass(slots=True)
+class Block:
+    """One block: its nodes in graph order, its residual sums, its streams' nodes and where those start.
+
+    ``entries`` are values from outside, or made in the block by something that is no carrier: a projection
+    that merges a long skip, a convolution that changes the resolution.
+    """
+
+    name: str
+    nodes: list[fx.Node]
+    residuals: list[Residual]
+    spine: set[fx.Node] = field(default_factory=set)
+    entries: set[fx.Node] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Blocks chained through their residual streams."""
+
+    blocks: list[Block]
+
+
+class Streams:
+    """Where values come from when followed back through carriers only.
+
+    Args:
+        inside: the nodes followed through; what is outside of them is a root.
+        starts: nodes inside that are roots nevertheless.
+        constants: nodes outside that are none: what enters several blocks unchanged (a position embedding) is
+            added to a stream, it is not one.
+    """
+
+    def __init__(self, inside: set[fx.Node], starts: Iterable[fx.Node] = (), constants: Iterable[fx.Node] = ()) -> None:
+        self.inside = inside - set(starts)
+        self.constants = set(constants)
+        self._roots: dict[fx.Node, frozenset[fx.Node]] = {}
+
+    def roots(self, node: fx.Node) -> frozenset[fx.Node]:
+        """The values that ``node`` carries; empty when it is not on a stream."""
+        if node not in self._roots:
+            self._roots[node] = self._find(node)
+        return self._roots[node]
+
+    def _find(self, node: fx.Node) -> frozenset[fx.Node]:
+        if node not in self.inside:
+            stream = ops.is_tensor(node) and ops.value(node).is_floating_point() and ops.value(node).dim() > 1
+            weight = node.op == "get_attr" or node.meta.get("weight")
+            return frozenset() if not stream or weight or node in self.constants else frozenset({node})
+        return frozenset().union(*(self.roots(carrier) for carrier in stream_carriers(node)))
+
+    def carriers(self, node: fx.Node) -> list[fx.Node]:
+        """The carriers of ``node`` that are on a stream."""
+        return [carrier for carrier in stream_carriers(node) if self.roots(carrier)]
+
+
+def find_runs(captured: fx.GraphModule) -> tuple[list[Run], list[CannotRewrite]]:
+    """The runs of blocks of ``captured``, and the lists of modules without one, with the reason."""
+    ancestry = Ancestry(captured.graph)
+    residuals = find_residuals(captured.graph, ancestry)
+    blocks = _blocks(captured, residuals, ancestry)
+    runs = _chain(blocks, ancestry)
+    idle = [run for run in runs if not _follows_from_a_sample(run, ancestry)]
+    refused = [CannotRewrite(run.blocks[0].name, "it follows from the time alone: cheap, and steep") for run in idle]
+    return [run for run in runs if run not in idle], refused + _misses(captured, blocks)
+
+
+def _blocks(captured: fx.GraphModule, residuals: list[Residual], ancestry: Ancestry) -> list[Block]:
+    """The modules the residual sums happen in, one block for each call, in graph order."""
+    home = {residual: _home(residual) for residual in residuals}
+    units = _units(set(home.values()))
+    of_sum = {residual.node: _unit_of(home[residual], units) for residual in residuals}
+    blocks: dict[tuple[str, int], Block] = {}
+    for node in captured.graph.nodes:
+        unit = of_sum.get(node) or _unit_of(node.meta["path"], units)
+        if unit is not None:
+            called_in = node if node.meta["path"].startswith(unit) else _contribution_of(node, residuals)
+            call = _call_number(called_in, unit)
+            block = blocks.setdefault((unit, call), Block(f"{unit}@{call}" if call else unit, [], []))
+            block.nodes.append(node)
+            block.residuals += [residual for residual in residuals if residual.node is node]
+    found = [block for block in blocks.values() if block.residuals]
+    _follow_streams(found)
+    return sorted(found, key=lambda block: ancestry.index[block.residuals[0].node])
+
+
+def _home(residual: Residual) -> str:
+    """The path of the module the sum happens in; of its contribution where that is the denoiser itself."""
+    return str(residual.node.meta["path"] or _made_in(residual.contribution).meta["path"])
+
+
+def _made_in(node: fx.Node) -> fx.Node:
+    """``node`` or the nearest node before it that ran in a module below the denoiser."""
+    seen: set[fx.Node] = set()
+    queue = [node]
+    for current in queue:
+        if current.meta["path"]:
+            return current
+        queue += [argument for argument in current.all_input_nodes if argument not in seen]
+        seen.update(queue)
+    return node
+
+
+def _contribution_of(node: fx.Node, residuals: list[Residual]) -> fx.Node:
+    return next((_made_in(residual.contribution) for residual in residuals if residual.node is node), node)
+
+
+def _units(homes: set[str]) -> set[str]:
+    """Paths of blocks: up to the first number below what all ``homes`` share; a path without one is a block itself."""
+    split = [home.split(".") for home in homes]
+    shared = len(commonprefix(split)) if len(split) > 1 else 0
+    units = set()
+    for parts in split:
+        number = next((i for i in range(shared, len(parts)) if parts[i].isdigit()), len(parts) - 1)
+        units.add(".".join(parts[: number + 1]))
+    return {unit for unit in units if not any(unit.startswith(f"{other}.") for other in units)}
+
+
+def _unit_of(path: str, units: set[str]) -> str | None:
+    parts = path.split(".")
+    return next((unit for end in range(1, len(parts) + 1) if (unit := ".".join(parts[:end])) in units), None)
+
+
+def _call_number(node: fx.Node, unit: str) -> int:
+    """How often the module ``unit`` had been called before the call ``node`` ran in."""
+    return next((call for path, call in node.meta["calls"] if path == unit), 0)
+
+
+def _follow_streams(blocks: list[Block]) -> None:
+    """Fill in the spine and the entries of ``blocks``."""
+    uses: dict[fx.Node, int] = {}
+    only: list[frozenset[fx.Node]] = []
+    for block in blocks:
+        streams = Streams(set(block.nodes), _bases(block))
+        for root in frozenset().union(*(streams.roots(residual.node) for residual in block.residuals)):
+            uses[root] = uses.get(root, 0) + 1
+        only += [streams.roots(residual.stream) for residual in block.residuals]
+    made_inside = {node for block in blocks for node in block.nodes}
+    constants = {root for root, count in uses.items() if count > 1 and root not in made_inside}
+    constants -= {root for roots in only for root in roots if roots <= constants}  # two towers on one stream
+    for block in blocks:
+        bases = _bases(block)
+        streams = Streams(set(block.nodes), bases, constants)
+        queue = [residual.node for residual in block.residuals]
+        while queue:
+            node = queue.pop()
+            if node not in block.spine and node in streams.inside:
+                block.spine.add(node)
+                stream = next((r.stream for r in block.residuals if r.node is node), None)
+                queue += streams.carriers(node) if stream is None else [stream]
+        block.spine |= bases
+        block.entries = set().union(*(streams.roots(residual.stream) for residual in block.residuals))
+
+
+def _bases(block: Block) -> set[fx.Node]:
+    """Values made in ``block`` by something that is no carrier, from which one of its streams starts."""
+    inside = set(block.nodes)
+    sums = {residual.node: residual.stream for residual in block.residuals}
+    bases: set[fx.Node] = set()
+    seen: set[fx.Node] = set()
+    queue = list(sums.values())
+    while queue:
+        node = queue.pop()
+        if node in seen or node not in inside:
+            continue
+        seen.add(node)
+        carriers = [sums[node]] if node in sums else stream_carriers(node)
+        queue += carriers
+        if not carriers:
+            bases.add(node)
+    return bases
+
+
+def _chain(blocks: list[Block], ancestry: Ancestry) -> list[Run]:
+    """Split blocks, in graph order, into runs: a block goes on with the run that hands it a stream, or else with the
+    newest it follows from; one with a stream that follows from no block before it starts a run."""
+    runs: list[Run] = []
+    inside: list[Bits] = []  # the nodes of each run
+    taken = {node for block in blocks for node in block.nodes}
+    for block in blocks:
+        streams = Streams(set(block.nodes), _bases(block))
+        handed, above = 0, []
+        for residual in block.residuals:
+            sources = {source for root in streams.roots(residual.stream) for source in _sources(root, taken)}
+            main = max(sources, key=lambda source: (_size(source), ancestry.index[source]), default=residual.stream)
+            handed |= ancestry.bit(main)
+            above.append(ancestry.bit(main) | ancestry.above(main))
+        follows = all(any(bits & nodes for nodes in inside) for bits in above)
+        newest_first = list(reversed(range(len(runs))))
+        home = next((i for i in newest_first if handed & inside[i]), None)
+        if home is None:
+            home = next((i for i in newest_first if any(bits & inside[i] for bits in above)), None)
+        if not follows or home is None:
+            runs.append(Run([]))
+            inside.append(0)
+            home = len(runs) - 1
+        runs[home].blocks.append(block)
+        inside[home] |= ancestry.bits(block.nodes)
+    return runs
+
+
+def _follows_from_a_sample(run: Run, ancestry: Ancestry) -> bool:
+    """Whether an input with more than a number a sample goes into ``run``. A tower of modulations has none."""
+    entries = {entry for block in run.blocks for entry in block.entries}
+    above = ancestry.bits(entries) | ancestry.above_all(entries)
+    inputs = [node for node in ancestry.within(above) if node.op == "placeholder" and not node.meta["weight"]]
+    return any(ops.is_tensor(node) and ops.value(node).dim() > 1 for node in inputs)
+
+
+def _sources(root: fx.Node, taken: set[fx.Node]) -> set[fx.Node]:
+    """What ``root`` carries, followed back through joins and sums between the blocks."""
+    carriers = [] if root in taken else stream_carriers(root)
+    return set().union(*(_sources(carrier, taken) for carrier in carriers)) if carriers else {root}
+
+
+def _size(node: fx.Node) -> int:
+    """How many numbers ``node`` holds: of joined streams the larger one is followed."""
+    return math.prod(size if isinstance(size, int) else size.node.hint or 1 for size in ops.value(node).shape)
+
+
+def _misses(captured: fx.GraphModule, blocks: list[Block]) -> list[CannotRewrite]:
+    """The outermost lists of modules with an expensive child and no block."""
+    taken = {node for block in blocks for node in block.nodes}
+    lists: dict[str, str] = {}
+    for node in captured.graph.nodes:
+        parts = node.meta["path"].split(".")
+        number = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+        if number is not None and ops.op(node) in ops.HEAVY and node not in taken:
+            lists.setdefault(".".join(parts[:number]), ".".join(parts[: number + 1]))
+    homes = {".".join(block.name.split(".")[:-1]) for block in blocks}
+    return [
+        CannotRewrite(name, f"no output of {child} is a residual sum of its input")
+        for name, child in lists.items()
+        if name not in homes
+    ]

@@ -1,0 +1,80 @@
+"""The kind of a site, read from what it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import fx
+
+from hicache_compile.passes.graph import ops
+
+
+def kind_of(region: Sequence[fx.Node], streams: set[fx.Node]) -> str:
+    """``joint``, ``self`` or ``cross`` attention by where the keys come from; ``mlp``; ``moe``; else ``blocks``.
+
+    A region with attention and an activation between two linears is ``parallel`` (FLUX's single blocks), one that
+    picks the best of several is ``moe`` (a mixture of experts), and one with several attentions is ``blocks``.
+    """
+    attentions = [node for node in region if ops.op(node) in ops.ATTENTION]
+    activations = [node for node in region if ops.op(node) in ops.ACTIVATIONS and _fed_by_product(node)]
+    if not attentions and any(ops.op(node) == "topk" for node in region):
+        return "moe"
+    if len(attentions) > 1 or len(activations) > 1:
+        return "blocks"
+    if not attentions:
+        return "mlp" if activations else "other"
+    if activations:
+        return "parallel"
+    query, key = _argument(attentions[0], 0, "query"), _argument(attentions[0], 1, "key")
+    inside = set(region)
+    queried, keyed = _reads(query, inside, streams), _reads(key, inside, streams)
+    if not keyed & queried:
+        return "cross-attention"
+    return "joint-attention" if len(keyed) > 1 else "self-attention"
+
+
+def temporal(regions: Sequence[Sequence[fx.Node]]) -> list[bool]:
+    """Which of these regions of self-attention run over time.
+
+    A video's tokens attend within a frame (few frames long the batch) and within a place (many places long): the
+    same number of tokens, cut in two ways. Over time goes the way with the shorter sequences.
+    """
+    cuts = [_batch_and_length(region) for region in regions]
+    return [
+        any(own[0] * own[1] == other[0] * other[1] and own[1] < other[1] for other in cuts if other and own)
+        for own in cuts
+    ]
+
+
+def _batch_and_length(region: Sequence[fx.Node]) -> tuple[int, int] | tuple[()]:
+    attention = next((node for node in region if ops.op(node) == "scaled_dot_product_attention"), None)
+    if attention is None:
+        return ()
+    batch, *_, length, _ = ops.value(_argument(attention, 0, "query")).shape
+    return (batch, length) if isinstance(batch, int) and isinstance(length, int) else ()
+
+
+def _argument(node: fx.Node, position: int, name: str) -> fx.Node:
+    found = node.args[position] if len(node.args) > position else node.kwargs[name]
+    assert isinstance(found, fx.Node)
+    return found
+
+
+def _fed_by_product(node: fx.Node) -> bool:
+    source = node.all_input_nodes[0] if node.all_input_nodes else None
+    while source is not None and ops.op(source) in ops.SELECT | ops.CAST and source.all_input_nodes:
+        source = source.all_input_nodes[0]
+    return source is not None and ops.op(source) == "linear" and ops.value(node).dim() > 2
+
+
+def _reads(node: fx.Node, inside: set[fx.Node], streams: set[fx.Node]) -> set[fx.Node]:
+    """The streams that ``node`` is computed from within the region."""
+    seen: set[fx.Node] = set()
+    queue = [node]
+    while queue:
+        current = queue.pop()
+        if current not in seen:
+            seen.add(current)
+            if current in inside:
+                queue.extend(current.all_input_nodes)
+    return {found for found in seen - inside if found in streams}

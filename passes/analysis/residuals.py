@@ -1,0 +1,113 @@
+"""Find the residual sums: ``y = x + f(x)``, where ``f`` holds a matrix product, a convolution or an attention.
+
+``x`` may come through other sums, joins, slices and casts, so that ``f`` may start from any earlier value of the
+stream; on its way through ``f`` it passes no residual sum of another stream. So a shift that is added in every block is
+no stream, though all later values follow from it. A sum whose operands carry the same value, or each follow from the
+other's stream, or are streams with residual sums both, merges two streams and adds no contribution. Class names, module
+lists and argument names are never read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from hicache_compile.passes.graph import ops
+from hicache_compile.passes.graph.ancestry import Ancestry, Bits
+
+
+@dataclass(frozen=True, slots=True)
+class Residual:
+    """One residual sum: ``node = stream + contribution``."""
+
+    node: fx.Node
+    stream: fx.Node
+    contribution: fx.Node
+
+
+def find_residuals(graph: fx.Graph, ancestry: Ancestry) -> list[Residual]:
+    """The residual sums of ``graph``, in its order."""
+    finder = _Finder(ancestry)
+    for node in graph.nodes:
+        finder.visit(node)
+    return finder.found
+
+
+class _Finder:
+    """Walks a graph in its order and knows the sums found so far."""
+
+    def __init__(self, ancestry: Ancestry) -> None:
+        self.ancestry = ancestry
+        self.found: list[Residual] = []
+        self.sums: Bits = 0
+        self.carried: dict[fx.Node, Bits] = {}  # the node itself and, through carriers, what it was made from
+
+    def visit(self, node: fx.Node) -> None:
+        self.carried[node] = self.ancestry.bit(node)
+        for carrier in stream_carriers(node):
+            self.carried[node] |= self.carried[carrier]
+        a, b = _operands(node)
+        if a is None or b is None or self.carried[a] & self.carried[b]:
+            return
+        forth, back = self._is_made_from(b, a), self._is_made_from(a, b)
+        if forth == back:
+            return
+        residual = Residual(node, a, b) if forth else Residual(node, b, a)
+        if not self.carried[residual.contribution] & self.sums:
+            self.found.append(residual)
+            self.sums |= self.ancestry.bit(node)
+
+    def _is_made_from(self, contribution: fx.Node, stream: fx.Node) -> bool:
+        """Whether a path from ``stream`` or what it carries leads to ``contribution``, with an expensive op and no
+        residual sum of another stream on it."""
+        stream_bits = self.carried[stream]
+        if not stream_bits & self.ancestry.above(contribution):
+            return False
+        seen: set[tuple[fx.Node, bool]] = set()
+        queue = [(contribution, False)]
+        while queue:
+            node, product = queue.pop()
+            bit = self.ancestry.bit(node)
+            if product and bit & stream_bits:
+                return True
+            foreign = bit & self.sums and not self.carried[node] & stream_bits
+            if (node, product) in seen or foreign:
+                continue
+            seen.add((node, product))
+            through = product or ops.op(node) in ops.HEAVY
+            queue += [(argument, through) for argument in self.ancestry.inputs[node]]
+        return False
+
+
+def stream_carriers(node: fx.Node) -> list[fx.Node]:
+    """The carriers of ``node``. Of a sum only the operands of its own shape: a bias carries nothing. Of a selection
+    only a source with as many channels: a part of them (a shift of a modulation, a query) is not the stream."""
+    carriers = ops.carriers(node)
+    if ops.op(node) in ops.ADD:
+        return [c for c in carriers if ops.is_tensor(c) and ops.is_tensor(node) and ops.same_shape(c, node)]
+    if ops.op(node) in ops.SELECT and ops.is_tensor(node):
+        return [c for c in carriers if _channels(c) in (None, _channels(node))]
+    return carriers
+
+
+def _channels(node: fx.Node) -> object:
+    """The last size of ``node``, or of what it splits; None when it has none."""
+    source = node if ops.is_tensor(node) else node.args[0] if node.args else None
+    if not ops.is_tensor(source):
+        return None
+    shape = ops.value(source).shape  # type: ignore[arg-type]  # a node
+    return shape[-1] if len(shape) else None
+
+
+def _operands(node: fx.Node) -> tuple[fx.Node, fx.Node] | tuple[None, None]:
+    """The two values that the sum ``node`` adds, each of its own shape; none when it is no sum of such values."""
+    floating = ops.is_tensor(node) and ops.value(node).is_floating_point() and ops.value(node).dim() > 1
+    scaled = ops.op(node) == "addcmul"  # a + gate * b
+    if not floating or not (scaled or ops.op(node) in ops.ADD):
+        return None, None
+    given = (node.args[0], node.args[2]) if scaled else node.args[:2]
+    operands = [argument for argument in given if isinstance(argument, fx.Node) and ops.is_tensor(argument)]
+    if len(operands) < 2 or not (scaled or all(ops.same_shape(operand, node) for operand in operands)):
+        return None, None
+    return operands[0], operands[1]

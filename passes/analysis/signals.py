@@ -1,0 +1,144 @@
+"""Find what a guard measures, from what the graph computes and never from class names.
+
+Requires   runs of blocks on a working copy of the captured graph
+Raises     HiCacheError where a model has no such value
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+import torch
+from torch import fx
+
+from hicache_compile.errors import HiCacheError
+from hicache_compile.passes.analysis.blocks import Block, Run, Streams
+from hicache_compile.passes.analysis.carried_stream import carry
+from hicache_compile.passes.graph import ops
+from hicache_compile.passes.graph.ancestry import Ancestry
+from hicache_compile.passes.graph.graphs import output_node, placeholders, reachable_from
+from hicache_compile.policy.guards import Signal
+
+_TIME = re.compile(r"(^|_)(timesteps?|sigmas?|time|t)_*$")
+_NOISE = re.compile(r"(^|_)(hidden_states|sample|x|latents?|z)_*$")
+
+
+class Signals:
+    """The signals of a denoiser with ``runs`` of blocks; the first run is measured."""
+
+    def __init__(self, module: fx.GraphModule, runs: list[Run]) -> None:
+        if not runs:
+            raise HiCacheError("a guard measures blocks: the denoiser must have a run of blocks; none was found")
+        self.module = module
+        self.blocks = runs[0].blocks
+        self.ancestry = Ancestry(module.graph)
+        self.inside = {node for run in runs for block in run.blocks for node in block.nodes}
+        given = [node for node in placeholders(module) if not node.meta.get("weight") and "input" in node.meta]
+        self.inputs = [node for node in given if ops.is_tensor(node) and ops.value(node).is_floating_point()]
+
+    def output(self) -> fx.Node:
+        """The denoiser's output: the first tensor it returns."""
+        return next(node for node in output_node(self.module.graph).all_input_nodes if ops.is_tensor(node))
+
+    def noise(self) -> fx.Node:
+        """The noisy input: shaped like the output, or else called like one, or else the first with a sequence."""
+        result = self.output()
+        large = [node for node in self.inputs if ops.value(node).dim() > 2]
+        alike = [node for node in large if ops.same_shape(node, result)]
+        named = [node for node in large if _NOISE.search(node.name)]
+        found = [node for node in alike if node in named] or alike or named or large
+        if not found:
+            raise _missing("the noisy input")
+        return found[0]
+
+    def entry(self) -> fx.Node:
+        """The stream of the noisy input as it enters block 0."""
+        noise = self.noise()
+        entries = [e for e in self.blocks[0].entries if e is noise or self.ancestry.above(e) & self.ancestry.bit(noise)]
+        if not entries:
+            raise _missing("a stream of the noisy input in the first block")
+        return max(entries, key=_numel)
+
+    def modulated(self) -> fx.Node:
+        """What the first matrix product of block 0 that follows from the stream reads of it."""
+        following = reachable_from([self.entry()])
+        for node in self.blocks[0].nodes:
+            if ops.op(node) in ops.HEAVY and node in following:
+                return next(argument for argument in ops.data_inputs(node) if argument in following)
+        raise _missing("a matrix product on the stream in the first block")
+
+    def modulation(self) -> fx.Node:
+        """What the blocks read that follows from the time and from no stream."""
+        times = [node for node in self.inputs if _TIME.search(node.name)]
+        times = times or [node for node in self.inputs if ops.value(node).dim() < 2]
+        streams = reachable_from(entry for block in self.blocks for entry in block.entries)
+        after_time = reachable_from(times) - streams
+        own = set(self.blocks[0].nodes)
+        read = [a for node in self.blocks[0].nodes for a in ops.data_inputs(node) if a not in own]
+        found = [a for a in dict.fromkeys(read) if a in after_time and _is_embedding(a)]
+        if not found:
+            raise _missing("a value that follows from the time in the first block")
+        return max(found, key=_numel)
+
+    def time(self) -> fx.Node:
+        """The embedding of the time that the final layer reads too, and of which the blocks' modulation is made."""
+        projected = self.modulation()
+        above = self.ancestry.within(self.ancestry.above(projected)) | {projected}
+        times = reachable_from(node for node in self.inputs if _TIME.search(node.name)) or above
+        nearest_first = sorted(above & times, key=self.ancestry.index.__getitem__, reverse=True)
+        for node in nearest_first:
+            elsewhere = [user for user in node.users if user not in above and user not in self.inside]
+            if _is_embedding(node) and elsewhere:
+                return node
+        return projected
+
+    def after(self, count: int) -> tuple[fx.Node, fx.Node]:
+        """The stream after the first ``count`` blocks, and the same as it entered block 0."""
+        if count >= len(self.blocks):
+            raise HiCacheError(f"a guard measures {count} blocks: must be fewer than the {len(self.blocks)} in the run")
+        entry = self.entry()
+        stream = [e for e in self.blocks[count].entries if e is entry or self._follows(e, entry)]
+        if not stream:
+            raise _missing(f"a stream of the noisy input in block {count}")
+        return self._residual(max(stream, key=_numel), self.blocks[:count])
+
+    def last(self, count: int) -> tuple[fx.Node, fx.Node]:
+        """The stream after the last block, and the same as it entered the last ``count``."""
+        inside = set(self.blocks[-1].nodes)
+        leaving = [r.node for r in self.blocks[-1].residuals if any(user not in inside for user in r.node.users)]
+        ends = leaving or [residual.node for residual in self.blocks[-1].residuals]
+        return self._residual(max(ends, key=_numel), self.blocks[-count:])
+
+    def _residual(self, node: fx.Node, blocks: list[Block]) -> tuple[fx.Node, fx.Node]:
+        zone = self.ancestry.between(self.ancestry.bits(n for block in blocks for n in block.nodes))
+        start = carry(self.module.graph, node, Streams(zone), blocks)
+        if start is None or not ops.same_shape(start, node):
+            raise _missing(f"a residual over {blocks[0].name}..{blocks[-1].name}")
+        return node, start
+
+    def _follows(self, node: fx.Node, source: fx.Node) -> bool:
+        return bool(self.ancestry.above(node) & self.ancestry.bit(source))
+
+    def find(self, signal: Signal) -> fx.Node:
+        """The node of a signal that is one value."""
+        finders = {
+            Signal.MODULATED: self.modulated,
+            Signal.MODULATION: self.modulation,
+            Signal.TIME: self.time,
+            Signal.INPUT: self.noise,
+        }
+        return finders[signal]()
+
+
+def _missing(what: str) -> HiCacheError:
+    return HiCacheError(f"a guard measures {what}: the denoiser must have one; none was found in its graph")
+
+
+def _is_embedding(node: fx.Node) -> bool:
+    value = ops.value(node)
+    return isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() > 1
+
+
+def _numel(node: fx.Node) -> int:
+    return math.prod(n if isinstance(n, int) else n.node.hint or 1 for n in ops.value(node).shape)

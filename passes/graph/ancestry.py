@@ -1,0 +1,73 @@
+"""Whose numbers are computed from whose in a graph, as bit sets: one bit a node, in graph order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import fx
+
+from hicache_compile.passes.graph import ops
+
+Bits = int
+
+
+class Ancestry:
+    """The ancestors of every node of ``graph``. ``inputs``: the nodes it takes its numbers from directly."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.nodes = list(graph.nodes)
+        self.index = {node: position for position, node in enumerate(self.nodes)}
+        self._above: list[Bits] = []
+        self._writers: dict[fx.Node, list[fx.Node]] = {}  # so far, while the nodes are walked in order
+        self.inputs: dict[fx.Node, list[fx.Node]] = {}
+        for node in self.nodes:
+            above = 0
+            self.inputs[node] = self._numbers_of(node)
+            for argument in self.inputs[node]:
+                position = self.index[argument]
+                above |= self._above[position] | (1 << position)
+            self._above.append(above)
+
+    def _numbers_of(self, node: fx.Node) -> list[fx.Node]:
+        """Where the numbers ``node`` computes with come from: its arguments and what was written into them."""
+        read = ops.data_inputs(node)
+        written = [writer for argument in read for writer in self._writers.get(argument, ())]
+        target = ops.mutated(node)
+        if target is not None:
+            self._writers.setdefault(target, []).append(node)
+        return [*read, *written]
+
+    def bit(self, node: fx.Node) -> Bits:
+        return 1 << self.index[node]
+
+    def bits(self, nodes: Iterable[fx.Node]) -> Bits:
+        found = 0
+        for node in nodes:
+            found |= self.bit(node)
+        return found
+
+    def above(self, node: fx.Node) -> Bits:
+        """The nodes that ``node`` is computed from."""
+        return self._above[self.index[node]]
+
+    def above_all(self, nodes: Iterable[fx.Node]) -> Bits:
+        """The nodes that one of ``nodes`` is computed from."""
+        found = 0
+        for node in nodes:
+            found |= self.above(node)
+        return found
+
+    def within(self, bits: Bits) -> set[fx.Node]:
+        """The nodes in ``bits``."""
+        return {node for node in self.nodes if bits & self.bit(node)}
+
+    def between(self, zone: Bits) -> set[fx.Node]:
+        """``zone`` and every node on a path from it to it."""
+        below = leading = zone
+        for node in self.nodes:
+            if self.above(node) & below:
+                below |= self.bit(node)
+        for node in reversed(self.nodes):
+            if leading & self.bit(node):
+                leading |= self.above(node)
+        return self.within(below & leading)

@@ -1,0 +1,92 @@
+"""FLOPs of a program, counted by torch's own FlopCounterMode on fake tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses import FakeTensorMode
+from torch._subclasses.fake_tensor import DynamicOutputShapeException
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from hicache_compile.passes.graph import ops
+from hicache_compile.passes.graph.graphs import placeholders
+from hicache_compile.passes.graph.shapes import Bindings, concrete
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+# FlopCounterMode knows the attention kernels of GPUs; the CPU's does the same products.
+_CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+
+
+class _Run(fx.Interpreter):
+    """Runs a graph on fake tensors.
+
+    A scalar cannot be read from them: the one seen at capture stands in. Flex attention does not run on them outside
+    of a compiler: it is counted like any other, whatever its mask leaves out.
+    """
+
+    attention_flops = 0
+
+    def __init__(self, program: fx.GraphModule, counter: FlopCounterMode) -> None:
+        super().__init__(program)
+        self.by_node: dict[str, int] = {}
+        self._counter = counter
+
+    @property
+    def flops(self) -> int:
+        return int(self._counter.get_total_flops()) + self.attention_flops
+
+    def run_node(self, n: fx.Node) -> Any:
+        before = self.flops
+        value = self._value_of(n)
+        self.by_node[n.name] = self.flops - before
+        return value
+
+    def _value_of(self, n: fx.Node) -> Any:
+        example = ops.value(n)
+        if isinstance(example, torch.SymFloat):
+            return float(example.node.hint)
+        if n.op == "call_function" and ops.op(n) == "flex_attention":
+            query, key, value = (self.env[argument] for argument in n.args[:3])  # type: ignore[index]  # nodes
+            self.attention_flops += int(sdpa_flop_count(query.shape, key.shape, value.shape))
+            return tuple(torch.empty(e.shape, dtype=e.dtype, device=e.device) for e in example)
+        try:
+            return super().run_node(n)
+        except DynamicOutputShapeException:
+            return _largest(n, self.env)
+
+
+def _largest(node: fx.Node, env: dict[fx.Node, Any]) -> Any:
+    """What an op whose output's size depends on data gives at most."""
+    source = env[node.all_input_nodes[0]]
+    if ops.op(node) == "nonzero":
+        return torch.empty(source.numel(), source.dim(), dtype=torch.int64, device=source.device)
+    mask = env[node.all_input_nodes[-1]]  # source[mask], masked_select(source, mask)
+    return torch.empty(mask.numel(), *source.shape[mask.dim() :], dtype=source.dtype, device=source.device)
+
+
+def count_flops(program: fx.GraphModule, bindings: Bindings) -> int:
+    """FLOPs (two for each multiply-add) of one run of ``program`` at the sizes in ``bindings``."""
+    return sum(flops_by_node(program, bindings).values())
+
+
+def flops_by_node(program: fx.GraphModule, bindings: Bindings) -> dict[str, int]:
+    """The same of each node by name."""
+    with FakeTensorMode(), FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter, torch.no_grad():
+        run = _Run(program, counter)
+        run.run(*(_fake(ops.value(node), bindings) for node in placeholders(program)))
+    return run.by_node
+
+
+def _fake(example: Any, bindings: Bindings) -> Any:
+    """A fresh fake value like ``example``; needs a fake mode around it."""
+    if isinstance(example, torch.Tensor):
+        return torch.empty(concrete(example.shape, bindings), dtype=example.dtype, device=example.device)
+    if isinstance(example, torch.SymInt):
+        return concrete((example,), bindings)[0]
+    return example

@@ -1,0 +1,91 @@
+"""Small tools every pass uses: copying a graph, dropping what is dead, printing it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import fx
+from torch._subclasses import FakeTensor, FakeTensorMode
+
+from hicache_compile.passes.graph import ops
+
+
+def copy_node(graph: fx.Graph, node: fx.Node, arg_of: Callable[[fx.Node], fx.Node]) -> fx.Node:
+    """Copy ``node`` with its metadata, and the mark by which AOTAutograd knows a Dynamo input."""
+    new = graph.node_copy(node, arg_of)
+    if hasattr(node, "_dynamo_source"):
+        new._dynamo_source = node._dynamo_source
+    return new
+
+
+def module_of(
+    graph: fx.Graph, origin: fx.GraphModule, attributes: dict[str, fx.GraphModule] | None = None
+) -> fx.GraphModule:
+    """A GraphModule of ``graph`` with the attributes of ``origin`` (or those given), checked and recompiled."""
+    graph.lint()
+    module = fx.GraphModule(attributes or origin, graph)
+    # Note [Dynamo marks] AOTAutograd reads parameters' addresses as fixed only on a module that says it came
+    # from Dynamo; with these two marks every placeholder needs a `_dynamo_source`, None on the ones we add.
+    module.meta.update(origin.meta)
+    module._param_name_to_source = {}  # type: ignore[assignment]  # read by AOTAutograd
+    return module
+
+
+def copy_graph(origin: fx.GraphModule) -> tuple[fx.GraphModule, dict[fx.Node, fx.Node]]:
+    """A copy of ``origin`` (the incoming graph stays the oracle) and the map from its nodes to the new ones."""
+    graph = fx.Graph()
+    env: dict[fx.Node, fx.Node] = {}
+    for node in origin.graph.nodes:
+        env[node] = copy_node(graph, node, env.__getitem__)
+    return module_of(graph, origin), env
+
+
+def fake_mode_of(value: torch.Tensor) -> FakeTensorMode:
+    """The mode of a value Dynamo recorded. (The ambient one, while a backend runs, is another.)"""
+    assert isinstance(value, FakeTensor)
+    return value.fake_mode
+
+
+def drop_dead_code(graph: fx.Graph) -> int:
+    """Remove every pure node nobody reads; placeholders stay. Returns how many were removed."""
+    removed = 0
+    for node in reversed(graph.nodes):
+        if not node.users and ops.is_pure(node):
+            graph.erase_node(node)
+            removed += 1
+    return removed
+
+
+def placeholders(module: fx.GraphModule) -> list[fx.Node]:
+    return module.graph.find_nodes(op="placeholder")
+
+
+def memory_input(graph: fx.Graph, name: str, state: str, example: torch.Tensor) -> fx.Node:
+    """A new input ``state`` of ``graph`` that lasts from step to step, with the others before the rings."""
+    inputs = graph.find_nodes(op="placeholder")
+    rings = [node for node in inputs if node.meta.get("state") == "anchors"]
+    with graph.inserting_before(rings[0]) if rings else graph.inserting_after(inputs[-1]):
+        node = graph.placeholder(name)
+    node.meta = {"path": "", "calls": (), "example_value": example, "state": state}
+    node.meta["tensor_dict"] = {"_dynamo_static_input_type": "unguarded"}
+    node._dynamo_source = None  # see Note [Dynamo marks]
+    return node
+
+
+def output_node(graph: fx.Graph) -> fx.Node:
+    return next(iter(reversed(graph.nodes)))
+
+
+def reachable_from(roots: Iterable[fx.Node]) -> set[fx.Node]:
+    """Every node whose numbers are computed from one of ``roots``, the roots included."""
+    seen: set[fx.Node] = set()
+    queue = list(roots)
+    while queue:
+        node = queue.pop()
+        if node not in seen:
+            seen.add(node)
+            queue.extend(user for user in node.users if node in ops.data_inputs(user))
+            target = ops.mutated(node)
+            queue.extend(target.users if target is not None else ())
+    return seen

@@ -1,0 +1,50 @@
+"""Symbolic sizes of a dynamic graph, made concrete by the inputs of a call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from hicache_compile.passes.graph import ops
+
+Bindings = dict[Any, int]
+
+
+def is_dynamic(example: Any) -> bool:
+    """Whether an input of the graph is a symbolic size or has one."""
+    if isinstance(example, torch.Tensor):
+        return any(isinstance(size, torch.SymInt) for size in example.shape)
+    return isinstance(example, torch.SymInt)
+
+
+def bind_symbols(inputs: Sequence[fx.Node], actual: Sequence[Any]) -> Bindings:
+    """Symbol -> value, read off the sizes the graph was captured with and those of ``actual``."""
+    bindings: Bindings = {}
+    for node, given in zip(inputs, actual, strict=True):
+        example = ops.value(node)
+        if isinstance(example, torch.SymInt):
+            _bind(bindings, example, given)
+        elif isinstance(example, torch.Tensor):
+            for size, real in zip(example.shape, given.shape, strict=True):
+                if isinstance(size, torch.SymInt):
+                    _bind(bindings, size, real)
+    return bindings
+
+
+def concrete(shape: Sequence[int | torch.SymInt], bindings: Bindings) -> tuple[int, ...]:
+    """``shape`` as plain integers; a symbol without a binding has the value it was captured with."""
+    return tuple(_whole(size, bindings) if isinstance(size, torch.SymInt) else size for size in shape)
+
+
+def _whole(size: torch.SymInt, bindings: Bindings) -> int:
+    bound = size.node.expr.subs(bindings)
+    return int(size.node.hint) if bound.free_symbols else int(bound)
+
+
+def _bind(bindings: Bindings, size: torch.SymInt, real: int) -> None:
+    expression = size.node.expr
+    if expression.is_Symbol:
+        bindings[expression] = int(real)

@@ -1,0 +1,61 @@
+"""Slices along one dimension, and the parts of joins they take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from hicache_compile.passes.graph import ops
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    dim: int
+    start: Any
+    stop: Any
+
+
+def part_of_join(node: fx.Node, source: fx.Node) -> fx.Node | None:
+    """The part of the join ``source`` that the slice ``node`` takes, when it takes exactly one."""
+    taken = range_of(node)
+    if taken is None or ops.op(source) not in ops.JOIN:
+        return None
+    dim = source.kwargs.get("dim", source.args[1] if len(source.args) > 1 else 0)
+    parts = source.args[0]
+    if not isinstance(dim, int) or dim % ops.value(source).dim() != taken.dim:
+        return None
+    offset: Any = 0
+    for part in parts:  # type: ignore[union-attr]  # a list of nodes
+        assert isinstance(part, fx.Node)
+        end = offset + ops.value(part).shape[taken.dim]
+        if statically_known_true(offset == taken.start) and statically_known_true(end == taken.stop):
+            return part
+        offset = end
+    return None
+
+
+def range_of(node: fx.Node) -> Range | None:
+    """``x[:, a:b]`` as (dim, a, b) when ``node`` is such a slice along one dimension."""
+    if ops.op(node) != "getitem" or not isinstance(node.args[1], tuple) or not ops.is_tensor(node.args[0]):
+        return None
+    whole = slice(None, None, None)
+    if not all(isinstance(part, slice) for part in node.args[1]):
+        return None
+    cut = [(dim, part) for dim, part in enumerate(node.args[1]) if part != whole]
+    if len(cut) != 1 or cut[0][1].step not in (None, 1):
+        return None
+    dim, part = cut[0]
+    assert isinstance(part, slice)
+    assert isinstance(node.args[0], fx.Node)
+    size = ops.value(node.args[0]).shape[dim]
+    start, stop = (ops.value(e) if isinstance(e, fx.Node) else e for e in (part.start, part.stop))
+    start = 0 if start is None else start
+    stop = size if stop is None else stop
+    if statically_known_true(start < 0):
+        start = size + start
+    if statically_known_true(stop < 0):
+        stop = size + stop
+    return Range(dim, start, stop)

@@ -1,0 +1,59 @@
+"""captured: a copy of Dynamo's graph, out of place where that is safe, with module paths on its nodes.
+
+Requires   a GraphModule handed to a Dynamo backend
+Ensures    every computing node has ``meta["path"]``: the dotted path of the module it ran in, from
+           the denoiser's root, and ``meta["calls"]``: the same of the modules around it, with the number
+           of the call; every placeholder has ``meta["input"]``, its position, and
+           ``meta["weight"]``: whether it is a parameter or buffer of the denoiser
+"""
+
+from __future__ import annotations
+
+import re
+
+from torch import fx
+
+from hicache_compile.passes.graph.graphs import copy_graph, drop_dead_code, placeholders
+from hicache_compile.passes.transforms.functionalise import functionalise
+
+_ROOT = re.compile(r"^L\['\w+'\]|^L\[\"\w+\"\]")
+_DICT_ITEM = re.compile(r"\.__dict__\['_modules'\]\['(\w+)'\]|\._modules\['(\w+)'\]|\['?(\w+)'?\]")
+
+
+def module_calls(node: fx.Node) -> tuple[tuple[str, int], ...]:
+    """The modules ``node`` ran in, outermost first: dotted path, and how often it had been called before.
+
+    The keys of the stack are ids, of which only the number of the call is read: ``...@2`` is the third.
+    """
+    stack = node.meta.get("nn_module_stack") or {}
+    return tuple((_dotted(path), int(f"{key}@0".split("@")[1])) for key, (path, _) in stack.items())
+
+
+def _dotted(path: str) -> str:
+    path = _ROOT.sub("", path)
+    return _DICT_ITEM.sub(lambda found: "." + next(filter(None, found.groups())), path).strip(".")
+
+
+def _is_weight(node: fx.Node) -> bool:
+    source = getattr(node, "_dynamo_source", None)
+    while source is not None:
+        if "ParamBuffer" in type(source).__name__:
+            return True
+        source = getattr(source, "base", None)
+    return False
+
+
+def capture(dynamo_graph: fx.GraphModule) -> fx.GraphModule:
+    """The captured graph of ``dynamo_graph``, which is left as it is."""
+    captured, _ = copy_graph(dynamo_graph)
+    functionalise(captured.graph)
+    drop_dead_code(captured.graph)
+    for position, node in enumerate(placeholders(captured)):
+        # Placeholders carry the stack of their first user, which says nothing about them.
+        node.meta["input"] = position
+        node.meta["weight"] = _is_weight(node)
+    for node in captured.graph.nodes:
+        node.meta["calls"] = () if node.op == "placeholder" else module_calls(node)
+        node.meta["path"] = node.meta["calls"][-1][0] if node.meta["calls"] else ""
+    captured.recompile()
+    return captured

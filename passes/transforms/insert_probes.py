@@ -1,0 +1,156 @@
+"""probed: what the guards measure is computed in the graph and written into memory that lasts from step to step.
+
+before   m = modulated(x, t);  y = blocks(m, ...)
+after    m = modulated(x, t);  keep(measured_0, change(m, before_0));  keep(before_0, m);  y = blocks(m, ...)
+
+Requires   runs of blocks on a working copy of the captured graph
+Ensures    the denoiser's own outputs are untouched; new inputs ``memory:...``; every write has
+           ``meta["probe"]``: ``every`` step, or only ``computed`` ones, and ``meta["stage"]``: its guard
+Raises     HiCacheError where the denoiser has no such signal
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from hicache_compile.operators import measurements as measure
+from hicache_compile.passes.analysis.blocks import Run
+from hicache_compile.passes.analysis.signals import Signals
+from hicache_compile.passes.graph import ops
+from hicache_compile.passes.graph.graphs import fake_mode_of, memory_input
+from hicache_compile.policy.guards import Measure, Probe, Signal
+
+
+def insert_probes(module: fx.GraphModule, runs: list[Run], probes: Sequence[Probe]) -> dict[int, fx.Node]:
+    """Write ``probes`` into ``module``; returns what a forecast is verified against, by the number of its guard."""
+    if not probes or not runs:
+        return {}
+    signals = Signals(module, runs)
+    verified = {}
+    for stage, probe in enumerate(probes):
+        writer = ProbeWriter(module.graph, stage)
+        if probe.measure is Measure.VERIFY:
+            verified[stage] = writer.value(torch.sub, *signals.last(probe.blocks))
+        elif probe.signal is not Signal.SITES:
+            _WRITERS[probe.measure](writer, probe, signals)
+    return verified
+
+
+class ProbeWriter:
+    """Adds the nodes of one guard's probe to a graph, each as early as it can run."""
+
+    def __init__(self, graph: fx.Graph, stage: int) -> None:
+        self.graph = graph
+        self.stage = stage
+
+    def value(self, function: Callable[..., Any], *args: Any) -> fx.Node:
+        """A call of ``function``."""
+        with self.graph.inserting_after(self._latest(args)):
+            node = self.graph.call_function(function, args)
+        examples = fx.node.map_arg(args, ops.value)
+        with fake_mode_of(next(value for value in examples if isinstance(value, torch.Tensor))), torch.no_grad():
+            node.meta = {"path": "", "calls": (), "probe": "value", "example_value": function(*examples)}
+        return node
+
+    def memory(self, name: str, like: fx.Node) -> fx.Node:
+        """An input that lasts from step to step, made zero at the start of a run, of the form of ``like``."""
+        example = ops.value(like)
+        with fake_mode_of(example):
+            made = torch.empty(example.shape, dtype=example.dtype, device=example.device)
+        return memory_input(self.graph, f"{name}_{self.stage}", f"memory:{name}_{self.stage}", made)
+
+    def keep(self, memory: fx.Node, value: fx.Node, when: str, after: fx.Node | None = None) -> fx.Node:
+        """Write ``value`` into ``memory``, in ``every`` step or where it is ``computed``; not before ``after``."""
+        with self.graph.inserting_after(self._latest([memory, value, *([after] if after else [])])):
+            node = self.graph.call_function(measure.keep, (memory, value))
+        node.meta = {"path": "", "calls": (), "side_effect": True, "probe": when, "stage": self.stage}
+        return node
+
+    def measured(self, function: Callable[..., Any], *args: fx.Node, when: str = "every") -> fx.Node:
+        """Measure: the value of ``function`` goes where the host reads it. Returns the node that wrote it."""
+        found = self.value(function, *args)
+        return self.keep(self.memory("measured", found), found, when)
+
+    def _latest(self, args: Sequence[Any]) -> fx.Node:
+        """The last of ``args`` in the graph; the last of the inputs where they are inputs."""
+        given = {argument for argument in args if isinstance(argument, fx.Node)}
+        given.add(self.graph.find_nodes(op="placeholder")[-1])
+        return next(node for node in reversed(self.graph.nodes) if node in given)
+
+
+def _signal(writer: ProbeWriter, probe: Probe, signals: Signals, blocks: int) -> fx.Node:
+    if probe.signal is Signal.RESIDUAL:
+        return writer.value(torch.sub, *signals.after(blocks))
+    return signals.find(probe.signal)
+
+
+def _change(writer: ProbeWriter, probe: Probe, signals: Signals) -> None:
+    signal = _signal(writer, probe, signals, probe.blocks)
+    if probe.downsample > 1:
+        signal = writer.value(_every, signal, probe.downsample)
+    before = writer.memory("before", signal)
+    read = writer.measured(measure.change, signal, before)
+    writer.keep(before, signal, "every" if probe.every_step else "computed", after=read)
+
+
+def _rate(writer: ProbeWriter, probe: Probe, signals: Signals) -> None:
+    x, y = signals.noise(), signals.output()
+    x_before, x_computed = writer.memory("x_before", x), writer.memory("x_computed", x)
+    y_computed = writer.memory("y_computed", y)
+    now = writer.value(measure.rate_factor, y, y_computed, x, x_computed)
+    size = writer.value(measure.size, y)
+    factor, output_size = writer.memory("factor", now), writer.memory("output_size", size)
+    read = writer.measured(measure.rate, x, x_before, factor, output_size)
+    writer.keep(x_before, x, "every", after=read)
+    for memory, value in ((factor, now), (output_size, size)):
+        writer.keep(memory, value, "computed")
+    for memory, value in ((x_computed, x), (y_computed, y)):
+        writer.keep(memory, value, "computed", after=now)
+
+
+def _probed(writer: ProbeWriter, probe: Probe, signals: Signals) -> None:
+    end, start = signals.after(probe.blocks)
+    residual = writer.value(torch.sub, end, start)
+    before = writer.memory("before", end)
+    # The last two in one memory: as two, one copied from the other, Inductor writes the newer before it is read.
+    pair = writer.memory("residuals", writer.value(measure.shifted, residual, residual))
+    newer, older = writer.value(measure.newer, pair), writer.value(measure.older, pair)
+    if probe.measure is Measure.END:
+        read = writer.measured(measure.end, end, before, residual, newer, older)
+    else:
+        start_before = writer.memory("start_before", start)
+        read = writer.measured(measure.excess, end, before, start, start_before, residual, newer, older)
+        writer.keep(start_before, start, "every", after=read)
+    writer.keep(before, end, "every", after=read)
+    writer.keep(pair, writer.value(measure.shifted, residual, newer), "computed", after=read)
+
+
+def _observe(writer: ProbeWriter, probe: Probe, signals: Signals) -> None:
+    end, start = signals.last(len(signals.blocks))
+    residual = writer.value(torch.sub, end, start)
+    looked_into = [signals.after(count)[0] for count in range(1, min(probe.blocks, len(signals.blocks) - 1) + 1)]
+    watched = [_signal(writer, probe, signals, 1), end, residual, *looked_into]
+    before = [writer.memory(f"before_{number}", value) for number, value in enumerate(watched)]
+    measures = [measure.change, measure.change, measure.magnitude, *(measure.change for _ in looked_into)]
+    made = [writer.value(*each) for each in zip(measures, watched, before, strict=True)]
+    read = writer.measured(measure.together, *made)
+    for memory, value in zip(before, watched, strict=True):
+        writer.keep(memory, value, "every", after=read)
+
+
+_WRITERS = {
+    Measure.CHANGE: _change,
+    Measure.RATE: _rate,
+    Measure.END: _probed,
+    Measure.EXCESS: _probed,
+    Measure.OBSERVE: _observe,
+}
+
+
+def _every(value: torch.Tensor, step: int) -> torch.Tensor:
+    """Every ``step``-th channel."""
+    return value[..., ::step]

@@ -1,0 +1,93 @@
+"""Push slices towards their source in a forecast program, so that rows nobody reads are not forecast.
+
+    before   s = add(cat([txt, img]), mul(gate, forecast(anchors, w)));  img2 = s[:, 512:]
+    after    img2 = add(img, mul(gate, forecast(anchors, w)[:, 512:]))
+
+FLUX's single blocks join text and image; once attention is gone, only the image rows reach the output.
+The text slots then die, and the others shrink to the rows that are read (``windows``).
+
+    Requires   a forecast program
+    Ensures    the same value for every output; no slice of a sum that has no other reader
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from hicache_compile.operators.anchors import forecast
+from hicache_compile.passes.graph import ops
+from hicache_compile.passes.graph.graphs import drop_dead_code, reachable_from
+from hicache_compile.passes.graph.slices import part_of_join, range_of
+
+POINTWISE = ops.ADD | ops.MUL | ops.DIV | {"to", "float", "half", "bfloat16", "type_as", "clip", "clamp"}
+Window = tuple[Any, ...]
+
+
+def narrow(program: fx.GraphModule, whole: Iterable[int] = (), staged: bool = False) -> dict[int, Window]:
+    """Narrow ``program`` in place; returns slot -> the only window of it that is read, where there is one.
+
+    ``whole``: the slots that are kept whole, whatever is read of them here. ``staged``: only what follows from a
+    forecast is narrowed.
+    """
+    graph = program.graph
+    changed = True
+    while changed:
+        drop_dead_code(graph)
+        nodes = list(graph.nodes)
+        if staged:
+            following = reachable_from(node for node in nodes if node.target is forecast)
+            nodes = [node for node in nodes if node in following]
+        changed = sum(_push(graph, node) for node in nodes) > 0
+    windows = {}
+    for node in list(graph.nodes):
+        readers = list(node.users)
+        if node.target is forecast and len(readers) == 1 and range_of(readers[0]) is not None:
+            anchors = node.args[0]
+            assert isinstance(anchors, fx.Node)
+            window = readers[0].args[1]
+            plain = all(isinstance(part, slice) and not _symbolic(part) for part in window)
+            if plain and anchors.meta["slot"] not in whole:
+                windows[anchors.meta["slot"]] = window
+                readers[0].replace_all_uses_with(node)
+                node.meta["example_value"] = ops.value(readers[0])
+                graph.erase_node(readers[0])
+    program.recompile()
+    return windows
+
+
+def _push(graph: fx.Graph, node: fx.Node) -> bool:
+    """Move the slice ``node`` above its source, when nothing else reads the source."""
+    taken = range_of(node)
+    if taken is None or not node.users:
+        return False
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    part = part_of_join(node, source)
+    if part is not None:
+        node.replace_all_uses_with(part)
+        return True
+    if ops.op(source) not in POINTWISE or len(source.users) != 1:
+        return False
+    operands = [argument for argument in source.args if isinstance(argument, fx.Node)]
+    rank = ops.value(source).dim()
+    if not operands or not all(ops.is_tensor(a) and ops.value(a).dim() == rank for a in operands):
+        return False
+    sliced: dict[fx.Node, fx.Node] = {}
+    with graph.inserting_before(node):
+        for operand in operands:
+            if statically_known_true(ops.value(operand).shape[taken.dim] == ops.value(source).shape[taken.dim]):
+                sliced[operand] = graph.node_copy(node, lambda a, o=operand: o if a is source else a)  # type: ignore[misc]
+                index = fx.node.map_arg(node.args[1], ops.value)
+                sliced[operand].meta["example_value"] = ops.value(operand)[index]
+        moved = graph.node_copy(source, lambda argument: sliced.get(argument, argument))
+    moved.meta["example_value"] = ops.value(node)
+    node.replace_all_uses_with(moved)
+    return True
+
+
+def _symbolic(part: slice) -> bool:
+    return isinstance(part.start, fx.Node) or isinstance(part.stop, fx.Node)

@@ -1,0 +1,239 @@
+"""specialised: one straight-line program per choice, made by inlining one branch and deleting what is dead.
+
+full         every site inlined; ``remember(anchors, position, slot)`` for each slot a forecast reads
+forecast     every site replaced by ``forecast(anchors, weights)``; no site's operands are computed
+forecast_G   the sites of the groups ``G`` replaced, the others inlined
+plain        every site inlined and nothing remembered: the denoiser as it was captured
+
+Requires   a guarded graph
+Ensures    no guarded call is left; placeholders nobody reads are gone and the others keep
+           ``meta["input"]`` (position among the denoiser's inputs) or ``meta["state"]``;
+           ``full`` writes exactly the rings forecasts read; what a guard measures is in the programs of the steps it
+           measures, and in no plain one
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable
+from enum import StrEnum
+
+import torch
+from torch import fx
+
+from hicache_compile.operators.anchors import forecast, full_or_forecast, remember
+from hicache_compile.passes.graph import ops
+from hicache_compile.passes.graph.graphs import copy_node, drop_dead_code, module_of, placeholders
+from hicache_compile.passes.transforms.guard import new_ring
+from hicache_compile.passes.transforms.narrow_linears import narrow_rows
+from hicache_compile.passes.transforms.narrow_slices import Window, narrow
+
+
+class Choice(StrEnum):
+    """What a step does. A step that forecasts some groups only has a name from ``partial``."""
+
+    FULL = "full"
+    FORECAST = "forecast"
+    PLAIN = "plain"
+    EITHER = "either"  # one program for both, under the cond backends
+
+
+def partial(groups: Iterable[str]) -> str:
+    """The name of the choice to forecast ``groups`` and to compute the others."""
+    return "_".join((Choice.FORECAST, "+".join(sorted(groups))))
+
+
+class Specialiser:
+    """Makes the straight-line programs of ``guarded``.
+
+    Args:
+        apart: the groups are decided each for itself (``PerKind``), so that a slot may be read at any time: each is
+            kept whole, and remembered wherever it is computed. Otherwise guards skip from a block on, and only steps
+            that are computed in full are remembered.
+    """
+
+    def __init__(self, guarded: fx.GraphModule, apart: bool = False) -> None:
+        self.guarded = guarded
+        self.apart = apart
+        calls = [node for node in guarded.graph.nodes if node.target is full_or_forecast]
+        self.groups = list(dict.fromkeys(call.meta["group"] for call in calls))
+        slots = {ring.meta["slot"] for call in calls for ring in call.args[4]}
+        self.read: set[int] = slots if apart else set()
+        self.windows: dict[int, Window] = {}
+
+    def programs(self, staged: bool = False) -> dict[str, fx.GraphModule]:
+        """The programs every policy needs, by choice; with several groups in a row, also those from each on.
+
+        ``staged``: they will be cut where guards decide, so what runs before a decision has to stay alike.
+        """
+        rows = [self.groups[start:] for start in range(max(1, len(self.groups)))]
+        wanted = {Choice.FORECAST: self.groups} if self.apart else {self.name(row): row for row in rows}
+        forecasts = {name: self._inlined(groups) for name, groups in wanted.items()}
+        whole = set(self.read) if self.apart else self._read_differently(forecasts, staged)
+        for program in forecasts.values():
+            self.windows |= narrow(program, whole, staged)
+            if not staged:
+                narrow_rows(program)
+            _drop_unused_inputs(program)
+            rings = [node for node in placeholders(program) if node.meta.get("state") == "anchors"]
+            self.read |= {node.meta["slot"] for node in rings}
+        programs = {Choice.FULL: self._inlined(()), **forecasts, Choice.PLAIN: self._plain()}
+        return {str(name): self._finished(program) for name, program in programs.items()}
+
+    def program(self, groups: Iterable[str]) -> fx.GraphModule:
+        """The program that forecasts ``groups``, of groups that are decided apart."""
+        program = self._inlined(groups)
+        narrow(program, self.read)
+        narrow_rows(program)
+        return self._finished(program)
+
+    def name(self, groups: Iterable[str]) -> str:
+        """The choice to forecast ``groups``."""
+        chosen = set(groups)
+        return Choice.FORECAST if chosen == set(self.groups) else partial(chosen) if chosen else Choice.FULL
+
+    def _read_differently(self, forecasts: dict[str, fx.GraphModule], staged: bool) -> set[int]:
+        """The slots of which not all of ``forecasts`` read the same window."""
+        if len(forecasts) == 1:
+            return set()
+        seen: dict[int, set[str]] = {}
+        for name in forecasts:
+            scratch = self._inlined(self.groups if name == Choice.FORECAST else name.partition("_")[2].split("+"))
+            windows = narrow(scratch, (), staged)
+            drop_dead_code(scratch.graph)
+            for node in scratch.graph.nodes:
+                if node.target is forecast:
+                    slot = node.args[0].meta["slot"]
+                    seen.setdefault(slot, set()).add(str(windows.get(slot)))
+        return {slot for slot, windows in seen.items() if len(windows) > 1}
+
+    def _inlined(self, groups: Iterable[str]) -> fx.GraphModule:
+        chosen = set(groups)
+
+        def site(graph: fx.Graph, call: fx.Node, env: dict[fx.Node, fx.Node]) -> list[fx.Node]:
+            if call.meta["group"] in chosen:
+                return _forecast_site(graph, call, env)
+            outputs = _inline_full(graph, call, env)
+            if self.apart or not chosen:
+                _remember(graph, call, env, outputs, self.read, self.windows)
+            return outputs
+
+        measured = ("value", "every", "forecast") if chosen else ("value", "every", "computed")
+        return _inline(self.guarded, site, measured)
+
+    def _plain(self) -> fx.GraphModule:
+        return _inline(self.guarded, _inline_full, ())
+
+    def _finished(self, program: fx.GraphModule) -> fx.GraphModule:
+        drop_dead_code(program.graph)
+        _drop_unused_inputs(program)
+        _resize_rings(program, self.windows)
+        _number_rows(program, sorted(self.read))
+        program.recompile()
+        return program
+
+
+Inliner = Callable[[fx.Graph, fx.Node, dict[fx.Node, fx.Node]], list[fx.Node]]
+
+
+def _inline(guarded: fx.GraphModule, site: Inliner, measured: tuple[str, ...]) -> fx.GraphModule:
+    """Copy ``guarded`` with each guarded call replaced by what ``site`` writes for it, and of what the guards measure
+    only what is ``measured`` in such steps."""
+    graph = fx.Graph()
+    env: dict[fx.Node, fx.Node] = {}
+    outputs: dict[fx.Node, list[fx.Node]] = {}
+    own = [node for node in guarded.graph.nodes if node.op != "placeholder"]
+    for node in [*sorted(placeholders(guarded), key=_place), *own]:
+        if node.meta.get("probe", "value") not in ("value", *measured):
+            continue
+        if node.target is full_or_forecast:
+            outputs[node] = site(graph, node, env)
+        elif node.args and node.args[0] in outputs:
+            env[node] = outputs[node.args[0]][node.args[1]]
+        elif not (node.op == "get_attr" and all(user.target is full_or_forecast for user in node.users)):
+            env[node] = copy_node(graph, node, env.__getitem__)
+    return module_of(graph, guarded)
+
+
+def _place(node: fx.Node) -> int:
+    """The denoiser's own inputs come first, the rings last."""
+    return 0 if "input" in node.meta else 2 if node.meta["state"] == "anchors" else 1
+
+
+def _inline_full(graph: fx.Graph, call: fx.Node, env: dict[fx.Node, fx.Node]) -> list[fx.Node]:
+    owner = call.graph.owning_module
+    full = owner.get_submodule(str(call.args[0].target))  # type: ignore[union-attr]  # a get_attr of the submodule
+    assert isinstance(full, fx.GraphModule)
+    inner = dict(zip(placeholders(full), (env[a] for a in call.args[2]), strict=True))  # type: ignore[union-attr,index]
+    for node in full.graph.nodes:
+        if node.op == "output":
+            return [inner[slot] for slot in node.args[0]]
+        if node.op != "placeholder":
+            inner[node] = copy_node(graph, node, inner.__getitem__)
+    raise AssertionError("a graph ends with its output")
+
+
+def _forecast_site(graph: fx.Graph, call: fx.Node, env: dict[fx.Node, fx.Node]) -> list[fx.Node]:
+    _, _, _, carried, rings, _, weights = call.args
+    outputs = []
+    dtypes = call.kwargs.get("dtypes") or [None] * len(rings)  # type: ignore[arg-type]  # a list of nodes
+    rows = [weights] * len(rings) if isinstance(weights, fx.Node) else weights  # type: ignore[arg-type]  # a list
+    for stream, ring, row, dtype in zip(carried, rings, rows, dtypes, strict=True):  # type: ignore[arg-type]  # lists
+        kept_otherwise = (dtype,) if dtype is not None else ()
+        node = graph.call_function(forecast, (env[ring], env[row], *kept_otherwise))
+        node.meta = {"path": call.meta["site"], "example_value": ops.value(ring)[0].to(dtype or ops.value(ring).dtype)}
+        if stream is not None:
+            total = graph.call_function(torch.add, (env[stream], node))
+            total.meta = dict(node.meta)
+            node = total
+        outputs.append(node)
+    return outputs
+
+
+def _remember(
+    graph: fx.Graph,
+    call: fx.Node,
+    env: dict[fx.Node, fx.Node],
+    outputs: list[fx.Node],
+    read: set[int],
+    windows: dict[int, Window],
+) -> None:
+    _, _, _, carried, rings, position, _ = call.args
+    for output, stream, ring in zip(outputs, carried, rings, strict=True):  # type: ignore[arg-type]  # lists of nodes
+        slot = ring.meta["slot"]
+        if slot not in read:
+            continue
+        value = output
+        if stream is not None:
+            value = graph.call_function(torch.sub, (output, env[stream]))
+            value.meta = {"path": call.meta["site"], "example_value": ops.value(output)}
+        if slot in windows:
+            window = graph.call_function(operator.getitem, (value, windows[slot]))
+            window.meta = {"path": call.meta["site"], "example_value": ops.value(value)[windows[slot]]}
+            value = window
+        write = graph.call_function(remember, (env[ring], env[position], value))  # type: ignore[index]  # nodes
+        write.meta = {"path": call.meta["site"], "side_effect": True}
+
+
+def _drop_unused_inputs(program: fx.GraphModule) -> None:
+    for node in placeholders(program):
+        if not node.users:
+            program.graph.erase_node(node)
+
+
+def _number_rows(program: fx.GraphModule, read: list[int]) -> None:
+    """Where each slot has weights of its own: one row for each slot that is read, in the order of their rings."""
+    for node in placeholders(program):
+        if node.meta.get("state") == "weights" and ops.value(node).dim() == 2:
+            for row in list(node.users):
+                row.args = (node, read.index(row.args[1]))  # type: ignore[arg-type]  # the number of a slot
+            node.meta = {**node.meta, "example_value": ops.value(node)[: len(read)]}
+
+
+def _resize_rings(program: fx.GraphModule, windows: dict[int, Window]) -> None:
+    """A slot of which only a window is read needs a ring of that window only."""
+    for node in placeholders(program):
+        slot = node.meta.get("slot")
+        if slot in windows:
+            ring = ops.value(node)
+            node.meta = {**node.meta, "example_value": new_ring(ring[0][windows[slot]], ring.shape[0])}

@@ -1,0 +1,186 @@
+"""split: programs cut where a guard decides, so that the host can look at what was measured before it goes on.
+
+before   full:     m = f(x);  keep(measured_0, change(m, before_0));  keep(before_0, m);  y = g(m, h(x))
+         forecast: y = x + forecast(anchors, w)
+after    probe:    m = f(x);  keep(measured_0, ...);  keep(before_0, m);  return m
+         full:     y = g(m, h(x))                 with m an input
+         forecast: as it was: it reads nothing the probe made
+
+Requires   programs of one guarded graph, with probes that are measured before a decision
+Ensures    a probe and the rest of a program together do what the program did, each op once; what goes from one to the
+           other is a tensor, an output of the probe and an input ``value:N`` of the rest
+Raises     HiCacheError where something writes in place to what a probe reads
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import fx
+
+from hicache_compile.errors import HiCacheError
+from hicache_compile.passes.graph import ops
+from hicache_compile.passes.graph.graphs import copy_node, drop_dead_code, module_of, placeholders
+from hicache_compile.passes.graph.regions import Contexts
+
+Number = int
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What ``split`` makes. ``skips[i]`` is what is left of a step that the guard of ``probes[i]`` ends."""
+
+    probes: list[fx.GraphModule]
+    full: fx.GraphModule
+    skips: list[fx.GraphModule]
+
+
+def split(full: fx.GraphModule, skips: Sequence[fx.GraphModule]) -> Parts:
+    """Cut ``full`` after each stage, and off each of ``skips`` what ran by the stage it ends a step at.
+
+    Args:
+        full: the program of a computed step; the writes of stage ``i`` have ``meta["stage"] = i``.
+        skips: the program of a step that the guard of stage ``i`` skips; it is changed.
+    """
+    for program in skips:
+        _drop_probes(program)
+    numbers = _Numbers()
+    known = numbers.of(full)
+    done: list[set[Number]] = []
+    for stage in range(len(skips)):
+        measured = [n for n in full.graph.nodes if n.meta.get("stage") == stage and n.meta.get("probe") == "every"]
+        done.append({known[node] for node in _closure(full, measured)} | (done[-1] if done else set()))
+    cuts = [_Cut(full, known, done[-1])]
+    cuts += [_Cut(program, numbers.of(program), before) for program, before in zip(skips, done, strict=True)]
+    stages = [_Cut(full, known, before, upto) for before, upto in zip([set(), *done], done, strict=False)]
+    handed = {number for cut in (*cuts, *stages) for number in cut.reads}
+    place = {known[node]: index for index, node in enumerate(full.graph.nodes)}
+    names = {number: f"value:{place[number]}" for number in sorted(handed, key=place.__getitem__)}
+    probes = [cut.program(names, [n for n in names if n in cut.upto and n not in cut.before]) for cut in stages]
+    rest, *ends = (cut.program(names) for cut in cuts)
+    return Parts(probes, rest, ends)
+
+
+class _Numbers:
+    """A number for each value, the same for values of several programs that are computed alike from the same inputs."""
+
+    def __init__(self) -> None:
+        self._known: dict[object, Number] = {}
+
+    def of(self, program: fx.GraphModule) -> dict[fx.Node, Number]:
+        numbers: dict[fx.Node, Number] = {}
+        for node in program.graph.nodes:
+            if node.op == "placeholder":
+                key: object = ("input", node.meta.get("input"), node.meta.get("state"), node.meta.get("slot"))
+            elif node.op == "output" or not ops.is_pure(node):
+                key = ("effect", node.name)
+            else:
+                read = fx.node.map_arg((node.args, node.kwargs), lambda a: f"%{numbers[a]}")
+                key = (node.op, str(node.target), id(node.target) if callable(node.target) else 0, repr(read))
+            numbers[node] = self._known.setdefault(key, len(self._known))
+        return numbers
+
+
+class _Cut:
+    """A part of a program: what is not done ``before`` it, and where given only what is done by ``upto``."""
+
+    def __init__(
+        self,
+        origin: fx.GraphModule,
+        numbers: dict[fx.Node, Number],
+        before: set[Number],
+        upto: set[Number] | None = None,
+    ) -> None:
+        self.origin = origin
+        self.numbers = numbers
+        self.before = before
+        self.upto = set(numbers.values()) if upto is None else upto
+        self.nodes = {node for node in origin.graph.nodes if self._runs_here(node)}
+        self._take_in_what_cannot_be_handed_over()
+        self._take_in_contexts()
+        read = {argument for node in self.nodes for argument in node.all_input_nodes} - self.nodes
+        self.reads = {numbers[node] for node in read if node.op not in ("placeholder", "get_attr")}
+
+    def _runs_here(self, node: fx.Node) -> bool:
+        number = self.numbers[node]
+        return node.op not in ("placeholder", "get_attr") and number not in self.before and number in self.upto
+
+    def _take_in_what_cannot_be_handed_over(self) -> None:
+        """Sizes and tuples are computed again where they are read."""
+        for node in reversed(self.origin.graph.nodes):
+            if node.op in ("placeholder", "get_attr") or node in self.nodes or ops.is_tensor(node):
+                continue
+            if ops.is_pure(node) and any(user in self.nodes for user in node.users):
+                self.nodes.add(node)
+
+    def _take_in_contexts(self) -> None:
+        """What opens and closes a context (autocast) goes wherever something in it goes."""
+        for span in Contexts(self.origin.graph).spans:
+            ends = [node for node in span if ops.op(node) in ops.OPENS + ops.CLOSES]
+            if any(node in self.nodes for node in span if node not in ends):
+                self.nodes.update(ends)
+            else:
+                self.nodes.difference_update(ends)
+
+    def program(self, names: dict[Number, str], returned: Iterable[Number] | None = None) -> fx.GraphModule:
+        """The part as a program; ``returned``: what it hands over, where it is a probe."""
+        graph = fx.Graph()
+        env: dict[fx.Node, fx.Node] = {}
+        made = {self.numbers[node]: node for node in self.origin.graph.nodes}
+        inputs = placeholders(self.origin)
+        for node in (node for node in inputs if node.meta.get("state") != "anchors"):
+            env[node] = copy_node(graph, node, env.__getitem__)
+        for number in sorted(self.reads, key=list(names).index):
+            given = made[number]
+            env[given] = graph.placeholder(names[number].replace(":", "_"))
+            env[given].meta = {"example_value": ops.value(given), "path": "", "state": names[number]}
+            env[given]._dynamo_source = None  # see Note [Dynamo marks]
+            alike = [node for node in self.origin.graph.nodes if self.numbers[node] == number]
+            env.update(dict.fromkeys(alike, env[given]))
+        for node in (node for node in inputs if node.meta.get("state") == "anchors"):
+            env[node] = copy_node(graph, node, env.__getitem__)
+        for node in self.origin.graph.nodes:
+            if node not in env and (node.op == "get_attr" or node in self.nodes):
+                env[node] = copy_node(graph, node, env.__getitem__)
+        if returned is not None:
+            graph.output(tuple(env[made[number]] for number in returned))
+        for node in (*graph.find_nodes(op="placeholder"), *graph.find_nodes(op="get_attr")):
+            if not node.users:
+                graph.erase_node(node)
+        program = module_of(graph, self.origin)
+        if returned is not None:
+            program.meta["returns"] = [names[number] for number in returned]
+        return program
+
+
+def _drop_probes(program: fx.GraphModule) -> None:
+    """A step that is skipped measures nothing after the decision."""
+    for node in reversed(program.graph.nodes):
+        if "stage" in node.meta:
+            program.graph.erase_node(node)
+    drop_dead_code(program.graph)
+
+
+def _closure(program: fx.GraphModule, roots: Iterable[fx.Node]) -> set[fx.Node]:
+    """What has to run for ``roots``, and all parts of a tuple of which one has to.
+
+    Raises:
+        HiCacheError: something else writes in place to one of these values.
+    """
+    closure: set[fx.Node] = set()
+    queue = list(roots)
+    while queue:
+        node = queue.pop()
+        if node not in closure:
+            closure.add(node)
+            queue += node.all_input_nodes
+    for node in program.graph.nodes:
+        if ops.op(node) == "getitem" and node.args[0] in closure and not ops.is_tensor(node.args[0]):
+            closure.add(node)
+        target = ops.mutated(node)
+        if target in closure and node not in closure and target.op != "placeholder":
+            raise HiCacheError(
+                f"a guard measures what `{node.name}` writes to in place: must be a value nothing writes to"
+            )
+    return closure

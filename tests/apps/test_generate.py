@@ -1,0 +1,296 @@
+"""``hicache generate``: files, lines, resuming after a kill, GenEval's layout, several processes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from hicache_compile import HiCacheError
+from hicache_compile.cli.app import app
+from hicache_compile.generate.items import geneval_items, plain_items, read_prompts
+from hicache_compile.generate.options import run
+from hicache_compile.generate.record import Record
+from tests.pipelines import by_name
+
+PROMPTS = ["a photo of a cat", "a painting of a ship", "the number seven", "a dog", "a forest", "a red ball"]
+SMALL = {"height": 16, "width": 16, "max_sequence_length": 48}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return by_name("FluxPipeline").saved(tmp_path_factory.mktemp("flux"))
+
+
+def generate(model: Path, folder: Path, prompts: list[str] = PROMPTS, **more: Any) -> int:
+    options: dict[str, Any] = {
+        "model": model,
+        "policy": "HiCache",
+        "folder": folder,
+        "prompts": prompts,
+        "prompt_file": None,
+        "metadata_file": None,
+        "samples": 1,
+        "steps": 5,
+        "seed": 0,
+        "image": None,
+        "backend": "eager",
+        "device": "cpu",
+        "dtype": None,
+        "memory_budget": None,
+        "offload": False,
+        "sparsity": None,
+        "arguments": SMALL,
+        "as_json": True,
+    }
+    return run(**{**options, **more})
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Every file but the lines, which hold times, by its content."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "results.jsonl"]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_pictures_and_lines(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate(model, tmp_path, PROMPTS[:2]) == 0
+    assert sorted(digests(tmp_path)) == ["00000.png", "00001.png"]
+    first, second = lines(tmp_path)
+    assert (first["prompt"], first["seed"], second["seed"]) == (PROMPTS[0], 0, 1)
+    assert first["decisions"] == {"transformer": {"cond": "FFF.."}}
+    assert first["policy"]["schedule"]["interval"] == 6
+    assert first["seconds"] > 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["items"], summary["skipped"], summary["failed"]) == (2, 0, 0)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.png")}
+    assert generate(model, tmp_path, PROMPTS[:3]) == 0
+    assert json.loads(capsys.readouterr().out)["skipped"] == 2
+    assert len(lines(tmp_path)) == 3
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_sparse_pictures(model: Path, tmp_path: Path) -> None:
+    sparsity = '{"top_keys": 0.3, "first_dense": 0, "group": 8, "mlp_block": 8}'
+    assert generate(model, tmp_path, PROMPTS[:1], policy="Uncached", sparsity=sparsity) == 0
+    (line,) = lines(tmp_path)
+    assert line["decisions"] == {"transformer": {"cond": "FFSSS"}}
+    assert line["policy"]["scope"] == "none"
+    assert line["sparsity"]["top_keys"] == 0.3
+
+
+def test_pictures_equal_those_of_the_pipeline(model: Path, tmp_path: Path) -> None:
+    import torch
+    from diffusers import DiffusionPipeline
+    from PIL import Image, ImageChops
+
+    generate(model, tmp_path, PROMPTS[:1], policy='{"preset": "HiCache", "interval": 1}')
+    pipeline = DiffusionPipeline.from_pretrained(model)
+    pipeline.set_progress_bar_config(disable=True)
+    expected = pipeline(PROMPTS[0], num_inference_steps=5, generator=torch.Generator().manual_seed(0), **SMALL).images[
+        0
+    ]
+    assert ImageChops.difference(Image.open(tmp_path / "00000.png"), expected).getbbox() is None
+
+
+def test_geneval_layout(model: Path, tmp_path: Path) -> None:
+    metadata = tmp_path / "evaluation_metadata.jsonl"
+    given = [{"tag": "single_object", "prompt": "a photo of a bench"}, {"tag": "colors", "prompt": "a red cow"}]
+    metadata.write_text("".join(json.dumps(line) + "\n" for line in given))
+    out = tmp_path / "out"
+    assert generate(model, out, [], metadata_file=metadata, samples=2) == 0
+    assert sorted(digests(out)) == [
+        "00000/metadata.jsonl",
+        "00000/samples/0000.png",
+        "00000/samples/0001.png",
+        "00001/metadata.jsonl",
+        "00001/samples/0000.png",
+        "00001/samples/0001.png",
+    ]
+    assert json.loads((out / "00001" / "metadata.jsonl").read_text()) == given[1]
+    assert [line["seed"] for line in lines(out)] == [0, 1, 0, 1]
+
+
+def test_video(tmp_path: Path) -> None:
+    case = by_name("WanPipeline")
+    model = case.saved(tmp_path / "model")
+    arguments = {**SMALL, "num_frames": 9, "max_sequence_length": 16, "guidance_scale": 5.0}
+    assert generate(model, tmp_path / "out", PROMPTS[:1], arguments=arguments) == 0
+    (line,) = lines(tmp_path / "out")
+    assert line["file"] == "00000.mp4"
+    assert line["decisions"]["transformer"] == {"cond": "FFF..", "uncond": "FFF.."}
+    assert (tmp_path / "out" / "00000.mp4").stat().st_size > 0
+
+
+def test_pictures_to_edit_are_named_and_must_exist(model: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    kontext = by_name("FluxKontextPipeline").saved(tmp_path / "model")
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "red.png")
+    arguments = {**SMALL}
+    prompts = tmp_path / "edits.jsonl"
+    prompts.write_text(json.dumps({"prompt": "make it blue", "image": str(tmp_path / "red.png")}) + "\n")
+    given = read_prompts(prompts)
+    assert plain_items(given, 1, 0, None)[0].image == str(tmp_path / "red.png")
+    assert (kontext / "model_index.json").exists()
+    with pytest.raises(HiCacheError, match=r"generate.image = '/nowhere.png': must be a file"):
+        generate(kontext, tmp_path / "out", PROMPTS[:1], image="/nowhere.png", arguments=arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompts": []}, "no prompt given; must be one of --prompt"),
+        ({"policy": "HiCash"}, "policy = 'HiCash': must be"),
+        ({"policy": "{bad"}, "must be JSON"),
+        ({"policy": '{"preset": "SCM", "mask": "1101"}'}, "StepMask.mask is for 4 steps, the trajectory has 5"),
+        ({"backend": "tpu"}, "generate.backend = 'tpu': must be one of"),
+        ({"dtype": "int8"}, "generate.dtype = 'int8': must be one of"),
+        ({"memory_budget": "much"}, "memory_budget = 'much'"),
+        ({"model": Path("/nowhere")}, "generate.model = '/nowhere': must be a folder"),
+        ({"arguments": {"num_frames": 9}}, "generate.num_frames: FluxPipeline takes no such argument"),
+        ({"prompt_file": Path("/nowhere.txt"), "prompts": []}, "prompt_file = '/nowhere.txt': must be a readable"),
+    ],
+)
+def test_a_wrong_option_is_named(model: Path, tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(HiCacheError, match=message):
+        generate(**{"model": model, "folder": tmp_path / "out", **change})
+
+
+def test_the_command_line(model: Path, tmp_path: Path) -> None:
+    common = ["--model", str(model), "--output-dir", str(tmp_path), "--height", "16", "--width", "16", "--steps", "4"]
+    common += ["--max-sequence-length", "48", "--backend", "eager", "--prompt", "a cat"]
+    result = CliRunner().invoke(app, ["generate", "--policy", "env", *common])
+    assert result.exit_code == 0, result.output
+    assert "transformer, cond  FFF." in result.output
+    result = CliRunner().invoke(app, ["generate", "--policy", "nonsense", *common])
+    assert result.exit_code == 2
+    assert "policy = 'nonsense'" in result.output
+
+
+def test_a_bad_prompt_stops_no_other(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hicache_compile.generate.launch import Launcher
+
+    make = Launcher.make
+
+    def fragile(self: Launcher, item: Any) -> None:
+        if item.prompt == PROMPTS[1]:
+            raise RuntimeError("out of memory")
+        make(self, item)
+
+    monkeypatch.setattr(Launcher, "make", fragile)
+    assert generate(model, tmp_path, PROMPTS[:3]) == 1
+    assert sorted(digests(tmp_path)) == ["00000.png", "00002.png"]
+    monkeypatch.setattr(Launcher, "make", make)
+    assert generate(model, tmp_path, PROMPTS[:3]) == 0
+    assert sorted(digests(tmp_path)) == ["00000.png", "00001.png", "00002.png"]
+
+
+def test_torn_lines_are_mended(tmp_path: Path) -> None:
+    record = Record(tmp_path)
+    (tmp_path / "00000.png").write_bytes(b"x")
+    record.add({"file": "00000.png", "index": 0, "sample": 0})
+    with record.path.open("a") as file:
+        file.write('{"file": "00001.png", "ind')
+    assert list(Record(tmp_path).done()) == ["00000.png"]
+    assert record.path.read_text().endswith("}\n")
+    record.add({"file": "00002.png", "index": 2, "sample": 0})  # its picture is missing: not done
+    assert list(record.done()) == ["00000.png"]
+
+
+def test_items_have_names_and_seeds_of_their_own() -> None:
+    items = plain_items([{"prompt": "a"}, {"prompt": "b"}], samples=2, seed=7, image=None)
+    assert [(item.file, item.seed) for item in items] == [
+        ("00000_0", 7),
+        ("00000_1", 8),
+        ("00001_0", 9),
+        ("00001_1", 10),
+    ]
+    items = geneval_items([{"prompt": "a"}, {"prompt": "b"}], samples=2, seed=7)
+    assert [(item.file, item.seed) for item in items][2:] == [("00001/samples/0000", 7), ("00001/samples/0001", 8)]
+
+
+def _in_a_child(work: Callable[[], object]) -> multiprocessing.process.BaseProcess:
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    return child
+
+
+@pytest.mark.slow
+def test_killed_twenty_times_and_resumed(model: Path, tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert generate(model, whole) == 0
+    began = time.monotonic()
+    _in_a_child(lambda: generate(model, tmp_path / "timed")).join()
+    longest = time.monotonic() - began
+    chance = random.Random(0)
+    kills = 0
+    while kills < 20:
+        child = _in_a_child(lambda: generate(model, broken))
+        child.join(chance.uniform(0, longest))
+        if child.is_alive():
+            os.kill(child.pid, signal.SIGKILL)  # type: ignore[arg-type]  # it runs
+            child.join()
+            kills += 1
+        else:  # it was through before it could be killed
+            assert digests(broken) == digests(whole)
+            shutil.rmtree(broken)
+    assert generate(model, broken) == 0
+    assert digests(broken) == digests(whole)
+    without_times = [[{k: v for k, v in line.items() if k != "seconds"} for line in lines(f)] for f in (whole, broken)]
+    assert without_times[0] == without_times[1]
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_prompts(model: Path, tmp_path: Path) -> None:
+    """The second process cannot load the model: it is reported, and the first makes its prompts."""
+    script = tmp_path / "worker.py"
+    script.write_text(
+        "import os, sys\n"
+        "import torch; torch.set_num_threads(1)\n"
+        "from hicache_compile.generate import launch\n"
+        "from hicache_compile.cli import app\n"
+        "if os.environ['RANK'] == '1' and os.environ.get('BROKEN'):\n"
+        "    def load(self): raise MemoryError('this process has no room')\n"
+        "    launch.Launcher._load = load\n"
+        "app()\n"
+    )
+    whole = tmp_path / "whole"
+    generate(model, whole)
+    for broken in ("", "1"):
+        out = tmp_path / f"out{broken}"
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+        command += ["generate", "--model", str(model), "--policy", "HiCache", "--output-dir", str(out), "--steps", "5"]
+        command += ["--height", "16", "--width", "16", "--max-sequence-length", "48", "--backend", "eager", "--json"]
+        command += [word for prompt in PROMPTS for word in ("--prompt", prompt)]
+        done = subprocess.run(
+            command,
+            env={**os.environ, "BROKEN": broken, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert digests(out) == digests(whole)
+        summary = json.loads(done.stdout[done.stdout.index("{") :])
+        assert (summary["items"], summary["failed"]) == (len(PROMPTS), 0)
+        ranks = {entry["rank"] for entry in summary["errors"]}
+        assert ranks == ({1} if broken else set())
+        if broken:
+            assert "this process has no room" in summary["errors"][0]["error"]

@@ -1,0 +1,366 @@
+"""Guards in compiled runs: programs, syncs, contexts, batches, errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hicache_compile import (
+    PAB,
+    AdaCache,
+    CompiledDenoiser,
+    DBCache,
+    DiCache,
+    DiTango,
+    EasyCache,
+    FBCache,
+    FBCacheTeaCache,
+    Hermite,
+    HiCache,
+    HiCacheError,
+    KeySteps,
+    Policy,
+    Reuse,
+    SpeCa,
+    StepMask,
+    TeaCache,
+    hicache_compile,
+    passes,
+)
+from hicache_compile.operators.anchors import forecast
+from hicache_compile.passes import Choice
+from hicache_compile.passes.graph import ops
+from tests.support.captured_graphs import captured, count
+from tests.support.host_reads import counted_reads
+from tests.support.models import ToyDiT, flux_inputs, random_flux, sample, trace
+from tests.support.resume import assert_it_goes_on
+
+STEPS = 12
+MEASURED: dict[str, Callable[[float], Policy]] = {
+    "teacache": TeaCache,
+    "teacache of the time": lambda t: TeaCache(t, "wan2.1-t2v-1.3b-ret", coefficients=(1, 0), warmup=1),
+    "first block": FBCache,
+    "dbcache": lambda t: DBCache(2, 1, t, 1),
+    "easycache": lambda t: EasyCache(t, 2),
+    "dicache": DiCache,
+    "both": lambda t: FBCacheTeaCache(t, t),
+    "speca": lambda t: SpeCa(t, 1.0, warmup=1),
+}
+
+
+@pytest.fixture(scope="module")
+def denoiser() -> CompiledDenoiser:
+    """Captured once; each test sets its policy."""
+    return hicache_compile(random_flux(), HiCache(2), backend="eager")
+
+
+@pytest.mark.parametrize(
+    ("guard", "backend"),
+    [*((guard, "eager") for guard in MEASURED), ("teacache", "aot_eager"), ("dicache", "aot_eager")],
+)
+def test_threshold_zero_is_bit_equal(guard: str, backend: str) -> None:
+    model, inputs = random_flux(), flux_inputs()
+    compiled = hicache_compile(model, MEASURED[guard](0.0), backend=backend)
+    with compiled.trajectory(STEPS):
+        mine = trace(compiled, inputs, STEPS)
+    assert compiled.report().decisions() == "F" * STEPS
+    plain = torch.compile(model, backend=backend, fullgraph=True)
+    assert torch.equal(mine, trace(plain, inputs, STEPS))
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        (TeaCache(1e9), "F..........F"),
+        (TeaCache(1e9, "wan2.1-t2v-14b-ret"), "FFFFF......."),
+        (TeaCache(1e9, max_skips=3), "F...F...F..F"),
+        (FBCache(1e9), "F..........."),
+        (FBCache(1e9, warmup=4, cooldown=2), "FFFF......FF"),
+        (FBCacheTeaCache(1e9, 1e9), "F..........F"),
+        (FBCacheTeaCache(1e9, 0.0), "FssssssssssF"),
+        (FBCacheTeaCache(1e9, 0.0, max_skips=2), "FssFssFssFsF"),
+        (EasyCache(1e9, 3), "FFF........F"),
+        (DiCache(1e9), "F..........F"),
+        (AdaCache(((1e9, 5),), warmup=1, cooldown=0), "FF....F....F"),
+        (SpeCa(1e9, 1.0, warmup=2), "FF........F."),
+    ],
+)
+def test_a_huge_threshold_skips_all_it_may(denoiser: CompiledDenoiser, policy: Policy, expected: str) -> None:
+    denoiser.policy = policy
+    with denoiser.trajectory(STEPS):
+        sample(denoiser, flux_inputs(), STEPS)
+    assert denoiser.report().decisions() == expected
+
+
+@pytest.mark.parametrize(
+    ("guard", "programs"), [("teacache", 3), ("first block", 3), ("dbcache", 3), ("both", 5), ("speca", 2)]
+)
+def test_many_thresholds_one_capture(guard: str, programs: int) -> None:
+    compiled = hicache_compile(random_flux(), MEASURED[guard](0.0), backend="eager")
+    inputs = flux_inputs(batch=1)
+    for run in range(50):
+        compiled.policy = MEASURED[guard](10.0 ** (run % 4 - 2) + run / 100)
+        with compiled.trajectory(6):
+            sample(compiled, inputs, 6)
+    report = compiled.report()
+    assert len(set(report.history["default"])) > 2
+    assert (report.programs, report.recompiles, report.graph_breaks) == (programs, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("policy", "syncs"),
+    [
+        (TeaCache(0.6), 10),  # once a step that is not forced
+        (FBCache(0.2), 11),
+        (EasyCache(0.1, 3), 8),
+        (DiCache(0.2), 10),
+        (FBCacheTeaCache(1e9, 0.0), 20),  # two probes
+        (FBCacheTeaCache(1e9, 1e9), 10),  # the outer one ends the step
+        (HiCache(3, scope="stack"), 0),
+        (PAB(), 0),
+    ],
+)
+def test_the_host_waits_once_a_probe(
+    denoiser: CompiledDenoiser, policy: Policy, syncs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    denoiser.policy = policy
+    read = counted_reads(monkeypatch)
+    inputs = flux_inputs(batch=1)
+    with denoiser.trajectory(STEPS):
+        sample(denoiser, inputs, STEPS)
+    before, waited = read.total(), denoiser.report().host_syncs
+    with denoiser.trajectory(STEPS):
+        sample(denoiser, inputs, STEPS)
+    assert denoiser.report().host_syncs == waited + syncs
+    assert read.total() - before == syncs
+
+
+def test_what_a_probe_computed_is_not_computed_again() -> None:
+    graph = captured(random_flux(), **flux_inputs(batch=1), timestep=torch.ones(1), return_dict=False)
+    whole = count(graph)
+    for policy in (TeaCache(0.2), FBCache(0.1), DBCache(2, 1), DiCache(0.2, 2), FBCacheTeaCache(0.1, 0.2)):
+        cut = policy.cut
+        rewrite = passes.build(graph, cut.scope, 2, cut.first, cut.last, probes=cut.probes, verify=True)
+        for name in sorted(ops.HEAVY):
+            assert sum(count(part)[name] for part in rewrite.parts(Choice.FULL)) == whole[name]
+        live = passes.build(graph, "stack", 2, min(cut.starts), cut.last).programs[Choice.FORECAST]
+        last = rewrite.stages[-1]
+        attention = "scaled_dot_product_attention"
+        spent = sum(count(part)[attention] for part in rewrite.parts(last.skip))
+        assert spent == count(live)[attention] + (max(cut.starts) - min(cut.starts))
+        assert any(node.target is forecast for node in rewrite.programs[last.skip].graph.nodes)
+
+
+INDUCTOR = {
+    "teacache": TeaCache(0.6),
+    "first block": FBCache(0.3),
+    "both": FBCacheTeaCache(0.3, 0.25),
+    "dbcache": DBCache(2, 1, 0.3, 2),
+    "easycache": EasyCache(0.1, 2),
+    "dicache": DiCache(0.2),
+    "dicache, excess": DiCache(0.1, error="excess"),
+    "adacache": AdaCache(warmup=1, cooldown=1),
+    "speca": SpeCa(0.5, 0.5, warmup=2),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", INDUCTOR)
+def test_inductor_decides_and_computes_alike(name: str) -> None:
+    """Every guard: what a probe keeps for the next step is where a compiler may reorder."""
+    policy = INDUCTOR[name]
+    found = []
+    for backend in ("eager", "inductor"):
+        compiled = hicache_compile(random_flux(), policy, backend=backend)
+        with compiled.trajectory(STEPS):
+            found.append((trace(compiled, flux_inputs(batch=1), STEPS), compiled.report().decisions()))
+    assert found[0][1] == found[1][1]
+    assert "F" in found[0][1][1:]
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("forecaster", [Hermite(2, 0.5), None])
+def test_skipped_steps_take_any_forecaster(forecaster: Hermite | None) -> None:
+    model, inputs = random_flux(), flux_inputs(batch=1)
+    options = {} if forecaster is None else {"forecaster": forecaster}
+    compiled = hicache_compile(model, TeaCache(1e9, warmup=2, cooldown=2, max_skips=2, **options), backend="eager")
+    with compiled.trajectory(STEPS):
+        mine = trace(compiled, inputs, STEPS)
+    assert compiled.report().decisions() == "FF..F..F..FF"
+    masked = Policy(StepMask("110010010011"), forecaster or Reuse(), "stack")
+    twin = hicache_compile(model, masked, backend="eager")
+    with twin.trajectory(STEPS):
+        theirs = trace(twin, inputs, STEPS)
+    assert torch.equal(mine, theirs)
+
+
+def test_the_largest_change_of_a_batch_decides() -> None:
+    """Two prompts in one call: the restless one keeps both from being skipped."""
+    model = random_flux()
+    alone = hicache_compile(model, FBCache(0.2), backend="eager")
+    letters = []
+    single = [flux_inputs(batch=1, seed=seed) for seed in (0, 1)]
+    for inputs in single:
+        with alone.trajectory(STEPS):
+            sample(alone, inputs, STEPS)
+        letters.append(alone.report().decisions())
+    keys = ("hidden_states", "encoder_hidden_states", "pooled_projections")
+    both = {**single[0], **{key: torch.cat([one[key] for one in single]) for key in keys}}
+    together = hicache_compile(model, FBCache(0.2), backend="eager")
+    with together.trajectory(STEPS):
+        sample(together, both, STEPS)
+    first_full = min(text.index("F", 1) for text in letters if "F" in text[1:])
+    assert together.report().decisions().index("F", 1) == first_full
+
+
+def test_contexts_decide_apart() -> None:
+    model = random_flux()
+    inputs = {name: flux_inputs(batch=1, seed=seed) for name, seed in (("cond", 0), ("uncond", 1))}
+    policy = FBCacheTeaCache(0.3, 0.3)
+    expected = {}
+    for name, given in inputs.items():
+        compiled = hicache_compile(model, policy, backend="eager")
+        with compiled.trajectory(STEPS):
+            states = trace(compiled, given, STEPS)
+        expected[name] = (compiled.report().decisions(), states)
+    compiled = hicache_compile(model, policy, backend="eager")
+    x = {name: given["hidden_states"] for name, given in inputs.items()}
+    with compiled.trajectory(STEPS), torch.no_grad():
+        for step in range(STEPS):
+            for name, given in inputs.items():
+                with compiled.cache_context(name):
+                    time = torch.full((1,), 1 - step / STEPS)
+                    out = compiled(**{**given, "hidden_states": x[name]}, timestep=time, return_dict=False)[0]
+                x[name] = x[name] - out / STEPS
+                assert torch.equal(x[name], expected[name][1][step])
+    for name in inputs:
+        assert compiled.report().decisions(name) == expected[name][0]
+
+
+def test_a_second_run_starts_afresh() -> None:
+    compiled = hicache_compile(random_flux(), FBCacheTeaCache(0.3, 0.4), backend="eager")
+    found = []
+    for seed in (0, 1, 0):
+        with compiled.trajectory(STEPS):
+            found.append((trace(compiled, flux_inputs(batch=1, seed=seed), STEPS), compiled.report().decisions()))
+    assert torch.equal(found[0][0], found[2][0])
+    assert found[0][1] == found[2][1]
+
+
+@pytest.mark.parametrize("steps", [4, 8])
+def test_a_run_without_hits_says_so(steps: int, caplog: pytest.LogCaptureFixture) -> None:
+    compiled = hicache_compile(random_flux(), FBCache(0.01), backend="eager")
+    with compiled.trajectory(steps):
+        sample(compiled, flux_inputs(), steps)
+    assert f"0 hits: FirstBlockGuard skipped none of the {steps} steps" in caplog.text
+    caplog.clear()
+    compiled.policy = FBCache(1e9)
+    with compiled.trajectory(steps):
+        sample(compiled, flux_inputs(), steps)
+    assert "0 hits" not in caplog.text
+
+
+class Still(ToyDiT):
+    """Its first block adds nothing: the change is 0 / 0."""
+
+    def __init__(self) -> None:
+        super().__init__(depth=3)
+        with torch.no_grad():
+            for parameter in self.layers[0].parameters():
+                parameter.zero_()
+
+
+def test_no_change_of_nothing_is_no_hit(caplog: pytest.LogCaptureFixture) -> None:
+    compiled = hicache_compile(Still(), FBCache(0.5), backend="eager")
+    x = torch.randn(2, 6, 16)
+    with compiled.trajectory(4), torch.no_grad():
+        for t in (1.0, 0.7, 0.4, 0.1):
+            compiled(x, torch.full((2,), t))
+    report = compiled.report()
+    assert (report.decisions(), report.nonfinite_probes) == ("FFFF", 3)
+    assert "no finite number" in caplog.text
+
+
+def test_kinds_are_decided_apart() -> None:
+    """Attention every second step, the MLPs of two blocks after a key step: a program for each distinct choice."""
+    compiled = hicache_compile(ToyDiT(depth=3), PAB(2, window=None, mlp=KeySteps((600,), 2)), backend="eager")
+    x = torch.randn(2, 6, 16)
+    for _ in range(2):
+        with compiled.trajectory(6), torch.no_grad():
+            for step in range(6):
+                compiled(x, torch.full((2,), 1 - step / 6))
+    report = compiled.report()
+    assert report.decisions() == "FpFppp"
+    assert (report.programs, report.recompiles) == (3, 0)
+
+
+def test_a_guard_that_finds_no_signal_says_so() -> None:
+    class Untimed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(nn.Linear(16, 16) for _ in range(3))
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            for block in self.blocks:
+                x = x + block(x)
+            return x
+
+    compiled = hicache_compile(Untimed(), TeaCache(0.2, "wan2.1-t2v-14b"), backend="eager")
+    with pytest.raises(HiCacheError, match="a value that follows from the time"), compiled.trajectory(4):
+        compiled(torch.randn(2, 6, 16), torch.ones(2))
+
+
+def test_a_run_goes_on_in_another_denoiser(tmp_path: Path) -> None:
+    assert_it_goes_on(FBCacheTeaCache(0.3, 0.4, forecaster=Hermite(1)), "eager", tmp_path)
+
+
+@pytest.mark.parametrize("policy", [DiTango(0.5, 2, 2), PAB(), DiCache(0.3), TeaCache(1e9, max_skips=2)])
+def test_any_course_goes_on_in_another_denoiser(policy: Policy, tmp_path: Path) -> None:
+    assert_it_goes_on(policy, "eager", tmp_path)
+
+
+GRAPHS = {
+    "teacache": (TeaCache(0.5), {"probe_0"}),
+    "both": (FBCacheTeaCache(0.3, 0.3), {"probe_0", "probe_1", "forecast_from_1"}),
+    "pab": (PAB(), set()),
+    "ditango": (DiTango(0.5, 2, 2), set()),
+}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_graphs_explain_and_dump(name: str, tmp_path: Path) -> None:
+    policy, more = GRAPHS[name]
+    compiled = hicache_compile(random_flux(), policy, backend="eager")
+    with compiled.trajectory(STEPS):
+        sample(compiled, flux_inputs(batch=1), STEPS)
+    names = {"captured", "guarded", "full", "forecast"} | more
+    partial = {graph for graph in compiled.graphs if graph.startswith("forecast_")} - more
+    assert set(compiled.graphs) - partial == names
+    for graph in compiled.graphs.values():
+        compile(str(graph), "graph", "exec")
+    explained = compiled.explain(STEPS)
+    assert [row.scope for row in explained.scopes] == [policy.scope]
+    assert 0 < explained.flops_forecast < explained.flops_full
+    assert 1 < explained.flops_speedup <= STEPS
+    assert name == "ditango" or len(explained.sites) > 0
+    compiled.dump(tmp_path / "dump", num_steps=STEPS)
+    written = {path.name for path in (tmp_path / "dump").iterdir()}
+    assert {"index.html", "policy.json", "explain.txt", "report.json", "schedule.tsv"} < written
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_warmup_compiles_every_program(name: str) -> None:
+    policy, _ = GRAPHS[name]
+    compiled = hicache_compile(random_flux(), policy, backend="eager")
+    inputs = flux_inputs(batch=1)
+    compiled.warmup({**inputs, "timestep": torch.ones(1), "return_dict": False}, num_steps=STEPS)
+    before = compiled.report().programs
+    with compiled.trajectory(STEPS):
+        sample(compiled, inputs, STEPS)
+    report = compiled.report()
+    assert (report.programs, report.recompiles) == (before, 0)
+    assert set(report.decisions()) > {"F"}

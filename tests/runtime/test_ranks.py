@@ -1,0 +1,69 @@
+"""Several processes over gloo: context-parallel attention, guards that decide alike, a rank that dies."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hicache_compile import DiTango, hicache_compile
+from tests.support.distributed_worker import STEPS, TOKENS
+from tests.support.models import ToyDiT
+
+
+def start(task: str, world: int, folder: Path, *arguments: object) -> list[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "tests.support.distributed_worker", task]
+    rest = [str(world), str(folder / "store"), str(folder), *map(str, arguments)]
+    return [
+        subprocess.Popen([*command, str(rank), *rest], stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+        for rank in range(world)
+    ]
+
+
+def results(task: str, world: int, folder: Path, *arguments: object) -> list[dict[str, Any]]:
+    for process in start(task, world, folder, *arguments):
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
+
+
+@pytest.mark.parametrize(("world", "groups", "ratio"), [(2, 2, 0.0), (4, 2, 0.5), (4, 4, 0.9)])
+def test_context_parallel_runs_equal_those_of_one_device(world: int, groups: int, ratio: float, tmp_path: Path) -> None:
+    found = results("context_parallel", world, tmp_path, ratio, groups)
+    compiled = hicache_compile(ToyDiT(), DiTango(ratio, 2, 2, groups, partitions=world), backend="aot_eager")
+    x = torch.randn(2, TOKENS, 16, generator=torch.Generator().manual_seed(0))
+    with compiled.trajectory(STEPS), torch.no_grad():
+        for step in range(STEPS):
+            x = x - compiled(x, torch.full((2,), 1 - step / STEPS)) / STEPS
+    torch.testing.assert_close(torch.cat([one["x"] for one in found], dim=1), x, rtol=1e-4, atol=1e-5)
+    assert {one["decisions"] for one in found} == {compiled.report().decisions()}
+    assert (set(found[0]["decisions"]) == {"F"}) == (ratio == 0)
+    assert {one["syncs"] for one in found} == {compiled.report().host_syncs}
+
+
+def test_keys_arrive_from_the_rank_they_are_asked_of(tmp_path: Path) -> None:
+    found = results("exchange", 4, tmp_path, 4)
+    assert [one["keys"] for one in found] == [[1, 2, 3], [2, 3, 0], [3, 0, 1], [0, 1, 2]]
+    assert [one["values"] for one in found] == [[101, 102, 103], [102, 103, 100], [103, 100, 101], [100, 101, 102]]
+
+
+def test_ranks_with_other_noise_decide_alike(tmp_path: Path) -> None:
+    found = results("together", 2, tmp_path)
+    assert found[0]["alone"] != found[1]["alone"]  # what would go wrong
+    assert found[0]["together"] == found[1]["together"]
+    assert "." in found[0]["together"]
+
+
+def test_a_rank_that_dies_ends_the_others_with_an_error(tmp_path: Path) -> None:
+    processes = start("dying", 2, tmp_path)
+    codes = []
+    for process in reversed(processes):
+        _, errors = process.communicate(timeout=120)
+        codes.append(process.returncode)
+    assert codes[0] == 3
+    assert codes[1] not in (0, 3)
+    assert "Error" in errors  # of the first rank

@@ -1,0 +1,226 @@
+"""Steps without Dynamo: they are made again only while nothing changed, and change nothing themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hicache_compile import CompiledDenoiser, HiCache, hicache_compile
+from tests.support.models import ToyDiT, flux_inputs, random_flux
+
+STEPS = 10
+
+
+class Counted:
+    """A denoiser at interval 1, so that it equals the model, and how many of its calls went through Dynamo."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.compiled: CompiledDenoiser = hicache_compile(model, HiCache(interval=1), backend="eager")
+        self.guarded = 0
+        inner = self.compiled._denoise
+
+        def count(*args: Any, **kwargs: Any) -> Any:
+            self.guarded += 1
+            return inner(*args, **kwargs)
+
+        object.__setattr__(self.compiled, "_denoise", count)
+
+    @torch.no_grad()
+    def check(self, *args: Any, **kwargs: Any) -> bool:
+        """Whether this step went through Dynamo; in any case it must give what the model gives."""
+        before = self.guarded
+        wanted = self.model(*args, **kwargs)
+        torch.testing.assert_close(self.compiled(*args, **kwargs), wanted, rtol=0, atol=0)
+        return self.guarded > before
+
+
+def call(seed: int = 0, tokens: int = 5, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(2, tokens, 16, generator=generator).to(dtype), torch.rand(2, generator=generator).to(dtype)
+
+
+def test_dynamo_runs_once_a_run() -> None:
+    counted = Counted(ToyDiT())
+    for _ in range(3):
+        with counted.compiled.trajectory(STEPS):
+            assert [counted.check(*call(step)) for step in range(STEPS)] == [True] + [False] * (STEPS - 1)
+
+
+def test_each_branch_has_its_own() -> None:
+    counted = Counted(ToyDiT())
+    went = []
+    with counted.compiled.trajectory(4):
+        for step in range(4):
+            for branch, tokens in (("cond", 5), ("uncond", 3)):
+                with counted.compiled.cache_context(branch):
+                    went.append(counted.check(*call(step, tokens)))
+    assert went == [True, True] + [False] * 6
+
+
+def replace_parameter(model: ToyDiT) -> None:
+    model.head.weight = nn.Parameter(torch.randn(16, 16))
+
+
+def replace_submodule(model: ToyDiT) -> None:
+    model.layers[1].up = nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 32))
+
+
+def cast(model: ToyDiT) -> None:
+    model.to(torch.float64)
+
+
+def load_assigned(model: ToyDiT) -> None:
+    model.load_state_dict({name: value * 2 for name, value in model.state_dict().items()}, assign=True)
+
+
+def train(model: ToyDiT) -> None:
+    model.train()
+
+
+@pytest.mark.parametrize("change", [replace_parameter, replace_submodule, cast, load_assigned, train])
+def test_a_change_of_the_model_is_noticed(change: Callable[[ToyDiT], None]) -> None:
+    counted = Counted(ToyDiT().eval())
+    with counted.compiled.trajectory(STEPS):
+        assert [counted.check(*call(step)) for step in range(3)] == [True, False, False]
+        change(counted.model)
+        dtype = next(counted.model.parameters()).dtype
+        assert counted.check(*call(3, dtype=dtype))
+
+
+def test_a_weight_written_to_drops_the_anchors() -> None:
+    model = ToyDiT()
+    compiled = hicache_compile(model, HiCache(interval=5, order=1, warmup=2), backend="eager")
+    with torch.no_grad(), compiled.trajectory(STEPS):
+        for step in range(STEPS):
+            if step == 4:
+                model.layers[0].down.weight.mul_(1.5)
+            output = compiled(*call(step))
+            if step == 4:
+                torch.testing.assert_close(output, model(*call(step)), rtol=0, atol=0)
+    assert compiled.report().decisions() == "FF..F.F..."
+
+
+def test_methods_of_the_model_are_noticed() -> None:
+    class Scaled(ToyDiT):
+        factor = 1.0
+
+        def set_factor(self, factor: float) -> None:
+            self.factor = factor
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return super().forward(x, t) * self.factor
+
+    counted = Counted(Scaled())
+    with counted.compiled.trajectory(STEPS):
+        assert [counted.check(*call(step)) for step in range(3)] == [True, False, False]
+        counted.compiled.set_factor(3.0)
+        assert counted.check(*call(3))
+        assert not counted.check(*call(4))
+
+
+class Arguments(nn.Module):
+    """A denoiser that reads all kinds of arguments and hands out all kinds of values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = ToyDiT()
+
+    def forward(self, x: Tensor, t: Tensor, other: Tensor, options: dict[str, Any], *, as_dict: bool = False) -> Any:
+        y = self.body(x, t) * options["scale"] + other.sum()
+        if other is x:
+            y = y + 1
+        return {"sample": y, "given": x, "none": None, "same": 3} if as_dict else (y, [y * 2])
+
+
+def test_what_looks_different_is_guarded_again() -> None:
+    counted = Counted(Arguments())
+    x, t = call()
+    given: dict[str, Any] = {"x": x, "t": t, "other": torch.ones(3), "options": {"scale": 1.0, "name": "a"}}
+    looks: list[dict[str, Any]] = [
+        {},
+        {"options": {"scale": 2.0, "name": "a"}},
+        {"options": {"scale": 1.0, "name": "b"}},
+        {"as_dict": True},
+        {"other": x.clone()},
+        {"other": x},
+        {"other": torch.ones(4)},
+        {"other": torch.ones(3, dtype=torch.float64)},
+        {"other": torch.ones(6)[::2]},
+    ]
+    with counted.compiled.trajectory(100):
+        for look in looks:
+            assert counted.check(**{**given, **look}), look
+            assert not counted.check(**{**given, **look}), look
+        with torch.autocast("cpu", torch.bfloat16):
+            assert counted.check(**given)
+
+
+def test_more_looks_than_are_kept() -> None:
+    counted = Counted(ToyDiT())
+    with counted.compiled.trajectory(100):
+        for _ in range(2):
+            assert all(counted.check(*call(tokens=tokens)) for tokens in range(3, 13))
+
+
+def test_a_class_of_outputs() -> None:
+    counted = Counted(random_flux(1, 1))
+    inputs = flux_inputs()
+    compiled, model = counted.compiled, counted.model
+    with torch.no_grad(), compiled.trajectory(3):
+        for step in range(3):
+            time = torch.full((2,), 1 - step / 3)
+            found, wanted = compiled(**inputs, timestep=time), model(**inputs, timestep=time)
+            assert type(found) is type(wanted)
+            assert torch.equal(found.sample, wanted.sample)
+    assert counted.guarded == 1
+
+
+def test_python_state_goes_through_dynamo() -> None:
+    class Counting(ToyDiT):
+        calls = 0
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            self.calls += 1
+            return super().forward(x, t)
+
+    model = Counting()
+    compiled = hicache_compile(model, HiCache(interval=1), backend="eager")
+    with torch.no_grad(), compiled.trajectory(STEPS):
+        for step in range(STEPS):
+            compiled(*call(step))
+    assert model.calls == STEPS
+
+
+def test_arguments_of_unknown_types_go_through_dynamo() -> None:
+    @dataclass
+    class Size:
+        scale: float
+
+    class Sized(ToyDiT):
+        def forward(self, x: Tensor, t: Tensor, size: Size) -> Tensor:  # type: ignore[override]
+            return super().forward(x, t) * size.scale
+
+    counted = Counted(Sized())
+    with counted.compiled.trajectory(4):
+        assert all(counted.check(*call(step), Size(1.0 + step % 2)) for step in range(4))
+
+
+def test_a_module_made_in_the_forward_is_compiled_once() -> None:
+    class Making(ToyDiT):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return nn.Sequential(nn.GELU(), nn.Identity())(super().forward(x, t))
+
+    compiled = hicache_compile(Making(), HiCache(interval=3, warmup=2), backend="eager")
+    with torch.no_grad():
+        for _ in range(12):
+            with compiled.trajectory(4):
+                for step in range(4):
+                    compiled(*call(step))
+    report = compiled.report()
+    assert (report.programs, report.recompiles, report.decisions()) == (2, 0, "FF..")

@@ -1,0 +1,80 @@
+"""What one rank of a distributed test does; run as ``python -m tests.ranks TASK RANK WORLD STORE OUT``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from hicache_compile import DiTango, FBCache, hicache_compile
+from hicache_compile.key_partitions import Split
+from hicache_compile.operators.partitioned_attention import _exchange
+from tests.support.models import ToyDiT, flux_inputs, random_flux
+
+STEPS, TOKENS = 14, 16
+
+
+def context_parallel(rank: int, world: int, ratio: float, groups: int) -> dict[str, object]:
+    """A run of a toy DiT of which this rank has its cut of the tokens."""
+    compiled = hicache_compile(ToyDiT(), DiTango(ratio, 2, 2, groups, distributed=True), backend="aot_eager")
+    x = torch.randn(2, TOKENS, 16, generator=torch.Generator().manual_seed(0))
+    mine = x.tensor_split(world, dim=1)[rank].contiguous()
+    with compiled.trajectory(STEPS), torch.no_grad():
+        for step in range(STEPS):
+            mine = mine - compiled(mine, torch.full((2,), 1 - step / STEPS)) / STEPS
+    report = compiled.report()
+    return {"x": mine, "decisions": report.decisions(), "syncs": report.host_syncs}
+
+
+def together(rank: int, world: int) -> dict[str, object]:
+    """Guards on ranks whose noise is not quite the same."""
+    model, inputs = random_flux(3, 5), flux_inputs(batch=1)
+    other = flux_inputs(batch=1, seed=1)["hidden_states"]
+    found = {}
+    for name, decide_together in (("alone", False), ("together", True)):
+        compiled = hicache_compile(model, FBCache(0.3), backend="eager", decide_together=decide_together)
+        x = inputs["hidden_states"] + 0.3 * rank * other
+        with compiled.trajectory(STEPS), torch.no_grad():
+            for step in range(STEPS):
+                time = torch.full((1,), 1 - step / STEPS)
+                x = x - compiled(**{**inputs, "hidden_states": x}, timestep=time, return_dict=False)[0] / STEPS
+        found[name] = compiled.report().decisions()
+    return found
+
+
+def dying(rank: int, world: int) -> dict[str, object]:
+    """The last rank ends in the middle of a run, without a word."""
+    compiled = hicache_compile(random_flux(), FBCache(0.2), backend="eager", decide_together=True)
+    inputs = flux_inputs(batch=1)
+    with compiled.trajectory(STEPS), torch.no_grad():
+        for step in range(STEPS):
+            if rank == world - 1 and step == 5:
+                os._exit(3)
+            compiled(**inputs, timestep=torch.full((1,), 1 - step / STEPS), return_dict=False)
+    return {}
+
+
+def exchange(rank: int, world: int, groups: int) -> dict[str, object]:
+    """Whose keys and values arrive from each displacement."""
+    split = Split(groups, world, distributed=True)
+    mine = torch.full((1, 1, 2, 4), float(rank))
+    places = [place for group in range(groups) for place in split.displacements(group)]
+    found = [_exchange(mine, mine + 100, split, rank, *place) for place in places]
+    return {"keys": [int(key[0, 0, 0, 0]) for key, _ in found], "values": [int(v[0, 0, 0, 0]) for _, v in found]}
+
+
+TASKS = {"exchange": exchange, "context_parallel": context_parallel, "together": together, "dying": dying}
+
+if __name__ == "__main__":
+    task, rank, world, store, out, *rest = sys.argv[1:]
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=int(rank), world_size=int(world), timeout=timedelta(seconds=40)
+    )
+    numbers = [float(text) if "." in text else int(text) for text in rest]
+    torch.save(TASKS[task](int(rank), int(world), *numbers), Path(out) / f"{rank}.pt")  # type: ignore[operator]
+    dist.destroy_process_group()
