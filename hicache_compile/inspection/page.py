@@ -8,7 +8,8 @@ from html import escape
 from importlib.resources import files
 
 from hicache_compile.inspection.decision_map_svg import decision_map
-from hicache_compile.inspection.explanation import BlockRow, Explanation, SiteRow
+from hicache_compile.inspection.explanation import Explanation
+from hicache_compile.inspection.findings import BlockRow, SiteRow
 from hicache_compile.inspection.tables import percent, size, tera
 
 INLINE = 400_000  # characters of a graph that the page holds itself; longer ones are files beside it

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from hicache_compile.errors import HiCacheError
-from hicache_compile.inspection.decision_map import DecisionMap, Row, merged, rows_of, strategy_of
+from hicache_compile.inspection.decision_map import DecisionMap, merged, rows_of, strategy_of
+from hicache_compile.inspection.decision_rows import Row
 from hicache_compile.passes import Choice
 from hicache_compile.runtime.compiled_graph import CapturedStep
 from hicache_compile.runtime.deciders.in_graph import DeviceCourse
