@@ -16,7 +16,7 @@ class Code(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
+class KeyPartitions:
     """The keys in ``partitions`` of equal length, ``partitions / groups`` of them a group.
 
     Every partition ("rank") sees the others by their displacement ``(o, i)`` from itself, ``o`` groups and ``i`` places

@@ -6,6 +6,7 @@ Each function raises ``HiCacheError`` naming the level, the node and what must h
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 
 import torch
 from torch import fx
@@ -13,13 +14,16 @@ from torch import fx
 from hicache_compile.errors import HiCacheError
 from hicache_compile.operators.anchors import forecast, full_or_forecast, remember
 from hicache_compile.passes.graph import ops
+from hicache_compile.passes.graph.choices import Choice, Kind
 from hicache_compile.passes.graph.graphs import output_node, placeholders
-from hicache_compile.passes.transforms.specialise import Choice
+from hicache_compile.passes.graph.inputs import Role, StateInput, is_ring, role_of, state_of
+from hicache_compile.passes.work import Work
 from hicache_compile.policy.sparsity.phases import Phase
 
 
-def verify_captured(captured: fx.GraphModule) -> None:
+def verify_captured(work: Work) -> None:
     """Every input knows its position, every computing node its module, and nothing is dead."""
+    captured = work.captured
     for position, node in enumerate(placeholders(captured)):
         _require(node.meta.get("input") == position, "captured", node, f"input {position} of the denoiser")
     for node in captured.graph.nodes:
@@ -28,8 +32,10 @@ def verify_captured(captured: fx.GraphModule) -> None:
         _require(not dead, "captured", node, "read by something")
 
 
-def verify_guarded(guarded: fx.GraphModule, captured: fx.GraphModule) -> None:
+def verify_guarded(work: Work) -> None:
     """Every op of the captured graph is there once, and every site's call fits its subgraph and rings."""
+    guarded = work.guarded
+    assert guarded is not None
     counts = _ops_of(guarded)
     calls = [node for node in guarded.graph.nodes if node.target is full_or_forecast]
     rings: set[fx.Node] = set()
@@ -51,28 +57,48 @@ def verify_guarded(guarded: fx.GraphModule, captured: fx.GraphModule) -> None:
             _require(not ops.is_random(node), "guarded", node, "free of random numbers, being inside a branch")
     del counts[full_or_forecast.__name__]
     counts["getitem"] -= sum(len(call.users) for call in calls)
-    _same_ops("guarded", +counts, _ops_of(captured))
+    _same_ops("guarded", +counts, _ops_of(work.module) if work.layout.sparsity else _ops_of(work.captured))
 
 
-def verify_program(program: fx.GraphModule, choice: str, captured: fx.GraphModule, guarded: fx.GraphModule) -> None:
+def verify_programs(work: Work) -> None:
+    """Every program computes what its choice says, and full and forecast agree on the rings."""
+    if work.guarded is None:
+        return
+    for choice, program in work.programs.items():
+        verify_program(work, choice, program)
+    if not work.layout.groups:  # where groups are decided each by itself every slot is remembered
+        verify_pair(work.programs)
+
+
+def verify_new(work: Work, choice: Choice, program: fx.GraphModule) -> None:
+    """The same of a program that was made later."""
+    if choice.phases:
+        _outputs_are_computed(f"program {choice}", program)
+    elif work.guarded is not None:
+        verify_program(work, choice, program)
+
+
+def verify_program(work: Work, choice: Choice, program: fx.GraphModule) -> None:
     """A straight-line program computes what its choice says and nothing else."""
     level = f"program {choice}"
     for node in program.graph.nodes:
         _require(node.target is not full_or_forecast, level, node, "inlined")
         written = ops.mutated(node)
-        into_ring = written is not None and written.meta.get("state") == "anchors"
+        into_ring = written is not None and is_ring(written)
         _require(not into_ring, level, node, "kept from writing to a ring except through remember")
         if "probe" in node.meta:
             continue
-        if choice.startswith(Choice.FORECAST):
-            _require(node.target is not remember, level, node, "free of writes")
+        if choice.forecasts:
+            _require(choice.partial or node.target is not remember, level, node, "free of writes")
         else:
             _require(node.target is not forecast, level, node, "free of forecasts")
     for node in output_node(program.graph).all_input_nodes:
         _require(node.op != "placeholder", level, node, "computed: an output must not be an input")
+    captured = work.captured if choice == Choice.PLAIN and _reordered(work) else work.module
     mine, theirs = _ops_of(program), _ops_of(captured)
-    if choice.startswith(Choice.FORECAST):
-        live = _ops_of(guarded) + _ops_of_the_computed_sites(guarded, choice)
+    if choice.forecasts:
+        assert work.guarded is not None
+        live = _ops_of(work.guarded) + _ops_of_the_computed_sites(work.guarded, choice)
         for name in sorted(ops.HEAVY):
             _require(mine[name] <= live[name], level, name, "computed no more often than outside the forecast sites")
         return
@@ -81,7 +107,7 @@ def verify_program(program: fx.GraphModule, choice: str, captured: fx.GraphModul
     _same_ops(level, +mine, theirs)
 
 
-def verify_pair(programs: dict[str, fx.GraphModule]) -> None:
+def verify_pair(programs: Mapping[Choice, fx.GraphModule]) -> None:
     """The full program writes exactly the rings the forecast program reads, at the same shapes."""
     full, forecasting = (
         {n.meta["slot"]: tuple(ops.value(n).shape) for n in placeholders(programs[c]) if "slot" in n.meta}
@@ -94,36 +120,72 @@ def verify_pair(programs: dict[str, fx.GraphModule]) -> None:
         )
 
 
-def verify_phases(programs: dict[str, fx.GraphModule]) -> None:
+def verify_parts(work: Work) -> None:
+    """A probe and the rest of a computed step together compute every expensive op of the captured graph once."""
+    if not work.stages:
+        return
+    made = sum((_ops_of(work.programs[stage.probe]) for stage in work.stages), _ops_of(work.programs[Choice.FULL]))
+    theirs = _ops_of(work.module)
+    for name in sorted(ops.HEAVY):
+        _require(made[name] == theirs[name], "split programs", name, "computed as often as in the captured graph")
+    for choice, program in work.programs.items():
+        if choice.kind is not Kind.PROBE:
+            _outputs_are_computed(f"program {choice}", program)
+
+
+def verify_phases(work: Work) -> None:
     """What sparse steps read of a dense one, the step that selects has written, in the same form."""
-    kept = {phase: _memory(programs[phase]) for phase in Phase if phase in programs}
-    for phase, memory in kept.items():
-        for state, node in memory.items():
+    made = {dict(choice.phases)[""]: program for choice, program in work.programs.items() if choice.phases}
+    kept = {phase: _memory(program) for phase, program in made.items()}
+    for phase, memories in kept.items():
+        for state, node in memories.items():
             written = kept[Phase.SELECT].get(state)
             same = written is not None and ops.value(written).shape == ops.value(node).shape
-            by_choice = state.startswith("memory:units")  # chosen in sparse steps
+            by_choice = state.name.startswith("units")  # chosen in sparse steps
             _require(same or by_choice, f"program {phase}", node, "written by the step that selects")
-        program = programs[phase]
-        for node in output_node(program.graph).all_input_nodes:
-            _require(node.op != "placeholder", f"program {phase}", node, "computed: an output must not be an input")
+        _outputs_are_computed(f"program {phase}", made[phase])
 
 
-def _memory(program: fx.GraphModule) -> dict[str, fx.Node]:
-    states = {str(node.meta.get("state")): node for node in placeholders(program)}
-    return {state: node for state, node in states.items() if state.startswith("memory:")}
+def _outputs_are_computed(level: str, program: fx.GraphModule) -> None:
+    for node in output_node(program.graph).all_input_nodes:
+        _require(node.op != "placeholder", level, node, "computed: an output must not be an input")
+
+
+def _memory(program: fx.GraphModule) -> dict[StateInput, fx.Node]:
+    found = {state_of(node): node for node in placeholders(program)}
+    return {state: node for state, node in found.items() if state is not None and state.role is Role.MEMORY}
+
+
+def _is_row(node: fx.Node) -> bool:
+    """Whether ``node`` picks a row of the weights or of the positions."""
+    source = node.args[0] if node.args else None
+    rows = (Role.WEIGHTS, Role.POSITION)
+    return ops.op(node) == "getitem" and isinstance(source, fx.Node) and role_of(source) in rows
+
+
+def _reordered(work: Work) -> bool:
+    return work.layout.sparsity is not None and work.layout.sparsity.order is not None
 
 
 def _ops_of(module: torch.nn.Module) -> Counter[str]:
+    """How often each op is called; the parts of a linear of which only some outputs are made count as one."""
     assert isinstance(module, fx.GraphModule)
-    called = (node for node in module.graph.nodes if node.op.startswith("call") and "probe" not in node.meta)
-    return Counter(ops.op(node) for node in called)
+    called = [n for n in module.graph.nodes if n.op.startswith("call") and "probe" not in n.meta and not _is_row(n)]
+    counted = Counter(ops.op(node) for node in called)
+    parts = [node.args[1].args[0] for node in called if ops.op(node) == "linear" and _is_part(node)]
+    counted["linear"] -= len(parts) - len(set(parts))
+    return +counted
 
 
-def _ops_of_the_computed_sites(guarded: fx.GraphModule, choice: str) -> Counter[str]:
+def _is_part(linear: fx.Node) -> bool:
+    weight = linear.args[1] if len(linear.args) > 1 else None
+    return isinstance(weight, fx.Node) and ops.op(weight) == "getitem" and isinstance(weight.args[0], fx.Node)
+
+
+def _ops_of_the_computed_sites(guarded: fx.GraphModule, choice: Choice) -> Counter[str]:
     """The ops of the sites that a choice which forecasts some groups only computes."""
-    groups = choice.partition("_")[2].split("+")
     calls = [node for node in guarded.graph.nodes if node.target is full_or_forecast]
-    computed = [call for call in calls if choice != Choice.FORECAST and call.meta["group"] not in groups]
+    computed = [call for call in calls if choice.groups is not None and call.meta["group"] not in choice.groups]
     inside = (guarded.get_submodule(str(call.args[0].target)) for call in computed)
     return sum((_ops_of(module) for module in inside), Counter[str]())
 

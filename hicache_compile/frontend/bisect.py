@@ -11,37 +11,48 @@ from hicache_compile.errors import HiCacheError
 from hicache_compile.frontend.compile import hicache_compile
 from hicache_compile.frontend.denoiser import CompiledDenoiser
 from hicache_compile.passes.transforms.fuel import limited
+from hicache_compile.runtime.compiled_graph import CompiledGraph
 
 
 def bisect(
-    model: nn.Module, policy: Any, is_good: Callable[[CompiledDenoiser], bool], *, backend: str = "eager"
+    model: nn.Module,
+    policy: Any,
+    is_good: Callable[[CompiledDenoiser], bool],
+    *,
+    backend: str = "eager",
+    sparsity: Any = None,
 ) -> str | None:
-    """The first site without which ``is_good`` holds and with which it does not; ``None`` when it holds with all.
+    """The first rewrite (a site, an attention over partitions, a sparse attention or MLP) without which ``is_good``
+    holds and with which it does not; ``None`` when it holds with all.
 
-    The same as setting ``HICACHE_FUEL`` by hand: a binary search over how many sites are rewritten, in graph order.
+    The same as setting ``HICACHE_FUEL`` by hand: a binary search over how many rewrites are made, in graph order.
 
     Args:
-        model, policy, backend: as in ``hicache_compile``.
+        model, policy, backend, sparsity: as in ``hicache_compile``.
         is_good: samples with the compiled denoiser it is given, and judges the result.
 
     Raises:
-        HiCacheError: ``is_good`` does not hold even with no site rewritten, so no rewrite is to blame.
+        HiCacheError: ``is_good`` does not hold even with nothing rewritten, so no rewrite is to blame.
     """
 
     def holds(rewrites: int) -> bool:
         with limited(rewrites):
-            return is_good(hicache_compile(model, policy, backend=backend))
+            return is_good(hicache_compile(model, policy, backend=backend, sparsity=sparsity))
 
-    everything = hicache_compile(model, policy, backend=backend)
+    everything = hicache_compile(model, policy, backend=backend, sparsity=sparsity)
     if is_good(everything):
         return None
-    sites = [
-        site.name for step in everything._steps for site in step.variant(step.layout(everything.policy)).rewrite.sites
-    ]
+    names = [name for graph in everything._graphs for name in _rewritten(everything, graph)]
     if not holds(0):
-        raise HiCacheError("bisect.is_good: must hold for the denoiser with no site rewritten")
-    good, bad = 0, len(sites)
+        raise HiCacheError("bisect.is_good: must hold for the denoiser with nothing rewritten")
+    good, bad = 0, len(names)
     while bad - good > 1:
         middle = (good + bad) // 2
         good, bad = (middle, bad) if holds(middle) else (good, middle)
-    return sites[bad - 1]
+    return names[bad - 1]
+
+
+def _rewritten(denoiser: CompiledDenoiser, graph: CompiledGraph) -> list[str]:
+    """What fuel is spent on, in the order of the passes."""
+    made = graph.programs(graph.layout(denoiser.policy)[0]).rewrite
+    return [*made.sparse, *made.partitioned, *(site.name for site in made.sites)]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, TypeVar, overload
 
 import torch
 
 from hicache_compile.errors import HiCacheError
 from hicache_compile.frontend.denoiser import CompiledDenoiser
-from hicache_compile.frontend.options import check_options
 from hicache_compile.frontend.pipeline import compile_pipeline, is_pipeline
+from hicache_compile.runtime.options import CompileOptions
 
 Pipeline = TypeVar("Pipeline")
 
@@ -68,14 +67,21 @@ def hicache_compile(  # type: ignore[misc]  # the overloads leave the options to
         raise HiCacheError(
             f"hicache_compile.model = {type(model).__name__}: must be a torch.nn.Module or a diffusers pipeline"
         )
-    if dynamic not in (None, True, False):
-        raise HiCacheError(f"hicache_compile.dynamic = {dynamic!r}: must be None, True or False")
-    settings = check_options(policy, backend, sparsity, mode, memory_budget, offload, decide_together)
+    options = CompileOptions.of(
+        policy,
+        backend=backend,
+        sparsity=sparsity,
+        dynamic=dynamic,
+        mode=mode,
+        memory_budget=memory_budget,
+        offload=offload,
+        decide_together=decide_together,
+    )
 
     def wrap(module: torch.nn.Module) -> CompiledDenoiser:
         if not isinstance(module, CompiledDenoiser):
-            return CompiledDenoiser(module, replace(settings), backend, dynamic, mode)
-        if not pipeline or module.policy != settings.policy:
+            return CompiledDenoiser(module, options)
+        if not pipeline or module.policy != options.policy:
             raise HiCacheError("hicache_compile.model is compiled already: set its policy instead")
         return module  # two pipelines share it
 

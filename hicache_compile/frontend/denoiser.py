@@ -10,7 +10,7 @@ import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,19 +28,29 @@ from hicache_compile.passes.transforms.capture import capture
 from hicache_compile.policy.policy import NOWHERE
 from hicache_compile.policy.schedules.base import StepMask
 from hicache_compile.runtime.call_arguments import DenoiserCall
-from hicache_compile.runtime.compiled_graph import CapturedStep
-from hicache_compile.runtime.replay.call_signature import UnknownLookError
+from hicache_compile.runtime.compiled_graph import CompiledGraph
+from hicache_compile.runtime.options import CompileOptions, Shared
+from hicache_compile.runtime.replay.call_signature import UnknownArgumentError
 from hicache_compile.runtime.replay.capture import DATA_DEPENDENT_OPS, as_call, own_frame
-from hicache_compile.runtime.replay.dispatch_modes import set_aside
-from hicache_compile.runtime.replay.replay import Replay, changes_python_state, look_of_call, unobserved
+from hicache_compile.runtime.replay.replay import Replay, changes_python_state, signature_of_call, unobserved
 from hicache_compile.runtime.session import Session
-from hicache_compile.runtime.settings import Settings
 from hicache_compile.runtime.step import Step
 
 log = logging.getLogger(__name__)
 
 # Methods of diffusers' and peft's models that change what the weights compute.
 _CHANGES_MODEL = re.compile("lora|adapter|fuse_|layerwise_casting")
+
+
+@dataclass(slots=True)
+class _Inner:
+    """What a compiled denoiser calls: ``denoise`` with Dynamo, which has the code object ``code``."""
+
+    signature: inspect.Signature
+    denoise: Callable[..., Any]
+    code: types.CodeType
+    graphed: bool  # its programs are CUDA graphs
+    breaks_at_data: bool = False
 
 
 class CompiledDenoiser(Handle, OptimizedModule):
@@ -50,100 +60,77 @@ class CompiledDenoiser(Handle, OptimizedModule):
     """
 
     # `OptimizedModule` hands assignments to the wrapped module unless the class has the attribute.
-    _options: tuple[Settings, str, bool | None, str | None]
-    _signature: inspect.Signature
-    _denoise: Callable[..., Any]
-    _code: types.CodeType
-    _breaks_at_data: bool = False
-    _graphed: bool = False
+    _inner: _Inner
 
-    def __init__(
-        self, model: torch.nn.Module, settings: Settings, backend: str, dynamic: bool | None, mode: str | None
-    ) -> None:
+    def __init__(self, model: torch.nn.Module, options: CompileOptions) -> None:
         cast_in_the_graph(model)
-        session = Session(settings)
-        steps: list[CapturedStep] = []
+        session = Session(options, Shared(options.policy))
+        graphs: list[CompiledGraph] = []
 
-        def receive(dynamo_graph: fx.GraphModule, example_inputs: list[Any]) -> CapturedStep:
-            step = CapturedStep(capture(dynamo_graph), session, backend, mode)
-            step.replayable = not changes_python_state()
-            step.lower_now()  # may ask Dynamo to start over
-            steps.append(step)
-            return step
+        def receive(dynamo_graph: fx.GraphModule, example_inputs: list[Any]) -> CompiledGraph:
+            graph = CompiledGraph(capture(dynamo_graph), session)
+            graph.replayable = not changes_python_state()
+            graph.lower_now()  # may ask Dynamo to start over
+            graphs.append(graph)
+            return graph
 
-        context = torch._dynamo.optimize(receive, dynamic=dynamic)
+        context = torch._dynamo.optimize(receive, dynamic=options.dynamic)
         super().__init__(model, context)  # type: ignore[arg-type]  # optimize is typed as a union
-        object.__setattr__(self, "_options", (settings, backend, dynamic, mode))
-        object.__setattr__(self, "_graphed", bool(mode and list_mode_options(mode).get("triton.cudagraphs")))
-        object.__setattr__(self, "_session", session)
-        object.__setattr__(self, "_model", model)
-        object.__setattr__(self, "_dumped", [0, 0])
-        object.__setattr__(self, "_steps", steps)
-        object.__setattr__(self, "_signature", inspect.signature(model.forward))
         frame = own_frame(model)
-        object.__setattr__(self, "_code", frame.__code__)
-        object.__setattr__(self, "_denoise", context(frame))
+        graphed = bool(options.mode and list_mode_options(options.mode).get("triton.cudagraphs"))
+        inner = _Inner(inspect.signature(model.forward), context(frame), frame.__code__, graphed)
+        for name, value in {"_session": session, "_model": model, "_graphs": graphs, "_inner": inner}.items():
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "_dumped", [0, 0])
         self.forward = self._sample
 
     def _sample(self, *args: Any, **kwargs: Any) -> Any:
         """One step: count it, run the compiled graphs, which read the count."""
         self._refuse_gradients(args, kwargs)
-        session = self._session
-        if session.step is not None:
-            raise HiCacheError("the compiled denoiser was called from inside its own call")
-        call = DenoiserCall(session, self._signature, args, kwargs)
-        step = session.next_step(call)
-        if self._graphed:
+        if self._inner.graphed:
             torch.compiler.cudagraph_mark_step_begin()  # a replayed step does not enter Dynamo, which would say so
-        session.step = step
+        call = DenoiserCall(self._session, self._inner.signature, args, kwargs)
         try:
-            with torch.no_grad(), set_aside() as step.modes:
-                if session.observer is None:
-                    output = self._replay_or_run(step, args, kwargs)
-                else:
-                    output = session.observer(step, call, lambda: self._replay_or_run(step, args, kwargs))
-        except BaseException as error:
-            step.context.invalidate()
-            if isinstance(error, BackendCompilerFailed) and isinstance(error.inner_exception, HiCacheError):
+            output = self._session.run_step(call, lambda step: self._replay_or_run(step, args, kwargs))
+        except BackendCompilerFailed as error:
+            if isinstance(error.inner_exception, HiCacheError):
                 raise error.inner_exception from None
             raise
-        finally:
-            session.step = None
-        self._check_compiled(step)
-        session.finish(step)
+        self._check_compiled()
         self._dump_where_asked()
-        return pytree.tree_map_only(torch.Tensor, _own, output) if self._graphed else output
+        return pytree.tree_map_only(torch.Tensor, _own, output) if self._inner.graphed else output
 
     def _replay_or_run(self, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make an earlier call of this run again, or go through Dynamo and remember how."""
-        look, tensors = look_of_call(args, kwargs, self._orig_mod.training)
-        settings = self._session.settings
-        replay = step.context.replays.find(look, settings.changes())
+        signature, tensors = signature_of_call(args, kwargs, self._orig_mod.training)
+        shared = self._session.shared
+        replay = step.context.replays.find(signature, shared.changes())
         if replay is not None:
             return replay(tensors)
         with unobserved():
             output = self._run(step, args, kwargs)
-        if look is not None and len(step.calls) == len(step.graphs) == 1:
-            with suppress(UnknownLookError):
-                step.context.replays.keep(look, Replay(step.calls[0], tensors, output, settings.changes()))
+        if signature is not None and len(step.calls) == len(step.graphs) == 1:
+            with suppress(UnknownArgumentError):
+                step.context.replays.keep(signature, Replay(step.calls[0], tensors, output, shared.changes()))
         return output
 
     def _run(self, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the compiled graphs. Ops whose output's shape or value depends on data are captured with the rest
         (a mask that picks tokens, a router of experts); where Dynamo cannot, the graph breaks there instead."""
-        if self._breaks_at_data:
-            return self._denoise(*args, **kwargs)
+        inner = self._inner
+        if inner.breaks_at_data:
+            return inner.denoise(*args, **kwargs)
         try:
             with DATA_DEPENDENT_OPS():
-                return self._denoise(*args, **kwargs)
+                return inner.denoise(*args, **kwargs)
         except (TorchDynamoException, GuardOnDataDependentSymNode) as error:
             if isinstance(getattr(error, "inner_exception", None), HiCacheError):
                 raise
             log.info("capturing again with graph breaks at ops that depend on data: %s", error)
-            object.__setattr__(self, "_breaks_at_data", True)
+            inner.breaks_at_data = True
             step.graphs.clear()
             step.context.invalidate()
-            return self._denoise(*args, **kwargs)
+            return inner.denoise(*args, **kwargs)
 
     def warmup(self, example_inputs: Mapping[str, Any] | Sequence[Any], num_steps: int = 50) -> None:
         """Capture the denoiser and compile every program of the policy now, for inputs that look like these.
@@ -160,15 +147,14 @@ class CompiledDenoiser(Handle, OptimizedModule):
         """
         args, kwargs = as_call(example_inputs, "warmup")
         whole_number("warmup", "num_steps", num_steps, 1)
-        policy = self.policy
-        cut = policy.cut
-        decided = not (cut.probes or cut.groups or cut.split or cut.scope == NOWHERE)
+        policy, layout = self.policy, self.policy.layout
+        decided = not (layout.probes or layout.groups or layout.partitions or layout.scope == NOWHERE)
         rehearsed, calls = (replace(policy, schedule=StepMask("10")), 2) if decided else (policy, 1)
         with torch.no_grad(), self._session.rehearse(rehearsed, 2 if decided else num_steps):
             for _ in range(calls):
                 self(*args, **kwargs)
-            for step in self._newest():
-                step.lower_all(policy, num_steps)
+            for graph in self._newest():
+                graph.lower_all(policy, num_steps)
 
     @contextmanager
     def cache_context(self, name: str, **hints: Any) -> Iterator[None]:
@@ -184,7 +170,7 @@ class CompiledDenoiser(Handle, OptimizedModule):
             yield
 
     def _frames(self) -> list[types.CodeType]:
-        return [self._code]
+        return [self._inner.code]
 
     def _refuse_gradients(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not torch.is_grad_enabled():
@@ -196,9 +182,10 @@ class CompiledDenoiser(Handle, OptimizedModule):
                     "call the module it wraps, compiled._orig_mod, to differentiate"
                 )
 
-    def _check_compiled(self, step: Step) -> None:
-        if not step.graphs and not self._session.warned_eager:
-            self._session.warned_eager = True
+    def _check_compiled(self) -> None:
+        session = self._session
+        if not session.last_graphs and not session.warned_eager:
+            session.warned_eager = True
             log.warning("Dynamo ran the denoiser without compiling it, so nothing is cached: see TORCH_LOGS=recompiles")
 
     @property  # type: ignore[misc]  # of every object, and never assigned here
@@ -210,7 +197,7 @@ class CompiledDenoiser(Handle, OptimizedModule):
         found = super().__getattr__(name)
         if not inspect.ismethod(found):
             return found
-        self._session.settings.touched += 1  # whatever the method does, the next step looks at the whole module
+        self._session.shared.touched += 1  # whatever the method does, the next step looks at the whole module
         return self._noticed(found) if _CHANGES_MODEL.search(name) else found
 
     def _noticed(self, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -224,7 +211,7 @@ class CompiledDenoiser(Handle, OptimizedModule):
             try:
                 return method(*args, **kwargs)
             finally:
-                self._session.settings.weights_epoch += 1
+                self._session.shared.parameters_epoch += 1
                 cast_in_the_graph(self._orig_mod)
 
         return call
@@ -237,8 +224,8 @@ class CompiledDenoiser(Handle, OptimizedModule):
             theirs(recurse=recurse)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledDenoiser:
-        settings, backend, dynamic, mode = self._options
-        return CompiledDenoiser(copy.deepcopy(self._orig_mod, memo), replace(settings), backend, dynamic, mode)
+        options = replace(self._session.options, policy=self.policy)
+        return CompiledDenoiser(copy.deepcopy(self._orig_mod, memo), options)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise HiCacheError(

@@ -25,19 +25,15 @@ from torch._dynamo.symbolic_convert import InstructionTranslator
 
 from hicache_compile.errors import HiCacheError
 from hicache_compile.frontend.handle import Handle
-from hicache_compile.frontend.options import check_options
 from hicache_compile.passes.graph.arguments import argument_of
 from hicache_compile.passes.graph.graphs import placeholders
 from hicache_compile.passes.transforms.capture import capture
-from hicache_compile.policy.presets import HiCache
 from hicache_compile.runtime.call_arguments import time_of
-from hicache_compile.runtime.compiled_graph import CapturedStep
+from hicache_compile.runtime.compiled_graph import CompiledGraph
+from hicache_compile.runtime.options import CompileOptions, Shared
 from hicache_compile.runtime.session import Session
 
 log = logging.getLogger(__name__)
-
-# `torch.compile` takes a mode or options, not both: among the options there is a mode too.
-OPTIONS = ("policy", "backend", "sparsity", "mode", "memory_budget", "offload", "decide_together")
 
 
 class CompileError(HiCacheError, ShortenTraceback):
@@ -59,52 +55,41 @@ class CompiledFunction(Handle):
     """
 
     def __init__(self, options: Mapping[str, Any], mode: str | None) -> None:
-        for name in options:
-            if name not in OPTIONS:
-                raise HiCacheError(f"options[{name!r}]: must be one of {', '.join(OPTIONS)}")
-        given = {"policy": HiCache(), "mode": mode, **options}
-        self._session = Session(check_options(**given))
-        self._steps = []
+        made = CompileOptions.from_mapping(options, mode)
+        self._session = Session(made, Shared(made.policy))
+        self._graphs = []
         self._dumped = [0, 0]
-        self._backend = given.get("backend", "inductor")
-        self._mode = given["mode"]
         self._first_code: types.CodeType | None = None
 
     def receive(self, dynamo_graph: fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
         """What Dynamo calls for each graph it captures."""
         frame = InstructionTranslator.current_tx().output.root_tx
-        step = CapturedStep(capture(dynamo_graph), self._session, self._backend, self._mode)
-        if step.variant(step.layout(self.policy)).stateless:  # the passes have warned, with the nearest miss
+        captured = CompiledGraph(capture(dynamo_graph), self._session)
+        if captured.programs(
+            captured.layout(self.policy)[0]
+        ).stateless:  # the passes have warned, with the nearest miss
             return self._plainly(dynamo_graph, example_inputs)
         if self._first_code is None:
             self._first_code = frame.f_code
         begins = frame.f_code is self._first_code
         forward = getattr(frame.f_locals.get("self"), "forward", None)
-        inputs = GraphInputs(self._session, step.captured, introspection.signature(forward) if forward else None)
-        self._steps.append(step)
-        return functools.partial(self._run, step, inputs, begins)
+        inputs = GraphInputs(self._session, captured.captured, introspection.signature(forward) if forward else None)
+        self._graphs.append(captured)
+        return functools.partial(self._run, captured, inputs, begins)
 
     def _plainly(self, graph: fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
-        patches: dict[str, Any] = {"mode": self._mode} if self._mode else {}
-        return lookup_backend(self._backend)(graph, example_inputs, **patches)
+        options = self._session.options
+        patches: dict[str, Any] = {"mode": options.mode} if options.mode else {}
+        return lookup_backend(options.backend)(graph, example_inputs, **patches)
 
-    def _run(self, graph: CapturedStep, inputs: GraphInputs, begins: bool, *values: Any) -> Any:
+    def _run(self, graph: CompiledGraph, inputs: GraphInputs, begins: bool, *values: Any) -> Any:
         session = self._session
         if any(isinstance(value, torch.Tensor) and value.requires_grad for value in inputs.of_call(values)):
             raise HiCacheError("an argument of the compiled denoiser requires grad: must not, it samples")
-        step = session.next_step(GraphCallInputs(inputs, values)) if begins else session.latest
-        if step is None:
+        step = None if begins else session.latest
+        if step is None and not begins:
             raise HiCacheError("a part of the denoiser ran outside of its call: must be called as it was compiled")
-        session.step = step
-        try:
-            with torch.no_grad():
-                outputs = graph(*values)
-        except BaseException:
-            step.context.invalidate()
-            raise
-        finally:
-            session.step = None
-        session.finish(step, again=not begins)
+        outputs = session.run_step(GraphCallInputs(inputs, values), lambda _: graph(*values), step)
         self._dump_where_asked()
         return outputs
 
@@ -113,7 +98,7 @@ class CompiledFunction(Handle):
 
     def forget(self) -> None:
         """``torch.compiler.reset()``: the code that called the graphs is gone."""
-        self._steps.clear()
+        self._graphs.clear()
         self._first_code = None
         self.reset()
 

@@ -13,17 +13,17 @@ from typing import Any
 from torch import fx, nn
 
 from hicache_compile.errors import HiCacheError
-from hicache_compile.frontend.options import check_fit
 from hicache_compile.inspection.bytecode import decompiled
-from hicache_compile.inspection.dump import write
+from hicache_compile.inspection.dump import schedule, write
 from hicache_compile.inspection.explanation import Explanation, View, explain
 from hicache_compile.inspection.report import Report, gather
 from hicache_compile.passes import Choice
 from hicache_compile.passes.graph.source import printable
 from hicache_compile.policy.json_codec import as_policy
+from hicache_compile.policy.layout import Layout
 from hicache_compile.policy.policy import Policy
-from hicache_compile.runtime.compiled_graph import CapturedStep
-from hicache_compile.runtime.session import Session
+from hicache_compile.runtime.compiled_graph import CompiledGraph
+from hicache_compile.runtime.session import Observer, Session
 from hicache_compile.runtime.storage import snapshot
 from hicache_compile.runtime.storage.snapshot import Snapshot
 
@@ -31,11 +31,10 @@ _dumps = itertools.count()
 
 
 class Handle:
-    """The same for ``hicache_compile(model, policy)``, which is one, and ``torch.compile(backend="hicache")``, of which
-    ``inspect`` gives it."""
+    """User-facing methods shared by ``CompiledDenoiser`` and the handle that ``inspect()`` returns."""
 
     _session: Session
-    _steps: list[CapturedStep]
+    _graphs: list[CompiledGraph]
     _model: nn.Module | None = None  # whose weights they are, where that is known
     _dumped: list[int]  # programs in the newest dump, and its number
 
@@ -77,6 +76,7 @@ class Handle:
                 changed then.
         """
         kept = snapshot.load(path)
+        self._session.options.check(kept.policy)
         mine = self._weights()
         if mine and kept.weights and mine != kept.weights:
             raise HiCacheError(f"resume.path = {str(path)!r}: must be of a denoiser with these weights; others made it")
@@ -89,6 +89,10 @@ class Handle:
     def cache_context(self, name: str) -> AbstractContextManager[None]:
         """``with compiled.cache_context(name):`` calls inside belong to the guidance branch ``name``."""
         return self._session.in_context(name)
+
+    def observed(self, observer: Observer) -> AbstractContextManager[None]:
+        """``with compiled.observed(observer):`` each call inside is made by ``observer(step, call, make)``."""
+        return self._session.observed(observer)
 
     def disabled(self) -> AbstractContextManager[None]:
         """``with compiled.disabled():`` calls inside run uncached (and compiled); they count as steps."""
@@ -103,13 +107,13 @@ class Handle:
     @property
     def policy(self) -> Policy:
         """The policy of the next trajectory. Assign a Policy, a preset name, a dict or a path to JSON."""
-        return self._session.settings.policy
+        return self._session.shared.policy
 
     @policy.setter
     def policy(self, value: Any) -> None:
         policy = as_policy(value)
-        check_fit(self._session.settings, policy)
-        self._session.settings.policy = policy
+        self._session.options.check(policy)
+        self._session.shared.policy = policy
 
     @property
     def graphs(self) -> dict[str, fx.GraphModule]:
@@ -120,14 +124,19 @@ class Handle:
         captured in several graphs has ``captured.1`` and so on for the later ones.
         """
         found: dict[str, fx.GraphModule] = {}
-        for number, step in enumerate(self._steps):
+        for number, graph in enumerate(self._graphs):
             suffix = f".{number}" if number else ""
-            rewrite = step.variant(step.layout(self.policy)).rewrite
-            for name, module in rewrite.levels().items():
-                if name != Choice.PLAIN:  # the captured graph once more
-                    title = f"{name} graph of {self._name()}, scope {self.policy.scope}"
+            layout, _ = self._layout(graph)
+            for name, module in graph.programs(layout).rewrite.levels().items():
+                if name != str(Choice.PLAIN):  # the captured graph once more
+                    title = f"{name} graph of {self._name()}, scope {layout.scope}"
                     found[name + suffix] = printable(module, title)
         return found
+
+    def _layout(self, graph: CompiledGraph) -> tuple[Layout, str]:
+        """The layout of ``graph`` under the policy of the next trajectory, and what a memory budget has to say."""
+        live = self._session.live.get(graph)
+        return graph.layout(self.policy, bindings=live.bindings if live else {})
 
     def explain(self, num_steps: int = 50) -> Explanation:
         """What was found in the denoiser and what its policy makes of a run of ``num_steps``: ``print`` shows tables.
@@ -137,10 +146,14 @@ class Handle:
         Raises:
             HiCacheError: the denoiser was not called yet, or ``num_steps`` is not a length the policy can serve.
         """
-        if not self._steps:
+        if not self._graphs:
             raise HiCacheError("explain(): the denoiser must have been called once, or warmup(example_inputs)")
-        views = [View(step.captured, step.bindings) for step in self._newest()]
-        return explain(self._name(), views, self.policy, num_steps, sparsity=self._session.settings.sparsity)
+        layout, why = self._layout(self._newest()[0])
+        return explain(self._name(), self._views(), self.policy, num_steps, layout=layout, memory=why)
+
+    def _views(self) -> list[View]:
+        live = self._session.live
+        return [View(g.captured, live[g].bindings if g in live else {}) for g in self._newest()]
 
     def dump(self, path: str | Path, num_steps: int = 50) -> None:
         """Write everything about the denoiser into the folder ``path``, and ``index.html``, a page to read it by.
@@ -155,20 +168,25 @@ class Handle:
         explained = self.explain(num_steps)
         graphs = {name: str(graph) for name, graph in self.graphs.items()}
         code: dict[str, str] = {}
-        for step in self._newest():
-            for choice, program in step.variant(step.layout(self.policy)).programs.items():
+        for graph in self._newest():
+            for key, program in graph.programs(self._layout(graph)[0]).programs.items():
+                choice = key[0] if isinstance(key, tuple) else key
                 for text in program.code:
                     earlier = sum(name.startswith(f"{choice}_generated") for name in code)
                     code[f"{choice}_generated" + (f".{earlier}" if earlier else "")] = text
         code["dynamo_bytecode"] = decompiled(self._frames())
-        write(Path(path), explained, graphs, code=code, extra={"report.json": self.report().to_json()})
+        extra = {
+            "schedule.tsv": schedule(self.policy, num_steps, self._views(), self._layout(self._newest()[0])[0]),
+            "report.json": self.report().to_json(),
+        }
+        write(Path(path), explained, graphs, code=code, extra=extra)
 
     def _dump_where_asked(self) -> None:
         """``HICACHE_DUMP=DIR``: dump into a folder of one's own there whenever another program was compiled."""
         folder = os.environ.get("HICACHE_DUMP")
         if not folder:
             return
-        programs = sum(len(variant.programs) for step in self._steps for variant in step.variants.values())
+        programs = sum(len(made.programs) for graph in self._graphs for made in graph.program_sets.values())
         if programs != self._dumped[0]:
             number = self._dumped[1] if self._dumped[0] else next(_dumps)
             self._dumped[:] = programs, number
@@ -178,14 +196,14 @@ class Handle:
         """The code Dynamo compiled to call the graphs."""
         return []
 
-    def _newest(self) -> list[CapturedStep]:
+    def _newest(self) -> list[CompiledGraph]:
         """The graphs of the newest call, or all where none was made."""
-        newest = [step for step in self._steps if step in self._session.last_graphs]
-        return newest or self._steps
+        newest = [graph for graph in self._graphs if graph in self._session.last_graphs]
+        return newest or self._graphs
 
     def _name(self) -> str:
         return "a function" if self._model is None else type(self._model).__name__
 
     def report(self) -> Report:
         """What happened so far in this thread, as plain data."""
-        return gather(self._session, self._steps)
+        return gather(self._session, self._graphs)

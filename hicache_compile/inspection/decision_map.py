@@ -12,9 +12,7 @@ from hicache_compile.inspection.decision_rows import ANCHOR, COMPUTED, FORCED, R
 from hicache_compile.key_partitions import Code
 from hicache_compile.passes import Rewrite
 from hicache_compile.policy.policy import Policy
-from hicache_compile.runtime.deciders.partitioned import DiTangoCourse
-from hicache_compile.runtime.deciders.scheduled import GroupPlan
-from hicache_compile.runtime.storage.rings import AnyPlan
+from hicache_compile.runtime.deciders import Decider
 
 CODES = {Code.FORCED: FORCED, Code.ANCHOR: ANCHOR, Code.COMPUTED: COMPUTED, Code.REUSED: REUSED}
 MERGED = (ANCHOR, FORCED, COMPUTED, REUSED, UNKNOWN)  # what counts where guidance branches differ
@@ -88,27 +86,32 @@ def strategy_of(policy: Policy) -> str:
     return {"perkind": "pab"}.get(names[0], "_".join(names))
 
 
-def rows_of(rewrite: Rewrite, plan: AnyPlan, policy: Policy, letters: str) -> list[Row]:
+def rows_of(rewrite: Rewrite, decider: Decider, policy: Policy, letters: str) -> list[Row]:
     """The rows of one captured graph in one run: see ``DecisionMap``."""
-    if isinstance(plan, DiTangoCourse):
-        return _rows_of_attentions(rewrite, plan, len(letters))
-    starts = policy.cut.starts
+    if rewrite.layout.partitions is not None:
+        return _rows_of_attentions(rewrite, decider, len(letters))
+    starts = policy.layout.starts
     rows = []
     for site in rewrite.sites:
-        if isinstance(plan, GroupPlan):
+        schedule: Any = policy.schedule
+        if rewrite.layout.groups:
             schedule = policy.schedule.schedules[site.group]  # type: ignore[attr-defined]  # a PerKind
-            computed = [plan.plans[site.group].computes(step) for step in range(len(letters))]
+            computed = [_computes(decider, step, site.group) for step in range(len(letters))]
         else:
-            schedule = policy.schedule
             inner = site.group.removeprefix("from_") if site.group else ""
             live_when_inner = len(starts) > 1 and inner.isdigit() and int(inner) < max(starts)
             computed = [letter in "FS" or (letter == "s" and live_when_inner) for letter in letters]
-        forced = [_is_forced(policy, schedule, step, plan.num_steps) for step in range(len(letters))]
+        forced = [_is_forced(policy, schedule, step, decider.num_steps) for step in range(len(letters))]
         cells = "".join(
             (FORCED if must else COMPUTED) if full else REUSED for full, must in zip(computed, forced, strict=True)
         )
         rows.append(Row(site.name, site.kind, cells))
     return rows
+
+
+def _computes(decider: Any, step: int, group: str) -> bool:
+    """Whether ``group`` was computed in ``step``."""
+    return group not in decider.rows.steps[step].forecasts
 
 
 def _is_forced(policy: Policy, schedule: Any, step: int, num_steps: int | None) -> bool:
@@ -120,11 +123,11 @@ def _is_forced(policy: Policy, schedule: Any, step: int, num_steps: int | None) 
     )
 
 
-def _rows_of_attentions(rewrite: Rewrite, plan: DiTangoCourse, steps: int) -> list[Row]:
+def _rows_of_attentions(rewrite: Rewrite, decider: Any, steps: int) -> list[Row]:
     rows = []
-    for layer, name in enumerate(rewrite.divided or []):
-        for group in range(plan.split.groups):
-            codes = (plan.history.get(step) for step in range(steps))
+    for layer, name in enumerate(rewrite.partitioned):
+        for group in range(decider.partitions.groups):
+            codes = (decider.history.get(step) for step in range(steps))
             cells = "".join(CODES[Code(code[layer][group])] if code else UNKNOWN for code in codes)
             rows.append(Row(f"{name} group {group}", "attention", cells))
     return rows

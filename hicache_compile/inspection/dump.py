@@ -7,6 +7,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,11 +16,10 @@ from hicache_compile.inspection.page import page
 from hicache_compile.inspection.tables import render
 from hicache_compile.passes import Choice
 from hicache_compile.passes.graph.source import source_of
-from hicache_compile.policy.json_codec import from_dict
+from hicache_compile.policy.layout import Layout
 from hicache_compile.policy.policy import Policy
-from hicache_compile.policy.sparsity.chipmunk import Chipmunk
-from hicache_compile.runtime.deciders.scheduled import Plan, SlotPlan
-from hicache_compile.runtime.storage.budget import layout_of
+from hicache_compile.runtime.deciders import RowSpec, make_decider
+from hicache_compile.runtime.deciders.rows import StepRows
 
 
 def write(
@@ -42,15 +42,12 @@ def write(
         compared: other policies on the same denoiser.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    policy = from_dict(explained.policy)
-    sparsity = None if explained.sparsity is None else Chipmunk.from_dict(explained.sparsity)
     python = {**graphs, **(code or {})}
     numbered = {f"{number:02}_{name}.py": text for number, (name, text) in enumerate(python.items(), 1)}
     files = {
         **numbered,
         "policy.json": json.dumps(explained.policy, indent=2),
-        **({"sparsity.json": json.dumps(explained.sparsity, indent=2)} if sparsity is not None else {}),
-        "schedule.tsv": schedule(policy, explained.num_steps, sparsity),
+        **({"sparsity.json": json.dumps(explained.sparsity, indent=2)} if explained.sparsity is not None else {}),
         "explain.txt": render(explained),
         "explain.json": explained.to_json(),
         "versions.json": json.dumps(versions(), indent=2),
@@ -62,22 +59,39 @@ def write(
     (folder / "index.html").write_text(html, encoding="utf-8")
 
 
-def schedule(policy: Policy, num_steps: int, sparsity: Chipmunk | None = None) -> str:
-    """The weight table: one line a step with its decision, the ring row it writes, and the weight of each row; where
-    each slot has weights of its own, one line for each."""
-    plan = Plan(policy, num_steps, policy.depth, sparsity=sparsity)
-    own = None
-    if policy.cut.by_slot:
-        own = SlotPlan(policy, num_steps, policy.depth, 0, policy.forecaster.table.slots)  # type: ignore[attr-defined]
-    plan.computes(num_steps - 1)
-    lines = ["\t".join(["step", "decision", "row", *(f"weight_{k}" for k in range(policy.depth))])]
-    for step, full in enumerate(plan.full):
-        row = str(plan.positions[step]) if full else ""
-        rows = [plan.rows[step]] if own is None else own.each(step).tolist()
-        for weights in rows[:1] if full else rows:
-            numbers = [""] * policy.depth if full else map(repr, weights)
-            lines.append("\t".join([str(step), plan.choices[step], row, *numbers]))
+def schedule(policy: Policy, num_steps: int, views: Sequence[View], layout: Layout) -> str:
+    """What is known of a run before it starts: one line a step and row of weights.
+
+    ``decision`` is the program the step runs; ``free``: guards decide. ``row`` is the ring row a computed step writes,
+    ``weight_k`` the weight of ring row ``k``. Where kinds are decided each by itself, ``group`` names the kind.
+    """
+    lines = ["\t".join(["step", "decision", "group", "row", *(f"weight_{k}" for k in range(layout.depth))])]
+    letters = policy.decisions(num_steps)
+    if policy.guards or layout.partitions is not None:
+        names = {"F": "full", ".": "free"}
+        blank = [""] * (2 + layout.depth)
+        return "\n".join([*lines, *("\t".join([str(s), names[at], *blank]) for s, at in enumerate(letters))]) + "\n"
+    for view in views:
+        programs = view.programs(layout)
+        spec = programs.rows(layout.depth, 0)
+        decider: Any = make_decider(policy, programs, num_steps, 0, spec, layout.sparsity)
+        for step in range(num_steps):
+            choice, rows = decider.decide(step, False).choice, decider.rows.steps[step]
+            lines += _lines(step, str(choice), rows, spec)
     return "\n".join(lines) + "\n"
+
+
+def _lines(step: int, decision: str, rows: StepRows, spec: RowSpec) -> list[str]:
+    """The lines of one step: one for each group, or for each slot with weights of its own."""
+    found = []
+    for number, weights in enumerate(rows.weights):
+        place = spec.group_of[number] if spec.per_slot else number
+        group = spec.groups[place]
+        if group in rows.forecasts:
+            found.append("\t".join([str(step), decision, group, "", *map(repr, weights)]))
+        elif not spec.per_slot or number == spec.group_of.index(place):
+            found.append("\t".join([str(step), decision, group, str(rows.positions[place]), *[""] * spec.depth]))
+    return found
 
 
 def versions() -> dict[str, str]:
@@ -92,5 +106,5 @@ def versions() -> dict[str, str]:
 def sources(view: View, policy: Policy, model: str) -> dict[str, str]:
     """The source of every graph of ``view`` under ``policy``."""
     where = f"graph of {model}, scope {policy.scope}"
-    levels = view.rewrite(layout_of(policy)).levels()
-    return {name: source_of(graph, f"{name} {where}") for name, graph in levels.items() if name != Choice.PLAIN}
+    levels = view.rewrite(policy.layout).levels()
+    return {name: source_of(graph, f"{name} {where}") for name, graph in levels.items() if name != str(Choice.PLAIN)}

@@ -12,20 +12,19 @@ from torch import fx
 from hicache_compile.errors import whole_number
 from hicache_compile.inspection.findings import BlockRow, Findings, ScopeRow, SiteRow
 from hicache_compile.inspection.tables import render
-from hicache_compile.passes import Choice, Rewrite
-from hicache_compile.passes.graph import ops
+from hicache_compile.passes import Choice, Rewrite, rewrite
 from hicache_compile.passes.graph.cost import flops_by_node
-from hicache_compile.passes.graph.graphs import placeholders
-from hicache_compile.passes.graph.shapes import Bindings, concrete
-from hicache_compile.passes.transforms.partition_attention import DIVIDED
+from hicache_compile.passes.graph.inputs import Role
+from hicache_compile.passes.graph.shapes import Bindings
+from hicache_compile.passes.transforms.partition_attention import PARTITIONED
 from hicache_compile.policy.json_codec import to_dict
-from hicache_compile.policy.policy import NOWHERE, SCOPES, Policy
+from hicache_compile.policy.layout import SCOPES, Layout
+from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.sparsity.chipmunk import Chipmunk
 from hicache_compile.policy.sparsity.phases import Phase
+from hicache_compile.runtime.deciders import make_decider
 from hicache_compile.runtime.deciders.computed_steps import letters_of
-from hicache_compile.runtime.deciders.scheduled import GroupPlan
-from hicache_compile.runtime.program_set import rewrite
-from hicache_compile.runtime.storage.budget import Layout, layout_of
+from hicache_compile.runtime.program_set import ProgramSet
 
 
 class Explanation(Findings):
@@ -45,47 +44,50 @@ class View:
         self.bindings = bindings
         self.flops = flops_by_node(graph, bindings)
         self.flops_full = sum(self.flops.values())
-        self._rewrites: dict[Layout, Rewrite] = {}
-        self._flops_of: dict[tuple[Layout, str], int] = {}
+        self._programs: dict[Layout, ProgramSet] = {}
+        self._flops_of: dict[tuple[Layout, Choice], int] = {}
+
+    def programs(self, layout: Layout) -> ProgramSet:
+        """With rings of one anchor: how many there are changes bytes alone. Nothing is lowered."""
+        single = replace(layout, depth=1)
+        if single not in self._programs:
+            self._programs[single] = ProgramSet(rewrite(self.graph, single), 1)
+        return self._programs[single]
 
     def rewrite(self, layout: Layout) -> Rewrite:
-        """With rings of one anchor: how many there are changes bytes alone."""
-        single = replace(layout, depth=1)
-        if single not in self._rewrites:
-            self._rewrites[single] = rewrite(self.graph, layout, 1)
-        return self._rewrites[single]
+        return self.programs(layout).rewrite
 
     def rings(self, layout: Layout) -> dict[int, tuple[tuple[int, ...], torch.dtype]]:
         """Shape and dtype of each ring a forecast reads, by slot."""
-        found = {}
-        for node in placeholders(self.rewrite(layout).programs[Choice.FORECAST]):
-            if node.meta.get("state") == "anchors":
-                ring = ops.value(node)
-                shape = concrete(ring.shape[1:], self.bindings)
-                found[node.meta["slot"]] = (layout.depth, *shape), ring.dtype
-        return found
+        kept = self.programs(layout).shapes(self.bindings)
+        return {
+            state.slot: ((layout.depth, *shape[1:]), dtype)
+            for state, (shape, dtype, _) in kept.items()
+            if state.role is Role.ANCHORS
+        }
 
-    def flops_of(self, layout: Layout, choice: str = Choice.FORECAST) -> int:
-        """FLOPs of a step of ``choice``, over all programs it runs; of a divided attention, to the local keys alone."""
+    def flops_of(self, layout: Layout, choice: Choice = Choice.FORECAST) -> int:
+        """FLOPs of a step of ``choice``, over all programs it runs; of attention over partitions, to the local keys."""
         key = replace(layout, depth=1), choice
         if key not in self._flops_of:
-            local = 1.0 if layout.split is None else 1 / layout.split.partitions
+            local = 1.0 if layout.partitions is None else 1 / layout.partitions.partitions
             parts = [flops_by_node(part, self.bindings) for part in self.rewrite(layout).parts(choice)]
             counted = ((name, count) for part in parts for name, count in part.items())
-            self._flops_of[key] = round(sum(n * (local if name.startswith(DIVIDED) else 1) for name, n in counted))
+            self._flops_of[key] = round(sum(n * (local if name.startswith(PARTITIONED) else 1) for name, n in counted))
         return self._flops_of[key]
 
     def flops_of_run(self, layout: Layout, policy: Policy, decisions: str) -> int:
         """FLOPs of all steps of a run; where guards decide, of the shortest they may make it."""
-        specialiser = self.rewrite(layout).specialiser
-        if not specialiser.apart:
-            cheap = self.flops_of(layout)
-            sparse = self.flops_of(layout, Phase.SPARSE) if "S" in decisions else 0
-            each = {"F": self.flops_full, "S": sparse}
-            return sum(each.get(letter, cheap) for letter in decisions)
-        plan = GroupPlan(policy, len(decisions), policy.depth, 0, specialiser.groups, specialiser.name)
-        choices = [plan.choice(step) for step in range(len(decisions))]
-        return sum(self.flops_full if choice == Choice.FULL else self.flops_of(layout, choice) for choice in choices)
+        programs = self.programs(layout)
+        if policy.guards or layout.partitions is not None or not programs.rings:
+            each = {"F": self.flops_full, "S": self._sparse(layout) if "S" in decisions else 0}
+            return sum(each.get(letter, self.flops_of(layout)) for letter in decisions)
+        decider = make_decider(policy, programs, len(decisions), 0, programs.rows(layout.depth, 0), layout.sparsity)
+        choices = [decider.decide(step, False).choice for step in range(len(decisions))]  # type: ignore[union-attr]
+        return sum(self.flops_full if c == Choice.FULL else self.flops_of(layout, c) for c in choices)
+
+    def _sparse(self, layout: Layout) -> int:
+        return self.flops_of(layout, Choice.FULL.with_phases((("", Phase.SPARSE),)))
 
 
 def explain(
@@ -95,26 +97,36 @@ def explain(
     num_steps: int,
     scopes: Sequence[str] = SCOPES,
     sparsity: Chipmunk | None = None,
+    layout: Layout | None = None,
+    memory: str = "",
 ) -> Explanation:
     """What ``policy`` makes of the graphs of one denoiser call over a run of ``num_steps``; and at which other scopes.
+
+    Args:
+        model: the name of the denoiser.
+        views: its graphs.
+        layout: what a memory budget made of the policy; by default the policy's own.
+        memory: what the budget has to say about it.
 
     Raises:
         HiCacheError: ``num_steps`` is not a positive integer, or not the length the policy is made for.
     """
     whole_number("explain", "num_steps", num_steps, 1)
-    layout = layout_of(policy, sparsity)
+    layout = layout or replace(policy.layout, sparsity=sparsity)
+    sparsity = layout.sparsity
     rewrites = [view.rewrite(layout) for view in views]
-    sparse = [path for rewrite in rewrites for path in rewrite.sparse]
+    sparse = [path for made in rewrites for path in made.sparse]
     decisions = letters_of(policy, num_steps, sparsity if sparse else None)
     flops_full = sum(view.flops_full for view in views)
-    if layout.probes or layout.groups or layout.split or policy.scope == NOWHERE:
-        scopes = (policy.scope,)  # what is measured or told apart is at this one
-    rows = [_at_scope(_cut_at(layout, scope), views, policy, decisions, flops_full) for scope in scopes]
-    chosen = next(row for row in rows if row.scope == policy.scope)
+    if layout.fixed_scope:
+        scopes = (layout.scope,)  # what is measured or told apart is at this one
+    rows = [_at_scope(layout.at(scope), views, policy, decisions, flops_full) for scope in scopes]
+    chosen = next(row for row in rows if row.scope == layout.scope)
     return Explanation(
         model=model,
         policy=to_dict(policy),
-        scope=policy.scope,
+        scope=layout.scope,
+        memory=memory,
         num_steps=num_steps,
         decisions=decisions,
         graphs=len(views),
@@ -128,16 +140,8 @@ def explain(
         scopes=rows,
         sparsity=sparsity.to_dict() if sparsity is not None and sparse else None,
         sparse=sparse,
-        refused=sorted({(entry.site, entry.reason) for rewrite in rewrites for entry in rewrite.refused}),
+        refused=sorted({(entry.site, entry.reason) for made in rewrites for entry in made.refused}),
     )
-
-
-def _cut_at(layout: Layout, scope: str) -> Layout:
-    """``layout`` cut at ``scope``."""
-    if scope == layout.scope:
-        return layout
-    ends = (layout.first, layout.last) if scope in ("block", "stack") else (0, 0)
-    return Layout(scope, *ends, layout.depth, sparsity=layout.sparsity)
 
 
 def _at_scope(layout: Layout, views: Sequence[View], policy: Policy, decisions: str, flops_full: int) -> ScopeRow:

@@ -67,6 +67,7 @@ class Findings:
     sparsity: dict[str, Any] | None
     sparse: list[str]
     refused: list[tuple[str, str]]
+    memory: str = ""
 
     @property
     def computed(self) -> int:

@@ -10,11 +10,9 @@ from hicache_compile.errors import HiCacheError
 from hicache_compile.inspection.decision_map import DecisionMap, merged, rows_of, strategy_of
 from hicache_compile.inspection.decision_rows import Row
 from hicache_compile.passes import Choice
-from hicache_compile.runtime.compiled_graph import CapturedStep
-from hicache_compile.runtime.deciders.in_graph import DeviceCourse
+from hicache_compile.runtime.compiled_graph import CompiledGraph
 from hicache_compile.runtime.session import DEFAULT_CONTEXT, Session
 from hicache_compile.runtime.step import Context
-from hicache_compile.runtime.storage.rings import Decided
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,27 +89,27 @@ class Report:
         return json.dumps(asdict(self), indent=2)
 
 
-def gather(session: Session, steps: Sequence[CapturedStep]) -> Report:
-    """The report of ``session``'s thread over the captured graphs ``steps``."""
+def gather(session: Session, graphs: Sequence[CompiledGraph]) -> Report:
+    """The report of ``session``'s thread over the captured ``graphs``."""
     contexts = list(session.contexts.values())
     states = [state for context in contexts for state in context.states.values()]
-    for state in states:
-        if isinstance(state.plan, DeviceCourse):
-            session.syncs += state.plan.settle()
-    used = [step for step in steps if step in session.last_graphs]
+    deciders = [state.decider for state in states if state.decider is not None]
+    session.syncs += sum(decider.settle() for decider in deciders)
+    used = [graph for graph in graphs if graph in session.last_graphs and graph in session.live]
+    live = [session.live[graph] for graph in used]
     newest = max((context.trajectory for context in contexts), default=-1)
     current = [context for context in contexts if context.trajectory == newest]
     letters = "".join(context.letters() for context in current)
     computed = letters.count("F") + letters.count("S")
-    full, cheap = (sum(step.flops(choice) for step in used) for choice in (Choice.FULL, Choice.FORECAST))
+    full, cheap = (sum(graph.flops(choice) for graph in used) for choice in (Choice.FULL, Choice.FORECAST))
     spent = sum(
-        count * graph.flops(choice)
+        count * graph.flops(choice, reused)
         for context in current
-        for (graph, choice), count in context.choices.items()
-        if isinstance(graph, CapturedStep)
+        for (graph, choice, reused), count in context.choices.items()
+        if isinstance(graph, CompiledGraph)
     )
-    policy = current[0].policy if current else session.settings.policy
-    refused = {entry for step in used if step.current for entry in step.current.rewrite.refused}
+    policy = current[0].policy if current else session.shared.policy
+    partitions = policy.layout.partitions
     return Report(
         computed=computed,
         forecast=len(letters) - computed,
@@ -119,27 +117,26 @@ def gather(session: Session, steps: Sequence[CapturedStep]) -> Report:
         flops_forecast=cheap,
         flops_speedup=len(letters) * full / spent if spent else 1.0,
         state_bytes=sum(state.nbytes for state in states),
-        programs=sum(len(variant.programs) for step in steps for variant in step.variants.values()),
-        recompiles=len(steps) - len({step.signature for step in steps}),
+        programs=sum(len(made.programs) for graph in graphs for made in graph.program_sets.values()),
+        recompiles=len(graphs) - len({graph.signature for graph in graphs}),
         graph_breaks=max(0, session.most_graphs - 1),
         host_syncs=session.syncs,
-        nonfinite_probes=sum(state.plan.nonfinite for state in states if isinstance(state.plan, Decided)),
-        refused=sorted((entry.site, entry.reason) for entry in refused),
-        memory="; ".join(step.memory for step in used if step.memory),
+        nonfinite_probes=sum(decider.nonfinite for decider in deciders),
+        refused=sorted({(entry.site, entry.reason) for one in live for entry in one.programs.rewrite.refused}),
+        memory="; ".join(one.why for one in live if one.why),
         strategy=strategy_of(policy),
-        rows={context.name: _rows(context, used, session) for context in current},
-        groups=policy.cut.split.groups if policy.cut.split else 1,
+        rows={context.name: _rows(context, session) for context in current},
+        groups=partitions.groups if partitions else 1,
         history={context.name: ["".join(run) for run in context.history] for context in contexts},
     )
 
 
-def _rows(context: Context, used: Sequence[CapturedStep], session: Session) -> list[Row]:
+def _rows(context: Context, session: Session) -> list[Row]:
     """What happened to each site in the newest run of ``context``, over all graphs of a call."""
     rows: list[Row] = []
     for place, state in sorted(context.states.items()):
         graph = next((graph for number, graph in enumerate(session.last_graphs, 1) if number == place), None)
-        if state.plan is None or state.run != context.trajectory:
+        if state.decider is None or state.run != context.trajectory or graph not in session.live:
             continue
-        if isinstance(graph, CapturedStep) and graph in used and graph.current:
-            rows += rows_of(graph.current.rewrite, state.plan, context.policy, context.letters())
+        rows += rows_of(session.live[graph].programs.rewrite, state.decider, context.policy, context.letters())
     return rows

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula, sdpa_flop_count
 
-from hicache_compile.key_partitions import Code, Split
+from hicache_compile.key_partitions import Code, KeyPartitions
 from hicache_compile.operators.partial_attention import attend, compose, wide
 
 
 @torch.library.custom_op(
-    "hicache::divided_attention", mutates_args=("out", "lse", "reference", "anchor", "weights", "measured")
+    "hicache::partitioned_attention", mutates_args=("out", "lse", "reference", "anchor", "weights", "measured")
 )
-def divided_attention(
+def partitioned_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -46,7 +46,7 @@ def divided_attention(
         weights: of each group at the last anchor, by the softmax of the norms of their ``lse``, ``[R, G]``.
         measured: written to at row ``layer``: error of each group's reuse, and drift since the anchor ``[L, G + 1]``.
     """
-    split = Split(groups, partitions, distributed)
+    split = KeyPartitions(groups, partitions, distributed)
     codes = plan[layer].tolist()
     result = torch.empty_like(query, memory_format=torch.contiguous_format)
     measured[layer].zero_()
@@ -81,12 +81,12 @@ def divided_attention(
     return result
 
 
-@divided_attention.register_fake
+@partitioned_attention.register_fake
 def _(query: Tensor, key: Tensor, value: Tensor, *_: object) -> Tensor:
     return torch.empty_like(query, memory_format=torch.contiguous_format)
 
 
-@register_flop_formula(torch.ops.hicache.divided_attention)
+@register_flop_formula(torch.ops.hicache.partitioned_attention)
 def _flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *args: object, **kwargs: object) -> int:
     """With every group computed. Distributed, a rank's own queries see the keys of all ranks."""
     *_, partitions, distributed = args
@@ -94,8 +94,8 @@ def _flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *args
     return whole * int(partitions) if distributed else whole  # type: ignore[call-overload]  # an int
 
 
-def new_states(query: Tensor, split: Split) -> dict[str, Tensor]:
-    """The memory of one attention at the start of a run: see ``divided_attention``."""
+def new_states(query: Tensor, split: KeyPartitions) -> dict[str, Tensor]:
+    """The memory of one attention at the start of a run: see ``partitioned_attention``."""
     rows = query.shape[:-1]
     kept = wide(query)
     ranks = 1 if split.distributed else split.partitions
@@ -120,7 +120,7 @@ def _cuts(length: int, partitions: int) -> list[slice]:
 
 
 def _keys(
-    key: Tensor, value: Tensor, split: Split, rank: int, group: int, cuts: Sequence[slice]
+    key: Tensor, value: Tensor, split: KeyPartitions, rank: int, group: int, cuts: Sequence[slice]
 ) -> tuple[Tensor, Tensor]:
     """Keys and values of ``group`` as ``rank`` sees it, from where they are."""
     if split.distributed:
@@ -132,7 +132,7 @@ def _keys(
     return torch.cat(keys, dim=-2), torch.cat(values, dim=-2)
 
 
-def _exchange(key: Tensor, value: Tensor, split: Split, rank: int, o: int, i: int) -> tuple[Tensor, Tensor]:
+def _exchange(key: Tensor, value: Tensor, split: KeyPartitions, rank: int, o: int, i: int) -> tuple[Tensor, Tensor]:
     """Send one's own keys and values to where they are displaced by ``(o, i)``, and receive those that are from here.
 
     One permutation of what every rank holds from the start: skipping one leaves the others as they are.
@@ -148,7 +148,7 @@ def _exchange(key: Tensor, value: Tensor, split: Split, rank: int, o: int, i: in
     return received[0], received[1]
 
 
-def _weights(split: Split, states: Sequence[Tensor], local: Tensor) -> Tensor:
+def _weights(split: KeyPartitions, states: Sequence[Tensor], local: Tensor) -> Tensor:
     """How much each group counts: the softmax of the norms of the log-sum-exps, the local one among them."""
     decided = split.decided
     scores = torch.stack([*(states[group].norm() for group in decided), local.norm()])

@@ -6,40 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from hicache_compile.errors import HiCacheError, one_of, whole_number
-from hicache_compile.key_partitions import Split
 from hicache_compile.policy import forecasters
+from hicache_compile.policy.compatibility import Trait, check, traits_of
 from hicache_compile.policy.environment import fields_from_env
-from hicache_compile.policy.forecasters import Forecaster, MeasuredForecaster, Reuse, Smoothing
-from hicache_compile.policy.guards import Guard, Measure, Probe, Signal
-from hicache_compile.policy.schedules.base import Always, Schedule, StepMask
-from hicache_compile.policy.schedules.ditango import DiTangoSchedule
-from hicache_compile.policy.schedules.per_kind import PerKind
+from hicache_compile.policy.forecasters import Forecaster, Smoothing
+from hicache_compile.policy.guards import Guard, Measure
+from hicache_compile.policy.layout import NOWHERE, SCOPES, WITH_ENDS, Layout
+from hicache_compile.policy.run import RunInfo, bound
+from hicache_compile.policy.schedules.base import Always, Schedule
 
-SCOPES = ("module", "block", "stack", "output")
-NOWHERE = "none"  # the scope of a policy that computes every step and keeps nothing
+__all__ = ["NOWHERE", "SCOPES", "Policy"]
 
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """What of a policy decides the graph: policies with an equal cut share their programs.
-
-    ``probes`` are what its guards measure, ``groups`` the kinds of sites that are decided apart (``PerKind``),
-    ``split`` how the keys of attentions are (``DiTangoSchedule``). ``by_slot``: each slot has weights of its own.
-    """
-
-    scope: str
-    first: int = 0
-    last: int = 0
-    probes: tuple[Probe, ...] = ()
-    groups: tuple[tuple[str, int | None], ...] = ()
-    split: Split | None = None
-    by_slot: bool = False
-
-    @property
-    def starts(self) -> tuple[int, ...]:
-        """The block from which on each guard skips."""
-        blocks = [probe.blocks if probe.before and probe.signal is Signal.RESIDUAL else 0 for probe in self.probes]
-        return tuple(max(self.first, count) for count in blocks) or (self.first,)
+IN_GRAPH_ANCHORS = 3  # anchors that a table of weights in a graph can be made for
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,21 +26,22 @@ class Policy:
 
     Args:
         schedule: which steps are computed: ``Interval``, ``StepMask``, ``MagCacheSchedule``, ``PerKind``,
-            ``DiTangoSchedule``, or ``Free``
-            to leave that to the guards.
+            ``DiTangoSchedule``, your own, or ``Free`` to leave that to the guards.
         forecaster: any object with ``weights(anchors, target)``, ours or your own.
         scope: where the sites are cut. ``"module"``: each attention and MLP output before its gate.
             ``"block"``: each block's residual. ``"stack"``: the residual over the whole run of blocks.
             ``"output"``: the hidden state before the final layer. ``"none"``, where the schedule is ``Always``.
         guards: measured decisions for the steps the schedule does not compute, the cheapest first. Each may end the
-            step in a forecast; the step is computed in full where none does.
-        groups: ``None``; kinds of sites are decided apart by the schedule ``PerKind``.
-        first: blocks at the start that always run (scopes ``block`` and ``stack``).
-        last: blocks at the end that always run (scopes ``block`` and ``stack``).
+            step in a forecast; where none does the step is computed. Under ``PerKind`` a guard that skips forecasts all
+            kinds; where none does, kinds with the schedule ``Free`` are computed and the others follow theirs.
+        groups: ``None``; a schedule of its own for each kind of site is ``PerKind``.
+        first: blocks at the start that always run (scopes ``module``, ``block`` and ``stack``).
+        last: blocks at the end that always run.
         smoothing: smooth the anchors before forecasting.
 
     Raises:
-        HiCacheError: a field has a wrong type or is out of range; the message says which and what is allowed.
+        HiCacheError: a field has a wrong type or is out of range, or two of them cannot be combined (see
+            ``hicache_compile.policy.compatibility``); the message says which and what is allowed.
     """
 
     schedule: Schedule
@@ -74,10 +53,22 @@ class Policy:
     last: int = 0
     smoothing: Smoothing | None = None
     depth: int = field(init=False, repr=False, compare=False)  # anchors a forecast reads at most
+    layout: Layout = field(init=False, repr=False, compare=False)
+    traits: frozenset[Trait] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        self._check_fields()
+        self._check_guards()
+        # Tried out here: a forecaster that cannot run is refused now, not in the middle of a trajectory.
+        depth = forecasters.depth(self.forecaster, self.smoothing)
+        object.__setattr__(self, "depth", max(depth, *(guard.depth for guard in self.guards), 1))
+        object.__setattr__(self, "layout", self._layout())
+        object.__setattr__(self, "traits", self._traits())
+        check("Policy", self.traits)
+
+    def _check_fields(self) -> None:
         if isinstance(self.schedule, type) or not isinstance(self.schedule, Schedule):
-            raise HiCacheError(f"Policy.schedule = {self.schedule!r}: must be a schedule, an Interval for one")
+            raise HiCacheError(f"Policy.schedule = {self.schedule!r}: must be a schedule, e.g. Interval(6)")
         usable = callable(getattr(self.forecaster, "weights", None)) and not isinstance(
             self.forecaster, type | Smoothing
         )
@@ -87,92 +78,67 @@ class Policy:
             )
         one_of("Policy", "scope", self.scope, (NOWHERE,) if isinstance(self.schedule, Always) else SCOPES)
         if self.groups is not None:
-            raise HiCacheError(f"Policy.groups = {self.groups!r}: must be None; kinds are told apart by PerKind")
-        for name, value in (("first", self.first), ("last", self.last)):
-            whole_number("Policy", name, value, 0)
-            if value and self.scope not in ("block", "stack"):
-                raise HiCacheError(f"Policy.{name} = {value}: must be 0 at scope {self.scope!r}")
+            raise HiCacheError(
+                f"Policy.groups = {self.groups!r}: must be None; for a schedule of each kind use PerKind(...)"
+            )
+        whole_number("Policy", "first", self.first, 0)
+        whole_number("Policy", "last", self.last, 0)
         if self.smoothing is not None and not isinstance(self.smoothing, Smoothing):
             raise HiCacheError(f"Policy.smoothing = {self.smoothing!r}: must be a Smoothing or None")
-        if isinstance(self.forecaster, MeasuredForecaster) and self.smoothing is not None:
-            raise HiCacheError(f"Policy.smoothing = {self.smoothing!r}: must be None with {self.forecaster!r}")
-        self._check_guards()
-        # Tried out here: a forecaster that cannot run is refused now, not in the middle of a trajectory.
-        depth = forecasters.depth(self.forecaster, self.smoothing)
-        object.__setattr__(self, "depth", max(depth, *(guard.depth for guard in self.guards), 1))
 
     def _check_guards(self) -> None:
         guards = tuple(self.guards) if isinstance(self.guards, list | tuple) else None
         if guards is None or not all(isinstance(guard, Guard) for guard in guards):
-            raise HiCacheError(f"Policy.guards = {self.guards!r}: must be a tuple of guards, TeaCacheGuard for one")
+            raise HiCacheError(
+                f"Policy.guards = {self.guards!r}: must be a tuple of guards, e.g. (TeaCacheGuard(0.3),)"
+            )
         object.__setattr__(self, "guards", guards)
-        if isinstance(self.schedule, PerKind | DiTangoSchedule):
-            name = type(self.schedule).__name__
-            if guards:
-                raise HiCacheError(f"Policy.guards = {guards!r}: must be () where the schedule is {name}")
-            if self.scope != "module":
-                raise HiCacheError(f"Policy.scope = {self.scope!r}: must be 'module' where the schedule is {name}")
-        if isinstance(self.schedule, DiTangoSchedule) and not isinstance(self.forecaster, Reuse):
-            raise HiCacheError(
-                f"Policy.forecaster = {self.forecaster!r}: must be Reuse() where the schedule is DiTangoSchedule, "
-                "which composes attention from states as they were"
-            )
-        if getattr(self.forecaster, "by_slot", False) and (guards or isinstance(self.schedule, PerKind)):
-            decider = "PerKind" if isinstance(self.schedule, PerKind) else "guards"
-            raise HiCacheError(f"Policy.forecaster: must have weights for all slots together under {decider}")
-        if isinstance(self.forecaster, MeasuredForecaster) and (guards or isinstance(self.schedule, PerKind)):
-            decider = "PerKind" if isinstance(self.schedule, PerKind) else "guards"
-            raise HiCacheError(
-                f"Policy.forecaster = {self.forecaster!r}: must go by steps alone under {decider}, not look at anchors"
-            )
-        for guard in guards:
-            probe = guard.probe
-            inside = probe.signal in (Signal.RESIDUAL, Signal.SITES) or probe.measure is Measure.VERIFY
-            if inside and self.scope != "stack":
-                name = type(guard).__name__
-                raise HiCacheError(
-                    f"Policy.scope = {self.scope!r}: must be 'stack' with a {name}, which measures blocks"
-                )
-        starts = Cut(self.scope, self.first, probes=tuple(guard.probe for guard in guards)).starts
+        starts = Layout(self.scope, self.first, probes=tuple(g.probe for g in guards if g.probe.before)).starts
         if list(starts) != sorted(starts):
             raise HiCacheError(f"Policy.guards = {guards!r}: must go from the fewest blocks measured to the most")
-        late = [guard for guard in guards if not guard.probe.before]
-        if len(late) > 1 or (late and len(guards) > 1):
-            raise HiCacheError(f"Policy.guards = {guards!r}: must be alone, a {type(late[0]).__name__}")
+
+    def _layout(self) -> Layout:
+        probes = tuple(guard.probe for guard in self.guards)
+        verified = max((probe.blocks for probe in probes if probe.measure is Measure.VERIFY), default=0)
+        partitions = getattr(self.schedule, "key_partitions", None)
+        return Layout(
+            self.scope,
+            self.first,
+            max(self.last, verified) if self.scope in WITH_ENDS else self.last,
+            probes,
+            getattr(self.schedule, "groups", ()),
+            Trait.PER_SLOT in traits_of(self.forecaster),
+            partitions() if partitions is not None else None,
+            depth=self.depth,
+        )
+
+    def _traits(self) -> frozenset[Trait]:
+        own = {
+            Trait.GUARDS: bool(self.guards),
+            Trait.FORECASTS: Trait.REUSES not in traits_of(self.forecaster),
+            Trait.MANY_ANCHORS: self.depth > IN_GRAPH_ANCHORS,
+            Trait.LIVE_ENDS: bool(self.first or self.last),
+            Trait.NOT_MODULE: self.scope != "module",
+            Trait.NO_BLOCKS: self.scope not in WITH_ENDS,
+            Trait.NOTHING_KEPT: self.scope == NOWHERE,
+        }
+        return traits_of(self.schedule) | traits_of(self.forecaster) | {trait for trait, has in own.items() if has}
 
     @classmethod
     def from_env(cls) -> Policy:
         """The policy of the environment variables of earlier frameworks (``TS_CACHE_INTERVAL``, ...).
 
         Raises:
-            HiCacheError: a variable holds what it may not; see ``hicache_compile.environment``.
+            HiCacheError: a variable holds what it may not; see ``hicache_compile.policy.environment``.
         """
         return cls(**fields_from_env())
 
-    @property
-    def cut(self) -> Cut:
-        """What of it decides the graph."""
-        probes = tuple(guard.probe for guard in self.guards)
-        verified = max((probe.blocks for probe in probes if probe.measure is Measure.VERIFY), default=0)
-        groups = self.schedule.groups if isinstance(self.schedule, PerKind) else ()
-        split = self.schedule.split() if isinstance(self.schedule, DiTangoSchedule) else None
-        by_slot = bool(getattr(self.forecaster, "by_slot", False))
-        return Cut(self.scope, self.first, max(self.last, verified), probes, groups, split, by_slot)
-
-    @property
-    def is_timed(self) -> bool:
-        """Whether it asks for timesteps."""
-        return hasattr(self.schedule, "timed")
-
-    def timed(self, times: Sequence[float] | None) -> Policy:
-        """The policy for a run with these timesteps, where it asks for them."""
-        timed = getattr(self.schedule, "timed", None)
-        return self if times is None or timed is None else replace(self, schedule=timed(times))
-
-    def sized(self, num_steps: int | None) -> Policy:
-        """The policy for a run of ``num_steps``, where its forecaster asks for that."""
-        sized = getattr(self.forecaster, "sized", None)
-        return self if num_steps is None or sized is None else replace(self, forecaster=sized(num_steps))
+    def bind(self, run: RunInfo) -> Policy:
+        """The policy for ``run``: with its timesteps, its length, and what is left of a mask."""
+        schedule, forecaster = bound(self.schedule, run), bound(self.forecaster, run)
+        if schedule is self.schedule and forecaster is self.forecaster:
+            return self
+        return replace(self, schedule=schedule, forecaster=forecaster)
 
     def forces(self, step: int, num_steps: int | None) -> bool:
         """Whether ``step`` is computed whatever the guards measure."""
@@ -191,12 +157,6 @@ class Policy:
     def weights(self, computed: Sequence[int], step: int, most: int | None = None) -> list[float]:
         """Weights over the newest of the ``computed`` steps (at most ``most``), newest first, to forecast ``step``."""
         return forecasters.weights(self.forecaster, self.eligible(computed)[:most], step, self.smoothing)
-
-    def from_step(self, step: int) -> Policy:
-        """The policy of a denoiser that takes over at ``step`` of a run: a mask goes on, all else starts afresh."""
-        if step == 0 or not isinstance(self.schedule, StepMask):
-            return self
-        return replace(self, schedule=self.schedule.from_step(step))
 
     def decisions(self, num_steps: int, start: int = 0) -> str:
         """One letter a step, ``F`` full and ``.`` forecast; the first step has no anchor and is always full.

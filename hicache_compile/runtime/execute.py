@@ -1,174 +1,86 @@
-"""How one step runs: which programs in which order, and what is decided between them.
-
-planned    the step index decided before the run: one program
-measured   guards decide: probe, look, and either end the step in a forecast or go on to the next probe
-divided    a plan for each group of each attention, made by what the step before measured
-inside     the program takes the branch that the step index decided, under the cond backends
-decided    the program measures and decides by itself, under the cond backends
-"""
+"""How a step runs: decide, read, compute or forecast, keep. One function for every decider."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from hicache_compile.errors import HiCacheError
-from hicache_compile.key_partitions import Code
-from hicache_compile.passes import Choice
-from hicache_compile.runtime.deciders.computed_steps import is_computed, letter_of
-from hicache_compile.runtime.deciders.guarded import Course
-from hicache_compile.runtime.deciders.in_graph import DeviceCourse
-from hicache_compile.runtime.deciders.partitioned import DiTangoCourse
-from hicache_compile.runtime.deciders.scheduled import GroupPlan, Plan
-from hicache_compile.runtime.program_set import Variant
+from hicache_compile.operators import collectives
+from hicache_compile.passes.graph.choices import Choice
+from hicache_compile.passes.graph.inputs import MEASURED, Role, StateInput, memory
+from hicache_compile.passes.lowering.cond import branches_of, computing
+from hicache_compile.runtime.deciders.base import Asking, Decider, Decision, Inputs
+from hicache_compile.runtime.program_set import Program, ProgramSet
 from hicache_compile.runtime.step import Step
-from hicache_compile.runtime.storage.rings import AnchorState
+from hicache_compile.runtime.storage.rings import Rings
 
-Data = Mapping[str, torch.Tensor]
-Run = Callable[[str, Data], Any]  # run the program of a choice on what is not an input of the denoiser
-Ran = tuple[str, Any]  # the choice that was made, and what the denoiser returns
+Run = Callable[[Choice, Inputs], tuple[Program, Any]]  # runs the program of a choice; what is kept it knows
+CPU = torch.device("cpu")
 
 
-def run_planned(run: Run, variant: Variant, state: AnchorState, step: Step) -> Ran:
-    """A step whose choice is known."""
-    assert state.plan is not None
-    assert isinstance(state.plan, Plan | GroupPlan)
-    choice = variant.known(Choice.FULL if step.context.ambiguous else state.plan.choice(step.index))
-    computed = is_computed(choice)
-    if computed:
-        step.letter = letter_of(choice)
+def execute(run: Run, programs: ProgramSet, storage: Rings, step: Step, graph: object) -> Any:
+    """Run ``step`` of ``graph`` as the decider of ``storage`` decides; returns what the denoiser returns."""
+    decider = storage.decider
+    assert decider is not None
+    handed: dict[StateInput, torch.Tensor] = {}
+    decision = decider.decide(step.index, step.forced)
+    if not isinstance(decision, Decision):
+        decision = _asked(decision, run, decider, storage, step, handed)
+    step.syncs += storage.prepare(decision, step.index, step.together)
+    device = storage.tensors[0].device if storage.tensors else CPU
+    inputs = {**handed, **storage.device_rows(decider.inputs(step.index, decision, device, programs.weights_dtype))}
+    if programs.cond and programs.rings and not decision.pending:
+        program, outputs = run(Choice.EITHER, {**inputs, **_predicates(programs, decision.choice)})
     else:
-        step.syncs += state.before_forecast(step.index)
-        step.letter = "." if choice == Choice.FORECAST else "p"
-    outputs = run(choice, state.inputs(step.index, variant.weights_dtype))
-    if computed:
-        state.after_full(step.index)
-    return choice, outputs
+        program, outputs = run(decision.choice, inputs)
+    if program.after:
+        count = len(outputs) - len(program.after)
+        after = dict(zip(program.after, outputs[count:], strict=True))
+        outputs = outputs[:count]
+        storage.replace(after)
+        decider.take(after, step.resolver(graph, programs.rewrite.stages))
+    storage.keep(decision, step.index)
+    decider.after(step.index, decision, {number: _read(storage, number, decider, step) for number in decision.reads})
+    step.record(graph, decision)
+    return outputs
 
 
-def run_measured(run: Run, variant: Variant, state: AnchorState, step: Step) -> Ran:
-    """A step whose guards decide."""
-    course = state.plan
-    assert isinstance(course, Course)
-    stages = variant.rewrite.stages
-    forced = step.context.ambiguous or course.forces(step.index)
-    values: dict[str, torch.Tensor] = dict(state.memory)
-    for number, stage in enumerate(stages):
-        values |= run(stage.probe, values)
-        if forced:
-            continue
-        seen = course.nonfinite
-        if course.skips(number, step.index, _read(state, number, step)):
-            return _forecast(run, variant, state, step, course, number, values)
-        forced = course.nonfinite > seen
-    if not stages and not forced and course.skips(0, step.index, ()):
-        return _forecast(run, variant, state, step, course, 0, values)
-    choice = variant.known(course.compute(step.index))
-    step.letter = letter_of(choice)
-    outputs = run(choice, {**values, **state.inputs(step.index, variant.weights_dtype)})
-    state.after_full(step.index)
-    late = not stages and len(course.anchors.steps) > 1 and _measures(variant, choice)
-    course.after(step.index, True, _read(state, 0, step) if late else ())
-    return choice, outputs
+def _asked(
+    asking: Asking, run: Run, decider: Decider, storage: Rings, step: Step, handed: dict[StateInput, torch.Tensor]
+) -> Decision:
+    """The decision of a generator, once its probes have run; ``handed``: what they hand over to later programs."""
+    try:
+        ask = next(asking)
+        while True:
+            program, values = run(ask.probe, handed)
+            handed |= dict(zip(program.returns, values, strict=True))
+            ask = asking.send(_read(storage, ask.guard, decider, step) if ask.reads else [])
+    except StopIteration as end:
+        decision: Decision = end.value
+        return decision
 
 
-def _forecast(
-    run: Run, variant: Variant, state: AnchorState, step: Step, course: Course, number: int, values: Data
-) -> Ran:
-    course.forecast(step.index, number)
-    state.before_forecast(step.index)
-    step.letter = "s" if number else "."
-    stages = variant.rewrite.stages
-    choice = stages[number].skip if stages else str(Choice.FORECAST)
-    outputs = run(choice, {**values, **state.inputs(step.index, variant.weights_dtype)})
-    late = not stages and _measures(variant, choice)
-    course.after(step.index, False, _read(state, 0, step) if late else ())
-    return choice, outputs
-
-
-def run_divided(run: Run, state: AnchorState, step: Step) -> Ran:
-    """A step whose attentions reuse groups of keys."""
-    course = state.plan
-    assert isinstance(course, DiTangoCourse)
-    codes = course.codes(step.index)
-    forced = step.uncached or step.context.ambiguous or Code.FORCED in codes[0]
-    distributed = course.split.distributed
-    if forced and not distributed:
-        return Choice.PLAIN, run(Choice.PLAIN, {})
-    plan = torch.zeros(len(codes), course.split.groups, dtype=torch.int64) if forced else torch.tensor(codes)
-    outputs = run(Choice.FORECAST, {**state.memory, "plan": plan})
-    if forced:
-        return Choice.FORECAST, outputs
-    measured = state.memory[_measured(0)]
-    if distributed:  # every rank plans by the same numbers
-        torch.distributed.all_reduce(measured)
-        measured /= course.split.partitions
+def _read(storage: Rings, guard: int, decider: Decider, step: Step) -> list[Any]:
+    """What ``guard`` measured: the one time a step waits for the device."""
     step.syncs += 1
-    course.after(step.index, measured.tolist())
-    step.letter = course.letter(step.index)
-    return f"{Choice.FORECAST}:{course.reused(step.index)}", outputs
-
-
-def run_inside(run: Run, variant: Variant, state: AnchorState, step: Step) -> Ran:
-    """A step whose program takes the branch by itself and returns the rings as they are after it."""
-    assert state.plan is not None
-    computes = step.context.ambiguous or state.plan.choice(step.index) == Choice.FULL  # type: ignore[union-attr]  # no Course
-    if not computes:
-        state.before_forecast(step.index)
-        step.letter = "."
-    computing = torch.tensor(computes)
-    outputs = run(Choice.EITHER, {"computing": computing, **state.inputs(step.index, variant.weights_dtype)})
-    count = len(outputs) - len(state.rings)
-    state.rings = list(outputs[count:])
-    if computes:
-        state.after_full(step.index)
-    return Choice.FULL if computes else Choice.FORECAST, outputs[:count]
-
-
-def run_decided(
-    run: Run, variant: Variant, state: AnchorState, step: Step, note: Callable[[list[str], int, int], None]
-) -> Ran:
-    """A step whose guards are in its program, under the cond backends: nobody here knows what they decide."""
-    course = state.plan
-    assert isinstance(course, DeviceCourse)
-    outputs = run(Choice.EITHER, {**state.memory, **course.inputs(step.index, step.context.ambiguous)})
-    own = len(outputs) - len(state.rings) - len(state.memory) - len(course.vectors)
-    kept = list(outputs[own:])
-    state.rings, kept = kept[: len(state.rings)], kept[len(state.rings) :]
-    state.memory, kept = dict(zip(sorted(state.memory), kept, strict=False)), kept[len(state.memory) :]
-    letters = step.context.history[-1]
-    course.take(kept, functools.partial(note, letters, len(letters)))
-    step.letter = "?"
-    return Choice.EITHER, outputs[:own]
-
-
-def _measures(variant: Variant, choice: str) -> bool:
-    """Whether the program of ``choice`` measures something the host is to look at after it."""
-    return _measured(0) in variant.programs[choice].state
-
-
-def _measured(number: int) -> str:
-    return f"memory:measured_{number}"
-
-
-def _read(state: AnchorState, number: int, step: Step) -> Sequence[float]:
-    """What guard ``number`` measured: the one time a step waits for the device."""
-    step.syncs += 1
-    measured = state.memory[_measured(number)]
-    if step.together:
-        measured = _largest_of_all_ranks(measured)
-    found: list[float] = measured.tolist()
+    measured = storage.memory(memory(MEASURED, guard))
+    if decider.spans_ranks or (step.together and measured.dim() > 1):
+        measured = collectives.mean(measured)
+    elif step.together:
+        collectives.require_ranks("hicache_compile.decide_together")
+        measured = collectives.largest_first(measured)
+    found: list[Any] = measured.tolist()
     return found
 
 
-def _largest_of_all_ranks(measured: torch.Tensor) -> torch.Tensor:
-    """``measured`` with its first number, by which is decided, the largest of all ranks; no finite one is infinite."""
-    dist = torch.distributed
-    if not dist.is_available() or not dist.is_initialized():
-        raise HiCacheError("hicache_compile.decide_together: must be false where torch.distributed is not initialised")
-    first = torch.where(measured[:1].isfinite(), measured[:1], torch.inf)
-    dist.all_reduce(first, dist.ReduceOp.MAX)
-    return torch.cat([first, measured[1:]])
+def _predicates(programs: ProgramSet, choice: Choice) -> Inputs:
+    """Which branches of the one program are taken for ``choice``."""
+    rewrite = programs.rewrite
+    if rewrite.layout.groups:
+        forecasts = frozenset(rewrite.groups if choice == Choice.FORECAST else choice.groups or ())
+        taken = {StateInput(Role.COMPUTING, group): group not in forecasts for group in rewrite.groups}
+    else:
+        taken = {computing(branch): branch == choice for branch in branches_of(rewrite)}
+    return {state: torch.tensor(value) for state, value in taken.items()}

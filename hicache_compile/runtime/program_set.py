@@ -1,8 +1,9 @@
-"""The programs of one policy cut: straight-line graphs, lowered when they are first needed."""
+"""The programs of one layout: straight-line graphs, lowered when they are first needed."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,124 +12,122 @@ from torch._dynamo.convert_frame import compile_lock
 
 from hicache_compile.backends import Lowered, lower
 from hicache_compile.backends.generated import generated_code
-from hicache_compile.passes import Choice, Rewrite, build, build_divided, build_observed
+from hicache_compile.operators.guard_state import TensorRule
 from hicache_compile.passes.graph import ops
+from hicache_compile.passes.graph.choices import Choice
 from hicache_compile.passes.graph.graphs import copy_graph, placeholders
+from hicache_compile.passes.graph.inputs import KEPT, Role, StateInput, is_ring, state_of
 from hicache_compile.passes.graph.shapes import Bindings, concrete
-from hicache_compile.passes.lowering.deciding import deciding
-from hicache_compile.passes.lowering.either import either
-from hicache_compile.policy.guards import Measure
-from hicache_compile.policy.sparsity.phases import PHASES
-from hicache_compile.runtime.storage.budget import Layout
-from hicache_compile.runtime.storage.rings import RingShape
+from hicache_compile.passes.lowering.cond import both_branches
+from hicache_compile.passes.work import Rewrite
+from hicache_compile.policy.guards import Guard, Numbers
+from hicache_compile.runtime.deciders.rows import RowSpec
+from hicache_compile.runtime.storage.rings import Shape
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """One lowered program and what it reads: positions among the denoiser's inputs, then state by name, then rings.
+    """One lowered program and what it reads.
 
-    ``returns``: names of the values that a probe hands over to the programs after it.
+    Args:
+        run: the lowered program.
+        inputs: places among the denoiser's inputs.
+        state: what else it reads, in order.
+        kept: for each of ``state`` its place among what is kept, or -1.
+        returns: what a probe hands over to the programs after it.
+        after: what is kept, as it is after the step: the last outputs of a program without side effects.
+        code: what Inductor generated.
     """
 
     run: Lowered
     inputs: tuple[int, ...]
-    state: tuple[str, ...]
-    rings: tuple[int, ...] = ()
-    returns: tuple[str, ...] = ()
-    code: tuple[str, ...] = ()  # what Inductor generated
+    state: tuple[StateInput, ...]
+    kept: tuple[int, ...]
+    returns: tuple[StateInput, ...] = ()
+    after: tuple[StateInput, ...] = ()
+    code: tuple[str, ...] = ()
 
 
-def rewrite(captured: fx.GraphModule, layout: Layout, depth: int) -> Rewrite:
-    """``captured`` rewritten as ``layout`` says, with rings of ``depth`` anchors."""
-    if layout.split is not None:
-        return build_divided(captured, layout.split)
-    if any(probe.measure is Measure.OBSERVE for probe in layout.probes):
-        return build_observed(captured, layout.probes[0])
-    ends = layout.first, layout.last
-    return build(
-        captured,
-        layout.scope,
-        depth,
-        *ends,
-        layout.dtype,
-        layout.probes,
-        layout.groups,
-        layout.sparsity,
-        layout.by_slot,
-    )
+class ProgramSet:
+    """The programs of one layout and ring depth. ``cond``: one program holds every branch."""
 
-
-class Variant:
-    """The programs of one cut and ring depth, lowered when they are first needed."""
-
-    def __init__(self, rewrite: Rewrite, depth: int, guards: int = 0) -> None:
+    def __init__(self, rewrite: Rewrite, depth: int, cond: bool = False) -> None:
         self.rewrite = rewrite
         self.depth = depth
-        self.guards = guards
-        self.programs: dict[str, Program] = {}
-        self._fixed_shapes: tuple[RingShape, ...] | None = None
-        inputs = [node for program in rewrite.programs.values() for node in placeholders(program)]
-        rings = {node.meta["slot"]: ops.value(node) for node in inputs if node.meta.get("state") == "anchors"}
-        self._place = {slot: place for place, slot in enumerate(sorted(rings))}
-        self.rings = [rings[slot] for slot in self._place]
-        memory = [node for node in inputs if str(node.meta.get("state")).startswith("memory:")]
-        self.memory = {str(node.meta["state"]): ops.value(node) for node in memory}
-        self.stateless = not rings and not memory
-        self.probes = {stage.probe for stage in rewrite.stages}
+        self.cond = cond
+        self.programs: dict[object, Program] = {}
+        nodes = [node for program in rewrite.programs.values() for node in placeholders(program)]
+        kept = {state: node for node in nodes if (state := state_of(node)) is not None and state.role in KEPT}
+        self._kept = {state: ops.value(kept[state]) for state in sorted(kept, key=lambda state: state.place)}
+        self.place = {state: place for place, state in enumerate(self._kept)}
+        self.rings = [value for state, value in self._kept.items() if state.role is Role.ANCHORS]
+        self.stateless = not self._kept
         self.weights_dtype = torch.float32
         for ring in self.rings:
-            self.weights_dtype = torch.promote_types(self.weights_dtype, ring.dtype)
+            if ring.dtype.is_floating_point:
+                self.weights_dtype = torch.promote_types(self.weights_dtype, ring.dtype)
+        dynamic = any(isinstance(size, torch.SymInt) for value in self._kept.values() for size in value.shape)
+        self._fixed = None if dynamic else self._shapes({})
 
-        dynamic = any(isinstance(size, torch.SymInt) for ring in self.rings for size in ring.shape)
-        self._fixed_shapes = None if dynamic else self.ring_shapes({})
+    def shapes(self, bindings: Bindings) -> dict[StateInput, Shape]:
+        """What is kept from step to step, at the sizes in ``bindings``: memory by name, then rings by slot."""
+        return self._fixed if self._fixed is not None else self._shapes(bindings)
 
-    def ring_shapes(self, bindings: Bindings) -> tuple[RingShape, ...]:
-        """The rings' shapes at the sizes in ``bindings``."""
-        if self._fixed_shapes is not None:
-            return self._fixed_shapes
-        return tuple((concrete(ring.shape, bindings), ring.dtype, ring.device) for ring in self.rings)
-
-    def memory_shapes(self, bindings: Bindings) -> dict[str, RingShape]:
-        """What guards keep from step to step, at the sizes in ``bindings``."""
+    def _shapes(self, bindings: Bindings) -> dict[StateInput, Shape]:
         return {
-            name: (concrete(value.shape, bindings), value.dtype, value.device) for name, value in self.memory.items()
+            state: (concrete(value.shape, bindings), value.dtype, value.device) for state, value in self._kept.items()
         }
 
-    def known(self, choice: str) -> str:
-        """``choice``, or where nothing is sparse that is to be, the full one."""
-        return str(Choice.FULL) if choice in PHASES and choice not in self.rewrite.programs else choice
+    def rows(self, depth: int, offset: int) -> RowSpec:
+        """Which row of weights and positions each ring reads; ``offset``: slots of the graphs before this one."""
+        groups = tuple(self.rewrite.groups) or ("",)
+        slots = [site.group for site in self.rewrite.sites for _ in site.slots]
+        read = [state.slot for state in self._kept if state.role is Role.ANCHORS]
+        apart = len(groups) > 1
+        group_of = tuple(groups.index(slots[slot]) if apart and slot < len(slots) else 0 for slot in read)
+        return RowSpec(depth, groups, group_of, self.rewrite.layout.per_slot, offset)
 
-    def _both_branches(self) -> fx.GraphModule:
-        if not self.guards:
-            return either(self.rewrite.programs)
-        stages = [(stage.probe, stage.skip) for stage in self.rewrite.stages]
-        return deciding(self.rewrite.programs, stages, self.guards)
+    def at_start(self, uncached: bool) -> list[Choice]:
+        """The programs that the first step of a run needs."""
+        layout = self.rewrite.layout
+        if layout.partitions is not None and self.rewrite.partitioned:
+            return [Choice.FORECAST] if layout.partitions.distributed else [Choice.PLAIN, Choice.FORECAST]
+        if uncached or self.stateless:
+            return [Choice.PLAIN]
+        return [Choice.EITHER] if self.cond else [*(stage.probe for stage in self.rewrite.stages), Choice.FULL]
 
-    def program(self, choice: str, backend: str, mode: str | None) -> Program:
-        """The program of ``choice``, lowered now if it was not yet."""
-        if choice in self.programs:
-            return self.programs[choice]
+    def program(self, choice: Choice, backend: str, mode: str | None, guards: Sequence[Guard] = ()) -> Program:
+        """The program of ``choice``, lowered now if it was not yet. ``guards``: those that decide in the graph."""
+        key: object = (choice, *(TensorRule(g, Numbers).signature for g in guards)) if guards else choice
+        if key in self.programs:
+            return self.programs[key]
         with compile_lock:  # Dynamo's own: one thread compiles at a time
-            if choice in self.programs:
-                return self.programs[choice]
-            graph = self._both_branches() if choice == Choice.EITHER else self.rewrite.program(choice)
-            log.info("lowering %s to %s: %d nodes", choice, backend, len(graph.graph.nodes))
-            inputs = placeholders(graph)
-            with generated_code() as code:
-                # A compiler owns the graph it is given and may rewrite it; ours stays readable.
-                run = lower(copy_graph(graph)[0], backend, mode)
-            self.programs[choice] = Program(
-                run,
-                tuple(node.meta["input"] for node in inputs if "input" in node.meta),
-                tuple(node.meta["state"] for node in inputs if "input" not in node.meta and _role(node) != "anchors"),
-                tuple(self._place[node.meta["slot"]] for node in inputs if _role(node) == "anchors"),
-                tuple(graph.meta.get("returns", ())),
-                tuple(code),
-            )
-        return self.programs[choice]
+            if key not in self.programs:
+                either = choice == Choice.EITHER
+                graph = both_branches(self.rewrite, guards) if either else self.rewrite.program(choice)
+                log.info("lowering %s to %s: %d nodes", choice, backend, len(graph.graph.nodes))
+                self.programs[key] = self._lowered(graph, backend, mode)
+        return self.programs[key]
+
+    def _lowered(self, graph: fx.GraphModule, backend: str, mode: str | None) -> Program:
+        inputs = placeholders(graph)
+        states = tuple(state for node in inputs if (state := state_of(node)) is not None and "input" not in node.meta)
+        with generated_code() as code:
+            # A compiler owns the graph it is given and may rewrite it; ours stays readable.
+            run = lower(copy_graph(graph)[0], backend, mode)
+        return Program(
+            run,
+            tuple(node.meta["input"] for node in inputs if "input" in node.meta),
+            states,
+            tuple(self.place.get(state, -1) for state in states),
+            tuple(graph.meta.get("returns", ())),
+            tuple(graph.meta.get("kept", ())),
+            tuple(code),
+        )
 
 
-def _role(node: fx.Node) -> str:
-    return str(node.meta.get("state", "")).partition(":")[0]
+def has_rings(program: fx.GraphModule) -> bool:
+    """Whether ``program`` reads or writes a ring."""
+    return any(is_ring(node) for node in placeholders(program))

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hicache_compile.policy.policy import Policy
+from hicache_compile.policy.run import RunInfo
 from hicache_compile.runtime.guidance_branches import Branches
 
 ids = itertools.count()  # of trajectories
 
 
-class Run:
+class ScheduledRun:
     """A sampling run that a scheduler announced: ``tick`` counts the scheduler's steps.
 
     Args:
@@ -40,12 +41,13 @@ class Run:
             self.origin = self.tick
             length = self._length()
             self.num_steps = None if length is None else max(1, length - self.origin)
-            self.policy = self.policy.from_step(self.origin)
-            if self.policy.is_timed:
-                times = self._times()
-                self.policy = self.policy.timed(times and times[self.origin :])
+            self.policy = self.policy.bind(RunInfo(start=self.origin, times=self._times_left))
             if self.num_steps is not None:
                 self.policy.decisions(self.num_steps)  # a policy that cannot serve it says so now
+
+    def _times_left(self) -> Sequence[float] | None:
+        times = self._times()
+        return times and times[self.origin :]
 
     def is_over(self) -> bool:
         """Whether the scheduler has made all its steps."""

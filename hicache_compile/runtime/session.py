@@ -13,13 +13,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import torch
+
 from hicache_compile import config
 from hicache_compile.errors import HiCacheError, numbers, whole_number
-from hicache_compile.policy.forecasters import MeasuredForecaster
+from hicache_compile.policy.layout import Layout
 from hicache_compile.policy.policy import Policy
-from hicache_compile.runtime.deciders.scheduled import OwnPlan, Plan
-from hicache_compile.runtime.scheduled_run import Run, ids
-from hicache_compile.runtime.settings import Settings
+from hicache_compile.policy.run import RunInfo
+from hicache_compile.runtime.deciders.base import Decider
+from hicache_compile.runtime.options import CompileOptions, Shared
+from hicache_compile.runtime.replay.dispatch_modes import set_aside
+from hicache_compile.runtime.scheduled_run import ScheduledRun, ids
 from hicache_compile.runtime.step import Context, Step
 
 log = logging.getLogger(__name__)
@@ -44,16 +48,21 @@ Observer = Callable[[Step, Call, Callable[[], Output]], Output]  # makes a call 
 
 
 class Session(threading.local):
-    """The trajectories of one compiled denoiser. Each thread has its own: only ``settings`` is shared."""
+    """The trajectories of one compiled denoiser. Each thread has its own: only ``options`` and ``shared`` are not.
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.policy = settings.policy
+    ``live``: how each captured graph was used last.
+    """
+
+    def __init__(self, options: CompileOptions, shared: Shared) -> None:
+        self.options = options
+        self.shared = shared
+        self.policy = shared.policy
+        self.live: dict[object, Any] = {}
         self.contexts: dict[str, Context] = {}
         self.context_name = DEFAULT_CONTEXT
         self.num_steps: int | None = None
         self.trajectory: int | None = None
-        self.run: Run | None = None
+        self.run: ScheduledRun | None = None
         self.step: Step | None = None
         self.latest: Step | None = None  # the step of the call before
         self.uncached = False
@@ -62,13 +71,14 @@ class Session(threading.local):
         self.most_graphs = 0
         self.warned_eager = False
         self.observer: Observer | None = None
-        self._plans: list[Plan] = []
+        self._deciders: list[tuple[object, Decider]] = []
+        self._layout: tuple[Policy, Layout] | None = None
 
     @contextmanager
     def open(
         self, num_steps: int, policy: Policy | None = None, timesteps: Sequence[float] | None = None
     ) -> Iterator[None]:
-        """A trajectory of ``num_steps`` steps in every context, by default under the policy in ``settings``.
+        """A trajectory of ``num_steps`` steps in every context, by default under the policy of ``shared``.
 
         ``timesteps``: of each step, for policies that are made of them.
 
@@ -79,9 +89,10 @@ class Session(threading.local):
         whole_number("trajectory", "num_steps", num_steps, 1)
         if self.trajectory is not None:
             raise HiCacheError(f"trajectory({num_steps}): a trajectory of {self.num_steps} steps is open already")
-        policy = policy or self.settings.policy
+        policy = policy or self.shared.policy
         if timesteps is not None:
-            policy = policy.timed(checked_times(timesteps, num_steps))
+            times = checked_times(timesteps, num_steps)
+            policy = policy.bind(RunInfo(times=lambda: times))
         policy.decisions(num_steps)  # a policy that cannot serve it says so now
         self._free_idle()
         self.policy = policy
@@ -149,9 +160,9 @@ class Session(threading.local):
     def announce(
         self, length: Callable[[], int | None], times: Callable[[], Sequence[float] | None] = lambda: None
     ) -> None:
-        """A scheduler starts a run: the anchors of earlier ones are forgotten. ``length``, ``times``: see ``Run``."""
+        """A scheduler starts a run: the anchors of earlier ones are forgotten. ``length``, ``times``: see ``ScheduledRun``."""
         self._free_idle()
-        self.run = Run(length, times, self.settings.policy)
+        self.run = ScheduledRun(length, times, self.shared.policy)
 
     def tick(self) -> None:
         """The scheduler that announced the run made a step."""
@@ -177,7 +188,7 @@ class Session(threading.local):
         """The step that begins now with ``call``."""
         step = self._next_step(call)
         step.uncached = step.uncached or not config.caching()
-        step.together = self.settings.decide_together
+        step.together = self.options.decide_together
         return step
 
     def _next_step(self, call: Call) -> Step:
@@ -209,7 +220,7 @@ class Session(threading.local):
             )
         return Step(context, context.step, self.num_steps, self.uncached)
 
-    def _ticked(self, run: Run, call: Call) -> Step:
+    def _ticked(self, run: ScheduledRun, call: Call) -> Step:
         """In an announced run: the scheduler counts, and a branch nobody names is told by its conditioning."""
         run.begin()
         name, certain = run.branch(self.context_name, call.arguments())
@@ -243,7 +254,7 @@ class Session(threading.local):
                     time,
                     context.name,
                 )
-            context.begin(next(ids), self.settings.policy)
+            context.begin(next(ids), self.shared.policy)
         elif time == context.last_time and not context.ambiguous:
             log.warning(
                 "timestep %g came twice in a row in context %r: two branches may share it, so nothing is forecast "
@@ -253,6 +264,32 @@ class Session(threading.local):
             )
             context.ambiguous = True
         context.last_time = time
+
+    def run_step(self, call: Call, make: Callable[[Step], Output], step: Step | None = None) -> Output:
+        """Make one step with ``make``: count it, run it without gradients, keep what it leaves behind.
+
+        Args:
+            call: the denoiser's call.
+            make: makes it, once or, where it is observed, several times.
+            step: the step in progress, where another part of its call runs.
+        """
+        if self.step is not None:
+            raise HiCacheError("the compiled denoiser was called from inside its own call")
+        again = step is not None
+        current = self.step = self.next_step(call) if step is None else step
+        try:
+            with torch.no_grad(), set_aside() as current.modes:
+                if self.observer is None or again:
+                    output = make(current)
+                else:
+                    output = self.observer(current, call, lambda: make(current))
+        except BaseException:
+            current.context.invalidate()
+            raise
+        finally:
+            self.step = None
+        self.finish(current, again)
+        return output
 
     def finish(self, step: Step, again: bool = False) -> None:
         """The call returned: count it. ``again``: it was counted, and another of its graphs ran."""
@@ -289,16 +326,21 @@ class Session(threading.local):
                 free,
             )
 
-    def plan(self, policy: Policy, num_steps: int | None, depth: int, start: int) -> Plan:
-        """The plan from the step ``start`` on, shared by everything that starts there and forecasts by steps alone."""
-        wanted = (policy, num_steps, depth, start, self.settings.sparsity)
-        if isinstance(policy.forecaster, MeasuredForecaster) or self.observer is not None:
-            return OwnPlan(*wanted)
-        for plan in self._plans:
-            if (plan.policy, plan.num_steps, plan.depth, plan.start, plan.sparsity) == wanted:
-                return plan
-        self._plans = [*self._plans[-7:], Plan(*wanted)]
-        return self._plans[-1]
+    def layout_of(self, policy: Policy) -> Layout:
+        """The layout of ``policy``; the same object while the policy is."""
+        if self._layout is None or self._layout[0] is not policy:
+            self._layout = policy, self.options.layout(policy)
+        return self._layout[1]
+
+    def shared_decider(self, key: object, make: Callable[[], Decider]) -> Decider:
+        """The decider of ``key``; shared by contexts where the step index alone decides and nobody observes."""
+        for known, decider in self._deciders:
+            if known == key:
+                return decider
+        made = make()
+        if made.shareable and self.observer is None:
+            self._deciders = [*self._deciders[-7:], (key, made)]
+        return made
 
     def live_contexts(self) -> int:
         """How many contexts the newest trajectory has so far."""

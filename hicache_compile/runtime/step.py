@@ -1,17 +1,23 @@
-"""What the step counter counts: contexts (guidance branches) and the step in progress in one of them."""
+"""Contexts (guidance branches), and the step in progress in one of them."""
 
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hicache_compile.passes.graph.choices import Choice
+from hicache_compile.passes.work import Stage
 from hicache_compile.policy.policy import Policy
+from hicache_compile.runtime.deciders.base import Decision
 from hicache_compile.runtime.replay.replay import GraphCall, Replays
-from hicache_compile.runtime.storage.rings import AnchorState
+from hicache_compile.runtime.storage.rings import Rings
 
 HISTORY = 256
+Ran = tuple[object, Choice, float]  # a graph, the program it ran, the share of keys that were reused
 
 
 @dataclass(slots=True)
@@ -22,20 +28,18 @@ class Context:
     policy: Policy
     trajectory: int = -1
     step: int = 0
-    last_step: int = -1
     last_time: float | None = None
     ambiguous: bool = False
     history: deque[list[str]] = field(default_factory=lambda: deque(maxlen=HISTORY))
-    states: dict[int, AnchorState] = field(default_factory=dict)  # by the graph's place in a call
+    states: dict[int, Rings] = field(default_factory=dict)  # by the graph's place in a call
     replays: Replays = field(default_factory=Replays)
-    choices: Counter[tuple[object, str]] = field(default_factory=Counter)  # programs the newest run ran, by graph
+    choices: Counter[Ran] = field(default_factory=Counter)  # what the newest run ran
 
     def begin(self, trajectory: int, policy: Policy) -> None:
         """Start over under ``policy``: step 0, no anchors."""
         self.trajectory = trajectory
         self.policy = policy
         self.step = 0
-        self.last_step = -1
         self.last_time = None
         self.ambiguous = False
         self.replays.clear()
@@ -58,27 +62,58 @@ class Context:
         for state in self.states.values():
             state.invalidate()
 
+    def resolve(self, letters: list[str], place: int, graph: object, stages: Sequence[Stage], code: int) -> None:
+        """Guard ``code - 1`` ended the step at ``place`` of the run ``letters`` (0: none did)."""
+        choice = Choice.FULL if not code else stages[code - 1].skip if stages else Choice.FORECAST
+        letters[place] = "F" if not code else "." if code == 1 else "s"
+        if self.history and letters is self.history[-1]:
+            self.choices[graph, choice, 0.0] += 1
+
 
 @dataclass(slots=True)
 class Step:
     """One denoiser call in progress, which the compiled graphs read to know what to do.
 
-    ``letter``, ``graphs``, ``calls``, ``choices`` and ``syncs`` are written by the graphs: ``.`` once one of them
-    forecast, which of them ran, on what, which programs, and how often the host waited for a measurement.
-    ``modes`` are the caller's dispatch modes, set aside until a program runs.
+    Args:
+        context, index: which step it is.
+        num_steps: of the run; ``None``: unknown.
+        uncached: nothing is cached in this step.
+        together: all ranks decide as one.
+        letter: of the newest graph that cached something.
+        graphs: those that ran.
+        calls: what they ran on, where that can be replayed.
+        choices: what they ran.
+        syncs: how often the host waited for the device.
+        modes: the caller's dispatch modes, set aside until a program runs.
     """
 
     context: Context
     index: int
     num_steps: int | None
     uncached: bool = False
-    together: bool = False  # all ranks decide alike
+    together: bool = False
     letter: str = "F"
     graphs: list[object] = field(default_factory=list)
     calls: list[GraphCall] = field(default_factory=list)
-    choices: list[tuple[object, str]] = field(default_factory=list)
+    choices: list[Ran] = field(default_factory=list)
     syncs: int = 0
     modes: list[TorchDispatchMode] = field(default_factory=list)
+
+    @property
+    def forced(self) -> bool:
+        """Whether nothing may be forecast in this step."""
+        return self.uncached or self.context.ambiguous
+
+    def record(self, graph: object, decision: Decision) -> None:
+        """``graph`` made the step as ``decision`` says."""
+        self.letter = decision.letter
+        if not decision.pending:
+            self.choices.append((graph, decision.choice, decision.reused))
+
+    def resolver(self, graph: object, stages: Sequence[Stage]) -> Callable[[int], None]:
+        """Writes down which guard ended this step, once that is known."""
+        letters = self.context.history[-1]
+        return partial(self.context.resolve, letters, len(letters), graph, stages)
 
     def undo(self) -> None:
         """The call can be made again: forecasts wrote nothing."""

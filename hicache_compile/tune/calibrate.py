@@ -26,7 +26,6 @@ from hicache_compile.policy.forecasters.kriging import solve
 from hicache_compile.policy.forecasters.table import Row
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.schedules.base import Schedule
-from hicache_compile.runtime.deciders.scheduled import OwnPlan, SlotPlan
 from hicache_compile.runtime.session import Call
 from hicache_compile.runtime.step import Step
 from hicache_compile.tune.reference import Difference, Reference, Runs, output_of, sample_of
@@ -82,7 +81,7 @@ def calibrate(
             fitter = _Fitter(policy, correction, num_steps)
             for run, reference in zip(runs, references, strict=True):
                 fitter.reference = reference
-                with denoiser._session.observed(fitter):
+                with denoiser.observed(fitter):
                     fitter.finish(run())
             rows = fitter.rows
     finally:
@@ -118,17 +117,17 @@ class _Fitter:
         return value
 
     def _fit(self, step: Step, call: Call, run: Callable[[], Any]) -> None:
-        plans = [state.plan for state in step.context.states.values() if isinstance(state.plan, OwnPlan)]
+        plans = [state.decider.rows for state in step.context.states.values() if hasattr(state.decider, "rows")]
         anchors = plans[0].anchors(step.index)
-        slots = plans[0].slots if isinstance(plans[0], SlotPlan) else 1
+        per_slot = plans[0].spec.per_slot
+        counts = [len(plan.steps[step.index].weights) for plan in plans]
+        slots = sum(counts) if per_slot else 1
         weights: list[list[float]] = [[1.0]] * slots
 
         def assign(rows: list[list[float]]) -> None:
-            for plan in plans:
-                if isinstance(plan, SlotPlan):
-                    plan.assign_each(step.index, rows)
-                else:
-                    plan.assign(step.index, rows[0])
+            for place, plan in enumerate(plans):
+                first = sum(counts[:place])
+                plan.assign(step.index, rows[first : first + counts[place]] if per_slot else rows[:1] * counts[place])
 
         def made(slot: int | None, place: int) -> torch.Tensor:
             """The output with the whole weight of ``slot`` on the anchor at ``place``, else on the newest."""
@@ -144,7 +143,7 @@ class _Fitter:
             wanted = self._target(step, call).flatten().double() - newest
             weights = self._solved(step.index, torch.stack(older), wanted, slots)
         each = tuple(map(tuple, weights))
-        self.rows[step.index] = (step.index, tuple(anchors), each if isinstance(plans[0], SlotPlan) else each[0])
+        self.rows[step.index] = (step.index, tuple(anchors), each if per_slot else each[0])
         assign(weights)
 
     def _solved(self, step: int, older: torch.Tensor, wanted: torch.Tensor, slots: int) -> list[list[float]]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hicache_compile.errors import HiCacheError
 from hicache_compile.frontend.denoiser import CompiledDenoiser
 from hicache_compile.policy.forecasters import Reuse
-from hicache_compile.policy.guards.observer import ObserverGuard, Recorder
+from hicache_compile.policy.guards import ObserverGuard
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.schedules.base import Free
-from hicache_compile.runtime.deciders.guarded import Course
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +63,14 @@ def _recorded(denoiser: CompiledDenoiser) -> list[Observed]:
     found = []
     for context in contexts:
         for state in context.states.values():
-            if context.trajectory != newest or not isinstance(state.plan, Course):
+            seen = getattr(state.decider, "seen", None)
+            if context.trajectory != newest or seen is None:
                 continue
-            recorder = state.plan.watchers[0]
-            assert isinstance(recorder, Recorder)
-            if list(recorder.seen) != list(range(1, context.step)):
+            if list(seen) != list(range(1, context.step)) or not all(
+                map(math.isfinite, itertools.chain(*seen.values()))
+            ):
                 raise HiCacheError("fit: the denoiser measured what is no finite number: must run without infinities")
-            if recorder.seen:
-                columns = [list(values) for values in zip(*recorder.seen.values(), strict=True)]
+            if seen:
+                columns = [list(values) for values in zip(*seen.values(), strict=True)]
                 found.append(Observed(columns[0], columns[1], columns[2], columns[3:]))
     return found

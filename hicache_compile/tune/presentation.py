@@ -84,7 +84,7 @@ def _profile(tuner: Tuner, policy: Policy) -> tuple[list[float], str]:
     denoiser.policy = policy
     for uncached in (True, False):
         seen.append([])
-        with denoiser._session.observed(watch):
+        with denoiser.observed(watch):
             if uncached:
                 with denoiser.disabled():
                     tuner.subject.draw(numbers, seed, images=False)

@@ -16,7 +16,7 @@ from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.schedules.base import Interval
 from hicache_compile.runtime.session import Call
 from hicache_compile.runtime.step import Step
-from hicache_compile.runtime.storage.rings import AnchorState
+from hicache_compile.runtime.storage.rings import Rings
 
 BUCKETS = 4096  # of a sketch
 EXPLAINED = 0.95  # of what a sampler does in a step, below which it is not corrected for
@@ -76,7 +76,7 @@ def record(denoiser: CompiledDenoiser, runs: Runs, policy: Policy) -> tuple[list
     try:
         for number, run in enumerate(runs):
             recorder = _Recorder()
-            with denoiser._session.observed(recorder):
+            with denoiser.observed(recorder):
                 result = run()
             if max(map(len, recorder.outputs.values()), default=0) < 2:
                 raise HiCacheError(f"runs[{number}]: must sample at least two steps with the denoiser")
@@ -159,11 +159,11 @@ class _Recorder:
         return Reference(self.outputs, self.samples, _gains(self.outputs, self.samples, final), slots, final)
 
 
-def _newest(state: AnchorState, step: Step) -> list[torch.Tensor]:
+def _newest(state: Rings, step: Step) -> list[torch.Tensor]:
     """What the step wrote into each ring."""
-    place = state.plan.positions[step.index]  # type: ignore[union-attr]  # a Plan, under a schedule
-    kept = getattr(state, "host", state.rings)
-    return [ring[place] for ring in kept]
+    rows: Any = state.decider.rows  # type: ignore[union-attr]  # of a schedule
+    positions = rows.steps[step.index].positions
+    return [ring[positions[place]] for ring, place in zip(state.anchors, rows.spec.group_of, strict=True)]
 
 
 def _gains(

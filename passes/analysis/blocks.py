@@ -11,7 +11,6 @@ in it. Class names are never read.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from os.path import commonprefix
@@ -22,6 +21,7 @@ from hicache_compile.errors import CannotRewrite
 from hicache_compile.passes.analysis.residuals import Residual, find_residuals, stream_carriers
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.ancestry import Ancestry, Bits
+from hicache_compile.passes.graph.graphs import numel
 
 
 @dataclass(slots=True)
@@ -207,7 +207,7 @@ def _chain(blocks: list[Block], ancestry: Ancestry) -> list[Run]:
         handed, above = 0, []
         for residual in block.residuals:
             sources = {source for root in streams.roots(residual.stream) for source in _sources(root, taken)}
-            main = max(sources, key=lambda source: (_size(source), ancestry.index[source]), default=residual.stream)
+            main = max(sources, key=lambda source: (numel(source), ancestry.index[source]), default=residual.stream)
             handed |= ancestry.bit(main)
             above.append(ancestry.bit(main) | ancestry.above(main))
         follows = all(any(bits & nodes for nodes in inside) for bits in above)
@@ -236,11 +236,6 @@ def _sources(root: fx.Node, taken: set[fx.Node]) -> set[fx.Node]:
     """What ``root`` carries, followed back through joins and sums between the blocks."""
     carriers = [] if root in taken else stream_carriers(root)
     return set().union(*(_sources(carrier, taken) for carrier in carriers)) if carriers else {root}
-
-
-def _size(node: fx.Node) -> int:
-    """How many numbers ``node`` holds: of joined streams the larger one is followed."""
-    return math.prod(size if isinstance(size, int) else size.node.hint or 1 for size in ops.value(node).shape)
 
 
 def _misses(captured: fx.GraphModule, blocks: list[Block]) -> list[CannotRewrite]:

@@ -25,7 +25,7 @@ def kind_of(region: Sequence[fx.Node], streams: set[fx.Node]) -> str:
         return "mlp" if activations else "other"
     if activations:
         return "parallel"
-    query, key = _argument(attentions[0], 0, "query"), _argument(attentions[0], 1, "key")
+    query, key = ops.argument(attentions[0], 0, "query"), ops.argument(attentions[0], 1, "key")
     inside = set(region)
     queried, keyed = _reads(query, inside, streams), _reads(key, inside, streams)
     if not keyed & queried:
@@ -50,14 +50,8 @@ def _batch_and_length(region: Sequence[fx.Node]) -> tuple[int, int] | tuple[()]:
     attention = next((node for node in region if ops.op(node) == "scaled_dot_product_attention"), None)
     if attention is None:
         return ()
-    batch, *_, length, _ = ops.value(_argument(attention, 0, "query")).shape
+    batch, *_, length, _ = ops.value(ops.argument(attention, 0, "query")).shape
     return (batch, length) if isinstance(batch, int) and isinstance(length, int) else ()
-
-
-def _argument(node: fx.Node, position: int, name: str) -> fx.Node:
-    found = node.args[position] if len(node.args) > position else node.kwargs[name]
-    assert isinstance(found, fx.Node)
-    return found
 
 
 def _fed_by_product(node: fx.Node) -> bool:

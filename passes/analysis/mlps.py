@@ -25,15 +25,15 @@ class Projection:
 
     @property
     def x(self) -> fx.Node:
-        return _argument(self.node, 0, "input")
+        return ops.argument(self.node, 0, "input")
 
     @property
     def weight(self) -> fx.Node:
-        return _argument(self.node, 1, "weight")
+        return ops.argument(self.node, 1, "weight")
 
     @property
     def bias(self) -> fx.Node | None:
-        return _argument(self.node, 2, "bias")
+        return ops.argument(self.node, 2, "bias")
 
     def part(self, start: int, stop: int) -> Projection:
         """Outputs ``start`` to ``stop`` of these."""
@@ -63,13 +63,13 @@ def mlp_of(last: fx.Node) -> MLP | None:
     """The MLP that the linear ``last`` is the end of, if there is one."""
     if ops.op(last) != "linear":
         return None
-    hidden = _through(_argument(last, 0, "input"))
+    hidden = _through(ops.argument(last, 0, "input"))
     if not ops.is_tensor(hidden) or ops.value(hidden).dim() != 3:
         return None
     if ops.op(hidden) not in ops.JOIN:
         return _gated(hidden, last)
     parts: Sequence[fx.Node] = list(hidden.args[0])  # type: ignore[arg-type]  # a list of nodes
-    along = hidden.kwargs.get("dim", hidden.args[1] if len(hidden.args) > 1 else 0)
+    along = ops.argument(hidden, 1, "dim", 0)
     if along not in (-1, 2) or len(parts) != 2:
         return None
     widths = [int(ops.value(part).shape[-1]) for part in parts]
@@ -103,11 +103,11 @@ def _activated(node: fx.Node) -> tuple[Projection, str] | None:
     """What ``node`` is the activation of, and which."""
     name = ops.op(node)
     if name == "gelu":
-        approximate = node.kwargs.get("approximate", node.args[1] if len(node.args) > 1 else "none")
+        approximate = ops.argument(node, 1, "approximate", "none")
         name = "gelu_tanh" if approximate == "tanh" else "gelu"
     if name not in ("gelu", "gelu_tanh", "silu", "relu"):
         return None
-    source = _projection(_argument(node, 0, "input"))
+    source = _projection(ops.argument(node, 0, "input"))
     return None if source is None else (source, name)
 
 
@@ -117,7 +117,7 @@ def _projection(node: fx.Node | None) -> Projection | None:
         return None
     node = _through(node)
     if ops.op(node) == "linear":
-        x = _argument(node, 0, "input")
+        x = ops.argument(node, 0, "input")
         return Projection(node) if ops.is_tensor(x) and ops.value(x).dim() == 3 else None
     bounds = part_of(node)
     if bounds is None:
@@ -149,8 +149,8 @@ def _sliced(source: fx.Node, place: Any) -> tuple[fx.Node, int, int] | None:
 
 def _piece(pieces: fx.Node, place: int) -> tuple[fx.Node, int, int] | None:
     """One of several ``pieces`` along the channels."""
-    whole = _argument(pieces, 0, "input")
-    along = pieces.kwargs.get("dim", pieces.args[2] if len(pieces.args) > 2 else 0)
+    whole = ops.argument(pieces, 0, "input")
+    along = ops.argument(pieces, 2, "dim", 0)
     if along not in (-1, ops.value(whole).dim() - 1) or ops.value(pieces) is None:
         return None
     widths = [int(part.shape[-1]) for part in ops.value(pieces)]
@@ -165,7 +165,3 @@ def _through(node: fx.Node) -> fx.Node:
         if not (idle or ops.op(node) in ops.CAST) or not isinstance(node.args[0], fx.Node):
             return node
         node = node.args[0]
-
-
-def _argument(node: fx.Node, position: int, name: str) -> Any:
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name)

@@ -21,7 +21,7 @@ from hicache_compile.passes.analysis.carried_stream import carry
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.ancestry import Ancestry
 from hicache_compile.policy.guards import Measure
-from hicache_compile.policy.policy import NOWHERE, Cut
+from hicache_compile.policy.layout import NOWHERE, Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +43,13 @@ class Draft:
     group: str = ""
 
 
-def _module_drafts(graph: fx.Graph, run: Run, cut: Cut, dependent: set[fx.Node]) -> list[Draft]:
+def _module_drafts(graph: fx.Graph, run: Run, layout: Layout, dependent: set[fx.Node]) -> list[Draft]:
     """One site per attention or MLP: the contributions of the residual sums, stripped of their gates."""
     drafts = []
     spines = {node for block in run.blocks for node in block.spine | block.entries}
     drafts_of: list[tuple[Block, dict[fx.Node, frozenset[fx.Node]]]] = []
-    for block in run.blocks:
+    cached = run.blocks[min(layout.starts) : len(run.blocks) - layout.last]
+    for block in cached:
         slots = [_strip_gate(residual.contribution, dependent) for residual in block.residuals]
         slots = [node for node in dict.fromkeys(slots) if node not in block.spine]
         made_by = {node: _makers(node, spines, set(slots), dependent) for node in slots}
@@ -74,19 +75,19 @@ def _in_several(groups: Iterable[frozenset[fx.Node]]) -> set[fx.Node]:
     return twice
 
 
-def _block_drafts(graph: fx.Graph, run: Run, cut: Cut, dependent: set[fx.Node]) -> list[Draft]:
+def _block_drafts(graph: fx.Graph, run: Run, layout: Layout, dependent: set[fx.Node]) -> list[Draft]:
     """One site per block: its residual on each stream."""
-    cached = run.blocks[cut.first : len(run.blocks) - cut.last]
+    cached = run.blocks[min(layout.starts) : len(run.blocks) - layout.last]
     return [_residual_draft(graph, block.name, [block], dependent) for block in cached]
 
 
-def _stack_drafts(graph: fx.Graph, run: Run, cut: Cut, dependent: set[fx.Node]) -> list[Draft]:
+def _stack_drafts(graph: fx.Graph, run: Run, layout: Layout, dependent: set[fx.Node]) -> list[Draft]:
     """One site: the residual over the whole run of blocks, or over its middle; several where guards skip from
     different blocks on. Where the first blocks align the forecast, it is the residual over those too."""
-    starts = sorted(set(cut.starts))
-    aligned = any(probe.measure in (Measure.END, Measure.EXCESS) for probe in cut.probes)
+    starts = sorted(set(layout.starts))
+    aligned = any(probe.measure in (Measure.END, Measure.EXCESS) for probe in layout.probes)
     drafts = []
-    for start, stop in itertools.pairwise([*starts, len(run.blocks) - cut.last]):
+    for start, stop in itertools.pairwise([*starts, len(run.blocks) - layout.last]):
         cached = run.blocks[start:stop]
         if not cached:
             continue
@@ -96,7 +97,7 @@ def _stack_drafts(graph: fx.Graph, run: Run, cut: Cut, dependent: set[fx.Node]) 
     return drafts
 
 
-def _output_drafts(graph: fx.Graph, run: Run, cut: Cut, dependent: set[fx.Node]) -> list[Draft]:
+def _output_drafts(graph: fx.Graph, run: Run, layout: Layout, dependent: set[fx.Node]) -> list[Draft]:
     """One site: the hidden state that leaves the run of blocks."""
     zone = _zone(graph, run.blocks)
     slots = [(node, None) for node in _leaving(zone, dependent)]
@@ -104,7 +105,7 @@ def _output_drafts(graph: fx.Graph, run: Run, cut: Cut, dependent: set[fx.Node])
     return [Draft(name, _named(name, slots), zone)] if slots else []
 
 
-def _no_drafts(graph: fx.Graph, run: Run, cut: Cut, dependent: set[fx.Node]) -> list[Draft]:
+def _no_drafts(graph: fx.Graph, run: Run, layout: Layout, dependent: set[fx.Node]) -> list[Draft]:
     """No site: every step is computed."""
     return []
 

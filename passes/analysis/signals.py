@@ -6,7 +6,6 @@ Raises     HiCacheError where a model has no such value
 
 from __future__ import annotations
 
-import math
 import re
 
 import torch
@@ -17,7 +16,7 @@ from hicache_compile.passes.analysis.blocks import Block, Run, Streams
 from hicache_compile.passes.analysis.carried_stream import carry
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.ancestry import Ancestry
-from hicache_compile.passes.graph.graphs import output_node, placeholders, reachable_from
+from hicache_compile.passes.graph.graphs import numel, output_node, placeholders, reachable_from
 from hicache_compile.policy.guards import Signal
 
 _TIME = re.compile(r"(^|_)(timesteps?|sigmas?|time|t)_*$")
@@ -58,7 +57,7 @@ class Signals:
         entries = [e for e in self.blocks[0].entries if e is noise or self.ancestry.above(e) & self.ancestry.bit(noise)]
         if not entries:
             raise _missing("a stream of the noisy input in the first block")
-        return max(entries, key=_numel)
+        return max(entries, key=numel)
 
     def modulated(self) -> fx.Node:
         """What the first matrix product of block 0 that follows from the stream reads of it."""
@@ -79,7 +78,7 @@ class Signals:
         found = [a for a in dict.fromkeys(read) if a in after_time and _is_embedding(a)]
         if not found:
             raise _missing("a value that follows from the time in the first block")
-        return max(found, key=_numel)
+        return max(found, key=numel)
 
     def time(self) -> fx.Node:
         """The embedding of the time that the final layer reads too, and of which the blocks' modulation is made."""
@@ -101,14 +100,14 @@ class Signals:
         stream = [e for e in self.blocks[count].entries if e is entry or self._follows(e, entry)]
         if not stream:
             raise _missing(f"a stream of the noisy input in block {count}")
-        return self._residual(max(stream, key=_numel), self.blocks[:count])
+        return self._residual(max(stream, key=numel), self.blocks[:count])
 
     def last(self, count: int) -> tuple[fx.Node, fx.Node]:
         """The stream after the last block, and the same as it entered the last ``count``."""
         inside = set(self.blocks[-1].nodes)
         leaving = [r.node for r in self.blocks[-1].residuals if any(user not in inside for user in r.node.users)]
         ends = leaving or [residual.node for residual in self.blocks[-1].residuals]
-        return self._residual(max(ends, key=_numel), self.blocks[-count:])
+        return self._residual(max(ends, key=numel), self.blocks[-count:])
 
     def _residual(self, node: fx.Node, blocks: list[Block]) -> tuple[fx.Node, fx.Node]:
         zone = self.ancestry.between(self.ancestry.bits(n for block in blocks for n in block.nodes))
@@ -138,7 +137,3 @@ def _missing(what: str) -> HiCacheError:
 def _is_embedding(node: fx.Node) -> bool:
     value = ops.value(node)
     return isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() > 1
-
-
-def _numel(node: fx.Node) -> int:
-    return math.prod(n if isinstance(n, int) else n.node.hint or 1 for n in ops.value(node).shape)

@@ -1,28 +1,26 @@
 """Find the sites of a scope: which values a forecast replaces, and what is then no longer computed.
 
-Requires   runs of blocks
-Ensures    a working copy of the captured graph and sites on it, each with the region that is dead when
-           its slots are forecast. A slot with a ``carried`` value caches ``node - carried``.
+Requires   runs of blocks on a working copy of the captured graph, with the probes of guards in it
+Ensures    sites on it, each with the region that is dead when its slots are forecast. A slot with a ``carried`` value
+           caches ``node - carried``.
 Refuses    a site that draws random numbers, writes to a value it did not make, hands out a view of
            its input, or whose expensive nodes are read elsewhere too
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from torch import fx
 
-from hicache_compile.errors import CannotRewrite, HiCacheError
-from hicache_compile.passes.analysis.blocks import Run, find_runs
+from hicache_compile.errors import CannotRewrite
+from hicache_compile.passes.analysis.blocks import Run
 from hicache_compile.passes.analysis.kinds import kind_of, temporal
 from hicache_compile.passes.analysis.refusals import refusal
 from hicache_compile.passes.analysis.scopes import DRAFTS, Draft, Slot
-from hicache_compile.passes.graph.graphs import copy_graph, reachable_from
+from hicache_compile.passes.graph.graphs import reachable_from
 from hicache_compile.passes.graph.regions import Contexts, exclusive_cone
-from hicache_compile.passes.transforms.insert_probes import insert_probes
-from hicache_compile.policy.guards import Probe
-from hicache_compile.policy.policy import Cut
+from hicache_compile.policy.layout import Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,71 +34,27 @@ class Site:
     group: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Sites:
-    """The sites of one scope on a working copy of the captured graph."""
-
-    module: fx.GraphModule
-    sites: list[Site]
-    refused: list[CannotRewrite]
-    block_nodes: dict[str, list[str]]  # the names of each block's nodes
-    probes: tuple[Probe, ...] = ()
-    verified: dict[int, fx.Node] = field(default_factory=dict)  # see insert_probes
-
-    @property
-    def blocks(self) -> int:
-        return len(self.block_nodes)
-
-
-def find_sites(
-    captured: fx.GraphModule,
-    scope: str,
-    first: int = 0,
-    last: int = 0,
-    probes: tuple[Probe, ...] = (),
-    groups: tuple[tuple[str, int | None], ...] = (),
-) -> Sites:
-    """The sites of ``captured`` at ``scope``, cut as a ``Cut`` of these fields says.
-
-    Raises:
-        HiCacheError: ``first + last`` leaves no block to cache, or a guard measures what the denoiser does not have.
-    """
-    cut = Cut(scope, first, last, probes, groups)
-    first = min(cut.starts)
-    module, _ = copy_graph(captured)
-    runs, refused = find_runs(module)
-    block_nodes: dict[str, list[str]] = {}
-    for block in (block for run in runs for block in run.blocks):
-        block_nodes.setdefault(block.name, []).extend(node.name for node in block.nodes)
-        for node in block.nodes:
-            node.meta["block"] = block.name
-    if runs and first + last >= max(len(run.blocks) for run in runs):
-        raise HiCacheError(
-            f"Policy.first + Policy.last = {first + last}: must be less than the "
-            f"{max(len(run.blocks) for run in runs)} blocks in the run"
-        )
-    verified = insert_probes(module, runs, cut.probes)
+def find_sites(module: fx.GraphModule, runs: list[Run], layout: Layout) -> tuple[list[Site], list[CannotRewrite]]:
+    """The sites of ``module`` with ``runs`` of blocks, cut as ``layout`` says, and what was refused."""
     dependent = reachable_from(entry for run in runs for block in run.blocks for entry in block.entries)
-    drafts = [draft for run in runs for draft in DRAFTS[cut.scope](module.graph, run, cut, dependent)]
+    drafts = [draft for run in runs for draft in DRAFTS[layout.scope](module.graph, run, layout, dependent)]
     order = {node: index for index, node in enumerate(module.graph.nodes)}
     stops = {slot.node for draft in drafts for slot in draft.slots}
     stops |= {slot.carried for draft in drafts for slot in draft.slots if slot.carried is not None}
     contexts = Contexts(module.graph)
-    sites = []
+    sites: list[Site] = []
+    refused: list[CannotRewrite] = []
     for draft in drafts:
         region = exclusive_cone((slot.node for slot in draft.slots), stops, order, contexts)
         reason = refusal(draft, region, dependent)
         if reason is None:
             ordered = tuple(sorted(region, key=order.__getitem__))
-            sites.append(
-                Site(draft.name, kind_of(ordered, _streams_of(draft, runs)), draft.slots, ordered, draft.group)
-            )
+            kind = kind_of(ordered, _streams_of(draft, runs))
+            sites.append(Site(draft.name, kind, draft.slots, ordered, draft.group))
         else:
             refused.append(CannotRewrite(draft.name, reason))
     sites = _named_temporal(sites)
-    if cut.groups:
-        sites = _grouped(sites, dict(cut.groups), runs)
-    return Sites(module, sites, refused, block_nodes, cut.probes, verified)
+    return (_grouped(sites, dict(layout.groups), runs) if layout.groups else sites), refused
 
 
 def _grouped(sites: list[Site], blocks_of: dict[str, int | None], runs: list[Run]) -> list[Site]:

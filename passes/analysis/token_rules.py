@@ -93,7 +93,7 @@ def _over(tokens: Tokens, node: fx.Node) -> Axis | None:
     """A reduction: over other dimensions the tokens stay, over theirs they are gone."""
     source = _first(node)
     axis = tokens.axes[source]
-    dims = _given(node, 1, "dim", None)
+    dims = ops.argument(node, 1, "dim", None)
     if dims is None:
         return None
     reduced = {int(dim) % tokens.rank(source) for dim in (dims if isinstance(dims, list | tuple) else [dims])}
@@ -107,12 +107,12 @@ def _over(tokens: Tokens, node: fx.Node) -> Axis | None:
 
 
 def _attention(tokens: Tokens, node: fx.Node) -> Axis | None:
-    query, key, value = (_given(node, place, name, None) for place, name in enumerate(("query", "key", "value")))
-    mask = _given(node, 3, "attn_mask", None)
+    query, key, value = (ops.argument(node, place, name, None) for place, name in enumerate(("query", "key", "value")))
+    mask = ops.argument(node, 3, "attn_mask", None)
     q, k, v = (tokens.axes.get(given) for given in (query, key, value))
     if any(axis is not None and axis.dim != tokens.rank(query) - 2 for axis in (q, k, v)) or k != v:
         raise tokens.lost(node)
-    if _given(node, 5, "is_causal", False):
+    if ops.argument(node, 5, "is_causal", False):
         raise tokens.lost(node)
     if isinstance(mask, fx.Node):
         rank = tokens.rank(mask)
@@ -124,7 +124,7 @@ def _attention(tokens: Tokens, node: fx.Node) -> Axis | None:
 
 def _join(tokens: Tokens, node: fx.Node) -> Axis | None:
     parts: list[fx.Node] = list(node.args[0])  # type: ignore[arg-type]  # a list of nodes
-    dim = int(_given(node, 1, "dim", 0)) % tokens.rank(node)
+    dim = int(ops.argument(node, 1, "dim", 0)) % tokens.rank(node)
     followed = {part: tokens.axes[part] for part in parts if part in tokens.axes}
     dims = {axis.dim for axis in followed.values()}
     if dims == {dim}:
@@ -145,7 +145,7 @@ def _join(tokens: Tokens, node: fx.Node) -> Axis | None:
 
 def _stack(tokens: Tokens, node: fx.Node) -> Axis | None:
     parts: list[fx.Node] = list(node.args[0])  # type: ignore[arg-type]  # a list of nodes
-    dim = int(_given(node, 1, "dim", 0)) % tokens.rank(node)
+    dim = int(ops.argument(node, 1, "dim", 0)) % tokens.rank(node)
     axes = {tokens.axes.get(part) for part in parts}
     if len(axes) != 1 or None in axes:
         raise tokens.lost(node)
@@ -159,7 +159,7 @@ def _pieces(tokens: Tokens, node: fx.Node) -> list[Axis | None]:
     source = _first(node)
     axis = tokens.axes[source]
     default = 2 if ops.op(node) != "unbind" else 1
-    dim = int(_given(node, default, "dim", 0)) % tokens.rank(source)
+    dim = int(ops.argument(node, default, "dim", 0)) % tokens.rank(source)
     made = ops.value(node)
     if made is None:
         raise tokens.lost(node)
@@ -229,7 +229,7 @@ def _transposed(tokens: Tokens, node: fx.Node) -> Axis | None:
         dims = dims if isinstance(dims, list | tuple) else (dims,)
         order = [int(dim) % rank for dim in dims]
     else:
-        one, other = (int(_given(node, place, name, 0)) % rank for place, name in ((1, "dim0"), (2, "dim1")))
+        one, other = (int(ops.argument(node, place, name, 0)) % rank for place, name in ((1, "dim0"), (2, "dim1")))
         order[one], order[other] = order[other], order[one]
     return replace(axis, dim=order.index(axis.dim))
 
@@ -250,10 +250,6 @@ def _first(node: fx.Node) -> fx.Node:
     source = node.args[0] if node.args else node.kwargs["input"]
     assert isinstance(source, fx.Node)
     return source
-
-
-def _given(node: fx.Node, place: int, name: str, default: Any) -> Any:
-    return node.kwargs.get(name, node.args[place] if len(node.args) > place else default)
 
 
 Rule = Callable[[Tokens, fx.Node], Axis | list[Axis | None] | None]

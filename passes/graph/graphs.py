@@ -1,7 +1,8 @@
-"""Small tools every pass uses: copying a graph, dropping what is dead, printing it."""
+"""Small tools every pass uses: copy a graph, drop dead nodes, follow values."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 import torch
@@ -61,18 +62,6 @@ def placeholders(module: fx.GraphModule) -> list[fx.Node]:
     return module.graph.find_nodes(op="placeholder")
 
 
-def memory_input(graph: fx.Graph, name: str, state: str, example: torch.Tensor) -> fx.Node:
-    """A new input ``state`` of ``graph`` that lasts from step to step, with the others before the rings."""
-    inputs = graph.find_nodes(op="placeholder")
-    rings = [node for node in inputs if node.meta.get("state") == "anchors"]
-    with graph.inserting_before(rings[0]) if rings else graph.inserting_after(inputs[-1]):
-        node = graph.placeholder(name)
-    node.meta = {"path": "", "calls": (), "example_value": example, "state": state}
-    node.meta["tensor_dict"] = {"_dynamo_static_input_type": "unguarded"}
-    node._dynamo_source = None  # see Note [Dynamo marks]
-    return node
-
-
 def output_node(graph: fx.Graph) -> fx.Node:
     return next(iter(reversed(graph.nodes)))
 
@@ -89,3 +78,8 @@ def reachable_from(roots: Iterable[fx.Node]) -> set[fx.Node]:
             target = ops.mutated(node)
             queue.extend(target.users if target is not None else ())
     return seen
+
+
+def numel(node: fx.Node) -> int:
+    """How many numbers ``node`` holds; a size that varies counts as in the example."""
+    return math.prod(size if isinstance(size, int) else size.node.hint or 1 for size in ops.value(node).shape)

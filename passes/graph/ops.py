@@ -62,6 +62,11 @@ def value(node: fx.Node) -> Any:
     return node.meta.get("example_value")
 
 
+def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
+    """The argument of a call, given by its place or by its name."""
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
 def is_tensor(node: object) -> bool:
     return isinstance(node, fx.Node) and isinstance(value(node), torch.Tensor)
 
@@ -119,7 +124,7 @@ def _schemas(name: str) -> tuple[tuple[Any, bool], ...]:
 
 
 def _bound(node: fx.Node, position: int, name: str, default: Any) -> Any:
-    given = node.kwargs.get(name, node.args[position] if len(node.args) > position else default)
+    given = argument(node, position, name, default)
     # Under dynamic shapes a Python float is a node; asking for its truth makes Dynamo guard on the answer.
     return value(given) if isinstance(given, fx.Node) else given
 

@@ -23,7 +23,7 @@ def part_of_join(node: fx.Node, source: fx.Node) -> fx.Node | None:
     taken = range_of(node)
     if taken is None or ops.op(source) not in ops.JOIN:
         return None
-    dim = source.kwargs.get("dim", source.args[1] if len(source.args) > 1 else 0)
+    dim = ops.argument(source, 1, "dim", 0)
     parts = source.args[0]
     if not isinstance(dim, int) or dim % ops.value(source).dim() != taken.dim:
         return None

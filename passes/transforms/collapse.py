@@ -17,24 +17,36 @@ holds the sum gives the same result up to rounding, with 1/L of the memory and o
 
 from __future__ import annotations
 
-from dataclasses import replace
+import logging
 
 from torch import fx
 
 from hicache_compile.errors import CannotRewrite
 from hicache_compile.passes.analysis.scopes import Slot
-from hicache_compile.passes.analysis.sites import Site, Sites
+from hicache_compile.passes.analysis.sites import Site
 from hicache_compile.passes.graph import ops
+from hicache_compile.passes.work import Work
+
+log = logging.getLogger(__name__)
 
 _LINEAR = ops.JOIN | ops.SELECT | ops.CAST | ops.RESHAPE  # a residual passes through them unchanged
 
 
-def collapse(found: Sites) -> tuple[Sites, list[CannotRewrite]]:
-    """Merge every row of mergeable sites of ``found``; also the pairs that had to stay apart, and why."""
+def collapse_sites(work: Work) -> int:
+    """Merge every row of mergeable sites; returns how many sites are left. Pairs that stay two are declined."""
+    before = len(work.sites)
+    work.sites, refused = collapse(work.module.graph, work.sites)
+    work.refused += refused
+    log.info("collapse: %d block sites became %d: residuals add up, so their forecasts do", before, len(work.sites))
+    return len(work.sites)
+
+
+def collapse(graph: fx.Graph, sites: list[Site]) -> tuple[list[Site], list[CannotRewrite]]:
+    """``sites`` with every row of mergeable ones merged, and the pairs that could not be, with the reason."""
     merged: list[Site] = []
     refused: list[CannotRewrite] = []
-    order = {node: index for index, node in enumerate(found.module.graph.nodes)}
-    for site in found.sites:
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    for site in sites:
         if merged:
             reason = obstacle(merged[-1], site)
             if reason is None:
@@ -42,7 +54,7 @@ def collapse(found: Sites) -> tuple[Sites, list[CannotRewrite]]:
                 continue
             refused.append(CannotRewrite(f"collapse {merged[-1].name} + {site.name}", reason))
         merged.append(site)
-    return replace(found, sites=merged), refused
+    return merged, refused
 
 
 def obstacle(earlier: Site, later: Site) -> str | None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from hicache_compile.errors import CannotRewrite, HiCacheError
-from hicache_compile.passes.analysis.sites import Site
+from hicache_compile.passes.work import Work
 
 _fuel: ContextVar[int | None] = ContextVar("fuel", default=None)
 
@@ -37,14 +37,22 @@ def fuel() -> int | None:
         return given
     text = os.environ.get("HICACHE_FUEL", "")
     if text and not text.isdecimal():
-        raise HiCacheError(f"HICACHE_FUEL = {text!r}: must be a whole number of sites")
+        raise HiCacheError(f"HICACHE_FUEL = {text!r}: must be a whole number of rewrites")
     return int(text) if text else None
 
 
-def spend(sites: Sequence[Site]) -> tuple[list[Site], list[CannotRewrite]]:
-    """The sites there is fuel for, and those that stay as they are."""
+def spend(work: Work, names: Sequence[str]) -> int:
+    """How many of the rewrites ``names``, in graph order, there is fuel for; the others are declined."""
     left = fuel()
     if left is None:
-        return list(sites), []
-    unfuelled = [CannotRewrite(site.name, f"the fuel for {left} sites was spent") for site in sites[left:]]
-    return list(sites[:left]), unfuelled
+        return len(names)
+    spent = sum(map(len, (work.sparse, work.partitioned)))
+    allowed = max(0, left - spent)
+    work.refused += [CannotRewrite(name, f"the fuel for {left} rewrites was spent") for name in names[allowed:]]
+    return min(allowed, len(names))
+
+
+def spend_fuel(work: Work) -> int:
+    """Keep the sites there is fuel for; returns how many."""
+    work.sites = work.sites[: spend(work, [site.name for site in work.sites])]
+    return len(work.sites)

@@ -5,16 +5,15 @@ after    (attn,) = full_or_forecast(self.blocks_0_attn, computing, [x, ...], [No
          x2 = x + gate * attn
 
 Requires   sites on a working copy of the captured graph
-Ensures    the graph runs as it is; new inputs follow the denoiser's own: computing, position ``[1]``
-           int64, weights ``[K]`` (or ``[slots, K]``, where each slot has its own), and one ring
-           ``[K, *S]`` a slot; every op of the captured graph is there exactly once, in the graph or in one
-           site
+Ensures    the graph runs as it is; new inputs follow the denoiser's own: computing (for each group),
+           position ``[groups]`` int64, weights ``[K]`` (or ``[rows, K]``: a row for each group, or for
+           each slot), and one ring ``[K, *S]`` a slot; every op of the captured graph is there exactly
+           once, in the graph or in one site
 Refuses    a site that would have to run both before and after something outside it
 """
 
 from __future__ import annotations
 
-import math
 import operator
 import re
 from typing import Any
@@ -23,33 +22,31 @@ import torch
 from torch import fx
 
 from hicache_compile.errors import CannotRewrite
-from hicache_compile.operators import measurements as measure
+from hicache_compile.operators import measurements
 from hicache_compile.operators.anchors import forecast, full_or_forecast, remember
 from hicache_compile.passes.analysis.scopes import Slot
-from hicache_compile.passes.analysis.sites import Site, Sites
+from hicache_compile.passes.analysis.sites import Site
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.contracted_order import contracted_order
-from hicache_compile.passes.graph.graphs import copy_node, fake_mode_of, module_of
+from hicache_compile.passes.graph.graphs import copy_node, fake_mode_of, module_of, numel
+from hicache_compile.passes.graph.inputs import Role, StateInput, add_input
 from hicache_compile.passes.transforms.insert_probes import ProbeWriter
+from hicache_compile.passes.work import Work
 from hicache_compile.policy.guards import Measure, Signal
 
 
-def guard(
-    found: Sites, depth: int, anchor_dtype: torch.dtype | None = None, by_slot: bool = False
-) -> tuple[fx.GraphModule, list[CannotRewrite]]:
-    """Rewrite the sites of ``found`` into guarded calls with rings of ``depth`` anchors.
-
-    ``anchor_dtype``: what anchors are kept in; by default each in its slot's own dtype. ``by_slot``: each slot has
-    weights of its own.
-    """
-    sites, refused = list(found.sites), []
-    order = _order(found.module.graph, sites)
+def guard_sites(work: Work) -> int:
+    """Write the guarded graph of the sites; returns how many are guarded. Sites that cannot be are declined."""
+    sites = work.sites
+    order = _order(work.module.graph, sites)
     while order is None:
-        tangled = next(s for s in sites if _order(found.module.graph, [s]) is None or s is sites[-1])
-        sites.remove(tangled)
-        refused.append(CannotRewrite(tangled.name, "part of it must run after something that reads its slots"))
-        order = _order(found.module.graph, sites)
-    return _Writer(found, sites, depth, anchor_dtype, by_slot).write(order), refused
+        tangled = next(s for s in sites if _order(work.module.graph, [s]) is None or s is sites[-1])
+        sites = [site for site in sites if site is not tangled]
+        work.refused.append(CannotRewrite(tangled.name, "part of it must run after something that reads its slots"))
+        order = _order(work.module.graph, sites)
+    work.sites = sites
+    work.guarded = _Writer(work).write(order)
+    return len(sites)
 
 
 def _order(graph: fx.Graph, sites: list[Site]) -> list[fx.Node | Site] | None:
@@ -65,22 +62,21 @@ def _order(graph: fx.Graph, sites: list[Site]) -> list[fx.Node | Site] | None:
 class _Writer:
     """Writes the guarded graph node by node."""
 
-    def __init__(
-        self, found: Sites, sites: list[Site], depth: int, anchor_dtype: torch.dtype | None, by_slot: bool
-    ) -> None:
-        self.origin = found.module
-        self.found = found
-        self.sites = sites
-        self.depth = depth
-        self.anchor_dtype = anchor_dtype
-        self.by_slot = by_slot
+    def __init__(self, work: Work) -> None:
+        self.origin = work.module
+        self.layout = work.layout
+        self.sites = work.sites
+        self.verified = work.verified
         self.graph = fx.Graph()
         self.env: dict[fx.Node, fx.Node] = {}
         self.submodules: dict[str, fx.GraphModule] = {}
-        self.slots = [slot for site in sites for slot in site.slots]
+        self.slots = [slot for site in self.sites for slot in site.slots]
         self.ring_of: dict[Slot, fx.Node] = {}
         self.rings = 0
-        self.controls: dict[str, tuple[fx.Node, ...]] = {}  # computing, position, weights of each group
+        self.computing: dict[str, fx.Node] = {}  # by group
+        self.groups = list(dict.fromkeys(site.group for site in self.sites)) if self.layout.groups else [""]
+        self.position: fx.Node | None = None
+        self.weights: fx.Node | None = None
 
     def write(self, order: list[fx.Node | Site]) -> fx.GraphModule:
         inputs = [node for node in order if isinstance(node, fx.Node) and node.op == "placeholder"]
@@ -105,39 +101,43 @@ class _Writer:
         widest = torch.float32
         for slot in self.slots:
             widest = torch.promote_types(widest, ops.value(slot.node).dtype)
+        rows = len(self.slots) if self.layout.per_slot else len(self.groups)
+        shape = (rows, self.layout.depth) if rows > 1 or self.layout.per_slot else (self.layout.depth,)
         with fake_mode_of(like):
-            position = torch.zeros(1, dtype=torch.int64, device=like.device)
-            each = (len(self.slots), self.depth) if self.by_slot else (self.depth,)
-            weights = torch.empty(each, dtype=widest, device=like.device)
-        examples = {"computing": True, "position": position, "weights": weights}
-        made: dict[str, fx.Node] = {}
+            position = torch.zeros(len(self.groups), dtype=torch.int64, device=like.device)
+            weights = torch.empty(shape, dtype=widest, device=like.device)
         for group in dict.fromkeys(site.group for site in self.sites):
-            # Guards skip from a block on, but what they skip is remembered together.
-            shared = ("position", "weights") if self.found.probes else ()
-            states = [f"{name}:{group}" if group and name not in shared else name for name in examples]
-            for state, example in zip(states, examples.values(), strict=True):
-                if state not in made:
-                    made[state] = self._input(re.sub(r"\W", "_", state), state, example)
-            self.controls[group] = tuple(made[state] for state in states)
+            self.computing[group] = add_input(self.graph, StateInput(Role.COMPUTING, group), True)
+        self.position = add_input(self.graph, StateInput(Role.POSITION), position)
+        self.weights = add_input(self.graph, StateInput(Role.WEIGHTS), weights)
         for slot in self.slots:
             self.ring_of[slot] = self._ring(slot.name, slot.node)
 
     def _ring(self, name: str, node: fx.Node) -> fx.Node:
-        index = self.rings
-        self.rings += 1
-        with self.graph.inserting_after(self.graph.find_nodes(op="placeholder")[-1]):
-            ring = self._input(f"anchors_{index}", "anchors", new_ring(ops.value(node), self.depth, self.anchor_dtype))
-        ring.meta["slot"] = index
+        state = StateInput(Role.ANCHORS, slot=self.rings)
+        stored = getattr(torch, self.layout.anchors) if self.layout.anchors else None
+        ring = add_input(self.graph, state, new_ring(ops.value(node), self.layout.depth, stored))
         ring.meta["slot_name"] = name
+        self.rings += 1
         return ring
 
-    def _input(self, name: str, role: str, example: Any) -> fx.Node:
-        node = self.graph.placeholder(name)
-        node.meta = {"example_value": example, "state": role, "path": ""}
-        node._dynamo_source = None
-        if role == "anchors":
-            node.meta["tensor_dict"] = {"_dynamo_static_input_type": "unguarded"}
-        return node
+    def _position_of(self, group: str) -> fx.Node:
+        """The ring row that sites of ``group`` write, ``[1]``."""
+        assert self.position is not None
+        row = self.groups.index(group) if self.layout.groups else 0
+        return self._picked(self.position, slice(row, row + 1)) if len(self.groups) > 1 else self.position
+
+    def _weights_of(self, slot: Slot, group: str) -> fx.Node:
+        """The weights of ``slot``, ``[K]``."""
+        assert self.weights is not None
+        if self.layout.per_slot:
+            return self._picked(self.weights, self.ring_of[slot].meta["slot"])
+        return self._picked(self.weights, self.groups.index(group)) if len(self.groups) > 1 else self.weights
+
+    def _picked(self, source: fx.Node, place: Any) -> fx.Node:
+        picked = self.graph.call_function(operator.getitem, (source, place))
+        picked.meta = {"path": "", "calls": (), "example_value": ops.value(source)[place]}
+        return picked
 
     def _call_site(self, site: Site) -> None:
         region = set(site.region)
@@ -146,19 +146,20 @@ class _Writer:
         name = self._outline(site, operands)
         full = self.graph.get_attr(name)
         carried = [None if slot.carried is None else self.env[slot.carried] for slot in site.slots]
-        computing, position, weights = self.controls[site.group]
+        shared = not self.layout.per_slot
+        weights = [self._weights_of(slot, site.group) for slot in (site.slots[:1] if shared else site.slots)]
         call = self.graph.call_function(
             full_or_forecast,
             (
                 full,
-                computing,
+                self.computing[site.group],
                 [self.env[operand] for operand in operands],
                 carried,
                 [self.ring_of[slot] for slot in site.slots],
-                position,
-                [self._own(weights, slot, site) for slot in site.slots] if self.by_slot else weights,
+                self._position_of(site.group),
+                weights[0] if shared else weights,
             ),
-            {"dtypes": [ops.value(slot.node).dtype for slot in site.slots]} if self.anchor_dtype else {},
+            {"dtypes": [ops.value(slot.node).dtype for slot in site.slots]} if self.layout.anchors else {},
         )
         call.meta = {"path": site.name, "site": site.name, "kind": site.kind, "group": site.group}
         for index, slot in enumerate(site.slots):
@@ -166,34 +167,28 @@ class _Writer:
             output.meta = {"path": site.name, "example_value": ops.value(slot.node)}
             self.env[slot.node] = output
 
-    def _own(self, weights: fx.Node, slot: Slot, site: Site) -> fx.Node:
-        """The row of ``weights`` that belongs to ``slot``."""
-        index = self.ring_of[slot].meta["slot"]
-        row = self.graph.call_function(operator.getitem, (weights, index))
-        row.meta = {"path": site.name, "example_value": ops.value(weights)[index]}
-        return row
-
     def _measure_late(self) -> None:
         """What guards measure of the sites themselves, or of a forecast's consequences."""
         if not self.slots:
             return
-        _, position, weights = self.controls[self.sites[-1].group]
-        for stage, probe in enumerate(self.found.probes):
+        for stage, probe in enumerate(self.layout.probes):
             writer = ProbeWriter(self.graph, stage)
             if probe.measure is Measure.VERIFY:
-                added = self.env[self.found.verified[stage]]
+                assert self.position is not None
+                assert self.weights is not None
+                added = self.env[self.verified[stage]]
                 ring = self._ring(f"verified_{stage}", added)
-                drafted = writer.value(forecast, ring, weights)
-                written = self.graph.call_function(remember, (ring, position, added))
+                drafted = writer.value(forecast, ring, self.weights, ops.value(added).dtype)
+                written = self.graph.call_function(remember, (ring, self.position, added))
                 written.meta = {"path": "", "side_effect": True, "probe": "computed", "stage": stage}
-                writer.measured(measure.change, added, drafted, when="forecast")
+                writer.measured(measurements.change, added, drafted, when="forecast")
             elif probe.signal is Signal.SITES:
-                slot = max(self.slots, key=lambda slot: _numel(slot.node))
+                slot = max(self.slots, key=lambda slot: numel(slot.node))
                 added = self.env[slot.node]
                 if slot.carried is not None:
                     added = writer.value(torch.sub, added, self.env[slot.carried])
                 before = writer.memory("before", added)
-                read = writer.measured(measure.change, added, before, when="computed")
+                read = writer.measured(measurements.change, added, before, when="computed")
                 writer.keep(before, added, "computed", after=read)
 
     def _outline(self, site: Site, operands: list[fx.Node]) -> str:
@@ -215,10 +210,6 @@ class _Writer:
             name = f"{base}_{len(self.submodules)}"
         self.submodules[name] = fx.GraphModule(self.origin, graph)
         return name
-
-
-def _numel(node: fx.Node) -> int:
-    return math.prod(n if isinstance(n, int) else n.node.hint or 1 for n in ops.value(node).shape)
 
 
 def new_ring(like: torch.Tensor, depth: int, dtype: torch.dtype | None = None) -> torch.Tensor:

@@ -17,12 +17,21 @@ from typing import Any
 import torch
 from torch import fx
 
-from hicache_compile.operators import measurements as measure
+from hicache_compile.operators import measurements
 from hicache_compile.passes.analysis.blocks import Run
 from hicache_compile.passes.analysis.signals import Signals
 from hicache_compile.passes.graph import ops
-from hicache_compile.passes.graph.graphs import fake_mode_of, memory_input
+from hicache_compile.passes.graph.graphs import fake_mode_of
+from hicache_compile.passes.graph.inputs import MEASURED, add_input, memory
+from hicache_compile.passes.work import Work
 from hicache_compile.policy.guards import Measure, Probe, Signal
+
+
+def insert_guard_probes(work: Work) -> int:
+    """Write the probes of the layout; returns how many. ``work.verified``: what forecasts are verified against."""
+    work.verified = insert_probes(work.module, work.runs, work.layout.probes)
+    work.module.recompile()
+    return len(work.layout.probes)
 
 
 def insert_probes(module: fx.GraphModule, runs: list[Run], probes: Sequence[Probe]) -> dict[int, fx.Node]:
@@ -61,19 +70,19 @@ class ProbeWriter:
         example = ops.value(like)
         with fake_mode_of(example):
             made = torch.empty(example.shape, dtype=example.dtype, device=example.device)
-        return memory_input(self.graph, f"{name}_{self.stage}", f"memory:{name}_{self.stage}", made)
+        return add_input(self.graph, memory(name, self.stage), made)
 
     def keep(self, memory: fx.Node, value: fx.Node, when: str, after: fx.Node | None = None) -> fx.Node:
         """Write ``value`` into ``memory``, in ``every`` step or where it is ``computed``; not before ``after``."""
         with self.graph.inserting_after(self._latest([memory, value, *([after] if after else [])])):
-            node = self.graph.call_function(measure.keep, (memory, value))
+            node = self.graph.call_function(measurements.keep, (memory, value))
         node.meta = {"path": "", "calls": (), "side_effect": True, "probe": when, "stage": self.stage}
         return node
 
     def measured(self, function: Callable[..., Any], *args: fx.Node, when: str = "every") -> fx.Node:
         """Measure: the value of ``function`` goes where the host reads it. Returns the node that wrote it."""
         found = self.value(function, *args)
-        return self.keep(self.memory("measured", found), found, when)
+        return self.keep(self.memory(MEASURED, found), found, when)
 
     def _latest(self, args: Sequence[Any]) -> fx.Node:
         """The last of ``args`` in the graph; the last of the inputs where they are inputs."""
@@ -93,7 +102,7 @@ def _change(writer: ProbeWriter, probe: Probe, signals: Signals) -> None:
     if probe.downsample > 1:
         signal = writer.value(_every, signal, probe.downsample)
     before = writer.memory("before", signal)
-    read = writer.measured(measure.change, signal, before)
+    read = writer.measured(measurements.change, signal, before)
     writer.keep(before, signal, "every" if probe.every_step else "computed", after=read)
 
 
@@ -101,15 +110,15 @@ def _rate(writer: ProbeWriter, probe: Probe, signals: Signals) -> None:
     x, y = signals.noise(), signals.output()
     x_before, x_computed = writer.memory("x_before", x), writer.memory("x_computed", x)
     y_computed = writer.memory("y_computed", y)
-    now = writer.value(measure.rate_factor, y, y_computed, x, x_computed)
-    size = writer.value(measure.size, y)
+    now = writer.value(measurements.rate_factor, y, y_computed, x, x_computed)
+    size = writer.value(measurements.size, y)
     factor, output_size = writer.memory("factor", now), writer.memory("output_size", size)
-    read = writer.measured(measure.rate, x, x_before, factor, output_size)
+    read = writer.measured(measurements.rate, x, x_before, factor, output_size)
     writer.keep(x_before, x, "every", after=read)
-    for memory, value in ((factor, now), (output_size, size)):
-        writer.keep(memory, value, "computed")
-    for memory, value in ((x_computed, x), (y_computed, y)):
-        writer.keep(memory, value, "computed", after=now)
+    for kept, value in ((factor, now), (output_size, size)):
+        writer.keep(kept, value, "computed")
+    for kept, value in ((x_computed, x), (y_computed, y)):
+        writer.keep(kept, value, "computed", after=now)
 
 
 def _probed(writer: ProbeWriter, probe: Probe, signals: Signals) -> None:
@@ -117,16 +126,16 @@ def _probed(writer: ProbeWriter, probe: Probe, signals: Signals) -> None:
     residual = writer.value(torch.sub, end, start)
     before = writer.memory("before", end)
     # The last two in one memory: as two, one copied from the other, Inductor writes the newer before it is read.
-    pair = writer.memory("residuals", writer.value(measure.shifted, residual, residual))
-    newer, older = writer.value(measure.newer, pair), writer.value(measure.older, pair)
+    pair = writer.memory("residuals", writer.value(measurements.shifted, residual, residual))
+    newer, older = writer.value(measurements.newer, pair), writer.value(measurements.older, pair)
     if probe.measure is Measure.END:
-        read = writer.measured(measure.end, end, before, residual, newer, older)
+        read = writer.measured(measurements.end, end, before, residual, newer, older)
     else:
         start_before = writer.memory("start_before", start)
-        read = writer.measured(measure.excess, end, before, start, start_before, residual, newer, older)
+        read = writer.measured(measurements.excess, end, before, start, start_before, residual, newer, older)
         writer.keep(start_before, start, "every", after=read)
     writer.keep(before, end, "every", after=read)
-    writer.keep(pair, writer.value(measure.shifted, residual, newer), "computed", after=read)
+    writer.keep(pair, writer.value(measurements.shifted, residual, newer), "computed", after=read)
 
 
 def _observe(writer: ProbeWriter, probe: Probe, signals: Signals) -> None:
@@ -135,11 +144,16 @@ def _observe(writer: ProbeWriter, probe: Probe, signals: Signals) -> None:
     looked_into = [signals.after(count)[0] for count in range(1, min(probe.blocks, len(signals.blocks) - 1) + 1)]
     watched = [_signal(writer, probe, signals, 1), end, residual, *looked_into]
     before = [writer.memory(f"before_{number}", value) for number, value in enumerate(watched)]
-    measures = [measure.change, measure.change, measure.magnitude, *(measure.change for _ in looked_into)]
+    measures = [
+        measurements.change,
+        measurements.change,
+        measurements.magnitude,
+        *(measurements.change for _ in looked_into),
+    ]
     made = [writer.value(*each) for each in zip(measures, watched, before, strict=True)]
-    read = writer.measured(measure.together, *made)
-    for memory, value in zip(before, watched, strict=True):
-        writer.keep(memory, value, "every", after=read)
+    read = writer.measured(measurements.together, *made)
+    for kept, value in zip(before, watched, strict=True):
+        writer.keep(kept, value, "every", after=read)
 
 
 _WRITERS = {

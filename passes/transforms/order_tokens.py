@@ -28,9 +28,17 @@ from hicache_compile.passes.analysis.tokens import Axis, Meeting, Tokens
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.ancestry import Ancestry
 from hicache_compile.passes.graph.graphs import copy_node, fake_mode_of
+from hicache_compile.passes.work import Work
 from hicache_compile.policy.sparsity.chipmunk import ORDERS, Chipmunk
 
 Grid = tuple[int, ...]
+
+
+def order_grid_tokens(work: Work) -> int:
+    """Write the order of the layout's sparsity into the working copy."""
+    assert work.layout.sparsity is not None
+    order_tokens(work.module, work.layout.sparsity)
+    return 1
 
 
 def order_tokens(captured: fx.GraphModule, chipmunk: Chipmunk) -> None:
@@ -98,7 +106,7 @@ def _sources(entry: fx.Node) -> list[tuple[fx.Node, int, int]]:
 
 
 def _along(node: fx.Node) -> int:
-    dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+    dim = ops.argument(node, 1, "dim", 0)
     return int(dim) % ops.value(node).dim()  # type: ignore[arg-type]  # a whole number
 
 

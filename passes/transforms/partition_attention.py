@@ -1,46 +1,75 @@
-"""divided: every attention over its own tokens becomes one call that attends to partitions of the keys.
+"""partitioned: every attention over its own tokens becomes one call that attends to partitions of the keys.
 
 before   y = scaled_dot_product_attention(q, k, v)
-after    y = divided_attention(q, k, v, plan, out_0, lse_0, ...)
+after    y = partitioned_attention(q, k, v, plan, out_0, lse_0, ...)
 
 Requires   a captured graph
 Ensures    with every group computed the numbers are those of the captured graph, up to rounding; new inputs ``plan``
            and ``memory:...``; nothing else is changed
-Refuses    attention with a mask, causal or grouped, over other keys than its queries (cross-attention), or over fewer
-           tokens than partitions
+Refuses    attention with a mask, causal or grouped, or over fewer tokens than partitions; cross-attention stays
+Raises     HiCacheError where keys are on several ranks and a self-attention is refused
 """
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import fx
 
-from hicache_compile.errors import CannotRewrite
-from hicache_compile.key_partitions import Split
+from hicache_compile.errors import CannotRewrite, HiCacheError
+from hicache_compile.key_partitions import KeyPartitions
 from hicache_compile.operators.partitioned_attention import new_states
 from hicache_compile.passes.analysis.attentions import arguments_of, attentions, scale_of, why_not_its_own
 from hicache_compile.passes.graph import ops
-from hicache_compile.passes.graph.graphs import copy_graph, fake_mode_of, placeholders
+from hicache_compile.passes.graph.choices import Choice
+from hicache_compile.passes.graph.graphs import copy_graph, fake_mode_of, reachable_from
+from hicache_compile.passes.graph.inputs import MEASURED, Role, StateInput, add_input, memory
+from hicache_compile.passes.transforms.fuel import spend
+from hicache_compile.passes.work import Work
 
-DIVIDED = "divided_attention"  # how the nodes are called
+PARTITIONED = "partitioned_attention"  # how the nodes are called
+
+CROSS = "it attends to keys that are no tokens of a stream, which every rank has"
+
+log = logging.getLogger(__name__)
 
 
-def divide(captured: fx.GraphModule, split: Split) -> tuple[fx.GraphModule, list[str], list[CannotRewrite]]:
-    """``captured`` with its attentions divided, their names, and what was refused."""
-    module, _ = copy_graph(captured)
+def partition_attention(work: Work) -> int:
+    """Partition the attentions of the working copy; returns how many."""
+    partitions = work.layout.partitions
+    assert partitions is not None
     found, refused = [], []
-    for node in attentions(module.graph):
-        reason = _refusal(node, split)
+    tokens = reachable_from(entry for run in work.runs for block in run.blocks for entry in block.entries)
+    for node in attentions(work.module.graph):
+        reason = _refusal(node, partitions, tokens)
         if reason is None:
             found.append(node)
         else:
             refused.append(CannotRewrite(node.meta.get("path") or node.name, reason))
+    work.refused += refused
+    needed = [entry for entry in refused if partitions.distributed and entry.reason != CROSS]
+    if needed:
+        raise HiCacheError(f"DiTangoSchedule.distributed: must partition every self-attention; {needed[0]}")
+    names = [node.meta.get("path") or node.name for node in found]
+    found = found[: spend(work, names)]
+    work.partitioned = names[: len(found)]
+    if not partitions.distributed:
+        work.programs[Choice.FULL] = copy_graph(work.module)[0]  # forced steps: nothing is partitioned
     if found:
-        _write(module, found, split)
-    return module, [node.meta.get("path") or node.name for node in found], refused
+        _write(work.module, found, partitions)
+    log.info(
+        "partitioned %d attentions into %d groups of %d partitions",
+        len(found),
+        partitions.groups,
+        partitions.partitions,
+    )
+    return len(found)
 
 
-def _refusal(node: fx.Node, split: Split) -> str | None:
+def _refusal(node: fx.Node, partitions: KeyPartitions, tokens: set[fx.Node]) -> str | None:
+    if arguments_of(node)["key"] not in tokens:
+        return CROSS
     reason = why_not_its_own(node)
     if reason is not None:
         return reason
@@ -48,44 +77,35 @@ def _refusal(node: fx.Node, split: Split) -> str | None:
     if given["attn_mask"] is not None:
         return "its attention is masked"
     count = ops.value(given["query"]).shape[-2]
-    if not split.distributed and isinstance(count, int) and count < split.partitions:
-        return f"it has fewer tokens than {split.partitions} partitions"
+    if not partitions.distributed and isinstance(count, int) and count < partitions.partitions:
+        return f"it has fewer tokens than {partitions.partitions} partitions"
     return None
 
 
-def _write(module: fx.GraphModule, found: list[fx.Node], split: Split) -> None:
+def _write(module: fx.GraphModule, found: list[fx.Node], partitions: KeyPartitions) -> None:
+    graph = module.graph
     like = ops.value(arguments_of(found[0])["query"])
     with fake_mode_of(like), torch.no_grad():
-        plan = torch.empty(len(found), split.groups, dtype=torch.int64)
-        measured = torch.empty(len(found), split.groups + 1, device=like.device, dtype=torch.float32)
-    plan_node = _input(module, "plan", "plan", plan)
-    measured_node = _input(module, "measured", "memory:measured_0", measured)
+        plan = torch.empty(len(found), partitions.groups, dtype=torch.int64)
+        measured = torch.empty(len(found), partitions.groups + 1, device=like.device, dtype=torch.float32)
+    plan_node = add_input(graph, StateInput(Role.PLAN), plan)
+    measured_node = add_input(graph, memory(MEASURED, 0), measured, "measured")
     for layer, node in enumerate(found):
         given = arguments_of(node)
         query = ops.value(given["query"])
         with fake_mode_of(query), torch.no_grad():
-            states = new_states(query, split)
-        kept = [_input(module, f"{name}_{layer}", f"memory:{name}_{layer}", made) for name, made in states.items()]
+            states = new_states(query, partitions)
+        kept = [add_input(graph, memory(name, layer), made) for name, made in states.items()]
         data = (given["query"], given["key"], given["value"], plan_node, *kept, measured_node)
-        with module.graph.inserting_before(node):
-            call = module.graph.create_node(
+        with graph.inserting_before(node):
+            call = graph.create_node(
                 "call_function",
-                torch.ops.hicache.divided_attention.default,
-                (*data, layer, scale_of(node), split.groups, split.partitions, split.distributed),
-                name=f"{DIVIDED}_{layer}",
+                torch.ops.hicache.partitioned_attention.default,
+                (*data, layer, scale_of(node), partitions.groups, partitions.partitions, partitions.distributed),
+                name=f"{PARTITIONED}_{layer}",
             )
         call.meta = {**node.meta, "side_effect": True}
         node.replace_all_uses_with(call)
-        module.graph.erase_node(node)
-    module.graph.lint()
+        graph.erase_node(node)
+    graph.lint()
     module.recompile()
-
-
-def _input(module: fx.GraphModule, name: str, state: str, example: torch.Tensor) -> fx.Node:
-    with module.graph.inserting_after(placeholders(module)[-1]):
-        node = module.graph.placeholder(name)
-    node.meta = {"path": "", "calls": (), "example_value": example, "state": state}
-    if state != "plan":
-        node.meta["tensor_dict"] = {"_dynamo_static_input_type": "unguarded"}
-    node._dynamo_source = None  # see Note [Dynamo marks] in graphs
-    return node

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from hicache_compile.operators import measurements as measure
+from hicache_compile.operators import measurements
 from hicache_compile.passes.graph import ops
-from hicache_compile.passes.graph.graphs import fake_mode_of, memory_input
+from hicache_compile.passes.graph.graphs import fake_mode_of
+from hicache_compile.passes.graph.inputs import add_input, memory, state_of
 from hicache_compile.policy.sparsity.chipmunk import Chipmunk
 
 MARK = "sparse"  # in the meta of a node that may be sparse: its number
@@ -53,17 +54,16 @@ class SparseWriter:
 
     def memory(self, name: str, like: torch.Tensor) -> fx.Node:
         """An input that lasts from step to step, of the form of ``like``, made zero at the start of a run."""
-        state = f"memory:{name}_{self.number}"
-        inputs = self.graph.find_nodes(op="placeholder")
-        known = next((node for node in inputs if node.meta.get("state") == state), None)
+        state = memory(name, self.number)
+        known = next((node for node in self.graph.find_nodes(op="placeholder") if state_of(node) == state), None)
         if known is not None:
             return known
         made = self.example(lambda: torch.empty(like.shape, dtype=like.dtype, device=like.device))
-        return memory_input(self.graph, f"{name}_{self.number}", state, made)
+        return add_input(self.graph, state, made)
 
     def keep(self, name: str, value: fx.Node) -> None:
         """Write ``value`` into the memory ``name``."""
-        memory = self.memory(name, ops.value(value))
+        kept = self.memory(name, ops.value(value))
         with self.graph.inserting_before(self.node):
-            written = self.graph.call_function(measure.keep, (memory, value))
+            written = self.graph.call_function(measurements.keep, (kept, value))
         written.meta = {"path": self.node.meta["path"], "calls": (), "side_effect": True}

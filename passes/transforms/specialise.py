@@ -5,7 +5,7 @@ forecast     every site replaced by ``forecast(anchors, weights)``; no site's op
 forecast_G   the sites of the groups ``G`` replaced, the others inlined
 plain        every site inlined and nothing remembered: the denoiser as it was captured
 
-Requires   a guarded graph
+Requires   a guarded graph, or a working copy without sites
 Ensures    no guarded call is left; placeholders nobody reads are gone and the others keep
            ``meta["input"]`` (position among the denoiser's inputs) or ``meta["state"]``;
            ``full`` writes exactly the rings forecasts read; what a guard measures is in the programs of the steps it
@@ -15,90 +15,96 @@ Ensures    no guarded call is left; placeholders nobody reads are gone and the o
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
-from enum import StrEnum
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import fx
 
 from hicache_compile.operators.anchors import forecast, full_or_forecast, remember
 from hicache_compile.passes.graph import ops
-from hicache_compile.passes.graph.graphs import copy_node, drop_dead_code, module_of, placeholders
+from hicache_compile.passes.graph.choices import Choice
+from hicache_compile.passes.graph.graphs import copy_graph, copy_node, drop_dead_code, module_of, placeholders
+from hicache_compile.passes.graph.inputs import Role, is_ring, role_of
 from hicache_compile.passes.transforms.guard import new_ring
-from hicache_compile.passes.transforms.narrow_linears import narrow_rows
+from hicache_compile.passes.transforms.narrow_linears import narrow_linears
 from hicache_compile.passes.transforms.narrow_slices import Window, narrow
+from hicache_compile.passes.transforms.sparsify import sparsify
+from hicache_compile.passes.work import Work
 
 
-class Choice(StrEnum):
-    """What a step does. A step that forecasts some groups only has a name from ``partial``."""
-
-    FULL = "full"
-    FORECAST = "forecast"
-    PLAIN = "plain"
-    EITHER = "either"  # one program for both, under the cond backends
-
-
-def partial(groups: Iterable[str]) -> str:
-    """The name of the choice to forecast ``groups`` and to compute the others."""
-    return "_".join((Choice.FORECAST, "+".join(sorted(groups))))
+def specialise(work: Work) -> int:
+    """Make the programs that every policy of the layout needs; returns how many."""
+    if work.guarded is None:  # no sites: the working copy is every program but the plain one
+        full = work.programs.get(Choice.FULL, work.module)
+        work.programs = {Choice.FULL: full, Choice.FORECAST: work.module, Choice.PLAIN: copy_graph(work.captured)[0]}
+        work.specialiser = Specialiser(work, work.module)
+        return len(work.programs)
+    work.specialiser = Specialiser(work, work.guarded)
+    work.programs = work.specialiser.programs()
+    if work.layout.sparsity is not None and work.layout.sparsity.order is not None:
+        work.programs[Choice.PLAIN] = copy_graph(work.captured)[0]
+    return len(work.programs)
 
 
 class Specialiser:
     """Makes the straight-line programs of ``guarded``.
 
-    Args:
-        apart: the groups are decided each for itself (``PerKind``), so that a slot may be read at any time: each is
-            kept whole, and remembered wherever it is computed. Otherwise guards skip from a block on, and only steps
-            that are computed in full are remembered.
+    Where groups are decided each by itself (``PerKind``) a slot may be read at any time: each is kept whole, and
+    remembered wherever it is computed. Otherwise guards skip from a block on, and only steps that are computed in full
+    are remembered.
     """
 
-    def __init__(self, guarded: fx.GraphModule, apart: bool = False) -> None:
+    def __init__(self, work: Work, guarded: fx.GraphModule) -> None:
+        self.work = work
         self.guarded = guarded
-        self.apart = apart
+        self.independent = bool(work.layout.groups)
         calls = [node for node in guarded.graph.nodes if node.target is full_or_forecast]
         self.groups = list(dict.fromkeys(call.meta["group"] for call in calls))
         slots = {ring.meta["slot"] for call in calls for ring in call.args[4]}
-        self.read: set[int] = slots if apart else set()
+        self.read: set[int] = slots if self.independent else set()
         self.windows: dict[int, Window] = {}
 
-    def programs(self, staged: bool = False) -> dict[str, fx.GraphModule]:
-        """The programs every policy needs, by choice; with several groups in a row, also those from each on.
-
-        ``staged``: they will be cut where guards decide, so what runs before a decision has to stay alike.
-        """
+    def programs(self) -> dict[Choice, fx.GraphModule]:
+        """The programs every policy needs; with several groups in a row, also those that forecast from each on."""
+        staged = self.work.layout.staged
         rows = [self.groups[start:] for start in range(max(1, len(self.groups)))]
-        wanted = {Choice.FORECAST: self.groups} if self.apart else {self.name(row): row for row in rows}
-        forecasts = {name: self._inlined(groups) for name, groups in wanted.items()}
-        whole = set(self.read) if self.apart else self._read_differently(forecasts, staged)
+        wanted = {Choice.FORECAST: self.groups} if self.independent else {self._choice(row): row for row in rows}
+        wanted = wanted if self.groups else {Choice.FORECAST: []}
+        forecasts = {choice: self._inlined(groups) for choice, groups in wanted.items()}
+        whole = set(self.read) if self.independent else self._read_differently(wanted, staged)
         for program in forecasts.values():
             self.windows |= narrow(program, whole, staged)
             if not staged:
-                narrow_rows(program)
+                narrow_linears(program)
             _drop_unused_inputs(program)
-            rings = [node for node in placeholders(program) if node.meta.get("state") == "anchors"]
-            self.read |= {node.meta["slot"] for node in rings}
+            self.read |= {node.meta["slot"] for node in placeholders(program) if is_ring(node)}
         programs = {Choice.FULL: self._inlined(()), **forecasts, Choice.PLAIN: self._plain()}
-        return {str(name): self._finished(program) for name, program in programs.items()}
+        return {choice: self._finished(program) for choice, program in programs.items()}
 
-    def program(self, groups: Iterable[str]) -> fx.GraphModule:
-        """The program that forecasts ``groups``, of groups that are decided apart."""
-        program = self._inlined(groups)
+    def make(self, choice: Choice) -> fx.GraphModule:
+        """The program of ``choice``: of groups that are decided each by itself, or in phases of sparsity."""
+        if choice.phases:
+            dense = replace(choice, phases=())
+            if dense not in self.work.programs:
+                self.work.programs[dense] = self.make(dense)
+            assert self.work.layout.sparsity is not None
+            return sparsify(self.work.programs[dense], self.work.layout.sparsity, dict(choice.phases))
+        program = self._inlined(choice.groups or ())
         narrow(program, self.read)
-        narrow_rows(program)
+        narrow_linears(program)
         return self._finished(program)
 
-    def name(self, groups: Iterable[str]) -> str:
-        """The choice to forecast ``groups``."""
-        chosen = set(groups)
-        return Choice.FORECAST if chosen == set(self.groups) else partial(chosen) if chosen else Choice.FULL
+    def _choice(self, groups: Iterable[str]) -> Choice:
+        return Choice.forecasting(groups, self.groups)
 
-    def _read_differently(self, forecasts: dict[str, fx.GraphModule], staged: bool) -> set[int]:
-        """The slots of which not all of ``forecasts`` read the same window."""
-        if len(forecasts) == 1:
+    def _read_differently(self, wanted: Mapping[Choice, list[str]], staged: bool) -> set[int]:
+        """The slots of which not all forecasts ``wanted`` read the same window."""
+        if len(wanted) == 1:
             return set()
         seen: dict[int, set[str]] = {}
-        for name in forecasts:
-            scratch = self._inlined(self.groups if name == Choice.FORECAST else name.partition("_")[2].split("+"))
+        for groups in wanted.values():
+            scratch = self._inlined(groups)
             windows = narrow(scratch, (), staged)
             drop_dead_code(scratch.graph)
             for node in scratch.graph.nodes:
@@ -114,7 +120,7 @@ class Specialiser:
             if call.meta["group"] in chosen:
                 return _forecast_site(graph, call, env)
             outputs = _inline_full(graph, call, env)
-            if self.apart or not chosen:
+            if self.independent or not chosen:
                 _remember(graph, call, env, outputs, self.read, self.windows)
             return outputs
 
@@ -128,7 +134,8 @@ class Specialiser:
         drop_dead_code(program.graph)
         _drop_unused_inputs(program)
         _resize_rings(program, self.windows)
-        _number_rows(program, sorted(self.read))
+        if self.work.layout.per_slot:
+            _number_rows(program, sorted(self.read))
         program.recompile()
         return program
 
@@ -157,19 +164,21 @@ def _inline(guarded: fx.GraphModule, site: Inliner, measured: tuple[str, ...]) -
 
 def _place(node: fx.Node) -> int:
     """The denoiser's own inputs come first, the rings last."""
-    return 0 if "input" in node.meta else 2 if node.meta["state"] == "anchors" else 1
+    return 0 if "input" in node.meta else 2 if is_ring(node) else 1
 
 
 def _inline_full(graph: fx.Graph, call: fx.Node, env: dict[fx.Node, fx.Node]) -> list[fx.Node]:
     owner = call.graph.owning_module
     full = owner.get_submodule(str(call.args[0].target))  # type: ignore[union-attr]  # a get_attr of the submodule
     assert isinstance(full, fx.GraphModule)
+    group = call.meta["group"]
     inner = dict(zip(placeholders(full), (env[a] for a in call.args[2]), strict=True))  # type: ignore[union-attr,index]
     for node in full.graph.nodes:
         if node.op == "output":
             return [inner[slot] for slot in node.args[0]]
         if node.op != "placeholder":
             inner[node] = copy_node(graph, node, inner.__getitem__)
+            inner[node].meta["group"] = group
     raise AssertionError("a graph ends with its output")
 
 
@@ -224,7 +233,7 @@ def _drop_unused_inputs(program: fx.GraphModule) -> None:
 def _number_rows(program: fx.GraphModule, read: list[int]) -> None:
     """Where each slot has weights of its own: one row for each slot that is read, in the order of their rings."""
     for node in placeholders(program):
-        if node.meta.get("state") == "weights" and ops.value(node).dim() == 2:
+        if role_of(node) is Role.WEIGHTS:
             for row in list(node.users):
                 row.args = (node, read.index(row.args[1]))  # type: ignore[arg-type]  # the number of a slot
             node.meta = {**node.meta, "example_value": ops.value(node)[: len(read)]}

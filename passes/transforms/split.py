@@ -15,16 +15,41 @@ Raises     HiCacheError where something writes in place to what a probe reads
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx
 
 from hicache_compile.errors import HiCacheError
 from hicache_compile.passes.graph import ops
-from hicache_compile.passes.graph.graphs import copy_node, drop_dead_code, module_of, placeholders
+from hicache_compile.passes.graph.choices import Choice
+from hicache_compile.passes.graph.graphs import copy_graph, copy_node, drop_dead_code, module_of, placeholders
+from hicache_compile.passes.graph.inputs import Role, StateInput, add_input, is_ring
 from hicache_compile.passes.graph.regions import Contexts
+from hicache_compile.passes.transforms.narrow_linears import narrow_linears
+from hicache_compile.passes.work import Stage, Work
 
 Number = int
+
+
+def split_at_probes(work: Work) -> int:
+    """Cut the programs at each guard's probe; a guard that skips ends the step with a forecast from its start on."""
+    layout, programs = work.layout, work.programs
+    if not work.sites:
+        return 0
+    guards = [number for number, probe in enumerate(layout.probes) if probe.before]
+    starts = [layout.starts[number] for number in guards]
+    first = min(layout.starts)
+    whole = [Choice.FORECAST if at == first else Choice.forecasting([f"from_{at}"], ()) for at in starts]
+    parts = split(programs[Choice.FULL], [copy_graph(programs[choice])[0] for choice in whole], guards)
+    programs[Choice.FULL] = parts.full
+    ends: list[Choice] = []
+    for number, (choice, probe, skip) in enumerate(zip(whole, parts.probes, parts.skips, strict=True)):
+        end = replace(choice, stage=number) if choice in ends else choice
+        ends.append(end)
+        narrow_linears(skip)
+        work.stages.append(Stage(guards[number], Choice.probe(number), end))
+        programs |= {work.stages[-1].probe: probe, end: skip}
+    return len(work.stages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,27 +61,28 @@ class Parts:
     skips: list[fx.GraphModule]
 
 
-def split(full: fx.GraphModule, skips: Sequence[fx.GraphModule]) -> Parts:
+def split(full: fx.GraphModule, skips: Sequence[fx.GraphModule], guards: Sequence[int]) -> Parts:
     """Cut ``full`` after each stage, and off each of ``skips`` what ran by the stage it ends a step at.
 
     Args:
         full: the program of a computed step; the writes of stage ``i`` have ``meta["stage"] = i``.
         skips: the program of a step that the guard of stage ``i`` skips; it is changed.
+        guards: the number of the guard of each stage.
     """
     for program in skips:
         _drop_probes(program)
     numbers = _Numbers()
     known = numbers.of(full)
     done: list[set[Number]] = []
-    for stage in range(len(skips)):
-        measured = [n for n in full.graph.nodes if n.meta.get("stage") == stage and n.meta.get("probe") == "every"]
+    for guard in guards:
+        measured = [n for n in full.graph.nodes if n.meta.get("stage") == guard and n.meta.get("probe") == "every"]
         done.append({known[node] for node in _closure(full, measured)} | (done[-1] if done else set()))
     cuts = [_Cut(full, known, done[-1])]
     cuts += [_Cut(program, numbers.of(program), before) for program, before in zip(skips, done, strict=True)]
     stages = [_Cut(full, known, before, upto) for before, upto in zip([set(), *done], done, strict=False)]
     handed = {number for cut in (*cuts, *stages) for number in cut.reads}
     place = {known[node]: index for index, node in enumerate(full.graph.nodes)}
-    names = {number: f"value:{place[number]}" for number in sorted(handed, key=place.__getitem__)}
+    names = {number: StateInput(Role.VALUE, str(place[number])) for number in sorted(handed, key=place.__getitem__)}
     probes = [cut.program(names, [n for n in names if n in cut.upto and n not in cut.before]) for cut in stages]
     rest, *ends = (cut.program(names) for cut in cuts)
     return Parts(probes, rest, ends)
@@ -72,7 +98,7 @@ class _Numbers:
         numbers: dict[fx.Node, Number] = {}
         for node in program.graph.nodes:
             if node.op == "placeholder":
-                key: object = ("input", node.meta.get("input"), node.meta.get("state"), node.meta.get("slot"))
+                key: object = ("input", node.meta.get("input"), node.meta.get("state"))
             elif node.op == "output" or not ops.is_pure(node):
                 key = ("effect", node.name)
             else:
@@ -123,22 +149,20 @@ class _Cut:
             else:
                 self.nodes.difference_update(ends)
 
-    def program(self, names: dict[Number, str], returned: Iterable[Number] | None = None) -> fx.GraphModule:
+    def program(self, names: dict[Number, StateInput], returned: Iterable[Number] | None = None) -> fx.GraphModule:
         """The part as a program; ``returned``: what it hands over, where it is a probe."""
         graph = fx.Graph()
         env: dict[fx.Node, fx.Node] = {}
         made = {self.numbers[node]: node for node in self.origin.graph.nodes}
         inputs = placeholders(self.origin)
-        for node in (node for node in inputs if node.meta.get("state") != "anchors"):
+        for node in (node for node in inputs if not is_ring(node)):
             env[node] = copy_node(graph, node, env.__getitem__)
         for number in sorted(self.reads, key=list(names).index):
             given = made[number]
-            env[given] = graph.placeholder(names[number].replace(":", "_"))
-            env[given].meta = {"example_value": ops.value(given), "path": "", "state": names[number]}
-            env[given]._dynamo_source = None  # see Note [Dynamo marks]
+            env[given] = add_input(graph, names[number], ops.value(given))
             alike = [node for node in self.origin.graph.nodes if self.numbers[node] == number]
             env.update(dict.fromkeys(alike, env[given]))
-        for node in (node for node in inputs if node.meta.get("state") == "anchors"):
+        for node in filter(is_ring, inputs):
             env[node] = copy_node(graph, node, env.__getitem__)
         for node in self.origin.graph.nodes:
             if node not in env and (node.op == "get_attr" or node in self.nodes):
@@ -155,9 +179,9 @@ class _Cut:
 
 
 def _drop_probes(program: fx.GraphModule) -> None:
-    """A step that is skipped measures nothing after the decision."""
+    """What is measured before a decision is measured by the probe alone."""
     for node in reversed(program.graph.nodes):
-        if "stage" in node.meta:
+        if "stage" in node.meta and node.meta["probe"] != "forecast":
             program.graph.erase_node(node)
     drop_dead_code(program.graph)
 

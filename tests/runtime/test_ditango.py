@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hicache_compile import DiTango, DiTangoSchedule, FlexCache, Hermite, HiCacheError, Policy, hicache_compile
-from hicache_compile.key_partitions import Code, Split
+from hicache_compile.key_partitions import Code, KeyPartitions
 from hicache_compile.operators.partial_attention import State, attend, compose
 from hicache_compile.operators.partitioned_attention import divided_attention, new_states
 from hicache_compile.runtime.deciders.partitioned import DiTangoCourse
@@ -22,7 +22,7 @@ SPLITS = [(2, 1), (2, 2), (4, 1), (4, 2), (4, 4), (6, 3), (8, 2), (8, 4), (8, 8)
 
 @pytest.mark.parametrize(("partitions", "groups"), SPLITS)
 def test_displacements_are_permutations(partitions: int, groups: int) -> None:
-    split = Split(groups, partitions)
+    split = KeyPartitions(groups, partitions)
     places = [(o, i) for o in range(groups) for i in range(split.per_group)]
     for place in places:
         assert sorted(split.source(rank, *place) for rank in range(partitions)) == list(range(partitions))
@@ -35,9 +35,9 @@ def test_displacements_are_permutations(partitions: int, groups: int) -> None:
 
 def test_who_is_displaced_from_whom_is_as_published() -> None:
     """``((r // g + o) mod G) g + (r mod g + i) mod g``, written out for four and for eight ranks."""
-    assert [Split(4, 4).source(0, o, 0) for o in range(4)] == [0, 1, 2, 3]
-    assert [Split(4, 4).source(3, o, 0) for o in range(4)] == [3, 0, 1, 2]
-    assert [Split(4, 8).source(5, o, i) for o in range(4) for i in range(2)] == [5, 4, 7, 6, 1, 0, 3, 2]
+    assert [KeyPartitions(4, 4).source(0, o, 0) for o in range(4)] == [0, 1, 2, 3]
+    assert [KeyPartitions(4, 4).source(3, o, 0) for o in range(4)] == [3, 0, 1, 2]
+    assert [KeyPartitions(4, 8).source(5, o, i) for o in range(4) for i in range(2)] == [5, 4, 7, 6, 1, 0, 3, 2]
 
 
 def test_states_compose_to_attention_in_any_order() -> None:
@@ -60,7 +60,7 @@ def test_any_plan_is_full_attention_of_what_stands_still(partitions: int, groups
     generator = torch.Generator().manual_seed(partitions)
     q, k, v = (torch.randn(1, 2, 19, 8, generator=generator) for _ in range(3))
     whole = nn.functional.scaled_dot_product_attention(q, k, v)
-    split = Split(groups, partitions)
+    split = KeyPartitions(groups, partitions)
     states, measured = new_states(q, split), torch.zeros(1, groups + 1)
     chance = random.Random(0)
     plans = [[Code.FORCED] * groups, [Code.ANCHOR] * groups]
@@ -72,8 +72,8 @@ def test_any_plan_is_full_attention_of_what_stands_still(partitions: int, groups
     assert measured.abs().max() == 0  # nothing drifted
 
 
-def course(ratio: float, num_steps: int, layers: int = 3, split: Split | None = None) -> DiTangoCourse:
-    return DiTangoCourse(DiTangoSchedule(ratio, 5, 5), split or Split(2, 4), num_steps, layers)
+def course(ratio: float, num_steps: int, layers: int = 3, split: KeyPartitions | None = None) -> DiTangoCourse:
+    return DiTangoCourse(DiTangoSchedule(ratio, 5, 5), split or KeyPartitions(2, 4), num_steps, layers)
 
 
 def test_the_least_ratio_alternates_anchors_and_reuse() -> None:
@@ -106,7 +106,7 @@ def test_the_quantile_of_the_errors_after_an_anchor_is_the_threshold() -> None:
 
 
 def test_a_group_of_the_local_partition_alone_is_not_decided() -> None:
-    run = course(0.5, 30, layers=1, split=Split(2, 2))
+    run = course(0.5, 30, layers=1, split=KeyPartitions(2, 2))
     run.after(5, [[0.0, 0.0, 0.0]])
     assert run.codes(6) == [[Code.COMPUTED, Code.REUSED]]
     assert run.letter(6) == "."
@@ -124,7 +124,7 @@ def test_what_is_no_number_makes_an_anchor(caplog: pytest.LogCaptureFixture) -> 
 class Reference:
     """Attention by partitions in ten plain lines of float32 matrices, for one layer of a run without decisions."""
 
-    def __init__(self, split: Split, plan: Callable[[int], list[list[int]]]) -> None:
+    def __init__(self, split: KeyPartitions, plan: Callable[[int], list[list[int]]]) -> None:
         self.split, self.plan = split, plan
         self.kept: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
 
@@ -163,7 +163,7 @@ def test_runs_equal_a_plain_reference(
     plan = compiled._session.contexts["default"].states[1].plan
     assert isinstance(plan, DiTangoCourse)
     assert len({plan.letter(step) for step in range(steps)}) > 1
-    reference = Reference(Split(groups, partitions), plan.codes)
+    reference = Reference(KeyPartitions(groups, partitions), plan.codes)
     layer = itertools.count()
     now = 0
     monkeypatch.setattr(

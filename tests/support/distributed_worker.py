@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from hicache_compile import DiTango, FBCache, hicache_compile
-from hicache_compile.key_partitions import Split
+from hicache_compile.key_partitions import KeyPartitions
 from hicache_compile.operators.partitioned_attention import _exchange
 from tests.support.models import ToyDiT, flux_inputs, random_flux
 
@@ -60,7 +60,7 @@ def dying(rank: int, world: int) -> dict[str, object]:
 
 def exchange(rank: int, world: int, groups: int) -> dict[str, object]:
     """Whose keys and values arrive from each displacement."""
-    split = Split(groups, world, distributed=True)
+    split = KeyPartitions(groups, world, distributed=True)
     mine = torch.full((1, 1, 2, 4), float(rank))
     places = [place for group in range(groups) for place in split.displacements(group)]
     found = [_exchange(mine, mine + 100, split, rank, *place) for place in places]

@@ -109,7 +109,7 @@ CASES: dict[str, Case] = {
     "hicache, sparse": (lambda _: HiCache(interval=3), {"sparsity": SPARSE}),
     "teacache, sparse": (lambda _: TeaCache(0.3, coefficients=(1.0, 0.0)), {"sparsity": SPARSE}),
     "hicache, offload": (lambda _: HiCache(interval=3), {"offload": True}),
-    "hicache, budget": (lambda _: HiCache(interval=3), {"memory_budget": 12_000}),
+    "hicache, budget": (lambda _: HiCache(interval=3), {"memory_budget": {"flux": 60_000, "demo": 700_000}}),
 }
 
 
@@ -127,7 +127,8 @@ def entry(model_name: str, backend: str, case: str) -> Entry:
     model, inputs, _ = model_of(model_name)
     made, options = CASES[case]
     slots = _slots(model, inputs) if case.startswith("by slot") else 0
-    compiled = hicache_compile(model, made(slots), backend=backend, **options)
+    given = {name: value[model_name] if isinstance(value, dict) else value for name, value in options.items()}
+    compiled = hicache_compile(model, made(slots), backend=backend, **given)
     schedule = compiled.policy.schedule
     steps = len(schedule.mask) if isinstance(schedule, StepMask) else STEPS
     with compiled.trajectory(steps):
@@ -156,13 +157,15 @@ def _slots(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
 
 
 def main() -> None:
-    """Write the record, or with names of cases only those of them."""
+    """Write the record: what is missing of it, or with names of cases those of them anew."""
     names = sys.argv[1:] or list(CASES)
-    found = json.loads(PATH.read_text()) if PATH.exists() and sys.argv[1:] else {}
+    found = json.loads(PATH.read_text()) if PATH.exists() else {}
     for model in ("flux", "demo"):
         for backend in BACKENDS:
             for case in names:
                 key = f"{model}, {backend}: {case}"
+                if key in found and not sys.argv[1:]:
+                    continue
                 found[key] = entry(model, backend, case)
                 print(key, found[key]["decisions"], found[key]["programs"], flush=True)
                 PATH.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

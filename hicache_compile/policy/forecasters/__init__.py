@@ -28,7 +28,7 @@ from hicache_compile.policy.forecasters.differences import Hermite, ScaledTaylor
 from hicache_compile.policy.forecasters.measured import DMD, MeasuredForecaster, ResidualGate
 from hicache_compile.policy.forecasters.multistep import BDF2, AdamsBashforth, VariableAdamsBashforth, VariableBDF2
 from hicache_compile.policy.forecasters.newton import Newton, NewtonHermite, NewtonScaledTaylor
-from hicache_compile.policy.forecasters.rows import depth, weights
+from hicache_compile.policy.forecasters.rows import depth, measured_weights, weights
 from hicache_compile.policy.forecasters.smoothing import Smoothing
 from hicache_compile.policy.forecasters.stepped import Gated, SteppedHermite
 from hicache_compile.policy.forecasters.table import Table
@@ -79,5 +79,6 @@ __all__ = [
     "VariableAdamsBashforth",
     "VariableBDF2",
     "depth",
+    "measured_weights",
     "weights",
 ]

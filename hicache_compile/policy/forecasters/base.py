@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 from hicache_compile.errors import HiCacheError
+from hicache_compile.policy.compatibility import Trait
 
 MAX_ORDER = 8
 MOST_ANCHORS = 32  # that a ring may hold
@@ -25,6 +26,8 @@ class Forecaster(Protocol):
 @dataclass(frozen=True, slots=True)
 class Reuse:
     """The newest anchor, unchanged: FORA (2407.01425), and order 0 of everything else."""
+
+    traits: ClassVar[frozenset[Trait]] = frozenset({Trait.REUSES})
 
     def weights(self, anchors: Sequence[int], target: int) -> list[float]:
         return [1.0]

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from hicache_compile.errors import HiCacheError, whole_number
+from hicache_compile.policy.compatibility import Trait
 from hicache_compile.policy.forecasters.base import MOST_ANCHORS
 from hicache_compile.policy.forecasters.kriging import kriging_weights
 from hicache_compile.policy.forecasters.table import Table, Weights
+from hicache_compile.policy.run import RunInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +47,13 @@ class Calibrated:
             raise HiCacheError(f"Calibrated.reads = {self.reads}: must be {longest} or more, as the rows of its table")
         object.__setattr__(self, "_rows", {step: (anchors, weights) for step, anchors, weights in self.table.rows})
 
-    def sized(self, num_steps: int) -> Calibrated:
-        """The same for a run of ``num_steps``."""
-        return self if num_steps == self.num_steps else replace(self, num_steps=num_steps)
+    def bind(self, run: RunInfo) -> Calibrated:
+        """The forecaster for ``run``."""
+        return self if run.num_steps in (None, self.num_steps) else replace(self, num_steps=run.num_steps)
+
+    @property
+    def traits(self) -> frozenset[Trait]:
+        return frozenset({Trait.BY_RUN, *((Trait.PER_SLOT,) if self.by_slot else ())})
 
     @property
     def by_slot(self) -> bool:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 from numpy.polynomial.chebyshev import chebvander
 
 from hicache_compile.errors import real_number, whole_number
+from hicache_compile.policy.compatibility import Trait
 from hicache_compile.policy.forecasters.base import MAX_ORDER, MOST_ANCHORS
+from hicache_compile.policy.run import RunInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,8 @@ class GlobalChebyshev:
     reads: int = 16
     num_steps: int | None = None
 
+    traits: ClassVar[frozenset[Trait]] = frozenset({Trait.BY_RUN})
+
     def __post_init__(self) -> None:
         whole_number("GlobalChebyshev", "degree", self.degree, 0, MAX_ORDER)
         real_number("GlobalChebyshev", "ridge", self.ridge, 0, 1e6)
@@ -64,9 +69,9 @@ class GlobalChebyshev:
         if self.num_steps is not None:
             whole_number("GlobalChebyshev", "num_steps", self.num_steps, 1)
 
-    def sized(self, num_steps: int) -> GlobalChebyshev:
-        """The same for a run of ``num_steps``."""
-        return replace(self, num_steps=num_steps)
+    def bind(self, run: RunInfo) -> GlobalChebyshev:
+        """The forecaster for ``run``."""
+        return self if run.num_steps in (None, self.num_steps) else replace(self, num_steps=run.num_steps)
 
     def weights(self, anchors: Sequence[int], target: int) -> list[float]:
         read = np.asarray(anchors[: self.reads], dtype=np.float64)

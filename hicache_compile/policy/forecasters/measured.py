@@ -9,10 +9,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from hicache_compile.errors import HiCacheError, whole_number
+from hicache_compile.policy.compatibility import Trait
 from hicache_compile.policy.forecasters.base import MOST_ANCHORS, Forecaster
 
 
@@ -21,6 +23,7 @@ class MeasuredForecaster(ABC):
 
     __slots__ = ()
     reads: int
+    traits: ClassVar[frozenset[Trait]] = frozenset({Trait.READS_ANCHORS})
 
     def weights(self, anchors: Sequence[int], target: int) -> list[float]:
         """Before anything is measured: the newest anchor, of those it will read."""

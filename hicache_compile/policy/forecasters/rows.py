@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
+
 from hicache_compile.errors import HiCacheError
 from hicache_compile.policy.forecasters.base import MOST_ANCHORS, Forecaster, checked
+from hicache_compile.policy.forecasters.measured import MeasuredForecaster
 from hicache_compile.policy.forecasters.smoothing import Smoothing
 
 
@@ -40,6 +43,22 @@ def weights(
     if smoothing is None:
         return checked(forecaster, forecaster.weights(anchors, target), len(anchors))
     return checked(forecaster, smoothing.weights(forecaster, anchors, target), len(anchors))
+
+
+def measured_weights(
+    forecaster: MeasuredForecaster,
+    gram: np.ndarray,
+    anchors: Sequence[int],
+    target: int,
+    smoothing: Smoothing | None = None,
+) -> list[float]:
+    """The same of a forecaster that is fitted to the anchors, from their Gram matrix ``gram`` ``[n, n]``, newest
+    first. Smoothed anchors are ``S F``, so their Gram matrix is ``S G S^T`` and weights ``w`` over them ``w S``."""
+    if smoothing is None:
+        return checked(forecaster, forecaster.weights_from(gram, anchors, target), len(anchors))
+    smooth = smoothing.matrix(len(anchors), len(anchors))
+    found = checked(forecaster, forecaster.weights_from(smooth @ gram @ smooth.T, anchors, target), len(anchors))
+    return checked(forecaster, (np.array(found) @ smooth[: len(found)]).tolist(), len(anchors))
 
 
 def depth(forecaster: Forecaster, smoothing: Smoothing | None = None) -> int:

@@ -61,11 +61,13 @@ class Smoothing:
             )
         raw = checked(forecaster, forecaster.weights(anchors, target), len(anchors))
         reach = min(len(anchors), len(raw) + WINDOW - 1)
-        smooth = np.zeros(reach)
-        for position, weight in enumerate(raw):
-            window = self._smoothed(reach - 1 - position, reach)
-            smooth += weight * window[-1][::-1]
-        return smooth.tolist()
+        smooth: list[float] = (np.array(raw) @ self.matrix(len(raw), reach)).tolist()
+        return smooth
+
+    def matrix(self, count: int, reach: int) -> np.ndarray:
+        """The ``count`` newest smoothed anchors as rows over ``reach`` anchors, newest first, ``[count, reach]``."""
+        rows = [self._smoothed(reach - 1 - position, reach)[-1][::-1] for position in range(count)]
+        return np.array(rows)
 
     def _on_differences(self, forecaster: DifferenceForecaster, anchors: Sequence[int], target: int) -> list[float]:
         # D_m needs the smoothed slope at m anchors, and each of those a full window.

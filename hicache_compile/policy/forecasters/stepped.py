@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from hicache_compile.errors import HiCacheError, numbers, whole_number
+from hicache_compile.policy.compatibility import Trait
 from hicache_compile.policy.forecasters.base import MAX_ORDER, Forecaster
 from hicache_compile.policy.forecasters.differences import Hermite
+from hicache_compile.policy.run import RunInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,8 @@ class SteppedHermite:
     sigmas: tuple[float, ...]
     num_steps: int | None = None
 
+    traits: ClassVar[frozenset[Trait]] = frozenset({Trait.BY_RUN})
+
     def __post_init__(self) -> None:
         whole_number("SteppedHermite", "order", self.order, 0, MAX_ORDER)
         object.__setattr__(self, "sigmas", numbers("SteppedHermite", "sigmas", self.sigmas, 0.0))
@@ -32,9 +37,9 @@ class SteppedHermite:
         if self.num_steps is not None:
             whole_number("SteppedHermite", "num_steps", self.num_steps, 1)
 
-    def sized(self, num_steps: int) -> SteppedHermite:
-        """The same for a run of ``num_steps``."""
-        return replace(self, num_steps=num_steps)
+    def bind(self, run: RunInfo) -> SteppedHermite:
+        """The forecaster for ``run``."""
+        return self if run.num_steps in (None, self.num_steps) else replace(self, num_steps=run.num_steps)
 
     def weights(self, anchors: Sequence[int], target: int) -> list[float]:
         return Hermite(self.order, _at(self.sigmas, target, self.num_steps)).weights(anchors, target)
@@ -57,6 +62,8 @@ class Gated:
     gates: tuple[float, ...]
     num_steps: int | None = None
 
+    traits: ClassVar[frozenset[Trait]] = frozenset({Trait.BY_RUN})
+
     def __post_init__(self) -> None:
         if isinstance(self.forecaster, type) or not callable(getattr(self.forecaster, "weights", None)):
             raise HiCacheError(
@@ -66,9 +73,9 @@ class Gated:
         if self.num_steps is not None:
             whole_number("Gated", "num_steps", self.num_steps, 1)
 
-    def sized(self, num_steps: int) -> Gated:
-        """The same for a run of ``num_steps``."""
-        return replace(self, num_steps=num_steps)
+    def bind(self, run: RunInfo) -> Gated:
+        """The forecaster for ``run``."""
+        return self if run.num_steps in (None, self.num_steps) else replace(self, num_steps=run.num_steps)
 
     def weights(self, anchors: Sequence[int], target: int) -> list[float]:
         gate = _at(self.gates, target, self.num_steps)

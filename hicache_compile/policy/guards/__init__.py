@@ -1,7 +1,8 @@
 """Guards: measured decisions on top of a schedule."""
 
 from hicache_compile.policy.guards.adacache import AdaCacheGuard
-from hicache_compile.policy.guards.base import Guard, Measure, Probe, Signal, Watcher
+from hicache_compile.policy.guards.arithmetic import Arithmetic, HostArithmetic, Numbers
+from hicache_compile.policy.guards.base import Guard, HostRule, Measure, Probe, Signal
 from hicache_compile.policy.guards.dicache import DiCacheGuard
 from hicache_compile.policy.guards.easycache import EasyCacheGuard
 from hicache_compile.policy.guards.first_block import FirstBlockGuard
@@ -23,16 +24,19 @@ __all__ = [
     "GUARDS",
     "TEACACHE_MODELS",
     "AdaCacheGuard",
+    "Arithmetic",
     "DiCacheGuard",
     "EasyCacheGuard",
     "FirstBlockGuard",
     "Guard",
+    "HostArithmetic",
+    "HostRule",
     "Measure",
+    "Numbers",
     "ObserverGuard",
     "Probe",
     "Signal",
     "SpeCaGuard",
     "TeaCacheGuard",
     "TeaCacheModel",
-    "Watcher",
 ]

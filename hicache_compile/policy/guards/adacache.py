@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from hicache_compile.errors import HiCacheError
-from hicache_compile.policy.guards.base import Guard, Measure, Probe, Signal, Watcher
+from hicache_compile.policy.guards.arithmetic import Arithmetic, Number, Numbers, Truth
+from hicache_compile.policy.guards.base import Guard, Measure, Probe, Signal
 
 PAIRS = 16  # of a codebook, at most
 FAST_30 = ((0.08, 6), (0.16, 5), (0.24, 4), (0.32, 3), (0.40, 2), (1.0, 1))
-SLOW_30 = ((0.08, 3), (0.16, 2), (1.0, 1))
-STEPS_100 = ((0.03, 12), (0.05, 10), (0.07, 8), (0.09, 6), (0.11, 4), (1.0, 3))
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,9 @@ class AdaCacheGuard(Guard):
     """
 
     codebook: tuple[tuple[float, int], ...] = FAST_30
+
+    remembers: ClassVar[Mapping[str, float]] = {"last": -1.0, "next": 0.0}
+    numbers_are_data: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self.check()
@@ -46,26 +49,17 @@ class AdaCacheGuard(Guard):
     def probe(self) -> Probe:
         return Probe(Measure.CHANGE, Signal.SITES, every_step=False)
 
-    def numbers(self, num_steps: int | None) -> list[float]:
-        unused = [(-1.0, 1)] * (PAIRS - len(self.codebook))
-        return [4, *(number for pair in (*self.codebook, *unused) for number in pair)]
+    def parameters(self, num_steps: int | None) -> Mapping[str, float | Sequence[float]]:
+        pairs = [*self.codebook, *[(-1.0, 1)] * (PAIRS - len(self.codebook))]  # nothing is below -1
+        return {"largest": tuple(most for most, _ in pairs), "intervals": tuple(float(every) for _, every in pairs)}
 
-    def watch(self, num_steps: int | None) -> Watcher:
-        return _Codebook(self)
+    def ask(self, m: Arithmetic, p: Numbers, s: Numbers, step: Number, seen: Sequence[Number]) -> tuple[Truth, Numbers]:
+        return step < s.next, s
 
-
-class _Codebook(Watcher):
-    def __init__(self, guard: AdaCacheGuard) -> None:
-        super().__init__()
-        self.guard = guard
-        self.state = {"last": -1, "next": 0}
-
-    def skips(self, step: int, measured: Sequence[float]) -> bool:
-        return step < self.state["next"]
-
-    def after_full(self, step: int, measured: Sequence[float]) -> None:
-        last, interval = self.state["last"], 1
-        if last >= 0 and measured:
-            change = measured[0] / (step - last)
-            interval = next((n for most, n in self.guard.codebook if change <= most), 1)
-        self.state = {"last": step, "next": step + interval}
+    def after_full(self, m: Arithmetic, p: Numbers, s: Numbers, step: Number, seen: Sequence[Number]) -> Numbers:
+        known = (s.last >= 0) & m.isfinite(seen[0])
+        change = seen[0] / m.maximum(step - s.last, 1.0)
+        interval: Number = 1.0
+        for most, every in zip(reversed(p.largest), reversed(p.intervals), strict=True):
+            interval = m.where(change <= most, every, interval)
+        return s.replace(last=1.0 * step, next=step + m.where(known, interval, 1.0))

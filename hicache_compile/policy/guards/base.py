@@ -1,18 +1,20 @@
-"""What a guard is: a measured value in the graph (its probe), and the rule that decides by it (its watcher).
+"""What a guard is: a value measured in the graph (its probe), and the rule that decides by it.
 
 The probe is what the passes see. It holds no thresholds, so guards that differ in numbers share their programs. The
-watcher is plain Python: one for each run of each context, fed with one measured value a step.
+rule is written once, in an arithmetic that is floats on the host and tensors in a graph.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import ClassVar
 
 from hicache_compile.errors import HiCacheError, whole_number
+from hicache_compile.policy.guards.arithmetic import Arithmetic, HostArithmetic, Number, Numbers, Truth
 from hicache_compile.policy.schedules.base import in_window
 
 
@@ -65,10 +67,18 @@ class Probe:
 class Guard(ABC):
     """A decision by measurement. Every guard has a forced window and a cap.
 
+    A guard of your own defines ``probe`` and ``ask``, and what it needs of the other methods. They are given
+
+    - ``m``: the arithmetic; use it in place of ``if``, ``max`` and ``math`` (see ``Arithmetic``)
+    - ``p``: ``parameters`` by name; read thresholds from here and not from ``self``, so that a change of them is data
+    - ``s``: what the rule ``remembers`` by name; return ``s.replace(name=...)`` to change it
+    - ``step``: the step index
+    - ``seen``: what the probe measured, not a number (nan) where it measured nothing in this step
+
     Args:
         warmup: steps at the start that are computed whatever is measured, at least 1.
-        cooldown: steps at the end that are; to know the end, the trajectory must have a length.
-        max_skips: steps in a row that may be skipped at most, by all guards together; ``None``: any number.
+        cooldown: steps at the end that are; the trajectory must then have a length.
+        max_skips: steps in a row that all guards together may skip at most; ``None``: any number.
     """
 
     warmup: int = 1
@@ -76,6 +86,8 @@ class Guard(ABC):
     max_skips: int | None = None
 
     depth: ClassVar[int] = 1  # anchors the guard itself reads
+    remembers: ClassVar[Mapping[str, float]] = {}  # numbers that last from step to step, and their first values
+    numbers_are_data: ClassVar[bool] = False  # the rule reads all numbers from ``p``: then its programs are shared
 
     @property
     @abstractmethod
@@ -83,12 +95,31 @@ class Guard(ABC):
         """What the graph measures."""
 
     @abstractmethod
-    def watch(self, num_steps: int | None) -> Watcher:
-        """The rule at the start of a run of ``num_steps`` (``None``: unknown)."""
+    def ask(self, m: Arithmetic, p: Numbers, s: Numbers, step: Number, seen: Sequence[Number]) -> tuple[Truth, Numbers]:
+        """Whether ``step`` may be skipped, and what is remembered; only asked outside the forced window."""
 
-    def numbers(self, num_steps: int | None) -> list[float]:
-        """Which rule it is and with what thresholds, for programs that decide by themselves: see ``passes.rules``."""
-        raise HiCacheError(f"{type(self).__name__}: must be one of this library's guards where the program decides")
+    def after_full(self, m: Arithmetic, p: Numbers, s: Numbers, step: Number, seen: Sequence[Number]) -> Numbers:
+        """What is remembered after a computed step."""
+        return s
+
+    def after_forecast(self, m: Arithmetic, p: Numbers, s: Numbers, step: Number, seen: Sequence[Number]) -> Numbers:
+        """What is remembered after a step that was forecast."""
+        return s
+
+    def weights(self, m: Arithmetic, p: Numbers, s: Numbers) -> tuple[Truth, Sequence[Number]] | None:
+        """Whether the guard has weights for the forecast that it just allowed, and these, newest first."""
+        return None
+
+    def parameters(self, num_steps: int | None) -> Mapping[str, float | Sequence[float]]:
+        """The numbers of the rule in a run of ``num_steps``: by default every field that is a number or a tuple of
+        numbers. A tuple has the same length in all guards that are to share a program."""
+        common = {field.name for field in fields(Guard)}
+        given = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in common}
+        return {name: value for name, value in given.items() if _is_number(value) or _are_numbers(value)}
+
+    def watch(self, num_steps: int | None) -> HostRule:
+        """The rule on the host, at the start of a run of ``num_steps`` (``None``: unknown)."""
+        return HostRule(self, num_steps)
 
     def check(self) -> None:
         """Raise unless the common fields are what they may be."""
@@ -107,25 +138,56 @@ class Guard(ABC):
         return in_window(type(self).__name__, step, num_steps, self.warmup, self.cooldown)
 
 
-class Watcher(ABC):
-    """The rule of one guard in one run of one context. ``state`` is all it remembers, as plain numbers."""
+class HostRule:
+    """The rule of one guard in one run of one context, on Python floats."""
 
-    def __init__(self) -> None:
-        self.state: dict[str, float] = {}
+    _arithmetic = HostArithmetic()
 
-    @abstractmethod
-    def skips(self, step: int, measured: Sequence[float]) -> bool:
-        """Whether ``step`` may be skipped, given what was measured before it; only asked outside the window."""
+    def __init__(self, guard: Guard, num_steps: int | None) -> None:
+        self.guard = guard
+        self._parameters = Numbers(guard.parameters(num_steps))
+        self._state = Numbers(guard.remembers)
 
-    def after_full(self, step: int, measured: Sequence[float]) -> None:  # noqa: B027  # a hook that few need
-        """``step`` was computed; ``measured`` where the probe measures computed steps, else empty."""
+    @property
+    def state(self) -> dict[str, float]:
+        """What it remembers, by name."""
+        return self._state.as_dict()
 
-    def after_forecast(self, step: int, measured: Sequence[float]) -> None:  # noqa: B027  # the same
-        """``step`` was forecast; ``measured`` where the probe measures forecasts, else empty."""
+    def load(self, state: Mapping[str, float]) -> None:
+        """Remember ``state``."""
+        self._state = Numbers({**self.guard.remembers, **state})
+
+    def skips(self, step: int, measured: Sequence[float] = ()) -> bool:
+        """Whether ``step`` may be skipped; ``measured``: by the guard's probe."""
+        skips, self._state = self.guard.ask(self._arithmetic, self._parameters, self._state, step, _seen(measured))
+        return bool(skips)
+
+    def after_full(self, step: int, measured: Sequence[float] = ()) -> None:
+        """``step`` was computed."""
+        given = self._arithmetic, self._parameters, self._state, step, _seen(measured)
+        self._state = self.guard.after_full(*given)
+
+    def after_forecast(self, step: int, measured: Sequence[float] = ()) -> None:
+        """``step`` was forecast."""
+        given = self._arithmetic, self._parameters, self._state, step, _seen(measured)
+        self._state = self.guard.after_forecast(*given)
 
     def weights(self) -> list[float] | None:
-        """Weights for the forecast that was just allowed, newest first, where the guard has a say; else ``None``."""
-        return None
+        """The guard's own weights for the forecast it just allowed, newest first, where it has any."""
+        found = self.guard.weights(self._arithmetic, self._parameters, self._state)
+        return list(found[1]) if found is not None and found[0] else None
+
+
+def _seen(measured: Sequence[float]) -> Sequence[float]:
+    return measured or (math.nan,)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
+
+
+def _are_numbers(value: object) -> bool:
+    return isinstance(value, tuple) and bool(value) and all(map(_is_number, value))
 
 
 def nonnegative(owner: str, field: str, value: object) -> None:

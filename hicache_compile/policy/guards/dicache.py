@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from hicache_compile.errors import HiCacheError, one_of, true_or_false, whole_number
-from hicache_compile.policy.guards.base import Guard, Measure, Probe, Signal, Watcher, nonnegative
+from hicache_compile.policy.guards.arithmetic import Arithmetic, Number, Numbers, Truth
+from hicache_compile.policy.guards.base import Guard, Measure, Probe, Signal, nonnegative
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,8 @@ class DiCacheGuard(Guard):
     limits: tuple[float, float] = (1.0, 1.5)
 
     depth: ClassVar[int] = 2
+    remembers: ClassVar[Mapping[str, float]] = {"computed": 0.0, "accumulated": 0.0, "progress": 1.0}
+    numbers_are_data: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self.check()
@@ -48,32 +50,15 @@ class DiCacheGuard(Guard):
     def probe(self) -> Probe:
         return Probe(Measure(self.error), Signal.RESIDUAL, self.blocks)
 
-    def numbers(self, num_steps: int | None) -> list[float]:
-        return [3, self.threshold, float(self.aligned), *self.limits]
+    def ask(self, m: Arithmetic, p: Numbers, s: Numbers, step: Number, seen: Sequence[Number]) -> tuple[Truth, Numbers]:
+        total = s.accumulated + seen[0]
+        return (p.threshold > 0) & (total < p.threshold), s.replace(accumulated=total, progress=seen[1])
 
-    def watch(self, num_steps: int | None) -> Watcher:
-        return _Aligned(self)
+    def after_full(self, m: Arithmetic, p: Numbers, s: Numbers, step: Number, seen: Sequence[Number]) -> Numbers:
+        return s.replace(computed=s.computed + 1, accumulated=0.0)
 
-
-class _Aligned(Watcher):
-    def __init__(self, guard: DiCacheGuard) -> None:
-        super().__init__()
-        self.guard = guard
-        self.state = {"computed": 0, "accumulated": 0.0, "progress": 1.0}
-
-    def skips(self, step: int, measured: Sequence[float]) -> bool:
-        self.state["accumulated"] += measured[0]
-        self.state["progress"] = measured[1]
-        return self.guard.threshold > 0 and self.state["accumulated"] < self.guard.threshold
-
-    def after_full(self, step: int, measured: Sequence[float]) -> None:
-        self.state["computed"] += 1
-        self.state["accumulated"] = 0.0
-
-    def weights(self) -> list[float] | None:
-        if not self.guard.aligned or self.state["computed"] < 2:
-            return None
-        low, high = self.guard.limits
-        progress = self.state["progress"]
-        gamma = low if math.isnan(progress) else min(max(progress, low), high)  # nan: the residual did not move
-        return [gamma, 1.0 - gamma]
+    def weights(self, m: Arithmetic, p: Numbers, s: Numbers) -> tuple[Truth, Sequence[Number]]:
+        low, high = p.limits
+        within = m.minimum(m.maximum(s.progress, low), high)
+        gamma = m.where(m.isnan(s.progress), low, within)  # nan: the residual did not move
+        return (p.aligned > 0) & (s.computed >= 2), [gamma, 1.0 - gamma]

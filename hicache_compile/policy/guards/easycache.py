@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-from hicache_compile.policy.guards.base import Guard, Measure, Probe, Signal, Watcher, nonnegative
+from hicache_compile.policy.guards.arithmetic import Arithmetic, Number, Numbers, Truth
+from hicache_compile.policy.guards.base import Guard, Measure, Probe, Signal, nonnegative
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,9 @@ class EasyCacheGuard(Guard):
 
     threshold: float
 
+    remembers: ClassVar[Mapping[str, float]] = {"computed": 0.0, "accumulated": 0.0}
+    numbers_are_data: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         self.check()
         nonnegative("EasyCacheGuard", "threshold", self.threshold)
@@ -29,25 +34,10 @@ class EasyCacheGuard(Guard):
     def probe(self) -> Probe:
         return Probe(Measure.RATE, Signal.INPUT)
 
-    def numbers(self, num_steps: int | None) -> list[float]:
-        return [2, self.threshold]
+    def ask(self, m: Arithmetic, p: Numbers, s: Numbers, step: Number, seen: Sequence[Number]) -> tuple[Truth, Numbers]:
+        rated = s.computed >= 2  # before, there is no rate
+        total = m.where(rated, s.accumulated + seen[0], s.accumulated)
+        return rated & (p.threshold > 0) & (total < p.threshold), s.replace(accumulated=total)
 
-    def watch(self, num_steps: int | None) -> Watcher:
-        return _Rate(self)
-
-
-class _Rate(Watcher):
-    def __init__(self, guard: EasyCacheGuard) -> None:
-        super().__init__()
-        self.guard = guard
-        self.state = {"computed": 0, "accumulated": 0.0}
-
-    def skips(self, step: int, measured: Sequence[float]) -> bool:
-        if self.state["computed"] < 2:
-            return False  # there is no rate yet
-        self.state["accumulated"] += measured[0]
-        return self.guard.threshold > 0 and self.state["accumulated"] < self.guard.threshold
-
-    def after_full(self, step: int, measured: Sequence[float]) -> None:
-        self.state["computed"] += 1
-        self.state["accumulated"] = 0.0
+    def after_full(self, m: Arithmetic, p: Numbers, s: Numbers, step: Number, seen: Sequence[Number]) -> Numbers:
+        return s.replace(computed=s.computed + 1, accumulated=0.0)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from hicache_compile.errors import true_or_false, whole_number
-from hicache_compile.policy.guards.base import Guard, Measure, Probe, Signal, Watcher, nonnegative
+from hicache_compile.policy.guards.arithmetic import Arithmetic, Number, Numbers, Truth
+from hicache_compile.policy.guards.base import Guard, Measure, Probe, Signal, nonnegative
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,9 @@ class FirstBlockGuard(Guard):
     max_accumulated: float | None = None
     blind: bool = False
 
+    remembers: ClassVar[Mapping[str, float]] = {"cached": 0.0, "row": 0.0, "accumulated": 0.0, "change": 0.0}
+    numbers_are_data: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         self.check()
         nonnegative("FirstBlockGuard", "threshold", self.threshold)
@@ -49,38 +54,26 @@ class FirstBlockGuard(Guard):
     def probe(self) -> Probe:
         return Probe(Measure.CHANGE, Signal.RESIDUAL, self.blocks, self.downsample, every_step=False)
 
-    def numbers(self, num_steps: int | None) -> list[float]:
-        most = math.inf if self.max_accumulated is None else self.max_accumulated
-        return [1, self.threshold, self.max_cached, self.max_continuous, most, float(self.blind)]
+    def parameters(self, num_steps: int | None) -> Mapping[str, float | Sequence[float]]:
+        return {
+            "threshold": self.threshold,
+            "max_cached": _or_infinite(self.max_cached),
+            "max_continuous": _or_infinite(self.max_continuous),
+            "max_accumulated": math.inf if self.max_accumulated is None else self.max_accumulated,
+            "blind": self.blind,
+        }
 
-    def watch(self, num_steps: int | None) -> Watcher:
-        return _Similarity(self)
+    def ask(self, m: Arithmetic, p: Numbers, s: Numbers, step: Number, seen: Sequence[Number]) -> tuple[Truth, Numbers]:
+        within = (s.cached < p.max_cached) & (s.row < p.max_continuous) & (s.accumulated < p.max_accumulated)
+        similar = ((p.blind > 0) & (p.threshold >= 1)) | (seen[0] < p.threshold)
+        return within & (p.threshold > 0) & similar, s.replace(change=seen[0])
+
+    def after_full(self, m: Arithmetic, p: Numbers, s: Numbers, step: Number, seen: Sequence[Number]) -> Numbers:
+        return s.replace(row=0.0, accumulated=0.0)
+
+    def after_forecast(self, m: Arithmetic, p: Numbers, s: Numbers, step: Number, seen: Sequence[Number]) -> Numbers:
+        return s.replace(cached=s.cached + 1, row=s.row + 1, accumulated=s.accumulated + s.change)
 
 
-class _Similarity(Watcher):
-    """DBCache's order of tests: the budget, the row, the sum of changes, then the change itself."""
-
-    def __init__(self, guard: FirstBlockGuard) -> None:
-        super().__init__()
-        self.guard = guard
-        self.state = {"cached": 0, "row": 0, "accumulated": 0.0, "change": 0.0}
-
-    def skips(self, step: int, measured: Sequence[float]) -> bool:
-        guard, state = self.guard, self.state
-        state["change"] = measured[0]
-        if 0 <= guard.max_cached <= state["cached"] or 0 <= guard.max_continuous <= state["row"]:
-            return False
-        if guard.max_accumulated is not None and state["accumulated"] >= guard.max_accumulated:
-            return False
-        if guard.threshold <= 0:
-            return False
-        return (guard.blind and guard.threshold >= 1) or measured[0] < guard.threshold
-
-    def after_full(self, step: int, measured: Sequence[float]) -> None:
-        self.state["row"] = 0
-        self.state["accumulated"] = 0.0
-
-    def after_forecast(self, step: int, measured: Sequence[float]) -> None:
-        self.state["cached"] += 1
-        self.state["row"] += 1
-        self.state["accumulated"] += self.state["change"]
+def _or_infinite(most: int) -> float:
+    return math.inf if most < 0 else most

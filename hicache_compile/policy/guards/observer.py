@@ -1,4 +1,4 @@
-"""Not a decision: every step is computed, and what guards would decide by is written down to fit them to the model."""
+"""Measures what guards are fitted by; every step is computed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hicache_compile.errors import one_of, whole_number
-from hicache_compile.policy.guards.base import Guard, Measure, Probe, Signal, Watcher
+from hicache_compile.policy.guards.arithmetic import Arithmetic, Number, Numbers, Truth
+from hicache_compile.policy.guards.base import Guard, Measure, Probe, Signal
 from hicache_compile.policy.guards.teacache import SIGNALS
 
 
@@ -19,7 +20,7 @@ class ObserverGuard(Guard):
 
     Args:
         signal: see ``TeaCacheGuard``.
-        blocks: how many blocks are looked into.
+        blocks: how many of the first blocks are measured.
     """
 
     signal: str = "modulated"
@@ -34,23 +35,8 @@ class ObserverGuard(Guard):
     def probe(self) -> Probe:
         return Probe(Measure.OBSERVE, Signal(self.signal), self.blocks)
 
-    def watch(self, num_steps: int | None) -> Watcher:
-        return Recorder()
+    def ask(self, m: Arithmetic, p: Numbers, s: Numbers, step: Number, seen: Sequence[Number]) -> tuple[Truth, Numbers]:
+        return False, s  # every step is forced
 
     def forces(self, step: int, num_steps: int | None) -> bool:
         return True
-
-
-class Recorder(Watcher):
-    """Keeps all that was measured, by step."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: dict[int, list[float]] = {}
-
-    def skips(self, step: int, measured: Sequence[float]) -> bool:
-        return False  # every step is forced
-
-    def after_full(self, step: int, measured: Sequence[float]) -> None:
-        if measured:
-            self.seen[step] = list(measured)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from hicache_compile.errors import real_number, whole_number
-from hicache_compile.policy.guards.base import Guard, Measure, Probe, Signal, Watcher, nonnegative
+from hicache_compile.policy.guards.arithmetic import Arithmetic, Number, Numbers, Truth
+from hicache_compile.policy.guards.base import Guard, Measure, Probe, Signal, nonnegative
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,9 @@ class SpeCaGuard(Guard):
     least: int = 2
     blocks: int = 1
 
+    remembers: ClassVar[Mapping[str, float]] = {"row": 0.0, "rejected": 0.0}
+    numbers_are_data: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         self.check()
         nonnegative("SpeCaGuard", "threshold", self.threshold)
@@ -44,30 +49,22 @@ class SpeCaGuard(Guard):
     def probe(self) -> Probe:
         return Probe(Measure.VERIFY, Signal.RESIDUAL, self.blocks)
 
-    def numbers(self, num_steps: int | None) -> list[float]:
-        length = math.inf if num_steps is None else num_steps
-        return [5, self.threshold, self.decay, self.floor, self.least, length]
+    def parameters(self, num_steps: int | None) -> Mapping[str, float | Sequence[float]]:
+        return {
+            "threshold": self.threshold,
+            "decay": self.decay,
+            "floor": self.floor,
+            "least": self.least,
+            "length": math.inf if num_steps is None else num_steps,
+        }
 
-    def watch(self, num_steps: int | None) -> Watcher:
-        return _Verifier(self, num_steps)
+    def ask(self, m: Arithmetic, p: Numbers, s: Numbers, step: Number, seen: Sequence[Number]) -> tuple[Truth, Numbers]:
+        return (p.threshold > 0) & (s.rejected == 0), s
 
+    def after_full(self, m: Arithmetic, p: Numbers, s: Numbers, step: Number, seen: Sequence[Number]) -> Numbers:
+        return s.replace(row=0.0, rejected=0.0)
 
-class _Verifier(Watcher):
-    def __init__(self, guard: SpeCaGuard, num_steps: int | None) -> None:
-        super().__init__()
-        self.guard = guard
-        self.num_steps = num_steps
-        self.state = {"row": 0, "rejected": 0}
-
-    def skips(self, step: int, measured: Sequence[float]) -> bool:
-        return self.guard.threshold > 0 and not self.state["rejected"]
-
-    def after_full(self, step: int, measured: Sequence[float]) -> None:
-        self.state = {"row": 0, "rejected": 0}
-
-    def after_forecast(self, step: int, measured: Sequence[float]) -> None:
-        self.state["row"] += 1
-        progress = step / self.num_steps if self.num_steps else 0.0
-        limit = max(self.guard.floor, self.guard.threshold * self.guard.decay**progress)
-        judged = self.state["row"] >= self.guard.least
-        self.state["rejected"] = int(judged and bool(measured) and not measured[0] <= limit)
+    def after_forecast(self, m: Arithmetic, p: Numbers, s: Numbers, step: Number, seen: Sequence[Number]) -> Numbers:
+        limit = m.maximum(p.floor, p.threshold * p.decay ** (step / p.length))
+        rejected = (s.row + 1 >= p.least) & m.negate(seen[0] <= limit)
+        return s.replace(row=s.row + 1, rejected=m.where(rejected, 1.0, 0.0))

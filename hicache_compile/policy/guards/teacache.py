@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from hicache_compile.errors import HiCacheError, numbers, one_of, true_or_false
-from hicache_compile.policy.guards.base import Guard, Measure, Probe, Signal, Watcher, nonnegative
+from hicache_compile.policy.guards.arithmetic import Arithmetic, HostArithmetic, Number, Numbers, Truth
+from hicache_compile.policy.guards.base import Guard, Measure, Probe, Signal, nonnegative
 
 TERMS = 10  # of the polynomial, at most
 SIGNALS = (Signal.MODULATED, Signal.MODULATION, Signal.TIME, Signal.RESIDUAL)
@@ -35,6 +37,9 @@ class TeaCacheGuard(Guard):
     exact: bool = False
     reference: str = "previous"
 
+    remembers: ClassVar[Mapping[str, float]] = {"accumulated": 0.0}
+    numbers_are_data: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         self.check()
         nonnegative("TeaCacheGuard", "threshold", self.threshold)
@@ -51,30 +56,25 @@ class TeaCacheGuard(Guard):
         blocks = 1 if signal is Signal.RESIDUAL else 0
         return Probe(Measure.CHANGE, signal, blocks, every_step=self.reference == "previous")
 
-    def watch(self, num_steps: int | None) -> Watcher:
-        return _Accumulator(self)
+    def parameters(self, num_steps: int | None) -> Mapping[str, float | Sequence[float]]:
+        powers = (0.0,) * (TERMS - len(self.coefficients)) + self.coefficients
+        return {"threshold": self.threshold, "exact": self.exact, "coefficients": powers}
 
-    def numbers(self, num_steps: int | None) -> list[float]:
-        powers = [0.0] * (TERMS - len(self.coefficients)) + list(self.coefficients)
-        return [0, self.threshold, float(self.exact), *powers]
+    def ask(self, m: Arithmetic, p: Numbers, s: Numbers, step: Number, seen: Sequence[Number]) -> tuple[Truth, Numbers]:
+        total = s.accumulated + _rescaled(m, p, seen[0])
+        return (p.threshold > 0) & (total < p.threshold), s.replace(accumulated=total)
+
+    def after_full(self, m: Arithmetic, p: Numbers, s: Numbers, step: Number, seen: Sequence[Number]) -> Numbers:
+        return s.replace(accumulated=0.0)
 
     def rescaled(self, change: float) -> float:
         """The polynomial at ``change``."""
-        total = 0.0
-        for coefficient in self.coefficients:
-            total = total * change + coefficient
-        return total if self.exact else max(0.0, total)
+        return float(_rescaled(HostArithmetic(), Numbers(self.parameters(None)), change))
 
 
-class _Accumulator(Watcher):
-    def __init__(self, guard: TeaCacheGuard) -> None:
-        super().__init__()
-        self.guard = guard
-        self.state = {"accumulated": 0.0}
-
-    def skips(self, step: int, measured: Sequence[float]) -> bool:
-        self.state["accumulated"] += self.guard.rescaled(measured[0])
-        return self.guard.threshold > 0 and self.state["accumulated"] < self.guard.threshold
-
-    def after_full(self, step: int, measured: Sequence[float]) -> None:
-        self.state["accumulated"] = 0.0
+def _rescaled(m: Arithmetic, p: Numbers, change: Number) -> Number:
+    """The polynomial at ``change``, cut off at 0 unless it is taken as published."""
+    total = 0.0 * change
+    for coefficient in p.coefficients:
+        total = total * change + coefficient
+    return m.where(p.exact > 0, total, m.maximum(total, 0.0))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from hicache_compile.errors import HiCacheError, real_number, true_or_false, whole_number
+from hicache_compile.policy.run import RunInfo
 
 
 @runtime_checkable
@@ -114,9 +115,9 @@ class StepMask:
             raise HiCacheError(f"step {step}: StepMask.mask covers only {len(self.mask)} steps")
         return self.mask[step] == "1"
 
-    def from_step(self, step: int) -> StepMask:
-        """The mask of what is left from ``step`` on; its first step is computed."""
-        return StepMask("1" + self.mask[step + 1 :])
+    def bind(self, run: RunInfo) -> StepMask:
+        """The mask of what is left from the start of ``run`` on; its first step is computed."""
+        return StepMask("1" + self.mask[run.start + 1 :]) if run.start else self
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from hicache_compile.errors import HiCacheError, true_or_false, whole_number
-from hicache_compile.key_partitions import Split
+from hicache_compile.key_partitions import KeyPartitions
+from hicache_compile.policy.compatibility import Trait
 from hicache_compile.policy.schedules.base import in_window
 
 
@@ -33,6 +35,8 @@ class DiTangoSchedule:
     partitions: int | None = None
     distributed: bool = False
 
+    traits: ClassVar[frozenset[Trait]] = frozenset({Trait.PARTITIONS})
+
     def __post_init__(self) -> None:
         owner = "DiTangoSchedule"
         ratio = self.cache_ratio
@@ -59,22 +63,8 @@ class DiTangoSchedule:
             "DiTangoSchedule", step, num_steps, self.warmup, self.cooldown, strict=True
         )
 
-    def split(self) -> Split:
-        """How the keys are split, in this process.
-
-        Raises:
-            HiCacheError: ``distributed`` without a process group, or with one of another size.
-        """
+    def key_partitions(self) -> KeyPartitions:
+        """How the keys are partitioned; with 0 partitions where the number of ranks says how many."""
         if not self.distributed:
-            return Split(self.groups, self.partitions or 2 * self.groups)
-        import torch.distributed as dist
-
-        if not dist.is_available() or not dist.is_initialized():
-            raise HiCacheError("DiTangoSchedule.distributed: must be used where torch.distributed is initialised")
-        ranks = dist.get_world_size()
-        if self.partitions not in (None, ranks) or ranks % self.groups or ranks < 2:
-            raise HiCacheError(
-                f"DiTangoSchedule.partitions = {self.partitions}, groups = {self.groups}: must be the {ranks} ranks, "
-                "at least 2, in equal groups"
-            )
-        return Split(self.groups, ranks, distributed=True)
+            return KeyPartitions(self.groups, self.partitions or 2 * self.groups)
+        return KeyPartitions(self.groups, self.partitions or 0, distributed=True)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from hicache_compile.errors import HiCacheError, numbers, one_of, true_or_false, whole_number
+from hicache_compile.policy.compatibility import Trait
+from hicache_compile.policy.run import RunInfo, bound
 from hicache_compile.policy.schedules.base import Schedule, in_window
 
 KINDS = (
@@ -63,9 +65,10 @@ class Broadcast:
                 return True
         return (step - self.warmup) % self.every == 0
 
-    def timed(self, times: Sequence[float]) -> Broadcast:
-        """The same for a run with these timesteps."""
-        return self if self.window is None else replace(self, times=tuple(times))
+    def bind(self, run: RunInfo) -> Broadcast:
+        """The schedule for ``run``, with its timesteps."""
+        times = None if self.window is None else run.times()
+        return self if times is None else replace(self, times=tuple(times))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +108,10 @@ class KeySteps:
         before = timestep("KeySteps.keys", step - 1, num_steps, self.times) if step else float("inf")
         return any(time <= key < before for key in self.keys)
 
-    def timed(self, times: Sequence[float]) -> KeySteps:
-        """The same for a run with these timesteps."""
-        return replace(self, times=tuple(times))
+    def bind(self, run: RunInfo) -> KeySteps:
+        """The schedule for ``run``, with its timesteps."""
+        times = run.times()
+        return self if times is None else replace(self, times=tuple(times))
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,8 @@ class PerKind:
     """
 
     schedules: Mapping[str, Any]
+
+    traits: ClassVar[frozenset[Trait]] = frozenset({Trait.PER_KIND})
 
     def __post_init__(self) -> None:
         if not isinstance(self.schedules, Mapping) or not self.schedules:
@@ -145,10 +151,9 @@ class PerKind:
         """Whether every kind is computed."""
         return all(schedule.computes(step, num_steps) for schedule in self.schedules.values())
 
-    def timed(self, times: Sequence[float]) -> PerKind:
-        """The same for a run with these timesteps."""
-        timed = {k: s.timed(times) if hasattr(s, "timed") else s for k, s in self.schedules.items()}
-        return PerKind(timed)
+    def bind(self, run: RunInfo) -> PerKind:
+        """The schedules for ``run``."""
+        return PerKind({kind: bound(schedule, run) for kind, schedule in self.schedules.items()})
 
 
 def timestep(owner: str, step: int, num_steps: int | None, times: Sequence[float] | None) -> float:

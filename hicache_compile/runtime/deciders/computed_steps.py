@@ -7,17 +7,15 @@ from typing import Any
 
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.sparsity.chipmunk import Chipmunk
-from hicache_compile.policy.sparsity.phases import PHASES, SPARSE, Phase
+from hicache_compile.policy.sparsity.phases import Phase
 from hicache_compile.runtime.deciders.bridging import bridged
 from hicache_compile.runtime.deciders.sparse_phases import Ageing
 
-FULL = "full"
 
+class ComputedSteps:
+    """The computed steps of one run so far, of the sites that are decided together.
 
-class Anchors:
-    """The computed steps of one run so far. ``steps``: those that are remembered, in order.
-
-    ``sparsity``: how sparse computed steps are; without it each is computed in full.
+    ``steps``: those that are remembered, in order. ``sparsity``: how sparse computed steps are; ``None``: dense.
     """
 
     def __init__(self, sparsity: Chipmunk | None = None) -> None:
@@ -26,53 +24,43 @@ class Anchors:
         self._refreshed: set[int] = set()
         self._ageing = Ageing(sparsity) if sparsity is not None else None
 
-    def choice(self, step: int) -> str:
-        """The program of ``step``, should it be computed."""
-        phase = Phase.DENSE if self._ageing is None else self._ageing.phase(step)
-        return FULL if phase is Phase.DENSE else str(phase)
-
-    def compute(self, step: int) -> str:
-        """``step`` is computed, by the program that is returned."""
-        choice = self.choice(step)
+    def compute(self, step: int) -> Phase:
+        """``step`` is computed, in the phase that is returned."""
+        phase = Phase.DENSE
         if self._ageing is not None and self.sparsity is not None:
-            if not self._ageing.compute(step).is_sparse:
+            phase = self._ageing.compute(step)
+            if not phase.is_sparse:
                 self._refreshed.add(step)
             elif self.sparsity.anchors == "dense":
-                return choice
+                return phase
         self.steps.append(step)
-        return choice
+        return phase
 
     def weights(self, policy: Policy, step: int, most: int) -> list[float]:
         """Weights over the newest of ``steps``, newest first, to forecast ``step``."""
-        weights = policy.weights(self.steps, step, most)
+        return self.bridged(policy, policy.weights(self.steps, step, most))
+
+    def bridged(self, policy: Policy, weights: list[float]) -> list[float]:
+        """``weights`` over the anchors that ``policy`` reads; over those on both sides of a dense step, see
+        ``bridging``."""
         if self.sparsity is None or self.sparsity.anchors != "bridged":
             return weights
         return bridged(weights, policy.eligible(self.steps)[: len(weights)], self._refreshed)
 
-    def standing(self) -> dict[str, Any]:
-        """All that the next steps depend on, as plain data."""
-        aged = {} if self._ageing is None else {"ageing": self._ageing.standing()}
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that later steps depend on, as plain data."""
+        aged = {} if self._ageing is None else {"ageing": self._ageing.state_dict()}
         return {"computed": self.steps, "refreshed": sorted(self._refreshed), **aged}
 
-    def restore(self, standing: Mapping[str, Any]) -> None:
-        """Go on from what ``standing`` returned."""
-        self.steps, self._refreshed = list(standing["computed"]), set(standing["refreshed"])
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state_dict`` returned."""
+        self.steps, self._refreshed = list(state["computed"]), set(state["refreshed"])
         if self._ageing is not None:
-            self._ageing.restore(standing["ageing"])
+            self._ageing.load_state_dict(state["ageing"])
 
 
 def letters_of(policy: Policy, num_steps: int, sparsity: Chipmunk | None) -> str:
     """``policy.decisions(num_steps)``, with ``S`` for the steps that ``sparsity`` makes sparse."""
-    anchors = Anchors(sparsity)
+    computed = ComputedSteps(sparsity)
     decisions = enumerate(policy.decisions(num_steps))
-    return "".join(letter_of(anchors.compute(step)) if letter == "F" else letter for step, letter in decisions)
-
-
-def is_computed(choice: str) -> bool:
-    """Whether a program of this name computes every site."""
-    return choice == FULL or choice in PHASES
-
-
-def letter_of(choice: str) -> str:
-    """``S`` for a program that computes sparsely, ``F`` for any other that computes."""
-    return "S" if choice in SPARSE else "F"
+    return "".join("S" if letter == "F" and computed.compute(step).is_sparse else letter for step, letter in decisions)

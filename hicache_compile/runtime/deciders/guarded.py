@@ -1,66 +1,105 @@
-"""A policy with guards, as one run of one context goes along: what was measured, decided and computed so far."""
+"""Guards decide on the host, by what probes measure in the middle of a step."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from hicache_compile.passes.graph.choices import Choice, Kind
+from hicache_compile.passes.work import Rewrite
+from hicache_compile.policy.guards import Measure, Signal
 from hicache_compile.policy.policy import Policy
+from hicache_compile.policy.schedules.base import Free
 from hicache_compile.policy.sparsity.chipmunk import Chipmunk
-from hicache_compile.runtime.deciders.computed_steps import Anchors
-from hicache_compile.runtime.deciders.scheduled import Inputs
+from hicache_compile.runtime.deciders.base import Ask, Asking, Decider, Decision, Inputs, Measured
+from hicache_compile.runtime.deciders.rows import AnchorRows, RowSpec
 
 log = logging.getLogger(__name__)
 
 
-class Course:
-    """The decisions of one run, made as it goes. The counterpart of ``Plan`` for policies with guards.
+class GuardedDecider(Decider):
+    """The decisions of one run under guards, made as it goes along.
 
-    Args:
-        policy, num_steps, depth, start, sparsity: see ``Plan``.
+    Args: see ``ScheduledDecider``.
     """
 
     def __init__(
-        self, policy: Policy, num_steps: int | None, depth: int, start: int = 0, sparsity: Chipmunk | None = None
+        self,
+        policy: Policy,
+        rewrite: Rewrite,
+        spec: RowSpec,
+        num_steps: int | None,
+        start: int = 0,
+        sparsity: Chipmunk | None = None,
     ) -> None:
-        self.policy = policy.sized(num_steps)
-        self.num_steps = num_steps
-        self.depth = depth
-        self.start = start
-        self.watchers = [guard.watch(num_steps) for guard in policy.guards]
-        self.anchors = Anchors(sparsity)
+        super().__init__(num_steps, start)
+        self.policy = policy
+        self.rewrite = rewrite
+        self.rows = AnchorRows(policy, spec, num_steps, start, sparsity)
+        self.rules = [guard.watch(num_steps) for guard in policy.guards]
         self.skipped = 0  # in a row
-        self.nonfinite = 0
-        self.rows: dict[int, list[float]] = {}
-        self.positions: dict[int, int] = {}
-        self._uploaded: dict[tuple[float, ...] | int, torch.Tensor] = {}
+        self.seen: dict[int, Measured] = {}  # what was measured after each step
+        self._stages = {stage.guard: stage for stage in rewrite.stages}
+        schedules = getattr(policy.schedule, "schedules", {})
+        self._schedules = {group: schedules.get(group, policy.schedule) for group in spec.groups}
 
-    def standing(self) -> dict[str, Any]:
-        """All that the next decisions depend on, as plain data."""
-        watched = [dict(watcher.state) for watcher in self.watchers]
-        return {**self.anchors.standing(), "skipped": self.skipped, "nonfinite": self.nonfinite, "watched": watched}
-
-    def restore(self, standing: Mapping[str, Any]) -> None:
-        """Go on from what ``standing`` returned."""
-        self.anchors.restore(standing)
-        self.skipped, self.nonfinite = int(standing["skipped"]), int(standing["nonfinite"])
-        for watcher, state in zip(self.watchers, standing["watched"], strict=True):
-            watcher.state.update(state)
+    @property
+    def computed(self) -> list[int]:
+        """The computed steps so far."""
+        return next(iter(self.rows.tracks.values())).steps
 
     def forces(self, step: int) -> bool:
         """Whether ``step`` is computed whatever is measured."""
         capped = any(g.max_skips is not None and self.skipped >= g.max_skips for g in self.policy.guards)
-        return not self.anchors.steps or capped or self.policy.forces(step, self.num_steps)
+        return not self.computed or capped or self.policy.forces(step, self.num_steps)
 
-    def skips(self, number: int, step: int, measured: Sequence[float]) -> bool:
-        """Whether guard ``number`` ends ``step`` in a forecast. What is no finite number never does."""
-        if not self.is_finite(measured[:1], step, number):
-            return False
-        return self.watchers[number].skips(step, measured)
+    def decide(self, step: int, forced: bool) -> Asking:
+        forced = whole = forced or self.forces(step)
+        skip = Choice.FORECAST
+        for number, rule in enumerate(self.rules):
+            measured: Measured = []
+            if number in self._stages:
+                stage = self._stages[number]
+                measured = yield Ask(stage.probe, number, not forced)
+                skip = stage.skip
+            if forced:
+                continue
+            if not self.is_finite(measured[:1], step, number):
+                forced = True
+            elif rule.skips(step, measured):
+                return self._skip(step, number, skip)
+        return self._compute(step, whole)
+
+    def _skip(self, step: int, number: int, choice: Choice) -> Decision:
+        self.skipped += 1
+        own = self.rules[number].weights()
+        if own is not None and len(own) > len(self.computed):
+            own = None
+        self.rows.lay(step, (), own)
+        return Decision(choice, "s" if number else ".", self._late(Measure.VERIFY, Signal.RESIDUAL))
+
+    def _compute(self, step: int, whole: bool) -> Decision:
+        """No guard skipped: kinds that are decided each by itself follow their schedules, all else is computed."""
+        computed = [g for g, s in self._schedules.items() if whole or self._free(s) or s.computes(step, self.num_steps)]
+        rows = self.rows.lay(step, computed)
+        choice = self.rewrite.choice(rows.forecasts, rows.phases)
+        if not choice.forecasts:
+            self.skipped = 0
+        letter = "p" if choice.partial else "." if choice.forecasts else "S" if choice.is_sparse else "F"
+        measured = self._late(Measure.CHANGE, Signal.SITES) + self._late(Measure.OBSERVE, None)
+        return Decision(choice, letter, measured if len(self.computed) > 1 and not choice.forecasts else ())
+
+    def _free(self, schedule: object) -> bool:
+        return len(self.rows.spec.groups) == 1 or isinstance(schedule, Free)
+
+    def _late(self, measure: Measure, signal: Signal | None) -> tuple[int, ...]:
+        """The guards that measure such steps when they are made."""
+        probes = enumerate(guard.probe for guard in self.policy.guards)
+        return tuple(n for n, probe in probes if probe.measure is measure and signal in (None, probe.signal))
 
     def is_finite(self, measured: Sequence[float], step: int, number: int) -> bool:
         """Whether a measurement can be decided by; one that cannot is counted, and warned about."""
@@ -71,45 +110,29 @@ class Course:
         log.warning("step %d: %s measured %s, which is no finite number: the step is computed", step, name, measured)
         return False
 
-    def compute(self, step: int) -> str:
-        """``step`` is computed, by the program that is returned."""
-        choice = self.anchors.compute(step)
-        self.skipped = 0
-        self.positions[step] = (len(self.anchors.steps) - 1) % self.depth
-        self.rows[step] = [0.0] * self.depth
-        return choice
+    def after(self, step: int, decision: Decision, measured: Mapping[int, Measured]) -> None:
+        full = decision.choice.kind is not Kind.FORECAST
+        for number, rule in enumerate(self.rules):
+            found = measured.get(number, [])
+            if found:
+                self.seen[step] = found
+            if found and not self.is_finite(found, step, number):
+                found = [] if full else [math.inf]
+            (rule.after_full if full else rule.after_forecast)(step, found)
 
-    def forecast(self, step: int, number: int = 0) -> None:
-        """``step`` is forecast, by leave of guard ``number``."""
-        self.skipped += 1
-        newest = len(self.anchors.steps) - 1
-        weights = self.watchers[number].weights() if self.watchers else None
-        if weights is None or len(weights) > len(self.anchors.steps):
-            weights = self.anchors.weights(self.policy, step, self.depth)
-        row = [0.0] * self.depth
-        for age, weight in enumerate(weights[: self.depth]):
-            row[(newest - age) % self.depth] = weight
-        self.rows[step] = row
-        self.positions[step] = newest % self.depth
+    def choices(self, num_steps: int) -> Iterable[Choice]:
+        return [choice for choice in self.rewrite.programs if choice != Choice.PLAIN]
 
-    def after(self, step: int, full: bool, measured: Sequence[float] = ()) -> None:
-        """``step`` was made; ``measured``: by the guard that measures such steps."""
-        if measured and not self.is_finite(measured, step, 0):
-            measured = () if full else (math.inf,)
-        for watcher in self.watchers:
-            (watcher.after_full if full else watcher.after_forecast)(step, measured)
+    def inputs(self, step: int, decision: Decision, device: torch.device, dtype: torch.dtype) -> Inputs:
+        return self.rows.inputs(step, device, dtype)
 
-    def inputs(self, step: int, device: torch.device, dtype: torch.dtype) -> Inputs:
-        """What a program of ``step`` reads, once it is decided."""
-        place = self.positions[step]
-        if place not in self._uploaded:
-            self._uploaded[place] = torch.tensor([place], device=device)
-        row = tuple(self.rows[step])
-        if row not in self._uploaded:
-            while len(self._uploaded) > 64 + self.depth:
-                del self._uploaded[next(key for key in self._uploaded if isinstance(key, tuple))]
-            # A multiple of 16 bytes: a misaligned input would be copied before every forecast.
-            padded = torch.zeros(-(-self.depth // 4) * 4, dtype=dtype)
-            padded[: self.depth] = torch.tensor(row, dtype=torch.float64)
-            self._uploaded[row] = padded.to(device, non_blocking=True)[: self.depth]
-        return {"position": self._uploaded[place], "weights": self._uploaded[row]}
+    def state_dict(self) -> dict[str, Any]:
+        rules = [rule.state for rule in self.rules]
+        kept = {"skipped": self.skipped, "nonfinite": self.nonfinite, "rules": rules, "step": len(self.rows.steps)}
+        return {**self.rows.state_dict(), **kept}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.rows.load_state_dict(state, int(state["step"]))
+        self.skipped, self.nonfinite = int(state["skipped"]), int(state["nonfinite"])
+        for rule, remembered in zip(self.rules, state["rules"], strict=True):
+            rule.load(remembered)

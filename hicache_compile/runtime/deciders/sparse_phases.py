@@ -48,11 +48,11 @@ class Ageing:
             self.since_dense, self.last_dense = 0, step
         return phase
 
-    def standing(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, int]:
         """All that the next phases depend on, as plain data."""
         return {"computed": self.computed, "last_dense": self.last_dense, "since_dense": self.since_dense}
 
-    def restore(self, standing: Mapping[str, Any]) -> None:
-        """Go on from what ``standing`` returned."""
-        self.computed, self.last_dense = int(standing["computed"]), int(standing["last_dense"])
-        self.since_dense = int(standing["since_dense"])
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state_dict`` returned."""
+        self.computed, self.last_dense = int(state["computed"]), int(state["last_dense"])
+        self.since_dense = int(state["since_dense"])

@@ -1,4 +1,4 @@
-"""The weights a call reads, and how a change of them is noticed."""
+"""Detect changed parameters."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from hicache_compile.runtime.storage.rings import Token
 _version = attrgetter("_version")
 
 
-class Weights:
-    """The parameters and buffers one call of a captured graph reads."""
+class Parameters:
+    """The parameters and buffers that one call of a captured graph reads."""
 
     def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
         self.tensors = tensors
@@ -21,5 +21,5 @@ class Weights:
         self._versioned = [tensor for tensor in tensors if not tensor.is_inference()]
 
     def token(self, epoch: int) -> Token:
-        """Changes when a weight is replaced or written to; ``epoch`` counts the changes no version shows."""
+        """Changes when a parameter is replaced or written to; ``epoch`` counts the changes no version shows."""
         return epoch, self._ids, tuple(map(_version, self._versioned))

@@ -1,7 +1,7 @@
 """Steps without Dynamo: what its guards let through once in a run is called again directly.
 
 Dynamo's guards and its gathering of inputs walk the whole module tree, which on FLUX takes longer than launching a
-forecast step. They run at the first step of every run and of every look a call has; the steps after it check
+forecast step. They run at the first step of every run and of every signature of a call; the steps after it check
 
 - the arguments: types, shapes, strides, dtypes, devices, which of them are one tensor, and every plain value;
 - torch's global state: autocast, default dtype, determinism, modes; the denoiser's training flag;
@@ -28,10 +28,10 @@ from torch._dynamo.variables.base import AttributeMutationNew, ValueMutationNew
 from torch.nn.modules import module as modules
 from torch.utils import _pytree as pytree
 
-from hicache_compile.runtime.replay.call_signature import UnknownLookError, look_of
-from hicache_compile.runtime.replay.parameters import Weights
+from hicache_compile.runtime.replay.call_signature import UnknownArgumentError, signature_of
+from hicache_compile.runtime.replay.parameters import Parameters
 
-KEPT = 8  # looks of a call that one run may have; beyond, the oldest is forgotten
+KEPT = 8  # signatures of a call that one run may have; beyond, the oldest is forgotten
 
 _registered = itertools.count()
 _registrations = next(_registered)
@@ -88,8 +88,8 @@ def changes_python_state() -> bool:
 class GraphCall:
     """What Dynamo handed to a captured graph in a step, and what the graph returned."""
 
-    again: Callable[[Sequence[Any], Weights], Any]
-    weights: Weights
+    replay: Callable[[Sequence[Any], Parameters], Any]
+    parameters: Parameters
     inputs: Sequence[Any]
     outputs: Sequence[Any]
 
@@ -99,17 +99,17 @@ class Replay:
 
     Args:
         call: the only graph that ran in it.
-        leaves: the tensors among its arguments.
+        tensors: the tensors among its arguments.
         output: what the denoiser returned.
         changes: of the denoiser so far.
 
     Raises:
-        UnknownLookError: its outputs are not those of the graph.
+        UnknownArgumentError: its outputs are not those of the graph.
     """
 
-    def __init__(self, call: GraphCall, leaves: Sequence[torch.Tensor], output: Any, changes: Hashable) -> None:
-        place = {id(leaf): index for index, leaf in enumerate(leaves)}
-        self._again, self._weights = call.again, call.weights
+    def __init__(self, call: GraphCall, tensors: Sequence[torch.Tensor], output: Any, changes: Hashable) -> None:
+        place = {id(tensor): index for index, tensor in enumerate(tensors)}
+        self._call, self._parameters = call.replay, call.parameters
         self._inputs = [None if id(given) in place else given for given in call.inputs]
         self._given = [(index, place[id(given)]) for index, given in enumerate(call.inputs) if id(given) in place]
         made = {id(value): index for index, value in enumerate(call.outputs) if isinstance(value, torch.Tensor)}
@@ -117,60 +117,62 @@ class Replay:
         self._returned = [_origin(value, made, place) for value in returned]
         self._changes = changes
         self._global_state = GlobalStateGuard()
-        tensors = call.weights.tensors
-        self._ends = [(weight, _home(weight)) for weight in (*tensors[:1], *tensors[-1:])]
+        ends = (*call.parameters.tensors[:1], *call.parameters.tensors[-1:])
+        self._ends = [(parameter, _address(parameter)) for parameter in ends]
 
     def is_valid(self, changes: Hashable) -> bool:
-        """Whether nothing changed that the call's look does not show."""
+        """Whether nothing changed that the call's signature does not show."""
         return (
             self._changes == changes
             and self._global_state.check()
-            and all(_home(weight) == home for weight, home in self._ends)
+            and all(_address(weight) == address for weight, address in self._ends)
         )
 
-    def __call__(self, leaves: Sequence[torch.Tensor]) -> Any:
+    def __call__(self, tensors: Sequence[torch.Tensor]) -> Any:
         inputs = self._inputs.copy()
         for index, place in self._given:
-            inputs[index] = leaves[place]
-        outputs = self._again(inputs, self._weights)
-        values = [outputs[at] if made else leaves[at] if made is False else at for made, at in self._returned]
+            inputs[index] = tensors[place]
+        outputs = self._call(inputs, self._parameters)
+        values = [outputs[at] if made else tensors[at] if made is False else at for made, at in self._returned]
         return pytree.tree_unflatten(values, self._spec)
 
 
 class Replays:
-    """The calls of one run in one context that can be made again, by their look."""
+    """The calls of one run in one context that can be made again, by signature."""
 
     def __init__(self) -> None:
         self._known: dict[Hashable, Replay] = {}
 
-    def find(self, look: Hashable, changes: Hashable) -> Replay | None:
-        replay = self._known.get(look)
+    def find(self, signature: Hashable, changes: Hashable) -> Replay | None:
+        replay = self._known.get(signature)
         if replay is None or replay.is_valid(changes):
             return replay
-        del self._known[look]
+        del self._known[signature]
         return None
 
-    def keep(self, look: Hashable, replay: Replay) -> None:
+    def keep(self, signature: Hashable, replay: Replay) -> None:
         while len(self._known) >= KEPT:
             del self._known[next(iter(self._known))]
-        self._known[look] = replay
+        self._known[signature] = replay
 
     def clear(self) -> None:
         self._known.clear()
 
 
-def look_of_call(args: Sequence[Any], kwargs: Mapping[str, Any], training: bool) -> tuple[Hashable, list[torch.Tensor]]:
-    """The look of a call and the tensors in it; of a call that cannot be made again ``None``."""
-    leaves: list[torch.Tensor] = []
+def signature_of_call(
+    args: Sequence[Any], kwargs: Mapping[str, Any], training: bool
+) -> tuple[Hashable, list[torch.Tensor]]:
+    """The signature of a call and the tensors in it; ``None`` for a call that cannot be made again."""
+    tensors: list[torch.Tensor] = []
     if torch._C._len_torch_function_stack() or torch._C._is_torch_function_mode_enabled():
-        return None, leaves
+        return None, tensors
     try:
-        return (training, torch.is_inference_mode_enabled(), look_of((args, dict(kwargs)), leaves)), leaves
-    except UnknownLookError:
-        return None, leaves
+        return (training, torch.is_inference_mode_enabled(), signature_of((args, dict(kwargs)), tensors)), tensors
+    except UnknownArgumentError:
+        return None, tensors
 
 
-def _home(weight: torch.Tensor) -> Hashable:
+def _address(weight: torch.Tensor) -> Hashable:
     return weight.data_ptr(), weight.dtype
 
 
@@ -183,4 +185,4 @@ def _origin(value: Any, made: Mapping[int, int], given: Mapping[int, int]) -> tu
             return False, given[id(value)]
     elif isinstance(value, type(None) | bool | int | float | str):
         return None, value
-    raise UnknownLookError(type(value).__name__)
+    raise UnknownArgumentError(type(value).__name__)

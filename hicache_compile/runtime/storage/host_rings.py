@@ -7,61 +7,86 @@ one slot runs while the host sums the next.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
 
 import torch
 
-from hicache_compile.runtime.deciders.guarded import Course
-from hicache_compile.runtime.deciders.scheduled import Inputs, OwnPlan, Plan
-from hicache_compile.runtime.storage.rings import AnchorState, AnyPlan, RingShape, Token
+from hicache_compile.passes.graph.inputs import Role, StateInput
+from hicache_compile.runtime.deciders.base import Decider, Decision, Inputs
+from hicache_compile.runtime.deciders.rows import POSITION, WEIGHTS, AnchorRows
+from hicache_compile.runtime.storage.rings import Kept, Rings, Token
 
 
-class OffloadedState(AnchorState):
+class HostRings(Rings):
     """Rings of ``depth`` anchors on the CPU behind device rings of one row.
 
     Args:
-        shapes: of the device rings, ``[1, *S]``.
+        kept: shapes on the device, rings ``[1, *S]``.
         depth: anchors kept on the CPU.
     """
 
-    def __init__(self, shapes: Sequence[RingShape], depth: int, memory: Mapping[str, RingShape] | None = None) -> None:
-        super().__init__(shapes, memory)
+    def __init__(self, kept: Kept, depth: int) -> None:
+        super().__init__(kept)
         self.depth = depth
+        shapes = [shape for state, shape in kept.items() if state.role is Role.ANCHORS]
         pinned = any(device.type == "cuda" for _, _, device in shapes)
         with torch.inference_mode(False), torch.no_grad():
             self.host = [torch.zeros((depth, *shape[1:]), dtype=dtype, pin_memory=pinned) for shape, dtype, _ in shapes]
             self.sums = [torch.empty(shape[1:], dtype=dtype, pin_memory=pinned) for shape, dtype, _ in shapes]
-            self.position = torch.zeros(1, dtype=torch.int64, device=self.rings[0].device)
-            self.weights = torch.ones(1, device=self.rings[0].device)
         self._copied = torch.cuda.Event() if pinned else None
+        self._inputs: dict[tuple[int, ...], Inputs] = {}
 
-    def start(self, plan: AnyPlan, trajectory: int, token: Token) -> None:
-        super().start(plan, trajectory, token)
+    @property
+    def anchors(self) -> list[torch.Tensor]:
+        return self.host
+
+    def named(self) -> dict[StateInput, torch.Tensor]:
+        host = iter(self.host)
+        return {state: next(host) if state.role is Role.ANCHORS else kept for state, kept in super().named().items()}
+
+    def start(self, decider: Decider, trajectory: int, token: Token) -> None:
+        super().start(decider, trajectory, token)
         self._wait()
         torch._foreach_zero_(self.host)
 
-    def inputs(self, step: int, dtype: torch.dtype) -> Inputs:
-        return {"position": self.position, "weights": self.weights.to(dtype), **self.memory}
+    def device_rows(self, inputs: Inputs) -> Inputs:
+        weights, position = inputs[WEIGHTS], inputs[POSITION]
+        shape = (*weights.shape[:-1], 1)
+        if shape not in self._inputs:
+            self._inputs[shape] = {WEIGHTS: weights.new_ones(shape), POSITION: torch.zeros_like(position)}
+        return {**inputs, **self._inputs[shape]}
 
-    def before_forecast(self, step: int) -> int:
-        assert isinstance(self.plan, Plan | Course)  # groups are not offloaded
+    def prepare(self, decision: Decision, step: int, together: bool = False) -> int:
+        if not decision.choice.forecasts:
+            return 0
         self._wait()
-        if isinstance(self.plan, OwnPlan):
-            self.plan.measure(self.host, step)
-        for ring, anchors, total in zip(self.rings, self.host, self.sums, strict=True):
+        super().prepare(decision, step, together)  # the Gram matrix is made on the host
+        for slot, ring, anchors in self._slots(step, forecast=True):
             wide = torch.promote_types(anchors.dtype, torch.float32)
-            row = torch.tensor(self.plan.rows[step], dtype=wide)
-            total.copy_(torch.tensordot(row, anchors.to(wide), dims=1))
-            ring[0].copy_(total, non_blocking=True)
+            row = torch.tensor(self._rows.row_of(step, slot), dtype=wide)
+            self.sums[slot].copy_(torch.tensordot(row, anchors.to(wide), dims=1))
+            ring[0].copy_(self.sums[slot], non_blocking=True)
         self._mark()
         return 0
 
-    def after_full(self, step: int) -> None:
-        assert isinstance(self.plan, Plan | Course)  # groups are not offloaded
+    def keep(self, decision: Decision, step: int) -> None:
         self._wait()
-        for ring, anchors in zip(self.rings, self.host, strict=True):
-            anchors[self.plan.positions[step]].copy_(ring[0], non_blocking=True)
+        for slot, ring, anchors in self._slots(step, forecast=False):
+            place = self._rows.steps[step].positions[self._rows.spec.group_of[slot]]
+            anchors[place].copy_(ring[0], non_blocking=True)
         self._mark()
+
+    @property
+    def _rows(self) -> AnchorRows:
+        rows: AnchorRows = self.decider.rows  # type: ignore[union-attr]  # what has rings has rows
+        return rows
+
+    def _slots(self, step: int, forecast: bool) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        """The slots whose group is forecast, or computed, in ``step``."""
+        spec, forecasts = self._rows.spec, self._rows.steps[step].forecasts
+        for slot, (ring, anchors) in enumerate(zip(self.rings, self.host, strict=True)):
+            if (spec.groups[spec.group_of[slot]] in forecasts) == forecast:
+                yield slot, ring, anchors
 
     def _mark(self) -> None:
         if self._copied is not None:

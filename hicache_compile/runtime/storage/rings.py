@@ -1,106 +1,108 @@
-"""Anchors: the rings of one compiled graph in one context."""
+"""Anchors on the device: the rings of one captured graph in one context, and what they are valid for."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
-from hicache_compile.runtime.deciders.guarded import Course
-from hicache_compile.runtime.deciders.scheduled import GroupPlan, Inputs, OwnPlan, Plan
+from hicache_compile.operators import collectives
+from hicache_compile.passes.graph.inputs import Role, StateInput
+from hicache_compile.runtime.deciders.base import Decider, Decision, Inputs
 
-RingShape = tuple[tuple[int, ...], torch.dtype, torch.device]
+Shape = tuple[tuple[int, ...], torch.dtype, torch.device]
+Kept = Mapping[StateInput, Shape]  # what lasts from step to step, in the order of programs
 Token = tuple[object, ...]
 
 
-@runtime_checkable
-class Decided(Protocol):
-    """A run that is decided as it goes along, and goes on after ``restore`` as it stood at ``standing``."""
+class Rings:
+    """Ring buffers, and the memory of probes and sparse steps, at fixed addresses.
 
-    num_steps: int | None
-    depth: int
-    start: int
-    nonfinite: int
-
-    def standing(self) -> dict[str, Any]: ...
-
-    def restore(self, standing: Mapping[str, Any]) -> None: ...
-
-
-AnyPlan = Plan | GroupPlan | Decided
-
-
-class AnchorState:
-    """Ring buffers at fixed addresses, and what they are valid for.
-
-    Made zero at every start, so a ring row without an anchor contributes exactly nothing even if the run
-    before it ended in infinities. ``memory`` is what guards keep from step to step, by name.
+    All are made zero at every start, so a ring row without an anchor contributes exactly nothing even if the run before
+    it ended in infinities.
     """
 
-    def __init__(self, shapes: Sequence[RingShape], memory: Mapping[str, RingShape] | None = None) -> None:
-        self.shapes = tuple(shapes)
-        self.memory_shapes = dict(memory or {})
+    def __init__(self, kept: Kept) -> None:
+        self.kept = kept
         # Inference tensors could not be written outside inference mode, and a run may mix the two.
         with torch.inference_mode(False), torch.no_grad():
-            self.rings = [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in shapes]
-            self.memory = {
-                name: torch.zeros(shape, dtype=dtype, device=device)
-                for name, (shape, dtype, device) in self.memory_shapes.items()
-            }
-        self.plan: AnyPlan | None = None
+            self.tensors = [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in kept.values()]
+        self.decider: Decider | None = None
         self.next_step = -1
         self.trajectory = -1
-        self.run = -1  # the trajectory that `plan` is of, though its anchors may be stale
-        self.weights_token: Token | None = ()  # None: the first that is seen
+        self.run = -1  # the trajectory that `decider` is of, though its anchors may be stale
+        self.token: Token | None = ()  # of the parameters that made them; None: the first that is seen
         self.signature: tuple[object, ...] = ()  # of the graph that wrote them
-        self.suspended: dict[str, Any] | None = None  # what `standing` said when the run was suspended
+        self.suspended: dict[str, Any] | None = None  # the decider's state when the run was suspended
 
     @property
     def nbytes(self) -> int:
-        return sum(kept.untyped_storage().nbytes() for kept in (*self.rings, *self.memory.values()))
+        return sum(kept.untyped_storage().nbytes() for kept in self.tensors)
+
+    @property
+    def rings(self) -> list[torch.Tensor]:
+        """The rings on the device, by slot."""
+        return [t for state, t in zip(self.kept, self.tensors, strict=True) if state.role is Role.ANCHORS]
+
+    @property
+    def anchors(self) -> list[torch.Tensor]:
+        """The anchors, by slot, ``[K, *S]``: wherever they are."""
+        return self.rings
+
+    def named(self) -> dict[StateInput, torch.Tensor]:
+        """Everything a run keeps."""
+        return dict(zip(self.kept, self.tensors, strict=True))
+
+    def memory(self, state: StateInput) -> torch.Tensor:
+        """What is kept under ``state``."""
+        return self.tensors[list(self.kept).index(state)]
 
     def continues(self, trajectory: int, step: int, token: Token) -> bool:
-        """Whether the anchors are those of this trajectory, complete, and made with these weights."""
-        if self.weights_token is None:
-            self.weights_token = token
-        return (self.trajectory, self.next_step, self.weights_token) == (trajectory, step, token)
+        """Whether the anchors are those of this trajectory, complete, and made with these parameters."""
+        if self.token is None:
+            self.token = token
+        return (self.trajectory, self.next_step, self.token) == (trajectory, step, token)
 
-    def start(self, plan: AnyPlan, trajectory: int, token: Token) -> None:
-        """Forget every anchor and follow ``plan``."""
+    def start(self, decider: Decider, trajectory: int, token: Token) -> None:
+        """Forget every anchor and follow ``decider``."""
         with torch.inference_mode(False), torch.no_grad():
-            if kept := [*self.rings, *self.memory.values()]:
-                torch._foreach_zero_(kept)
-        self.plan, self.trajectory, self.weights_token, self.suspended = plan, trajectory, token, None
+            if self.tensors:
+                torch._foreach_zero_(self.tensors)
+        self.decider, self.trajectory, self.token, self.suspended = decider, trajectory, token, None
         self.run = trajectory
 
     def invalidate(self) -> None:
         """The anchors are no longer complete: the next step starts over."""
         self.trajectory = -1
 
-    def standing(self) -> dict[str, Any] | None:
-        """How the run stands as plain data, from which ``resume`` makes its plan again; ``None`` before its start."""
-        if self.plan is None:
+    def state_dict(self) -> dict[str, Any] | None:
+        """The state of the run as plain data, from which ``resume`` goes on; ``None`` before its start."""
+        if self.decider is None:
             return self.suspended
-        course = {"course": self.plan.standing()} if isinstance(self.plan, Decided) else {}
-        return {"depth": self.plan.depth, "start": self.plan.start, **course}
+        return {"start": self.decider.start, "decider": self.decider.state_dict()}
 
-    def resume(self, plan: AnyPlan) -> None:
-        """Go on with ``plan``, made again for a run that was suspended."""
+    def resume(self, decider: Decider) -> None:
+        """Go on with ``decider``, made again for a run that was suspended."""
         assert self.suspended is not None
-        if isinstance(plan, Decided):
-            plan.restore(self.suspended["course"])
-        self.plan, self.suspended = plan, None
+        decider.load_state_dict(self.suspended["decider"])
+        self.decider, self.suspended = decider, None
 
-    def inputs(self, step: int, dtype: torch.dtype) -> Inputs:
-        """What a program of ``step`` reads besides the rings."""
-        assert isinstance(self.plan, Plan | GroupPlan | Course)  # a divided attention has no rings
-        kept = [*self.rings, *self.memory.values()]
-        return {**self.plan.inputs(step, kept[0].device, dtype), **self.memory}
+    def prepare(self, decision: Decision, step: int, together: bool = False) -> int:
+        """Make the anchors ready to be read by a forecast; how often the host waited for the device."""
+        rows = getattr(self.decider, "rows", None)
+        if rows is None or not rows.measures or not decision.choice.forecasts:
+            return 0
+        waited: int = rows.fit(step, self.anchors, collectives.total if together else None)
+        return waited
 
-    def before_forecast(self, step: int) -> int:
-        """Make the rings ready to be read; how often the host waited for the device."""
-        return self.plan.measure(self.rings, step) if isinstance(self.plan, OwnPlan) else 0
+    def device_rows(self, inputs: Inputs) -> Inputs:
+        """``inputs`` as programs read them."""
+        return inputs
 
-    def after_full(self, step: int) -> None:
+    def keep(self, decision: Decision, step: int) -> None:
         """Keep what the program wrote into the rings."""
+
+    def replace(self, after: Mapping[StateInput, torch.Tensor]) -> None:
+        """Take over what a program returned in place of what is kept."""
+        self.tensors = [after.get(state, kept) for state, kept in zip(self.kept, self.tensors, strict=True)]

@@ -1,7 +1,6 @@
 """A run in a file: the policy, the step counter and every anchor, so that it goes on elsewhere, bit for bit.
 
-A safetensors file: tensors are named ``CONTEXT/PLACE/SLOT``, or by the name of what a guard keeps in place of a slot;
-everything else is JSON in its metadata.
+A safetensors file: tensors are named ``CONTEXT/PLACE/STATE``; everything else is JSON in its metadata.
 """
 
 from __future__ import annotations
@@ -17,13 +16,14 @@ from typing import Any
 import torch
 
 from hicache_compile.errors import HiCacheError
+from hicache_compile.passes.graph.inputs import Role, StateInput
 from hicache_compile.policy.json_codec import from_dict, to_dict
 from hicache_compile.policy.policy import Policy
 from hicache_compile.runtime.step import Context
-from hicache_compile.runtime.storage.host_rings import OffloadedState
-from hicache_compile.runtime.storage.rings import AnchorState, RingShape
+from hicache_compile.runtime.storage.host_rings import HostRings
+from hicache_compile.runtime.storage.rings import Rings, Shape
 
-FORMAT = 3
+FORMAT = 4
 KEY = "hicache_compile"
 SAMPLED = 64
 
@@ -74,37 +74,30 @@ def save(path: str | Path, snapshot: Snapshot) -> None:
 def _described(context: Context, index: int, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
     states = []
     for place, state in context.states.items():
-        standing = state.standing()
-        if state.trajectory != context.trajectory or standing is None:
+        decided = state.state_dict()
+        if state.trajectory != context.trajectory or decided is None:
             continue  # left from a run before
-        for name, kept in _tensors(state).items():
-            tensors[f"{index}/{place}/{name}"] = kept.detach().cpu().contiguous()
+        for key, kept in state.named().items():
+            tensors[f"{index}/{place}/{key}"] = kept.detach().cpu().contiguous()
         states.append(
             {
                 "place": place,
-                "shapes": [_shape_to_list(shape) for shape in state.shapes],
-                "memory": {name: _shape_to_list(shape) for name, shape in state.memory_shapes.items()},
+                "kept": [[key.role, key.name, key.slot, _shape_to_list(shape)] for key, shape in state.kept.items()],
                 "signature": list(state.signature),
                 "next_step": state.next_step,
-                "standing": standing,
-                "offloaded": isinstance(state, OffloadedState),
+                "state": decided,
+                "host": state.depth if isinstance(state, HostRings) else None,
             }
         )
     return {"name": context.name, "step": context.step, "letters": context.letters(), "states": states}
 
 
-def _tensors(state: AnchorState) -> dict[str, torch.Tensor]:
-    """All that a run keeps, by name."""
-    rings = state.host if isinstance(state, OffloadedState) else state.rings
-    return {**{str(slot): ring for slot, ring in enumerate(rings)}, **state.memory}
-
-
-def _shape_to_list(shape: RingShape) -> list[Any]:
+def _shape_to_list(shape: Shape) -> list[Any]:
     sizes, dtype, device = shape
     return [list(sizes), str(dtype).removeprefix("torch."), str(device)]
 
 
-def _shape_from_list(described: Sequence[Any]) -> RingShape:
+def _shape_from_list(described: Sequence[Any]) -> Shape:
     sizes, dtype, device = described
     return tuple(sizes), getattr(torch, dtype), torch.device(device)
 
@@ -124,6 +117,8 @@ def load(path: str | Path) -> Snapshot:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
         described = json.loads(metadata[KEY])
+        if described["format"] == 3:  # the format before
+            described = _upgraded(described, tensors)
         if described["format"] != FORMAT:
             raise HiCacheError(f"snapshot.format = {described['format']!r}: must be {FORMAT}")
         policy = from_dict(described["policy"])
@@ -147,21 +142,40 @@ def _context(entry: dict[str, Any], index: int, tensors: dict[str, torch.Tensor]
     return context
 
 
-def _state(described: dict[str, Any], prefix: str, tensors: dict[str, torch.Tensor]) -> AnchorState:
-    shapes = [_shape_from_list(shape) for shape in described["shapes"]]
-    memory = {name: _shape_from_list(shape) for name, shape in described["memory"].items()}
-    standing = described["standing"]
-    if described["offloaded"]:
-        state: AnchorState = OffloadedState(shapes, int(standing["depth"]), memory)
-    else:
-        state = AnchorState(shapes, memory)
-    for name, kept in _tensors(state).items():
-        saved = tensors[f"{prefix}/{name}"]
-        if (kept.shape, kept.dtype) != (saved.shape, saved.dtype):
-            raise HiCacheError(f"snapshot: {name!r} has shape {list(saved.shape)}: must be {list(kept.shape)}")
-        kept.copy_(saved)
-    state.suspended = standing
+def _state(described: dict[str, Any], prefix: str, tensors: dict[str, torch.Tensor]) -> Rings:
+    kept = {
+        StateInput(Role(role), name, slot): _shape_from_list(shape) for role, name, slot, shape in described["kept"]
+    }
+    state = Rings(kept) if described["host"] is None else HostRings(kept, int(described["host"]))
+    for key, into in state.named().items():
+        saved = tensors[f"{prefix}/{key}"]
+        if (into.shape, into.dtype) != (saved.shape, saved.dtype):
+            raise HiCacheError(f"snapshot: '{key}' has shape {list(saved.shape)}: must be {list(into.shape)}")
+        into.copy_(saved)
+    state.suspended = described["state"]
     state.signature = tuple(described["signature"])
     state.next_step = int(described["next_step"])
-    state.weights_token = None  # those of this process, whatever their versions are
+    state.token = None  # the parameters of this process, whatever their versions are
     return state
+
+
+def _upgraded(described: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Format 3 as format 4; ``tensors`` get their new names."""
+    for index, context in enumerate(described["contexts"]):
+        for old in context["states"]:
+            prefix, standing = f"{index}/{old['place']}", old.pop("standing")
+            shapes, memory = old.pop("shapes"), old.pop("memory")
+            old["kept"] = [["memory", name.removeprefix("memory:"), -1, memory[name]] for name in sorted(memory)]
+            old["kept"] += [["anchors", "", slot, shape] for slot, shape in enumerate(shapes)]
+            for slot in range(len(shapes)):
+                tensors[f"{prefix}/{StateInput(Role.ANCHORS, slot=slot)}"] = tensors.pop(f"{prefix}/{slot}")
+            course = dict(standing.get("course", {}))
+            if "computed" in course:  # guards
+                track = {name: course.pop(name) for name in ("computed", "refreshed", "ageing") if name in course}
+                course |= {"tracks": {"": track}, "rules": course.pop("watched"), "step": old["next_step"]}
+            elif "course" in course:  # guards in the graph
+                course["run"] = course.pop("course")
+                course = {name.replace("watched_", "remembered:"): value for name, value in course.items()}
+            old["state"] = {"start": standing["start"], "decider": course}
+            old["host"] = standing["depth"] if old.pop("offloaded") else None
+    return {**described, "format": FORMAT}

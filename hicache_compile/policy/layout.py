@@ -1,0 +1,74 @@
+"""Layout: the part of a policy and its options that determines the compiled graphs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from hicache_compile.key_partitions import KeyPartitions
+from hicache_compile.policy.guards import Measure, Probe, Signal
+from hicache_compile.policy.sparsity.chipmunk import Chipmunk
+
+SCOPES = ("module", "block", "stack", "output")
+NOWHERE = "none"  # the scope of a policy that computes every step and keeps nothing
+WITH_ENDS = ("module", "block", "stack")  # scopes at which the first and last blocks can stay live
+
+Group = tuple[str, int | None]  # a kind of sites that is decided by itself, and in how many first blocks (None: all)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Everything that determines a graph: policies with equal layouts share programs.
+
+    Args:
+        scope, first, last: where the sites are cut, see ``Policy``.
+        probes: what guards measure, in their order.
+        groups: the kinds of sites that are decided each by itself (``PerKind``); none: all are decided together.
+        per_slot: each slot has weights of its own.
+        partitions: how the keys of attentions are partitioned (``DiTangoSchedule``).
+        sparsity: how sparse attention and MLPs are in computed steps.
+        depth: anchors a ring holds.
+        anchors: the dtype anchors are kept in, by torch's name; ``None``: each in the dtype of its slot.
+    """
+
+    scope: str
+    first: int = 0
+    last: int = 0
+    probes: tuple[Probe, ...] = ()
+    groups: tuple[Group, ...] = ()
+    per_slot: bool = False
+    partitions: KeyPartitions | None = None
+    sparsity: Chipmunk | None = None
+    depth: int = 1
+    anchors: str | None = None
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """The block from which on each guard skips."""
+        blocks = [probe.blocks if probe.before and probe.signal is Signal.RESIDUAL else 0 for probe in self.probes]
+        return tuple(max(self.first, count) for count in blocks) or (self.first,)
+
+    @property
+    def observed(self) -> bool:
+        """Whether every step is computed and only measured."""
+        return any(probe.measure is Measure.OBSERVE for probe in self.probes)
+
+    @property
+    def staged(self) -> bool:
+        """Whether guards decide in the middle of a step."""
+        return any(probe.before for probe in self.probes)
+
+    @property
+    def fixed_scope(self) -> bool:
+        """Whether something is measured or told apart that only this scope has."""
+        return bool(self.probes or self.groups or self.per_slot or self.partitions) or self.scope == NOWHERE
+
+    def at(self, scope: str) -> Layout:
+        """The same at another scope: what only this scope has is left out."""
+        if scope == self.scope:
+            return self
+        first, last = (self.first, self.last) if scope in WITH_ENDS else (0, 0)
+        return replace(self, scope=scope, first=first, last=last, probes=(), groups=(), per_slot=False)
+
+    def __str__(self) -> str:
+        kept = f" in {self.anchors}" if self.anchors else ""
+        return f"scope {self.scope}, {self.depth} anchor{'s' * (self.depth > 1)}{kept}"

@@ -1,0 +1,279 @@
+"""Weights and ring positions of the steps of one run, as rows that programs read."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from hicache_compile.errors import HiCacheError
+from hicache_compile.passes.graph.choices import Phases
+from hicache_compile.passes.graph.inputs import Role, StateInput
+from hicache_compile.policy.compatibility import Trait
+from hicache_compile.policy.forecasters import measured_weights
+from hicache_compile.policy.policy import Policy
+from hicache_compile.policy.run import RunInfo
+from hicache_compile.policy.sparsity.chipmunk import Chipmunk
+from hicache_compile.policy.sparsity.phases import Phase
+from hicache_compile.runtime.deciders.computed_steps import ComputedSteps
+
+POSITION, WEIGHTS = StateInput(Role.POSITION), StateInput(Role.WEIGHTS)
+KEPT = 64  # rows of guarded runs that are kept on the device
+
+
+@dataclass(frozen=True, slots=True)
+class RowSpec:
+    """Which row of weights and positions a slot reads.
+
+    Args:
+        depth: anchors a ring holds.
+        groups: groups of sites that are decided each by itself; ``("",)``: all together. Each has a position.
+        group_of: the place of each slot's group, in the order of the rings.
+        per_slot: each slot has a row of weights; else each group.
+        offset: slots of the graphs that are called before this one in a step.
+    """
+
+    depth: int
+    groups: tuple[str, ...] = ("",)
+    group_of: tuple[int, ...] = ()
+    per_slot: bool = False
+    offset: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the weights of a step: ``[K]`` where there is one row."""
+        rows = len(self.group_of) if self.per_slot else len(self.groups)
+        return (rows, self.depth) if rows > 1 or self.per_slot else (self.depth,)
+
+
+@dataclass(slots=True)
+class StepRows:
+    """One step: by group the ring row and how many anchors there are after it, and the weights ``[rows][K]``."""
+
+    positions: list[int]
+    known: list[int]
+    weights: list[list[float]]
+    forecasts: list[str]
+    phases: Phases = ()
+
+
+@dataclass(slots=True)
+class AnchorRows:
+    """The rows of one run, laid out step by step.
+
+    Args:
+        policy: the policy in force.
+        spec: which row a slot reads.
+        num_steps: length of the run; ``None``: unknown.
+        start: the step at which the rings are empty.
+        sparsity: how sparse computed steps are.
+    """
+
+    policy: Policy
+    spec: RowSpec
+    num_steps: int | None
+    start: int = 0
+    sparsity: Chipmunk | None = None
+    tracks: dict[str, ComputedSteps] = field(init=False)
+    steps: list[StepRows] = field(init=False)
+    _bound: Policy = field(init=False)
+    _gram: dict[str, np.ndarray] = field(default_factory=dict)
+    _uploaded: dict[Any, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._bound = self.policy.bind(RunInfo(self.num_steps))
+        self.tracks = {group: ComputedSteps(self.sparsity) for group in self.spec.groups}
+        blank = StepRows([0] * len(self.spec.groups), [0] * len(self.spec.groups), self._zeros(), [])
+        self.steps = [blank] * self.start
+        known = getattr(getattr(self.policy.forecaster, "table", None), "slots", None) if self.spec.per_slot else None
+        if known is not None and self.spec.offset + len(self.spec.group_of) > known:
+            raise HiCacheError(
+                f"Calibrated.table.slots = {known}: must be {self.spec.offset + len(self.spec.group_of)}, the slots of "
+                f"this denoiser at scope {self.policy.scope!r}"
+            )
+
+    def _zeros(self) -> list[list[float]]:
+        rows = self.spec.shape[0] if len(self.spec.shape) > 1 else 1
+        return [[0.0] * self.spec.depth for _ in range(rows)]
+
+    def lay(self, step: int, computed: Collection[str], own: Sequence[float] | None = None) -> StepRows:
+        """Lay out ``step``: the groups ``computed`` write their next row, the others are forecast.
+
+        ``own``: weights, newest first, in place of the forecaster's.
+        """
+        rows = StepRows([], [], self._zeros(), [group for group in self.spec.groups if group not in computed])
+        phases = []
+        for group, track in self.tracks.items():
+            if group in computed:
+                phase = track.compute(step)
+                phases += [(group, phase)] if phase is not Phase.DENSE else []
+            rows.positions.append((len(track.steps) - 1) % self.spec.depth)
+            rows.known.append(len(track.steps))
+        rows.phases = tuple(phases)
+        for place, group in enumerate(self.spec.groups):
+            if group not in computed:
+                self._forecast(rows, step, place, group, own)
+        self.steps.append(rows)
+        return rows
+
+    def _forecast(self, rows: StepRows, step: int, place: int, group: str, own: Sequence[float] | None) -> None:
+        track, known = self.tracks[group], rows.known[place]
+        if own is None and self.spec.per_slot:
+            read = self._bound.eligible(track.steps)[: self.spec.depth]
+            each = self._bound.forecaster.slot_weights(read, step)  # type: ignore[attr-defined]  # Trait.PER_SLOT
+            for slot, at in enumerate(self.spec.group_of):
+                if at == place:
+                    found = track.bridged(self._bound, list(each[self.spec.offset + slot]))
+                    rows.weights[slot] = self._in_ring_order(known, found)
+            return
+        weights = track.weights(self._bound, step, self.spec.depth) if own is None else own
+        for row in self._rows_of(place):
+            rows.weights[row] = self._in_ring_order(known, weights)
+
+    def _rows_of(self, place: int) -> list[int]:
+        """The rows of weights of the group at ``place``."""
+        if not self.spec.per_slot:
+            return [place]
+        return [slot for slot, at in enumerate(self.spec.group_of) if at == place]
+
+    def _in_ring_order(self, computed: int, weights: Sequence[float]) -> list[float]:
+        """``weights``, newest first, as a row of the ring after ``computed`` anchors were written."""
+        row = [0.0] * self.spec.depth
+        for age, weight in enumerate(weights[: self.spec.depth]):
+            row[(computed - 1 - age) % self.spec.depth] = weight
+        return row
+
+    def row_of(self, step: int, slot: int) -> list[float]:
+        """The weights of ``slot`` in ``step``, by ring row."""
+        return self.steps[step].weights[slot if self.spec.per_slot else self.spec.group_of[slot]]
+
+    def anchors(self, step: int, group: str = "") -> list[int]:
+        """The steps whose values a forecast of ``step`` may read, newest first."""
+        place = self.spec.groups.index(group) if group in self.spec.groups else 0
+        track = self.tracks[self.spec.groups[place]]
+        return self.policy.eligible(track.steps[: self.steps[step].known[place]])[: self.spec.depth]
+
+    def assign(self, step: int, weights: Sequence[Sequence[float]]) -> None:
+        """Forecast ``step`` with ``weights``, newest first, one row for each row of weights."""
+        rows = self.steps[step]
+        for row, found in enumerate(weights):
+            place = self.spec.group_of[row] if self.spec.per_slot else row
+            rows.weights[row] = self._in_ring_order(rows.known[place], found)
+        self._refresh(step)
+
+    @property
+    def measures(self) -> bool:
+        """Whether weights are fitted to the anchors."""
+        return Trait.READS_ANCHORS in self.policy.traits
+
+    def fit(self, step: int, rings: Sequence[Sequence[torch.Tensor]], total: Any = None) -> int:
+        """Fit the weights of ``step`` to the anchors, group by group.
+
+        Args:
+            rings: the anchors of each slot, ``[K, *S]`` in a floating dtype.
+            total: sums a Gram matrix over the ranks that sample one thing.
+
+        Returns:
+            How often the host waited for the device: once for each group that was computed since.
+        """
+        waited = 0
+        rows = self.steps[step]
+        for place, group in enumerate(self.spec.groups):
+            if group not in rows.forecasts:
+                continue
+            read = self.anchors(step, group)
+            if group not in self._gram or group not in self.steps[step - 1].forecasts:
+                places = [(rows.known[place] - 1 - age) % self.spec.depth for age in range(len(read))]
+                mine = [ring for slot, ring in enumerate(rings) if self.spec.group_of[slot] == place]
+                gram = torch.stack([_gram(ring[places]) for ring in mine]).sum(0).double()  # type: ignore[index,call-overload]
+                self._gram[group] = (gram if total is None else total(gram)).cpu().numpy()
+                waited += 1
+            found = measured_weights(
+                self._bound.forecaster,  # type: ignore[arg-type]  # Trait.READS_ANCHORS
+                _finite(self._gram[group]),
+                read,
+                step,
+                self.policy.smoothing,
+            )
+            rows.weights[place] = self._in_ring_order(rows.known[place], found)
+        self._refresh(step)
+        return waited
+
+    def inputs(self, step: int, device: torch.device, dtype: torch.dtype) -> dict[StateInput, torch.Tensor]:
+        """What the programs of ``step`` read; rows that come again are uploaded once."""
+        rows = self.steps[step]
+        place = self._kept(("position", *rows.positions), lambda: torch.tensor(rows.positions, device=device))
+        flat = tuple(weight for row in rows.weights for weight in row)
+        return {POSITION: place, WEIGHTS: self._kept(flat, lambda: self._upload([rows], device, dtype)[0])}
+
+    def table(self, device: torch.device, dtype: torch.dtype, steps: int) -> DeviceTable:
+        """The rows of the first ``steps`` on ``device``, uploaded once."""
+        found: DeviceTable | None = self._uploaded.get(DeviceTable)
+        if found is None or (found.device, found.dtype) != (device, dtype) or steps > len(found.weights):
+            positions = torch.zeros(len(self.steps), max(2, len(self.spec.groups)), dtype=torch.int64)
+            positions[:, : len(self.spec.groups)] = torch.tensor([rows.positions for rows in self.steps])
+            found = DeviceTable(
+                device,
+                dtype,
+                [place[: len(self.spec.groups)] for place in positions.to(device, non_blocking=True)],
+                self._upload(self.steps, device, dtype),
+            )
+            self._uploaded[DeviceTable] = found
+        return found
+
+    def _upload(self, steps: Sequence[StepRows], device: torch.device, dtype: torch.dtype) -> list[torch.Tensor]:
+        # Rows start at multiples of 16 bytes: a misaligned input would be copied before every forecast.
+        count = len(steps[0].weights) * self.spec.depth
+        padded = torch.zeros(len(steps), -(-count // 4) * 4, dtype=dtype)
+        flat = [[weight for row in rows.weights for weight in row] for rows in steps]
+        padded[:, :count] = torch.tensor(flat, dtype=torch.float64)
+        return [row[:count].view(self.spec.shape) for row in padded.to(device, non_blocking=True)]
+
+    def _kept(self, key: object, make: Any) -> torch.Tensor:
+        if key not in self._uploaded:
+            while len(self._uploaded) > KEPT:
+                del self._uploaded[next(iter(self._uploaded))]
+            self._uploaded[key] = make()
+        found: torch.Tensor = self._uploaded[key]
+        return found
+
+    def _refresh(self, step: int) -> None:
+        """Write the weights of ``step`` into what is on the device."""
+        table: DeviceTable | None = self._uploaded.get(DeviceTable)
+        if table is not None and step < len(table.weights):
+            rows = torch.tensor(self.steps[step].weights, dtype=torch.float64)
+            table.weights[step].copy_(rows.view(self.spec.shape))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that later rows depend on, as plain data."""
+        return {"tracks": {group: track.state_dict() for group, track in self.tracks.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any], step: int) -> None:
+        """Go on at ``step`` from what ``state_dict`` returned."""
+        for group, track in self.tracks.items():
+            track.load_state_dict(state["tracks"][group])
+        blank = StepRows([0] * len(self.spec.groups), [0] * len(self.spec.groups), self._zeros(), [])
+        self.steps += [blank] * max(0, step - len(self.steps))
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceTable:
+    """By step the positions ``[groups]`` int64 and the weights, on a device."""
+
+    device: torch.device
+    dtype: torch.dtype
+    positions: list[torch.Tensor]
+    weights: list[torch.Tensor]
+
+
+def _gram(anchors: torch.Tensor) -> torch.Tensor:
+    flat = anchors.flatten(1).to(torch.promote_types(anchors.dtype, torch.float32))
+    return flat @ flat.T
+
+
+def _finite(gram: np.ndarray) -> np.ndarray:
+    """``gram``, or that of one anchor alone where a value is not finite: then the newest is reused."""
+    return gram if np.isfinite(gram).all() else np.eye(len(gram))

@@ -1,0 +1,132 @@
+"""What is asked for besides the denoiser, checked in one place for every way in."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from torch._inductor import list_mode_options
+
+from hicache_compile.backends import BACKENDS, keeps_both_branches, takes_mode
+from hicache_compile.errors import HiCacheError, one_of, true_or_false
+from hicache_compile.operators.collectives import require_ranks
+from hicache_compile.policy.compatibility import Trait, check
+from hicache_compile.policy.json_codec import as_policy
+from hicache_compile.policy.layout import Layout
+from hicache_compile.policy.policy import Policy
+from hicache_compile.policy.presets import HiCache, Uncached
+from hicache_compile.policy.sparsity.chipmunk import Chipmunk, as_sparsity
+from hicache_compile.runtime.replay.replay import registrations
+from hicache_compile.runtime.storage.budget import parse_bytes
+
+OWNER = "hicache_compile"
+
+
+@dataclass(frozen=True, slots=True)
+class CompileOptions:
+    """The options of ``hicache_compile``, as they are used.
+
+    Args:
+        policy: of the first trajectory.
+        backend, mode, dynamic: how programs are compiled.
+        sparsity: of computed steps.
+        memory_budget: bytes of anchors on the device, over all contexts.
+        offload: anchors are kept on the CPU.
+        decide_together: the ranks of ``torch.distributed`` run one sampling.
+    """
+
+    policy: Policy
+    backend: str = "inductor"
+    sparsity: Chipmunk | None = None
+    mode: str | None = None
+    dynamic: bool | None = None
+    memory_budget: int | None = None
+    offload: bool = False
+    decide_together: bool = False
+
+    @classmethod
+    def of(cls, policy: Any = None, **given: Any) -> CompileOptions:
+        """The options in the forms a caller may give them.
+
+        Raises:
+            HiCacheError: one of them is not what is allowed, or two cannot be combined.
+        """
+        sparsity = as_sparsity(given.pop("sparsity", None))
+        wanted = Uncached() if policy is None and sparsity is not None else as_policy(policy)
+        budget = parse_bytes(given.pop("memory_budget", None))
+        options = cls(wanted, sparsity=sparsity, memory_budget=budget, **given)
+        one_of(OWNER, "backend", options.backend, BACKENDS)
+        if options.mode is not None and not takes_mode(options.backend):
+            raise HiCacheError(f"{OWNER}.mode = {options.mode!r}: must be None with backend {options.backend!r}")
+        if options.mode is not None:
+            one_of(OWNER, "mode", options.mode, list_mode_options())
+        if options.dynamic not in (None, True, False):
+            raise HiCacheError(f"{OWNER}.dynamic = {options.dynamic!r}: must be None, True or False")
+        true_or_false(OWNER, "offload", options.offload)
+        true_or_false(OWNER, "decide_together", options.decide_together)
+        options.check(wanted)
+        return options
+
+    @classmethod
+    def from_mapping(cls, options: Mapping[str, Any], mode: str | None) -> CompileOptions:
+        """The options of ``torch.compile(backend="hicache", mode=..., options=...)``.
+
+        Raises:
+            HiCacheError: an unknown key, or see ``of``.
+        """
+        known = [field.name for field in fields(cls) if field.name != "dynamic"]
+        for name in options:
+            if name not in known:
+                raise HiCacheError(f"options[{name!r}]: must be one of {', '.join(known)}")
+        return cls.of(**{"policy": HiCache(), "mode": mode, **options})
+
+    @property
+    def cond(self) -> bool:
+        """Whether one program holds every branch."""
+        return keeps_both_branches(self.backend)
+
+    def check(self, policy: Policy) -> None:
+        """Raise unless ``policy`` can run with these options."""
+        check(OWNER, policy.traits | self._traits(policy))
+        partitions = policy.layout.partitions
+        if partitions is not None and partitions.distributed:
+            ranks = require_ranks("DiTangoSchedule.distributed")
+            if partitions.partitions not in (0, ranks) or ranks % partitions.groups or ranks < 2:
+                raise HiCacheError(
+                    f"DiTangoSchedule.partitions = {partitions.partitions or None}, groups = {partitions.groups}: must "
+                    f"be the {ranks} ranks, at least 2, in equal groups"
+                )
+
+    def _traits(self, policy: Policy) -> frozenset[Trait]:
+        sparse = self.sparsity is not None
+        own = {
+            Trait.SPARSITY: sparse,
+            Trait.SPARSE_ATTENTION: sparse and self.sparsity.top_keys is not None,  # type: ignore[union-attr]
+            Trait.ON_ANCHORS: self.offload or self.memory_budget is not None,
+            Trait.OFFLOAD: self.offload,
+            Trait.TOGETHER: self.decide_together,
+            Trait.GRAPH_DECIDES: self.cond and bool(policy.guards),
+        }
+        return frozenset(trait for trait, has in own.items() if has)
+
+    def layout(self, policy: Policy) -> Layout:
+        """The layout of ``policy`` with these options, before a memory budget."""
+        layout = replace(policy.layout, sparsity=self.sparsity)
+        if layout.partitions is not None and layout.partitions.distributed:
+            ranks = require_ranks("DiTangoSchedule.distributed")
+            layout = replace(layout, partitions=replace(layout.partitions, partitions=ranks))
+        return layout
+
+
+@dataclass(slots=True)
+class Shared:
+    """What the threads of one compiled denoiser share and what changes."""
+
+    policy: Policy  # of the next trajectory
+    parameters_epoch: int = 0  # counts changes of parameters that their versions do not show
+    touched: int = 0  # counts what may have changed the denoiser in another way
+
+    def changes(self) -> Hashable:
+        """Different when the denoiser may have changed."""
+        return self.parameters_epoch, self.touched, registrations()
