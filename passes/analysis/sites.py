@@ -1,10 +1,10 @@
-"""Find the sites of a scope: which values a forecast replaces, and what is then no longer computed.
+"""Find the sites of a scope: the values a forecast replaces and the nodes that are then not computed.
 
 Requires   runs of blocks
-Ensures    a working copy of the captured graph and sites on it, each with the region that is dead when
-           its slots are forecast. A slot with a ``carried`` value caches ``node - carried``.
-Refuses    a site that draws random numbers, writes to a value it did not make, hands out a view of
-           its input, or whose expensive nodes are read elsewhere too
+Ensures    a working copy of the captured graph and sites on it, each with the region that is dead when its slots are
+           forecast. A slot with a ``carried`` value caches ``node - carried``.
+Refuses    a site that draws random numbers, writes in place to a value it did not make, returns a view of its input,
+           or contains expensive nodes that are also read outside it
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from hicache_compile.policy.policy import Cut
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A cacheable subgraph: its slots and its region, in graph order. ``group``: the sites it is decided with."""
+    """A cacheable subgraph: its slots and its region in graph order. ``group``: the group of sites with one common
+    decision."""
 
     name: str
     kind: str
@@ -60,10 +61,10 @@ def find_sites(
     probes: tuple[Probe, ...] = (),
     groups: tuple[tuple[str, int | None], ...] = (),
 ) -> Sites:
-    """The sites of ``captured`` at ``scope``, cut as a ``Cut`` of these fields says.
+    """The sites of ``captured`` at ``scope``. The parameters are those of ``Cut``.
 
     Raises:
-        HiCacheError: ``first + last`` leaves no block to cache, or a guard measures what the denoiser does not have.
+        HiCacheError: ``first + last`` leaves no block to cache, or a guard measures a value the denoiser does not have.
     """
     cut = Cut(scope, first, last, probes, groups)
     first = min(cut.starts)
@@ -104,7 +105,7 @@ def find_sites(
 
 
 def _grouped(sites: list[Site], blocks_of: dict[str, int | None], runs: list[Run]) -> list[Site]:
-    """The sites of the kinds that are cached, each in the group of its kind; of some kinds in the first blocks only."""
+    """The sites of the cached kinds, each in the group of its kind; for some kinds only those in the first blocks."""
     place = {node: index for run in runs for index, block in enumerate(run.blocks) for node in block.nodes}
     found = []
     for site in sites:
@@ -116,7 +117,8 @@ def _grouped(sites: list[Site], blocks_of: dict[str, int | None], runs: list[Run
 
 
 def _named_temporal(sites: list[Site]) -> list[Site]:
-    """``sites`` with self-attention over time named so: it takes the others to tell."""
+    """``sites`` with self-attention over time renamed ``temporal-attention``, which only a comparison of sites can
+    tell."""
     within = [site for site in sites if site.kind == "self-attention"]
     over_time = {id(s) for s, is_over in zip(within, temporal([s.region for s in within]), strict=True) if is_over}
     return [replace(site, kind="temporal-attention") if id(site) in over_time else site for site in sites]
