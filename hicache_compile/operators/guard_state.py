@@ -1,11 +1,11 @@
-"""The rules of all guards on tensors, for programs that decide by themselves. Each is what its watcher does in Python.
+"""The rules of all guards as tensor functions, for programs that decide on the device.
 
-A rule is data, so that guards share programs: ``numbers`` ``[RULE]`` says which rule it is (its place in ``RULES``) and
-with what thresholds (``Guard.numbers``), ``watched`` ``[WATCHED]`` is what it remembers. Everything is float64, like
-Python's own.
+Each rule gives the same result as the guard's Python code. A rule is data, so guards share programs: ``numbers``
+``[RULE]`` holds the index of the rule (the place of its row in ``asks``) and its thresholds (``Guard.numbers``);
+``watched`` ``[WATCHED]`` is the guard's state. Everything is float64, like Python's floats.
 
-``course`` ``[HEAD + K]`` is how the run stands: computed steps, skips in a row, what was no finite number, the decision
-of the step (0: full; ``n``: guard ``n - 1`` ended it), then the newest computed steps.
+``course`` ``[HEAD + K]`` is the state of the run: computed steps, consecutive skips, count of non-finite measurements,
+the decision of the step (0: full; ``n``: skipped by guard ``n - 1``), then the newest computed steps.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 RULE, WATCHED, HEAD = 48, 4, 4
-GAPS = 64  # a table of weights goes by gaps between steps, below this
+GAPS = 64  # gaps between steps in a table of weights are below this
 
 
 def asks(numbers: Tensor, watched: Tensor, course: Tensor, forced: Tensor, step: Tensor, measured: Tensor) -> Tensor:
-    """``[3 + WATCHED]``: whether the step is skipped, whether it is forced from here on, and what is remembered.
+    """Decide a step: ``[3 + WATCHED]``: whether it is skipped, whether it is forced from here on, whether the
+    measurement was not finite, and the guard's new state.
 
-    ``measured`` ``[n]``: what the guard's probe found, zeros where it measures only after a step.
+    ``measured`` ``[n]``: the measurement of the guard's probe; zeros if it measures only after a step.
     """
     found = measured.double()
     change = found[0]
@@ -52,7 +53,7 @@ def asks(numbers: Tensor, watched: Tensor, course: Tensor, forced: Tensor, step:
 
 
 def after_full(numbers: Tensor, watched: Tensor, course: Tensor, step: Tensor, measured: Tensor) -> Tensor:
-    """What a guard remembers after a computed step, ``[WATCHED]``."""
+    """The guard's state after a computed step, ``[WATCHED]``."""
     p, s = numbers[2:], watched
     zero, one = torch.zeros_like(s[0]), torch.ones_like(s[0])
     change = measured.double()[0]
@@ -74,7 +75,7 @@ def after_full(numbers: Tensor, watched: Tensor, course: Tensor, step: Tensor, m
 
 
 def after_forecast(numbers: Tensor, watched: Tensor, course: Tensor, step: Tensor, measured: Tensor) -> Tensor:
-    """What a guard remembers after a step that was skipped, ``[WATCHED]``."""
+    """The guard's state after a skipped step, ``[WATCHED]``."""
     p, s = numbers[2:], watched
     zero = torch.zeros_like(s[0])
     change = measured.double()[0]
@@ -92,12 +93,12 @@ def after_forecast(numbers: Tensor, watched: Tensor, course: Tensor, step: Tenso
 
 
 def _row(table: Tensor, place: Tensor) -> Tensor:
-    """Row ``place`` of ``table``; an index that is a tensor of no dimension would be read on the host."""
+    """Row ``place`` of ``table``. (Indexing by a zero-dimensional tensor would read it on the host.)"""
     return table.index_select(0, place.long().reshape(1)).squeeze(0)
 
 
 def _polynomial(p: Tensor, change: Tensor) -> Tensor:
-    """TeaCache's, highest power first; cut off at 0 unless ``p[1]``."""
+    """TeaCache's polynomial, highest power first; clamped at 0 unless ``p[1]``."""
     total = torch.zeros_like(change)
     for place in range(2, 12):
         total = total * change + p[place]
@@ -105,19 +106,19 @@ def _polynomial(p: Tensor, change: Tensor) -> Tensor:
 
 
 def starts_forced(computing: Tensor, course: Tensor, step: Tensor, *numbers: Tensor) -> Tensor:
-    """Whether the step is computed whatever is measured, ``[1]``: the window, nothing to forecast from, a cap."""
+    """Whether the step is computed whatever is measured, ``[1]``: forced window, no anchor, or a cap on skips."""
     capped = torch.stack([course[1] >= each[1] for each in numbers]).any()
     far = step[0] - course[HEAD] >= GAPS
     return (computing | (course[0] == 0) | capped | far).reshape(1)
 
 
 def counted(course: Tensor, answer: Tensor) -> Tensor:
-    """``course`` with what ``asks`` found not to be finite."""
+    """``course`` with the count of non-finite measurements updated from the result of ``asks``."""
     return torch.cat([course[:2], course[2:3] + answer[2:3], course[3:]])
 
 
 def skips(answer: Tensor) -> Tensor:
-    """The predicate of ``asks``' answer."""
+    """The skip decision in the result of ``asks``."""
     return answer[0] > 0
 
 
@@ -127,7 +128,7 @@ def still_forced(answer: Tensor) -> Tensor:
 
 
 def remembered(answer: Tensor) -> Tensor:
-    """What the guard remembers after ``asks``."""
+    """The guard's state after ``asks``."""
     return answer[3:] + 0.0
 
 
@@ -138,18 +139,19 @@ def course_after_full(course: Tensor, step: Tensor) -> Tensor:
 
 
 def course_after_forecast(course: Tensor, code: int) -> Tensor:
-    """``course`` after a step that guard ``code - 1`` ended."""
+    """``course`` after a step skipped by guard ``code - 1``."""
     return torch.cat([course[:1], course[1:2] + 1, course[2:3], torch.full_like(course[:1], code), course[HEAD:]])
 
 
 def position(course: Tensor) -> Tensor:
-    """The ring row a computed step writes, ``[1]`` int64."""
+    """The ring row that a computed step writes, ``[1]`` int64."""
     return (course[:1] % (course.shape[0] - HEAD)).long()
 
 
 def weights(course: Tensor, step: Tensor, table: Tensor, numbers: Tensor, watched: Tensor) -> Tensor:
-    """Weights in ring order, ``[K]``, from the ``table`` ``[GAPS ** K, K]`` over the gaps between the step and
-    the newest computed ones (0: there is none); or DiCache's, where its probe says how far to go."""
+    """Weights in ring order, ``[K]``, from the ``table`` ``[GAPS ** K, K]``, which is indexed by the gaps between the
+    step and the newest computed steps (0: no step); or DiCache's alignment weights, from its probe.
+    """
     depth = course.shape[0] - HEAD
     known = course[0]
     steps = torch.cat([step, course[HEAD:]])

@@ -14,9 +14,8 @@
 
 The behaviour follows the upstream documentation. The upstream code differs: it smooths values that are already smoothed
 (a lag), treats an unknown method as no smoothing (here an error), accepts only ``true`` for hybrid smoothing, applies
-it
-with ``USE_SMOOTHING`` off in some blocks, forecasts with order 1 when order 0 is smoothed, has other defaults in other
-models (order 2, interval 5, alpha 0.7), and continues with unsmoothed anchors after a shape change.
+it with ``USE_SMOOTHING`` off in some blocks, forecasts with order 1 when order 0 is smoothed, has other defaults in
+other models (order 2, interval 5, alpha 0.7), and continues with unsmoothed anchors after a shape change.
 """
 
 from __future__ import annotations

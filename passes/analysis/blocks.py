@@ -133,8 +133,7 @@ def _contribution_of(node: fx.Node, residuals: list[Residual]) -> fx.Node:
 
 def _units(homes: set[str]) -> set[str]:
     """The paths of the blocks: each path in ``homes`` up to the first number below their common prefix. A path without
-    a number
-    is a block itself.
+    a number is a block itself.
     """
     split = [home.split(".") for home in homes]
     shared = len(commonprefix(split)) if len(split) > 1 else 0
@@ -204,8 +203,7 @@ def _chain(blocks: list[Block], ancestry: Ancestry) -> list[Run]:
     """Split blocks, in graph order, into runs.
 
     A block joins the run that passes it a stream, or else the newest run it depends on. A block with a stream that
-    depends
-    on no earlier block starts a run.
+    depends on no earlier block starts a run.
     """
     runs: list[Run] = []
     inside: list[Bits] = []  # the nodes of each run

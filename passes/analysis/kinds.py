@@ -13,10 +13,8 @@ def kind_of(region: Sequence[fx.Node], streams: set[fx.Node]) -> str:
     """The kind of a site, from the operations in its region.
 
     ``self-attention``, ``cross-attention`` or ``joint-attention``, by the origin of the keys; ``parallel``: attention
-    and
-    an activation between two linears (FLUX's single blocks); ``moe``: a top-k selection (a mixture of experts);
-    ``mlp``:
-    an activation only; ``blocks``: several attentions or activations; ``other``: none of these.
+    and an activation between two linears (FLUX's single blocks); ``moe``: a top-k selection (a mixture of experts);
+    ``mlp``: an activation only; ``blocks``: several attentions or activations; ``other``: none of these.
     """
     attentions = [node for node in region if ops.op(node) in ops.ATTENTION]
     activations = [node for node in region if ops.op(node) in ops.ACTIVATIONS and _fed_by_product(node)]

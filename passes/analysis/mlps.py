@@ -46,8 +46,7 @@ class MLP:
     """One MLP. ``up``: the projection by which the activation is multiplied, if any.
 
     ``last``: its last linear. Inputs ``start`` to ``stop`` of it are the hidden units (``stop`` is ``None``: all
-    inputs);
-    the rest are ``others``, which come first if ``others_first``.
+    inputs); the rest are ``others``, which come first if ``others_first``.
     """
 
     inner: Projection

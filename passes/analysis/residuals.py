@@ -60,8 +60,7 @@ class _Finder:
 
     def _is_made_from(self, contribution: fx.Node, stream: fx.Node) -> bool:
         """Whether a path leads from ``stream``, or from a value it carries, to ``contribution``, with an expensive op
-        on it and
-        no residual sum of another stream.
+        on it and no residual sum of another stream.
         """
         stream_bits = self.carried[stream]
         if not stream_bits & self.ancestry.above(contribution):
@@ -85,8 +84,7 @@ class _Finder:
 def stream_carriers(node: fx.Node) -> list[fx.Node]:
     """The carriers of ``node`` that can be the stream.
 
-    Of a sum, only operands of its own shape: a bias carries nothing. Of a selection, only a source with the same number
-    of
+    Of a sum, only operands of its own shape: a bias carries nothing. Of a selection, only a source with as many
     channels: a part of the channels (a shift of a modulation, a query) is not the stream.
     """
     carriers = ops.carriers(node)

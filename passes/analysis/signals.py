@@ -43,8 +43,7 @@ class Signals:
 
     def noise(self) -> fx.Node:
         """The noisy input: the input with the shape of the output, else one with the usual name of a noisy input, else
-        the first
-        with more than two dimensions.
+        the first with more than two dimensions.
         """
         result = self.output()
         large = [node for node in self.inputs if ops.value(node).dim() > 2]

@@ -75,8 +75,7 @@ class Tokens:
 
     def meet(self, user: fx.Node, operand: fx.Node, axis: Axis) -> None:
         """Record ``operand``, which has no token axis itself, as aligned with the tokens along ``axis``, unless it is
-        broadcast
-        there.
+        broadcast there.
         """
         shape = ops.value(operand).shape
         if axis.dim < 0 or axis.dim >= len(shape) or shape[axis.dim] == 1:

@@ -83,8 +83,7 @@ def shares_storage(a: fx.Node, b: fx.Node) -> bool:
 
 def carriers(node: fx.Node) -> list[fx.Node]:
     """The arguments through which a residual stream may pass: those of sums, joins, slices, casts, reshapes and
-    constant
-    scales.
+    constant scales.
     """
     name = op(node)
     tensors = [argument for argument in node.args if isinstance(argument, fx.Node)]

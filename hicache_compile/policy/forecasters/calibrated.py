@@ -16,10 +16,8 @@ class Calibrated:
     """Weights fitted by least squares to runs of this model, without a basis.
 
     Under the schedule it was calibrated for, the weights are the table's ``rows``. For other steps, anchors or run
-    lengths
-    they are computed from its ``distances`` (see ``kriging``), with steps mapped linearly so that the first and the
-    last
-    step coincide. In both cases they sum to 1, so constants are reproduced.
+    lengths they are computed from its ``distances`` (see ``kriging``), with steps mapped linearly so that the first and
+    the last step coincide. In both cases they sum to 1, so constants are reproduced.
 
     Args:
         table: a ``Table``, its fields as a dict, or a path to one; ``hicache tune --fit calibrated`` writes it.

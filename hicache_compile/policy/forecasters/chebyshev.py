@@ -17,8 +17,7 @@ class Chebyshev:
     """Ridge regression on Chebyshev polynomials ``T_0 .. T_degree`` over the last ``degree + 1`` anchors.
 
     ``w = phi(target) (Phi^T Phi + ridge I)^-1 Phi^T`` with time mapped so that the oldest anchor read is -1 and the
-    target
-    is +1. (Spectrum maps the whole run to [-1, 1] and regresses on every anchor; see ``GlobalChebyshev``.) With
+    target is +1. (Spectrum maps the whole run to [-1, 1] and regresses on every anchor; see ``GlobalChebyshev``.) With
     ``ridge > 0`` nothing is reproduced exactly, not even constants, as in the published method. A single anchor is
     reused.
     """

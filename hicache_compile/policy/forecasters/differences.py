@@ -112,9 +112,8 @@ class Hermite(DifferenceForecaster):
     """HiCache (2508.16984): ``D_0 + sum_k sigma^k H_k(sigma x) / k! D_k``, **as published**.
 
     ``x`` > 0 is the number of steps after the newest anchor. (Argument and differences change sign together, so
-    evaluation
-    at ``-x`` would extrapolate backwards.) Exact for constants; for linear functions only at ``sigma = sqrt(1/2)``.
-    ``order=1, sigma=0.5`` is Taylor order 1 with half the slope. For uneven anchors see ``NewtonHermite``.
+    evaluation at ``-x`` would extrapolate backwards.) Exact for constants; for linear functions only at ``sigma =
+    sqrt(1/2)``. ``order=1, sigma=0.5`` is Taylor order 1 with half the slope. For uneven anchors see ``NewtonHermite``.
     """
 
     order: int = 2

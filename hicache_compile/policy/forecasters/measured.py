@@ -37,8 +37,7 @@ class DMD(MeasuredForecaster):
 
     The anchors are snapshots of a linear system ``F_{k+1} = A F_k``. ``A`` is fitted in the space of their ``rank``
     strongest directions and raised to the power of the distance. Snapshots must be evenly spaced: those before a change
-    of
-    spacing are ignored, and with fewer than three the newest is reused.
+    of spacing are ignored, and with fewer than three the newest is reused.
 
     Args:
         rank: number of directions, at most one less than the snapshots.
@@ -77,10 +76,8 @@ class ResidualGate(MeasuredForecaster):
     """A forecast damped by the gate that would have been best at the last computed step.
 
     The newest anchor is forecast from those before it. The gate is the least-squares fraction of that forecast's
-    change,
-    clipped to ``[0, 1]``, and applies to the following forecasts: ``anchor + gate * (forecast - anchor)``. With two
-    anchors
-    no comparison is possible, and the gate is 1.
+    change, clipped to ``[0, 1]``, and applies to the following forecasts: ``anchor + gate * (forecast - anchor)``. With
+    two anchors no comparison is possible, and the gate is 1.
 
     Args:
         forecaster: the forecaster to damp.

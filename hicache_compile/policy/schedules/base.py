@@ -57,8 +57,7 @@ class Growing:
     """Compute the first ``warmup`` steps, then with growing gaps, and the last ``cooldown``: Spectrum (2603.01623).
 
     Counted from step ``warmup - 1``, the steps ``floor(alpha r (r + 1) / 2)`` for ``r = 1, 2, ...`` are computed, so
-    the
-    gap grows by about ``alpha`` each time.
+    the gap grows by about ``alpha`` each time.
     """
 
     alpha: float = 0.75

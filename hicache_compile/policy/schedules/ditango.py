@@ -14,15 +14,13 @@ class DiTangoSchedule:
     """Reuse attention to distant keys until the local attention has drifted; anchors compute all of it.
 
     On one device the partitions are emulated: queries and keys are partitioned in the same way, and each partition of
-    the
-    queries treats its own keys as local. With ``distributed``, every rank of the default process group runs the
-    denoiser
-    on its own part of the tokens (context parallelism), and keys and values are exchanged only for computed groups.
+    the queries treats its own keys as local. With ``distributed``, every rank of the default process group runs the
+    denoiser on its own part of the tokens (context parallelism), and keys and values are exchanged only for computed
+    groups.
 
     Args:
         cache_ratio: from 0 (off: every step is computed) to 1. A drift of ``0.6 cache_ratio`` triggers an anchor.
-            Reused
-            are the groups below the quantile ``cache_ratio`` of the group errors, measured after each anchor.
+            Reused are the groups below the quantile ``cache_ratio`` of the group errors, measured after each anchor.
         warmup, cooldown: computed steps at the start and at the end.
         groups: the number of groups of partitions.
         partitions: the number of partitions; by default two per group, with ``distributed`` the number of ranks.

@@ -21,8 +21,7 @@ class MagCacheSchedule:
         max_skips: the maximum number of consecutive skipped steps.
         retention: the fraction of the run computed at its start: ``int(retention * N)`` steps.
         table: the ratio of the residual's magnitude to that of the previous step, for each step (the first is 1), or
-            the
-            name of a published table. A run of another length uses the nearest entry.
+            the name of a published table. A run of another length uses the nearest entry.
         inclusive: a sum equal to the threshold still skips (FLUX, Kontext, HunyuanVideo, diffusers; not Wan, Qwen).
         rounded: ``int(retention * N + 0.5)`` instead (FLUX, Kontext, diffusers).
         never: a step of the table that is never skipped (FLUX: 11).
