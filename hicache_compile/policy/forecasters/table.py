@@ -66,9 +66,7 @@ class Table:
                 f"Table.rows: {row!r} must be a step, anchors newest first, and a weight for each{each_of}"
             )
         if not 0 <= anchors[-1] <= anchors[0] < step < self.num_steps:
-            raise HiCacheError(
-                f"Table.rows: {row!r} must have anchors before the step, and a step below {self.num_steps}"
-            )
+            raise HiCacheError(f"Table.rows: {row!r} must go from earlier steps to one below {self.num_steps}")
         return step, anchors, weights[0] if self.slots is None else weights
 
     @staticmethod
