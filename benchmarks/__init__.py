@@ -1,1 +1,2 @@
-"""Declared scenarios, ours and the peers in turns, one JSON line for each contender. Read ``lockstep.race``."""
+"""Benchmarks: declared scenarios, this library and its peers in alternation, one JSON line each. See
+``lockstep.race``."""

@@ -1,4 +1,4 @@
-"""Two pictures of a race: how long each contender samples, and what it pays for that in fidelity."""
+"""Two charts of a race: the sampling time of each contender, and its speed-up against its error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ GREY, OURS, THEIRS = "#9a9a9a", "#1f6f8b", "#d08c60"
 
 
 def draw(lines: Sequence[Line], folder: Path) -> list[Path]:
-    """``SCENARIO-time.png`` and ``SCENARIO-fidelity.png`` for every scenario of ``lines``; returns their paths."""
+    """``SCENARIO-time.png`` and ``SCENARIO-fidelity.png`` for every scenario in ``lines``; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for scenario in dict.fromkeys(line["scenario"] for line in lines):

@@ -1,7 +1,7 @@
-"""Cold and warm compile time, each way in a process of its own: ``python -m hicache_compile.benchmarks.compile_time``.
+"""Cold and warm compile time, each in a separate process: ``python -m hicache_compile.benchmarks.compile_time``.
 
-One compile thread. Cold: an empty cache folder. Warm: a second process with the folder the first one filled. Ours
-counts all programs of a static policy, made by ``warmup``. What the steps themselves take is taken off.
+One compile thread. Cold: an empty cache folder. Warm: a second process with the folder filled by the first. For this
+library it covers all programs of a static policy, compiled by ``warmup``. The time of the steps is subtracted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ WAYS = ("plain 4 8", "regional 4 8", "ours 4 8 stack", "ours 4 8 module", "plain
 
 
 def measure(ways: tuple[str, ...] = WAYS) -> list[dict[str, Any]]:
-    """Seconds until everything is compiled, cold and with warm caches, and the ratios to plain ``torch.compile``."""
+    """Seconds until everything is compiled, cold and warm, and the ratios to plain ``torch.compile``."""
     lines = []
     for way in ways:
         with tempfile.TemporaryDirectory() as cache:
@@ -46,7 +46,7 @@ def _once(way: str, layers: str, single_layers: str, scope: str = "stack") -> di
     from hicache_compile.benchmarks.models import Flux
     from hicache_compile.benchmarks.record import environment
 
-    heads = 11 if layers == "4" else 2  # 57 blocks of full width would compute for longer than they compile
+    heads = 11 if layers == "4" else 2  # at full width, 57 blocks would take longer to run than to compile
     shape = Flux(int(layers), int(single_layers), heads, head_dim=64, image_tokens=576, text_tokens=64)
     model = shape.model().requires_grad_(False)
     arguments = {"hidden_states": shape.noise(), "timestep": torch.ones(1), **shape.branches()["cond"]}
@@ -66,7 +66,7 @@ def _once(way: str, layers: str, single_layers: str, scope: str = "stack") -> di
         began = time.perf_counter()
         denoiser(**arguments)
         step = time.perf_counter() - began
-    computed = 2 if way == "ours" else 1  # a warm-up computes a step too
+    computed = 2 if way == "ours" else 1  # `warmup` computes one step as well
     return {
         "seconds": first - computed * step,
         "blocks": f"{layers}+{single_layers}",

@@ -1,6 +1,6 @@
-"""Who takes part: plain PyTorch, ours at every scope, and (in ``peers``) the others.
+"""The contenders: plain PyTorch, this library at every scope, and (in ``peers``) other libraries.
 
-A contender gets a model of its own that shares the weights of all the others.
+Each contender gets its own model; all models share their weights.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ BASELINE, MODULE, RESIDUAL = "baseline", "module cache", "residual cache"
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A contender ready to sample.
+    """A contender that is ready to sample.
 
-    ``run()`` is one trajectory; ``context(branch)`` a call inside a step; ``before(step)`` is called before each step;
-    ``decisions`` says which steps it computes in full.
+    ``run()``: context of one trajectory; ``context(branch)``: context of one call in a step; ``before(step)``: called
+    before each step; ``decisions``: the steps it computes in full.
     """
 
     denoiser: Callable[..., Any]
@@ -36,7 +36,7 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A name, what kind of cache it is, and how it is made ready."""
+    """A name, the kind of cache, and the function that prepares it."""
 
     name: str
     kind: str
@@ -57,7 +57,7 @@ def regional(model: nn.Module, scenario: Scenario) -> Prepared:
 
 
 def ours(scope: str, mode: str | None = None) -> Contender:
-    """HiCache, order 2, at ``scope``, on Inductor in ``mode``."""
+    """HiCache, order 2, at ``scope``, with Inductor in ``mode``."""
 
     def prepare(model: nn.Module, scenario: Scenario) -> Prepared:
         policy = HiCache(interval=scenario.interval, warmup=scenario.warmup, scope=scope)
@@ -71,14 +71,14 @@ def ours(scope: str, mode: str | None = None) -> Contender:
 
 
 def contexts_of(model: nn.Module) -> Callable[[str], AbstractContextManager[Any]]:
-    """diffusers' own ``cache_context``, on the models that have it."""
+    """The ``cache_context`` of a diffusers model, or no context if it has none."""
     theirs = getattr(model, "cache_context", None)
     return theirs if theirs is not None else lambda branch: nullcontext()
 
 
 @contextmanager
 def resetting(model: nn.Module) -> Iterator[None]:
-    """One trajectory of a model with diffusers' hooks."""
+    """The context of one trajectory of a model with diffusers hooks; resets them at its end."""
     with ExitStack() as stack:
         reset = getattr(model, "_reset_stateful_cache", None)
         if reset is not None:

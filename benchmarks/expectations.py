@@ -1,4 +1,4 @@
-"""What must hold of a race, as ratios, so that another machine can check it."""
+"""Expected results of a race, as ratios, so that they can be checked on any machine."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ EXPECTATIONS = (
     Expectation("flux-70m", "ours, module", "forecast_over_floor", 1.8),
     Expectation("flux-70m", "ours, stack", "full_over_plain", 1.02),
     Expectation("flux-70m", "ours, module", "full_over_plain", 1.02),
-    # With 9 of 50 steps computed nothing can be faster than 5.56x, and the fastest peer is at 5.2x.
+    # With 9 of 50 steps computed the speed-up is at most 5.56x, and the fastest peer has 5.2x.
     Expectation("flux-70m", "ours, stack", "over_best_peer", 1.02, True),
     Expectation("flux-70m", "ours, module", "over_best_peer", 1.15, True),
     *(
@@ -48,7 +48,10 @@ EXPECTATIONS = (
 
 
 def with_best_peer(lines: Sequence[Line]) -> list[Line]:
-    """``lines`` with ``over_best_peer`` on ours: how much faster than the fastest peer of the same kind of cache."""
+    """``lines``, with ``over_best_peer`` added to ours.
+
+    It is the trajectory time of the fastest peer with the same kind of cache, divided by ours.
+    """
     found = []
     for line in lines:
         peers = [
@@ -65,7 +68,7 @@ def with_best_peer(lines: Sequence[Line]) -> list[Line]:
 
 
 def check(lines: Sequence[Line]) -> list[tuple[Expectation, float, bool]]:
-    """Every expectation of which there is a figure: what it is, and whether it holds."""
+    """For every expectation with a measured figure: the expectation, the figure, and whether it holds."""
     outcome = []
     for expectation in EXPECTATIONS:
         for line in lines:

@@ -1,4 +1,4 @@
-"""The least time a forecast step could take: every byte it must read, once, at the speed memory can be read."""
+"""Lower bound on the time of a forecast step: its bytes, each moved once, at the memory bandwidth."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hicache_compile.passes.graph.graphs import output_node, placeholders
 
 
 def bytes_touched(program: fx.GraphModule) -> int:
-    """Bytes of the inputs of ``program`` that are read and of its outputs; of a sliced weight the slice only."""
+    """Bytes of the inputs of ``program`` that are read, and of its outputs; of a sliced weight only the slice."""
     total = 0
     for node in placeholders(program):
         slices = [user for user in node.users if user.target is operator.getitem]
@@ -31,7 +31,7 @@ def _nbytes(node: fx.Node) -> int:
 
 @cache
 def bandwidth(device: str) -> float:
-    """Bytes a second at which 512 MiB are summed on ``device``; the median of ten times."""
+    """Bytes per second when summing 512 MiB on ``device``; median of ten runs."""
     memory = torch.ones(2**27, device=device)
     seconds = []
     for _ in range(11):

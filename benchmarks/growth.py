@@ -1,6 +1,6 @@
-"""How costs grow with depth, tokens, order, guidance branches and steps, on FLUX of small width; one plot for each.
+"""Growth of costs with depth, tokens, order, guidance branches and steps, on a narrow FLUX; one plot per axis.
 
-At stack scope, where nothing but the computed steps may grow with depth.
+At stack scope, where only the computed steps may grow with depth.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ FIGURES = {
 
 
 def measure() -> list[Line]:
-    """A line for each value of each axis, the other axes at their default."""
+    """One line per value of each axis, with the other axes at their defaults."""
     return [
         {
             "measured": "growth",
@@ -115,7 +115,7 @@ def _point(point: Point) -> Line:
 
 
 def _pass_seconds(model: torch.nn.Module, arguments: dict[str, Any], point: Point) -> float:
-    """What our own passes take of the compile time."""
+    """The time of our passes within the compile time."""
     took: list[float] = []
 
     def receive(program: torch.fx.GraphModule, inputs: list[Any]) -> Any:
@@ -130,7 +130,7 @@ def _pass_seconds(model: torch.nn.Module, arguments: dict[str, Any], point: Poin
 
 
 def draw(lines: Sequence[Line], folder: Path) -> list[Path]:
-    """``growth-AXIS.png`` for each axis: every figure over it, relative to its first value."""
+    """``growth-AXIS.png`` for each axis: every figure over the values of the axis."""
     import matplotlib.pyplot as plt
 
     paths = []

@@ -1,7 +1,7 @@
-"""Every guard and schedule on the trained demo model: how many steps it computes, and what that costs in fidelity.
+"""Every guard and schedule on the trained demo model: computed steps against fidelity.
 
-Digits are sampled one at a time, so that each decides for itself, from the same noise under every policy. What needs
-fitting (TeaCache's polynomial, MagCache's table) is fitted on other noise first.
+Digits are sampled one at a time, so that each has its own decisions, from the same noise under every policy. Methods
+that need a fit (TeaCache's polynomial, MagCache's table) are fitted on other noise first.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from hicache_compile.tune import fit
 STEPS = 50
 DIGITS = 10
 FITTED_ON = 5
-BUDGETS = (2, 3, 5)  # times fewer computed steps
+BUDGETS = (2, 3, 5)  # reduction factors of computed steps
 HERMITE = Hermite(2, 0.5)
 Line = dict[str, Any]
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A family of policies: ``policy(knob, forecaster)`` at each of ``knobs``."""
+    """A family of policies: ``policy(knob, forecaster)`` for each of ``knobs``."""
 
     name: str
     policy: Callable[[Any, Forecaster], Policy]
@@ -66,7 +66,7 @@ class Method:
 
 
 def methods(coefficients: Sequence[float], table: Sequence[float]) -> list[Method]:
-    """All of them. ``coefficients`` and ``table`` are fitted to the model."""
+    """All methods. ``coefficients`` and ``table`` are fitted to the model."""
     changes = (0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.3, 0.45)
     sums = (0.03, 0.06, 0.1, 0.15, 0.22, 0.32, 0.5, 0.8)
     rates = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1)
@@ -111,7 +111,7 @@ def _speca(threshold: float, forecaster: Forecaster) -> Policy:
 
 
 def measure(digits: int = DIGITS) -> list[Line]:
-    """A line for each method, knob and forecaster."""
+    """One line per method, knob and forecaster."""
     with quietly():
         return _measure(digits)
 
@@ -164,14 +164,14 @@ def _line(
 
 
 def curves(lines: Sequence[Line], cost: str) -> Iterator[tuple[str, str, list[Line]]]:
-    """Method, forecaster and its lines from little ``cost`` to much."""
+    """Each method and forecaster with its lines, sorted by ``cost``."""
     for key in dict.fromkeys((line["method"], line["forecaster"]) for line in lines):
         mine = [line for line in lines if (line["method"], line["forecaster"]) == key]
         yield *key, sorted(mine, key=lambda line: line[cost])
 
 
 def at(curve: Sequence[Line], cost: str, budget: float) -> float | None:
-    """The error of ``curve`` at ``budget``, interpolated in its logarithm; ``None`` outside of what was measured."""
+    """The error of ``curve`` at ``budget``, interpolated in the logarithm; ``None`` outside the measured range."""
     for less, more in itertools.pairwise(curve):
         if less[cost] <= budget <= more[cost]:
             span = more[cost] - less[cost]
@@ -182,10 +182,10 @@ def at(curve: Sequence[Line], cost: str, budget: float) -> float | None:
 
 
 def table(lines: Sequence[Line], cost: str = "computed") -> str:
-    """The errors at each budget of ``cost`` as Markdown, the least of each in bold."""
+    """The errors at each budget of ``cost`` as Markdown, the smallest of each column in bold."""
     rows = [(m, f, [at(curve, cost, STEPS / times) for times in BUDGETS]) for m, f, curve in curves(lines, cost)]
     reached = [[e[place] for *_, e in rows if e[place] is not None] for place in range(len(BUDGETS))]
-    least = [min(errors, default=None) for errors in reached]  # type: ignore[type-var]  # none of them is None
+    least = [min(errors, default=None) for errors in reached]  # type: ignore[type-var]  # None was filtered out
     heads = " | ".join(f"{times}x ({STEPS / times:.3g})" for times in BUDGETS)
     text = [f"| method | skipped steps | {heads} |", "|---|---|" + "---|" * len(BUDGETS)]
     for method, forecaster, errors in rows:
@@ -198,7 +198,7 @@ def table(lines: Sequence[Line], cost: str = "computed") -> str:
 
 
 def draw(lines: Sequence[Line], folder: Path) -> list[Path]:
-    """``guards.png``: error against computed steps, a panel for each way to make the skipped steps."""
+    """``guards.png``: error against computed steps, one panel per forecaster of the skipped steps."""
     if not lines:
         return []
     import matplotlib.pyplot as plt
@@ -209,7 +209,7 @@ def draw(lines: Sequence[Line], folder: Path) -> list[Path]:
     for axes, forecaster in zip(panels, ("reuse", "Hermite"), strict=True):
         for method, made_by, curve in curves(lines, "computed"):
             if made_by == forecaster:
-                seen = [line for line in curve if line["relative_error"]]  # a logarithm has no zero
+                seen = [line for line in curve if line["relative_error"]]  # zero has no logarithm
                 place = names.index(method)
                 axes.plot(
                     [line["computed"] for line in seen],

@@ -1,7 +1,6 @@
-"""What happens between the caller and the first kernel of a step, on a FLUX of 57 blocks and tiny width.
+"""Host time between the call and the first kernel of a step, on a very narrow FLUX with 57 blocks.
 
-Every program is replaced by one that does nothing, so that guards, flattening, dispatch and the gathering of inputs are
-all that is left.
+Every program is replaced by an empty one, so only guards, flattening, dispatch and the collection of inputs remain.
 """
 
 from __future__ import annotations
@@ -32,7 +31,8 @@ def _nothing(program: fx.GraphModule, *_: object) -> Callable[..., Any]:
 def measure(
     shape: Flux = FLUX_57, scopes: tuple[str, ...] = ("module", "stack"), rounds: int = 8
 ) -> list[dict[str, Any]]:
-    """Microseconds of a step of plain ``torch.compile`` and of ours, in turns; medians, and the first step of a run."""
+    """Microseconds per step of plain ``torch.compile`` and of ours, alternating: medians, and the first step of a
+    run."""
     model = shape.model()
     arguments = {
         "hidden_states": shape.noise(),

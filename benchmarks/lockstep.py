@@ -1,7 +1,7 @@
-"""The race: every contender samples the same trajectory, as many steps as an interval has in turn.
+"""The race: all contenders sample the same trajectory and alternate after one interval of steps.
 
-A machine whose speed drifts moves all of them alike, and within a turn the caches are as warm as when sampling alone.
-Only denoiser calls are timed.
+A drift of the machine's speed affects all of them equally, and within a turn the CPU caches are as warm as when
+sampling alone. Only denoiser calls are timed.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Racer:
-    """A contender that could be made ready, its sample, and the seconds of each step of each trajectory."""
+    """A contender that could be prepared, its sample, and the seconds of each step of each trajectory."""
 
     contender: Contender
     prepared: Prepared
     x: Tensor
     seconds: list[list[float]] = field(default_factory=list)
     compiling: float = 0.0
-    peak_bytes: int | None = None  # of the device, with the weights; on a GPU
+    peak_bytes: int | None = None  # of the GPU, including the weights
 
 
 @dataclass(frozen=True, slots=True)
 class Race:
-    """What came of it: who took part, and why the others could not."""
+    """The result: the participants, and the reasons of the contenders that failed."""
 
     scenario: Scenario
     racers: list[Racer]
@@ -44,7 +44,7 @@ class Race:
     parameters: int
 
 
-# The twins share their code objects, and Dynamo counts recompiles by code object.
+# The models share their code objects, and Dynamo counts recompiles per code object.
 @torch._dynamo.config.patch(recompile_limit=4096, accumulated_recompile_limit=4096)  # type: ignore[untyped-decorator]
 @torch.no_grad()
 def race(scenario: Scenario, contenders: Sequence[Contender], rounds: int) -> Race:
@@ -63,7 +63,7 @@ def race(scenario: Scenario, contenders: Sequence[Contender], rounds: int) -> Ra
                 torch.cuda.reset_peak_memory_stats()
                 _trajectory([racer], scenario, branches)
                 racer.peak_bytes = torch.cuda.max_memory_allocated()
-        except Exception as error:  # a peer that cannot is a result
+        except Exception as error:  # a failing peer is a result
             log.warning("%s: %s", contender.name, error)
             refused[contender.name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             continue
@@ -89,7 +89,7 @@ def _trajectory(racers: Sequence[Racer], scenario: Scenario, branches: dict[str,
 
 
 def _step(racer: Racer, scenario: Scenario, branches: dict[str, Arguments], step: int) -> None:
-    """One Euler step, with guidance where there are two branches."""
+    """One Euler step, with guidance if there are two branches."""
     prepared = racer.prepared
     prepared.before(step)
     now = scenario.shape.time_scale * (1 - step / scenario.steps)

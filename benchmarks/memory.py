@@ -1,4 +1,4 @@
-"""Peak resident memory of a trajectory on the 70 M FLUX after everything is compiled, each way in its own process."""
+"""Peak resident memory of a trajectory on the 70 M FLUX after compilation, each variant in a separate process."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ WAYS = ("plain", "stack", "module")
 def measure(ways: tuple[str, ...] = WAYS) -> list[dict[str, Any]]:
     """Bytes, and the ratios to plain ``torch.compile``.
 
-    ``tensor_bytes`` are the weights, the anchors and what a trajectory takes beyond the process at rest; ``peak_bytes``
-    are all of the process, with the compiler's graphs and caches.
+    ``tensor_bytes``: the weights, the anchors and the peak of a trajectory above the idle process; ``peak_bytes``: the
+    whole process, including the compiler's graphs and caches.
     """
     lines = [{"measured": "peak memory", "way": way, **in_own_process(__name__, way)} for way in ways]
     plain = next((line for line in lines if line["way"] == "plain"), None)
@@ -29,7 +29,7 @@ def measure(ways: tuple[str, ...] = WAYS) -> list[dict[str, Any]]:
 
 
 def in_own_process(module: str, *arguments: str, environment: dict[str, str] | None = None) -> dict[str, Any]:
-    """What ``python -m module arguments`` prints last, as JSON."""
+    """The last line that ``python -m module arguments`` prints, parsed as JSON."""
     command = [sys.executable, "-m", module, *arguments]
     found = subprocess.run(command, env=os.environ | (environment or {}), check=True, stdout=subprocess.PIPE, text=True)
     line: dict[str, Any] = json.loads(found.stdout.splitlines()[-1])
@@ -37,7 +37,7 @@ def in_own_process(module: str, *arguments: str, environment: dict[str, str] | N
 
 
 def forget_peak() -> None:
-    """The peak of this process's memory starts over (Linux)."""
+    """Reset the peak memory counter of this process (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -52,7 +52,7 @@ def _status(key: str) -> int:
 
 
 def rest_bytes() -> int:
-    """Resident memory when everything that can be given back was."""
+    """Resident memory after garbage collection and returning free memory to the system."""
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     return _status("VmRSS")

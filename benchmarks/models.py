@@ -1,7 +1,7 @@
-"""The models that are measured: real diffusers classes with random weights, and the trained demo model.
+"""The measured models: diffusers classes with random weights, and the trained demo model.
 
-Each is a frozen record of everything that decides a number, with ``model()`` and ``branches()``: the arguments of one
-denoiser call for each guidance branch, all but the sample and the time.
+Each is a frozen record of all settings, with ``model()`` and ``branches()``: the arguments of one denoiser call for
+each guidance branch, except the sample and the time.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ Arguments = dict[str, Any]
 
 
 class Shape(Protocol):
-    """What is measured."""
+    """A measured model."""
 
     @property
     def time_scale(self) -> float:
-        """What the model calls the time 1."""
+        """The model's input value for time 1."""
         ...
 
     def model(self) -> nn.Module: ...
 
     def twin(self, original: nn.Module) -> nn.Module:
-        """Another model with the very same weights."""
+        """Another model that shares the weights of ``original``."""
         ...
 
     def noise(self) -> Tensor:
@@ -38,7 +38,7 @@ class Shape(Protocol):
 
 
 class _Twins(ABC):
-    """Twins of models that are small enough to be built twice."""
+    """``twin`` for models that are small enough to be built twice."""
 
     __slots__ = ()
 
@@ -102,7 +102,7 @@ class Flux:
             torch.set_default_dtype(default)
 
     def twin(self, original: nn.Module) -> nn.Module:
-        twin = self._built("meta")  # two copies of the full-size one would not fit
+        twin = self._built("meta")  # two copies of the full-size model would not fit
         twin.load_state_dict(original.state_dict(), assign=True)
         return twin.requires_grad_(False)
 
@@ -129,7 +129,7 @@ class Flux:
 
 @dataclass(frozen=True, slots=True)
 class DiT(_Twins):
-    """A class-conditional DiT: so small that launching its kernels costs more than running them."""
+    """A class-conditional DiT so small that launching its kernels takes longer than running them."""
 
     layers: int
     heads: int
@@ -194,7 +194,7 @@ class Wan(_Twins):
 
 @dataclass(frozen=True, slots=True)
 class Qwen(_Twins):
-    """A Qwen-Image transformer with true guidance: two branches a step, of prompts of different lengths."""
+    """A Qwen-Image transformer with true guidance: two branches per step, with prompts of different lengths."""
 
     layers: int
     heads: int
@@ -233,7 +233,7 @@ class Qwen(_Twins):
 
 @dataclass(frozen=True, slots=True)
 class Demo(_Twins):
-    """The trained demo model drawing ``digits`` digits: the one whose pictures mean something."""
+    """The trained demo model drawing ``digits`` digits: the only one whose images are meaningful."""
 
     digits: int
     seed: int = 0

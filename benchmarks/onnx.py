@@ -1,4 +1,4 @@
-"""Steps of the 70 M FLUX in ONNX Runtime: what a forecast step costs of a full one, where one ``If`` decides."""
+"""Time of full and forecast steps of the 70 M FLUX in ONNX Runtime, where one ``If`` selects the branch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STEPS = 50
 
 
 def measure(scopes: tuple[str, ...] = ("module", "stack")) -> list[dict[str, Any]]:
-    """A line for each scope: medians over one trajectory of 50 steps."""
+    """One line per scope: medians over one trajectory of 50 steps."""
     return [{"measured": "onnxruntime", "scope": scope, **_at_scope(scope), **environment()} for scope in scopes]
 
 

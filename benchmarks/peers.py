@@ -1,6 +1,6 @@
-"""The other libraries' caches, each made to compute the very same steps as ours where it can be told which.
+"""The caches of other libraries, each configured to compute the same steps as ours if that can be set.
 
-Each runs as its own documentation compiles it: over the whole model, and over its repeated blocks.
+Each is compiled as its documentation recommends: the whole model, and its repeated blocks.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _taylorseer(lite: bool) -> Callable[[nn.Module, Scenario], Prepared]:
     def configure(model: nn.Module, scenario: Scenario) -> Prepared:
         from diffusers import TaylorSeerCacheConfig
 
-        # Its own count: full while step < before, then where (step - before - 1) is a multiple of the interval.
+        # Its rule: full while step < before, then if (step - before - 1) is a multiple of the interval.
         wanted = scenario.decisions.count("F")
         masks = {before: _taylorseer_mask(before, scenario) for before in range(1, 8)}
         before = min(masks, key=lambda b: abs(masks[b].count("F") - wanted))
@@ -79,7 +79,7 @@ def _first_block(model: nn.Module, scenario: Scenario) -> Prepared:
     ]
 
     def decide(step: int) -> None:
-        for head in heads:  # a threshold nothing reaches, or everything
+        for head in heads:  # a threshold that always computes, or one that always skips
             head.threshold = -1.0 if scenario.decisions[step] == "F" else float("inf")
 
     return Prepared(model, scenario.decisions, before=decide)

@@ -1,4 +1,4 @@
-"""One JSON line for each contender of a race: medians, spread, ratios, fidelity, versions, hardware, command."""
+"""One JSON line per contender of a race: medians, spread, ratios, fidelity, versions, hardware, command."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from hicache_compile.benchmarks.lockstep import Race, Racer
 
 
 def records(race: Race, command: str) -> list[dict[str, Any]]:
-    """What is known of every contender.
+    """The results of every contender.
 
-    ``trajectory_ms`` is the median full step times the computed steps plus the median forecast step times the others,
-    at the scenario's number of computed steps, so that a contender that computes one more is not held to it;
-    ``clock_speedup`` is against plain ``torch.compile`` in the same race; ``relative_error`` of the last sample, in the
-    2-norm, is against it too.
+    ``trajectory_ms``: median full step times the number of computed steps plus median forecast step times the others,
+    with the scenario's number of computed steps, so a contender that computes one more step has no disadvantage.
+    ``clock_speedup``: against plain ``torch.compile`` in the same race. ``relative_error``: of the last sample against
+    that of plain ``torch.compile``, 2-norm.
     """
     plain = next(racer for racer in race.racers if racer.contender.name == "torch.compile")
     uncached = statistics.median(_steps(plain, "F"))
@@ -117,7 +117,7 @@ def environment() -> dict[str, Any]:
 
 
 def hardware() -> str:
-    """The processor, and how many threads torch uses."""
+    """The GPU; or the processor and the number of torch threads."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     lines = Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []

@@ -1,4 +1,4 @@
-"""Declared scenarios: everything that decides a number, in one frozen record."""
+"""Declared scenarios: all settings of a measurement in one frozen record."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hicache_compile.benchmarks.models import Demo, DiT, Flux, Qwen, Shape, Wan
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A model, how often it is computed in full, and how many steps there are."""
+    """A model, the interval of its full steps, and the number of steps."""
 
     name: str
     shape: Shape
@@ -23,7 +23,7 @@ class Scenario:
 
     @property
     def decisions(self) -> str:
-        """Which steps are computed, for every contender."""
+        """The decision of each step, the same for every contender."""
         return HiCache(interval=self.interval, warmup=self.warmup).decisions(self.steps)
 
 
@@ -31,7 +31,7 @@ FLUX_70M = Flux(layers=2, single_layers=4, heads=11, head_dim=64, image_tokens=5
 
 
 def _flux_dev(side: int) -> Flux:
-    """FLUX.1-dev, 12 B parameters, for a picture of ``16 side x 16 side``."""
+    """FLUX.1-dev, 12 B parameters, for an image of ``16 side x 16 side`` pixels."""
     return Flux(19, 38, 24, 128, side**2, 512, 1, 0, 1.0, 4096, 768, True, "cuda", torch.bfloat16)
 
 

@@ -1,6 +1,6 @@
-"""Column-sparse deltas (Chipmunk) by the clock: the two operators, and a whole step of a FLUX at 4096 + 512 tokens.
+"""Time of column-sparse deltas (Chipmunk): the two operators, and a whole step of a FLUX with 4096 + 512 tokens.
 
-Dense and sparse are timed in turns in one process.
+Dense and sparse alternate in one process.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Line = dict[str, Any]
 
 
 def measure() -> list[Line]:
-    """A line for attention, one for an MLP, one for whole steps."""
+    """One line each for attention, an MLP and whole steps."""
     found = [_attention(), _mlp(), _steps(FLUX_DEV if DEVICE == "cuda" else SHAPE)]
     return [{"measured": "sparse", **line, "command": "hicache bench sparse", **environment()} for line in found]
 
@@ -41,14 +41,14 @@ def _normal(*shape: int) -> torch.Tensor:
 
 
 def _now() -> float:
-    """Seconds, once what was launched is done."""
+    """The time in seconds after all launched work has finished."""
     if DEVICE == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def _attention(heads: int = 4, tokens: int = 2304, dim: int = 128, fraction: float = 0.17) -> Line:
-    """Attention to ``fraction`` of the keys against attention to all."""
+    """Attention to ``fraction`` of the keys, compared with attention to all."""
     query, key, value = (_normal(1, heads, tokens, dim) for _ in range(3))
     scale, hicache = dim**-0.5, torch.ops.hicache
     _, lse = hicache.attention_dense(query, key, value, None, scale)
@@ -67,7 +67,7 @@ def _attention(heads: int = 4, tokens: int = 2304, dim: int = 128, fraction: flo
 
 
 def _mlp(tokens: int = 2304, channels: int = 1536, hidden: int = 6144, fraction: float = 0.3) -> Line:
-    """Computing ``fraction`` of the hidden units again, choosing them included, against all."""
+    """Recomputing ``fraction`` of the hidden units, including their selection, compared with computing all."""
     hicache = torch.ops.hicache
     x = _normal(1, tokens, channels)
     w1, w2 = _normal(hidden, channels) / channels**0.5, _normal(channels, hidden) / hidden**0.5
@@ -95,7 +95,7 @@ def _mlp(tokens: int = 2304, channels: int = 1536, hidden: int = 6144, fraction:
 
 
 def _in_turns(contenders: Mapping[str, Callable[[], Any]]) -> Line:
-    """Medians of ``dense`` and ``sparse`` and their ratio."""
+    """Alternate ``dense`` and ``sparse``; their median times and the ratio."""
     seconds: dict[str, list[float]] = defaultdict(list)
     for _ in range(ROUNDS + 1):
         for name, run in contenders.items():
@@ -108,7 +108,7 @@ def _in_turns(contenders: Mapping[str, Callable[[], Any]]) -> Line:
 
 @torch.no_grad()
 def _steps(shape: Flux) -> Line:
-    """Steps of a whole FLUX: plain ``torch.compile`` and the phases of Chipmunk at its default settings, in turns."""
+    """Alternate steps of a FLUX with plain ``torch.compile`` and with Chipmunk at its default settings."""
     model = shape.model()
     plain = torch.compile(shape.twin(model))
     sparse = hicache_compile(model, None, sparsity=Chipmunk())

@@ -1,4 +1,4 @@
-"""What column-sparse deltas change, on the trained demo model: alone and under forecasts, and how anchors are fed."""
+"""Fidelity of column-sparse deltas on the trained demo model: alone and with forecasts, by the choice of anchors."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from hicache_compile.demo import digits
 from hicache_compile.demo.sampling import load_model, sample
 
 STEPS = 50
-EACH = 5  # digits of each class, for each seed
+EACH = 5  # digits per class and seed
 SEEDS = (10, 11)
 SMALL: dict[str, Any] = {"group": 16, "mlp_block": 16}  # for 64 + 4 tokens
 Line = dict[str, Any]
 
 
 def measure() -> list[Line]:
-    """A line for each policy and kind of sparsity: relative error against the uncached samples of the same noise."""
+    """One line per policy and sparsity: relative error against the uncached samples of the same noise."""
     labels = torch.arange(digits.CLASSES).repeat(EACH)
     uncached = hicache_compile(load_model(), Uncached(), backend="eager")
     expected = torch.cat([sample(uncached, labels, STEPS, seed).images for seed in SEEDS])
@@ -48,7 +48,7 @@ def measure() -> list[Line]:
 
 
 def _cases() -> Iterator[tuple[str, Policy, dict[str, Any] | None]]:
-    """Chipmunk alone, by denominator, share and order; HiCache alone; both, by how anchors are fed and refreshed."""
+    """Chipmunk alone, by denominator, fraction and order; HiCache alone; both, by choice and refresh of anchors."""
     for settings in (
         {},
         {"denominator": "own"},

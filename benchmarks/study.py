@@ -1,7 +1,7 @@
 """Forecasters, scopes and schedules on the trained demo model, at equal numbers of computed steps; ablations; transfer.
 
-Everything that is fitted is fitted to noise of its own; all is judged on the same held-out noise, every class as often.
-Lines carry the relative error over all pictures (2-norm) with its 95 % interval.
+Fits use separate noise. All policies are evaluated on the same held-out noise, with the same number of images per
+class. Lines contain the relative error over all images (2-norm) with its 95 % interval.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from hicache_compile.tune import FITS, Measured, fit_forecasts, measure, with_we
 from hicache_compile.tune.planning import mask_of, shortest_path
 
 STEPS = 50
-EACH = 10  # held-out pictures of each class; half as many where methods are not compared
+EACH = 10  # held-out images per class; half as many outside the comparison of methods
 BATCH = 50
 HELD_OUT, FITTED = 0, 5_000  # seeds
-SAMPLES = 3  # of each class, to fit to
-EVALUATIONS = {"stack": 40, "module": 16}  # schedules tried in planning, by scope
-INTERVALS = (2, 3, 4, 7)  # about 2, 3, 4 and 5.5 times fewer steps
-HALF = 0.5**0.5  # the sigma at which Hermite has the true slope
+SAMPLES = 3  # images per class for fitting
+EVALUATIONS = {"stack": 40, "module": 16}  # number of schedules tried in planning, by scope
+INTERVALS = (2, 3, 4, 7)  # a reduction of computed steps by about 2, 3, 4 and 5.5
+HALF = 0.5**0.5  # the sigma for which Hermite has the true slope
 BASES: dict[str, Forecaster] = {
     "reuse": Reuse(),
     "Taylor 1": Taylor(1),
@@ -69,7 +69,7 @@ log = logging.getLogger(__name__)
 
 
 class Study:
-    """The demo model in eager mode, its held-out pictures in full, and what was measured to fit to."""
+    """The demo model in eager mode, its fully computed held-out images, and the judge of policies."""
 
     def __init__(self, command: str, steps: int = STEPS, classes: Sequence[int] = range(10), each: int = EACH) -> None:
         self.command = command
@@ -82,12 +82,12 @@ class Study:
         ]
 
     def measured(self, scope: str, samples: int = SAMPLES) -> Measured:
-        """Runs in full at ``scope``, of noise that is not judged on."""
+        """Measurements of fully computed runs at ``scope``, on noise that is not held out."""
         runs = self.subject.runs(FITTED, samples, together=True)
         return measure(self.subject.denoiser, runs, scope)
 
     def line(self, section: str, method: str, policy: Policy, **more: Any) -> Line:
-        """``policy`` on the held-out pictures."""
+        """The result of ``policy`` on the held-out images."""
         rows = [row for numbers, seed in self.runs for row in self.judge.lines(policy, numbers, seed)]
         found = summary(rows)
         error = found["relative_error"]
@@ -112,7 +112,7 @@ class Study:
 
 
 def methods(scope: str) -> list[Line]:
-    """Every basis, every fit and every schedule at ``scope`` and the computed steps of ``INTERVALS``."""
+    """Every basis, fit and schedule at ``scope``, with the numbers of computed steps of ``INTERVALS``."""
     study = Study(f"hicache bench study-{scope}")
     measured = study.measured(scope)
     return [line for interval in INTERVALS for line in _at(study, measured, scope, interval)]
@@ -139,7 +139,10 @@ def _at(study: Study, measured: Measured, scope: str, interval: int) -> Iterator
 
 
 def cost() -> list[Line]:
-    """Seconds and bytes of calibrating at the computed steps of N = 7; bytes beyond sampling as many pictures."""
+    """Time and memory of calibration with the number of computed steps of N = 7.
+
+    Memory is the peak above that of sampling as many images.
+    """
     study, lines = Study("hicache bench study-cost"), []
     for scope, evaluations in EVALUATIONS.items():
         runs = study.subject.runs(FITTED, SAMPLES, together=True)
@@ -173,7 +176,7 @@ def cost() -> list[Line]:
 
 
 def ablations() -> list[Line]:
-    """Scope, sigma, order, and how many pictures are calibrated on."""
+    """Scope, sigma, order, and the number of images for calibration."""
     study, lines = Study("hicache bench study-ablations", each=EACH // 2), []
     for scope in ("module", "block", "stack", "output"):
         for name in ("reuse", "Taylor 2", "Hermite 2, .5 (HiCache)", "Hermite 2, .71"):
@@ -204,7 +207,7 @@ def ablations() -> list[Line]:
 
 
 def transfer() -> list[Line]:
-    """Weights on runs of another length, and on other classes than they were calibrated on."""
+    """Weights on runs of other lengths, and on classes other than those of the calibration."""
     lines = []
     command = "hicache bench study-transfer"
     home = Study(command, each=EACH // 2)

@@ -14,7 +14,7 @@ NAMES = {"sigma": "Hermite 2, sigma of each step", "gates": "Hermite 2, .71, gat
 
 
 def tables(lines: Sequence[Line]) -> str:
-    """Every section that is among ``lines``, with a heading each."""
+    """Every section present in ``lines``, each with a heading."""
     found = []
     for scope in dict.fromkeys(line["scope"] for line in _of(lines, "methods")):
         mine = [line for line in _of(lines, "methods") if line["scope"] == scope]
@@ -72,7 +72,7 @@ Key = Callable[[Line], Hashable]
 
 
 def _table(lines: Sequence[Line], row: Key, head: str, column: Key) -> str:
-    """Errors by ``row`` and ``column``, with half of their intervals; the least of each column in bold."""
+    """Errors by ``row`` and ``column`` with half of their interval width; the smallest of each column in bold."""
     rows, columns = (list(dict.fromkeys(map(key, lines))) for key in (row, column))
     cells = {(row(line), column(line)): line for line in lines}
     least = {c: min(line["relative_error"] for (_, at), line in cells.items() if at == c) for c in columns}
@@ -88,7 +88,7 @@ def _table(lines: Sequence[Line], row: Key, head: str, column: Key) -> str:
 
 def _cell(line: Line, best: bool) -> str:
     value = f"{line['relative_error']:.4f}"
-    low, high = line["interval"] or (0.0, 0.0)  # none was recorded for some committed lines: docs/study.md
+    low, high = line["interval"] or (0.0, 0.0)  # missing in some committed lines, see docs/study.md
     return (f"**{value}**" if best else value) + (f" ±{(high - low) / 2:.4f}" if high > low else "")
 
 

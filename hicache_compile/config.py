@@ -1,7 +1,7 @@
-"""The system switch: ``HICACHE_ENABLE=0`` at start, or ``hicache_compile.config.enabled = False`` at any time.
+"""The global switch: ``HICACHE_ENABLE=0`` at start, or ``hicache_compile.config.enabled = False`` at any time.
 
-While it is off every denoiser runs uncached (and compiled), bit for bit as without a policy; the first that would have
-cached says so once.
+While it is off, every denoiser runs uncached (and compiled), bit for bit as without a policy. A warning is logged once,
+when a denoiser first runs uncached for this reason.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ enabled: bool = switched_on("HICACHE_ENABLE", default="1")
 
 
 def caching() -> bool:
-    """Whether the switch is on; where it is off, a warning the first time."""
+    """Whether the switch is on. If it is off, logs a warning the first time."""
     if not enabled:
         _say_that_it_is_off()
     return enabled

@@ -1,4 +1,4 @@
-"""The one exception family, and the one way a rewrite declines."""
+"""The package's only exception, the record of a declined rewrite, and validation helpers."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 
 class HiCacheError(ValueError):
-    """Every error this package raises. The message names the field, the value and what is allowed."""
+    """Every error this package raises. The message names the field, its value and the allowed values."""
 
 
 @dataclass(frozen=True, slots=True)
 class CannotRewrite:
-    """A site that was left as it is: declining is normal, silence is not."""
+    """A site that was not rewritten, with the reason."""
 
     site: str
     reason: str
@@ -39,7 +39,7 @@ def real_number(owner: str, field: str, value: object, low: float, high: float) 
 
 
 def numbers(owner: str, field: str, value: object, least: float | None = None) -> tuple[float, ...]:
-    """``value`` as a tuple, once it is one or more finite numbers, none below ``least``."""
+    """``value`` as a tuple of one or more finite numbers, none below ``least``; raises ``HiCacheError`` otherwise."""
     given = tuple(value) if isinstance(value, list | tuple) else ()
     real = all(isinstance(one, int | float) and not isinstance(one, bool) and math.isfinite(one) for one in given)
     if not given or not real or (least is not None and min(given) < least):
@@ -65,7 +65,8 @@ _SWITCH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false"
 
 
 def switched_on(name: str, environ: Mapping[str, str] = os.environ, default: str = "0") -> bool:
-    """Whether the environment variable ``name`` is a switch that is on."""
+    """Whether the environment variable ``name`` holds a true switch value; raises ``HiCacheError`` if it holds no
+    switch value."""
     text = (environ.get(name, "").strip() or default).lower()
     if text not in _SWITCH:
         raise HiCacheError(f"{name} = {text!r}: must be one of {', '.join(_SWITCH)}")

@@ -1,4 +1,4 @@
-"""How the keys of an attention are split: partitions, seen from each, in groups from near to far."""
+"""Partitions of the keys of an attention, and their groups from near to far as seen from each partition."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from enum import IntEnum
 
 
 class Code(IntEnum):
-    """What happens to a group of partitions in a step."""
+    """The action for a group of partitions in a step."""
 
-    FORCED = 0  # computed, and not remembered
-    ANCHOR = 1  # computed and remembered; everything is measured from here on
-    COMPUTED = 2  # computed and remembered
+    FORCED = 0  # computed, not stored
+    ANCHOR = 1  # computed and stored; later drifts are measured against it
+    COMPUTED = 2  # computed and stored
     REUSED = 3
 
 
@@ -19,8 +19,9 @@ class Code(IntEnum):
 class KeyPartitions:
     """The keys in ``partitions`` of equal length, ``partitions / groups`` of them a group.
 
-    Every partition ("rank") sees the others by their displacement ``(o, i)`` from itself, ``o`` groups and ``i`` places
-    in the group away; group ``o`` are those with that ``o``. ``(0, 0)`` is itself: local, and in no group.
+    Each partition ("rank") addresses the others by their displacement ``(o, i)``: ``o`` groups and ``i`` places within
+    the group. Group ``o``, as seen from a partition, holds the partitions with that ``o``. ``(0, 0)`` is the partition
+    itself: local, and in no group.
 
     Args:
         distributed: each rank of ``torch.distributed`` holds one partition of queries and keys.
@@ -36,22 +37,22 @@ class KeyPartitions:
 
     @property
     def decided(self) -> tuple[int, ...]:
-        """The groups there is something to decide of: group 0 may be the local partition alone."""
+        """The groups that are not empty: group 0 may consist of the local partition alone."""
         return tuple(o for o in range(self.groups) if self.members(0, o))
 
     def source(self, rank: int, o: int, i: int) -> int:
-        """The partition that is displaced by ``(o, i)`` from ``rank``."""
+        """The partition at displacement ``(o, i)`` from ``rank``."""
         group, place = divmod(rank, self.per_group)
         return (group + o) % self.groups * self.per_group + (place + i) % self.per_group
 
     def target(self, rank: int, o: int, i: int) -> int:
-        """The partition from which ``rank`` is displaced by ``(o, i)``: the inverse of ``source``."""
+        """The partition from which ``rank`` is at displacement ``(o, i)``: the inverse of ``source``."""
         return self.source(rank, -o, -i)
 
     def displacements(self, o: int) -> tuple[tuple[int, int], ...]:
-        """The displacements that make group ``o``."""
+        """The displacements of the partitions in group ``o``."""
         return tuple((o, i) for i in range(self.per_group) if (o, i) != (0, 0))
 
     def members(self, rank: int, o: int) -> tuple[int, ...]:
-        """The partitions of group ``o`` as ``rank`` sees them."""
+        """The partitions in group ``o`` as seen from ``rank``."""
         return tuple(self.source(rank, *displacement) for displacement in self.displacements(o))

@@ -1,4 +1,4 @@
-"""Policies as plain JSON, both ways: the public names of ``hicache_compile.policy.json_codec``."""
+"""Conversion of policies to and from plain JSON: the public names of ``hicache_compile.policy.json_codec``."""
 
 from hicache_compile.policy.json_codec import as_policy, from_dict, from_json, to_dict, to_json
 

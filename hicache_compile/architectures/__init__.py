@@ -1,4 +1,4 @@
-"""Denoisers by name, by folder or by configuration, built without weights, with example inputs of any size."""
+"""Denoisers by name, folder or configuration, built without weights, with example inputs of any size."""
 
 from hicache_compile.architectures.inputs import Request, example_inputs
 from hicache_compile.architectures.known import KNOWN

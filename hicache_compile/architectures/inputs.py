@@ -1,4 +1,4 @@
-"""Example inputs of one denoiser call for a picture or a clip of some size, as the class's own pipeline makes them."""
+"""Example inputs of one denoiser call for an image or video of a given size, as the model's pipeline makes them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Inputs = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is to be sampled: pixels, frames, prompts. ``None``: what the model was trained on."""
+    """The size of the sample in pixels, frames and prompts. ``None``: the default of the model."""
 
     height: int | None = None
     width: int | None = None
@@ -28,7 +28,7 @@ class Request:
         """Height and width in pixels.
 
         Raises:
-            HiCacheError: one of them is not a multiple of what the model's latents and patches need.
+            HiCacheError: one of them is not a multiple of ``multiple``, which the model's latents and patches require.
         """
         sizes = self.height or default, self.width or self.height or default
         for name, value in zip(("height", "width"), sizes, strict=True):
@@ -37,7 +37,7 @@ class Request:
         return sizes
 
     def clip(self, default: int, step: int) -> int:
-        """Frames of the latents of a clip."""
+        """The number of latent frames of a video."""
         frames = self.frames or default
         if frames < 1 or (frames - 1) % step:
             raise HiCacheError(f"frames = {frames}: must be 1 more than a multiple of {step}")
@@ -45,10 +45,10 @@ class Request:
 
 
 def example_inputs(model: nn.Module, request: Request) -> Inputs:
-    """The arguments of one call of ``model``, on its device and in its dtype; their values mean nothing.
+    """The arguments of one call of ``model``, on its device and in its dtype; the values are arbitrary.
 
     Raises:
-        HiCacheError: the class is none of those known here, or the request does not fit it.
+        HiCacheError: there are no example inputs for the class, or the request does not fit it.
     """
     name = type(model).__name__
     if name not in INPUTS:
@@ -60,7 +60,7 @@ def example_inputs(model: nn.Module, request: Request) -> Inputs:
 
 
 class _Maker:
-    """Makes tensors like the model's own."""
+    """Makes tensors with the model's device and dtype."""
 
     def __init__(self, model: Any, request: Request) -> None:
         self.model = model

@@ -1,4 +1,4 @@
-"""Published denoisers: class and configuration, as their repositories hold them; what is left out is the default."""
+"""Published denoisers: class and configuration, as in their repositories; omitted fields have their defaults."""
 
 from __future__ import annotations
 

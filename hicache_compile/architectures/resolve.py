@@ -1,4 +1,4 @@
-"""From what a user names to a denoiser: a known name, a model folder, a pipeline folder, or a ``config.json``."""
+"""Resolve a denoiser from a known name, a model folder, a pipeline folder, or a ``config.json``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _COMPONENTS = ("transformer", "unet")
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """A class of diffusers with a configuration; ``folder`` has the weights, where there are any."""
+    """A diffusers class with a configuration; ``folder`` holds the weights, if there are any."""
 
     name: str
     cls: type[nn.Module]
@@ -26,16 +26,16 @@ class Architecture:
     folder: Path | None = None
 
     def without_weights(self) -> nn.Module:
-        """The denoiser on the ``meta`` device: shapes, no numbers."""
+        """The denoiser on the ``meta`` device: shapes without data."""
         with torch.device("meta"):
             model: nn.Module = self.cls.from_config(self.config)  # type: ignore[attr-defined]  # of diffusers' ConfigMixin
         return model.eval()
 
     def with_weights(self, dtype: torch.dtype | None = None) -> nn.Module:
-        """The denoiser as its folder holds it.
+        """The denoiser with the weights in its folder.
 
         Raises:
-            HiCacheError: it was named by a configuration, so there are none.
+            HiCacheError: there is no folder with weights.
         """
         if self.folder is None:
             raise HiCacheError(f"model {self.name!r}: must be a folder with weights (save_pretrained)")
@@ -44,10 +44,10 @@ class Architecture:
 
 
 def resolve(name: str) -> Architecture:
-    """The architecture that ``name`` stands for.
+    """The architecture named by ``name``.
 
     Raises:
-        HiCacheError: it is no known name, no folder of diffusers and no ``config.json``; or its class is unknown.
+        HiCacheError: ``name`` is no known name, no diffusers folder and no ``config.json``; or its class is unknown.
     """
     if name.lower() in KNOWN:
         cls, config = KNOWN[name.lower()]

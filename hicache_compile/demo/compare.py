@@ -1,4 +1,4 @@
-"""Sample the same digits uncached and under several policies, and measure what it cost and what it changed."""
+"""Sample the same digits uncached and under several policies, and compare speed and quality."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ SPARSE: tuple[Contestant, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One policy's run, over sparse steps or not. ``psnr`` (dB over a range of 2,
-    the mean over images) and ``relative_error``
-    (2-norm) are against the uncached sample of the same seed; ``accuracy`` is the share of images the
-    classifier reads as the digit that was asked for; ``clock_speedup`` is the uncached sampling loop's
-    seconds over this one's, compiling aside.
+    """One policy's run, with sparse steps if ``sparse``.
+
+    ``psnr`` (dB over a range of 2, mean over images) and ``relative_error`` (2-norm) are against the uncached sample of
+    the same seed. ``accuracy``: fraction of images that the classifier recognizes as the requested digit.
+    ``clock_speedup``: the time of the uncached sampling loop divided by the time of this one, without compilation.
     """
 
     policy: str
@@ -61,11 +61,11 @@ class Result:
 
     @property
     def group(self) -> str:
-        """What its rows stand under."""
+        """The heading of its rows."""
         return "sparse steps" if self.sparse else f"{self.scope} scope" if self.scope else ""
 
     def as_data(self) -> dict[str, Any]:
-        """The row as plain data, under the names of ``report()``."""
+        """The row as plain data, with the field names of ``report()``."""
         own = {name: getattr(self, name) for name in ("policy", "scope", "sparse", *MEASURED)}
         counted = {name: getattr(self.report, name) for name in COUNTED}
         return {**own, **counted, "decisions": self.report.decisions()}
@@ -76,7 +76,7 @@ COUNTED = ("computed", "forecast", "flops_speedup", "state_bytes", "programs", "
 
 
 def trajectories_of(contestants: Sequence[Contestant], sparse: Sequence[Contestant] = ()) -> int:
-    """How many trajectories ``compare`` samples: with each scope two uncached and a warm-up, one a policy."""
+    """The number of trajectories ``compare`` samples: one per policy, and per group two uncached and one warm-up."""
     return 3 * len(_groups(contestants, sparse)) + len(contestants) + len(sparse)
 
 
@@ -89,10 +89,10 @@ def compare(
     sparse: Sequence[Contestant] = (),
     on_step: Callable[[], object] = lambda: None,
 ) -> list[Result]:
-    """The uncached sample's result, then those of ``contestants`` in order, then those of ``sparse`` over ``SPARSITY``.
+    """The result of the uncached sample, of ``contestants`` in order, and of ``sparse`` with ``SPARSITY``.
 
-    The clock compares with the same denoiser under ``disabled()``: the program that plain ``torch.compile``
-    runs. The median of uncached runs before and after each scope's policies is taken.
+    The uncached time is that of a denoiser under ``disabled()``, which runs the program of plain ``torch.compile``: the
+    median of the uncached runs before and after each group of policies.
     """
     labels = torch.arange(digits.CLASSES).repeat(per_class)
     model = load_model()
@@ -128,7 +128,7 @@ def compare(
 def _groups(
     contestants: Sequence[Contestant], sparse: Sequence[Contestant]
 ) -> list[tuple[Chipmunk | None, Sequence[Contestant]]]:
-    """Who shares a compiled denoiser: the policies of each scope, and those that are sparse."""
+    """The policies that share a compiled denoiser: those of each scope, and the sparse ones."""
     scopes = dict.fromkeys(policy.scope for _, policy in contestants)
     groups: list[tuple[Chipmunk | None, Sequence[Contestant]]] = [
         (None, [entry for entry in contestants if entry[1].scope == scope]) for scope in scopes

@@ -1,7 +1,7 @@
 """scikit-learn's handwritten digits as a small text-to-image problem for a FLUX transformer.
 
-An image is 16x16, packed the way FLUX packs latents: 2x2 patches, 64 tokens of 4 values in [-1, 1].
-A "prompt" is a class label written as four text tokens and one pooled vector.
+An image is 16x16, packed as in FLUX latents: 2x2 patches, 64 tokens of 4 values in [-1, 1]. A "prompt" is a class label
+encoded as four text tokens and one pooled vector.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def unpack(tokens: torch.Tensor) -> torch.Tensor:
 def prompt(labels: torch.Tensor) -> dict[str, torch.Tensor]:
     """The conditioning inputs of the transformer for integer ``labels`` ``[B]``.
 
-    ``NO_CLASS`` is the empty prompt, for classifier-free guidance. Text token ``j`` is the one-hot
-    class next to the one-hot position ``j``; the pooled projection is the one-hot class.
+    ``NO_CLASS`` is the empty prompt, for classifier-free guidance. Text token ``j`` is the one-hot class concatenated
+    with the one-hot position ``j``; the pooled projection is the one-hot class.
     """
     known = (labels != NO_CLASS).unsqueeze(1)
     one_hot = functional.one_hot(labels.clamp(min=0), CLASSES).float() * known
@@ -75,12 +75,12 @@ def _classifier():  # type: ignore[no-untyped-def]  # scikit-learn ships no type
 
 
 def classify(images: torch.Tensor) -> torch.Tensor:
-    """Labels ``[B]`` a support vector machine trained on the digits reads in ``images`` ``[B, 16, 16]``."""
+    """Labels ``[B]`` of ``images`` ``[B, 16, 16]``, by a support vector machine trained on the digits."""
     return torch.from_numpy(_classifier().predict(_pixels(images))).long()
 
 
 def decisions(images: torch.Tensor) -> torch.Tensor:
-    """How much each class speaks for itself in ``images`` ``[B, 16, 16]``: the decision values ``[B, 10]``."""
+    """The classifier's decision values ``[B, 10]`` for ``images`` ``[B, 16, 16]``."""
     return torch.from_numpy(_classifier().decision_function(_pixels(images)))
 
 

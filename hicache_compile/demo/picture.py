@@ -1,4 +1,4 @@
-"""The demo's picture: a row of digits for each policy, with a strip of its full and forecast steps."""
+"""The demo's image: a row of digits per policy, with a strip of its full and forecast steps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HEADER, ROW, GROUP_GAP = 0.78, 0.86, 0.3  # inches
 
 
 def draw(results: Sequence[Result], path: Path) -> None:
-    """Write the picture of ``results``, the uncached one first, as a PNG at ``path``."""
+    """Write the image of ``results``, of which the first is uncached, as a PNG to ``path``."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

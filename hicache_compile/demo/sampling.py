@@ -18,7 +18,7 @@ from hicache_compile.frontend.denoiser import CompiledDenoiser
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Images ``[B, 16, 16]`` in about [-1, 1], and the seconds the sampling loop took."""
+    """Images ``[B, 16, 16]`` in about [-1, 1], and the duration of the sampling loop in seconds."""
 
     images: torch.Tensor
     seconds: float
@@ -29,13 +29,13 @@ def load_model() -> nn.Module:
     from diffusers import FluxTransformer2DModel
     from diffusers.utils import logging
 
-    logging.set_verbosity_error()  # it recommends accelerate, which a model of this size does not need
+    logging.set_verbosity_error()  # hides a recommendation of accelerate, which a small model does not need
     with as_file(files("hicache_compile.demo") / "model" / "transformer") as folder:
         return FluxTransformer2DModel.from_pretrained(folder, torch_dtype=torch.float32).eval()
 
 
 def load_scheduler() -> Any:
-    """Its ``FlowMatchEulerDiscreteScheduler``."""
+    """The model's ``FlowMatchEulerDiscreteScheduler``."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     with as_file(files("hicache_compile.demo") / "model" / "scheduler") as folder:

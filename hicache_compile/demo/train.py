@@ -1,8 +1,8 @@
 """Train the demo model: ``python -m hicache_compile.demo.train OUT``.
 
-A rectified flow (Liu et al., 2209.03003) on the digits: ``x_t = (1 - t) x_0 + t e``, and the transformer
-learns the velocity ``e - x_0``. A tenth of the labels are dropped, so guidance works too. The weights
-that are saved are the exponential moving average, in fp16, in the diffusers folder format.
+A rectified flow (Liu et al., 2209.03003) on the digits: ``x_t = (1 - t) x_0 + t e``, and the transformer learns the
+velocity ``e - x_0``. A tenth of the labels are dropped, for guidance. The saved weights are the exponential moving
+average, in fp16, in the diffusers folder format.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CONFIG = {
 def loss_of(
     model: Callable[..., Any], images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
-    """The rectified-flow loss of one batch, times drawn from a logit-normal (Esser et al., 2403.03206)."""
+    """The rectified-flow loss of one batch, with times from a logit-normal distribution (Esser et al., 2403.03206)."""
     clean = digits.pack(images)
     noise = torch.randn(clean.shape, generator=generator)
     time = torch.sigmoid(torch.randn(len(images), generator=generator))

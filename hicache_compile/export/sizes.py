@@ -1,4 +1,4 @@
-"""Sizes that vary, as arithmetic over the sizes of the arguments: ``"s0"``, ``"(s1//2)*(s2//2)"``."""
+"""Dynamic sizes as arithmetic over symbols for the sizes of the arguments: ``"s0"``, ``"(s1//2)*(s2//2)"``."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _ARITHMETIC: dict[type[ast.operator], Callable[[int, int], int]] = {
 
 
 def size_of(size: Size, known: Mapping[str, int]) -> int:
-    """``size`` with the symbols in ``known``.
+    """The value of ``size`` with the symbol values in ``known``.
 
     Raises:
-        HiCacheError: it is not arithmetic over them.
+        HiCacheError: ``size`` is not arithmetic over these symbols.
     """
     if isinstance(size, int):
         return size

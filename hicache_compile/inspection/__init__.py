@@ -1,1 +1,1 @@
-"""Looking inside: graphs as Python, ``explain``, ``dump`` and its page."""
+"""Inspection: graphs as Python, ``explain``, ``dump`` and its HTML page."""

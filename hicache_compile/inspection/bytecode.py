@@ -1,4 +1,4 @@
-"""What Dynamo made of a frame, as Python."""
+"""Dynamo's bytecode as Python."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 
 def decompiled(codes: Iterable[types.CodeType]) -> str:
-    """The bytecode Dynamo runs instead of ``codes``, decompiled by depyf where it is installed, else disassembled."""
+    """The bytecode Dynamo generated for ``codes``: decompiled if depyf is installed, else disassembled."""
     from torch._dynamo.eval_frame import _debug_get_cache_entry_list
 
     entries = [entry.code for code in codes for entry in _debug_get_cache_entry_list(code)]
@@ -23,5 +23,5 @@ def decompiled(codes: Iterable[types.CodeType]) -> str:
 def _readable(decompile: object, code: types.CodeType) -> str:
     try:
         return str(decompile(code))  # type: ignore[operator]  # untyped
-    except Exception as error:  # depyf raises what its parser raises
+    except Exception as error:  # depyf passes on any error of its parser
         return f"# depyf could not decompile it: {error!r}\n{dis.Bytecode(code).dis()}"

@@ -1,4 +1,4 @@
-"""A decision map as a picture: steps from left to right, sites from top to bottom."""
+"""The decision map as a PNG: one column per step, one row per site."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MOST_LABELS = 40
 
 
 def draw(decisions: DecisionRows, path: Path) -> None:
-    """Write the picture as a PNG at ``path``."""
+    """Write the map as a PNG to ``path``."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch

@@ -1,4 +1,4 @@
-"""The decision map: a row for each site, a column for each step, as SVG."""
+"""The decision map as SVG: one row per site, one column per step."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from html import escape
 
 from hicache_compile.inspection.explanation import Explanation
 
-LABELS = 300  # pixels for the names of the rows
+LABELS = 300  # width of the row names in pixels
 
 
 def decision_map(found: Explanation) -> str:
-    """The map of ``found``. Rows that look alike share one drawing, so that it stays small at any depth."""
+    """The map of ``found``. Equal rows share one drawing, so the file stays small for deep models."""
     rows = _rows(found)
     steps = found.num_steps
     tall = 20 if len(rows) <= 12 else 13 if len(rows) <= 60 else 10
@@ -36,7 +36,7 @@ def decision_map(found: Explanation) -> str:
 
 
 def _rows(found: Explanation) -> list[tuple[str, str]]:
-    """Name and kind of each row, in the order of the blocks."""
+    """Name and kind of each row, in block order."""
     order = {block.name: place for place, block in enumerate(found.blocks)}
     inside = {name for site in found.sites for name in site.blocks}
     placed = [

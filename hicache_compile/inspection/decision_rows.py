@@ -1,4 +1,4 @@
-"""What happened to each site in each step of a run, as plain data."""
+"""The decision for each site in each step of a run, as plain data."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ NAMES = {FORCED: "forced", ANCHOR: "anchor", COMPUTED: "computed", REUSED: "fore
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A site, or a group of keys of an attention. ``cells``: a letter a step, ``f`` forced, ``a`` anchor, ``c``
-    computed, ``r`` forecast or reused, ``-`` not known."""
+    """A site, or a group of keys of an attention.
+
+    ``cells``: one letter per step: ``f`` forced, ``a`` anchor, ``c`` computed, ``r`` forecast or reused, ``-`` unknown.
+    """
 
     name: str
     kind: str
@@ -21,12 +23,12 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class DecisionRows:
-    """What happened to each row in each step.
+    """The decisions of a run.
 
     Args:
-        strategy: what decided, in one word: ``teacache``, ``pab``, ``ditango``, ``interval``, ...
+        strategy: the deciding method, in one word: ``teacache``, ``pab``, ``ditango``, ``interval``, ...
         rows: from the first site to the last.
-        groups: rows that belong to one attention (DiTango), else 1.
+        groups: the number of rows per attention (DiTango), else 1.
     """
 
     strategy: str

@@ -1,4 +1,4 @@
-"""What ``explain`` finds, as plain data: of each site, block and scope, and of the whole."""
+"""The results of ``explain`` as plain data: per site, per block, per scope, and in total."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class SiteRow:
-    """A site under the policy: what it computes, and what is kept of it.
+    """A site under the policy: its computation and its cache.
 
-    ``flops``: of one full step inside the site; ``share``: of the whole step; ``nbytes``: its rings in one context;
-    ``shapes``: of the rings a forecast reads, none where it reads nothing of the site.
+    ``flops``: of the site in one full step; ``share``: of the full step's FLOPs; ``nbytes``: of its rings in one
+    context; ``shapes``: of the rings a forecast reads, empty if it reads none.
     """
 
     name: str
@@ -27,7 +27,7 @@ class SiteRow:
 
 @dataclass(frozen=True, slots=True)
 class ScopeRow:
-    """What the policy would be at another scope: ``ceiling`` is the speed-up if the clock followed the FLOPs."""
+    """The policy at another scope. ``ceiling``: the speed-up if time were proportional to FLOPs."""
 
     scope: str
     sites: int
@@ -39,7 +39,7 @@ class ScopeRow:
 
 @dataclass(frozen=True, slots=True)
 class BlockRow:
-    """A block: its nodes, its FLOPs in one full step."""
+    """A block: its number of nodes, and its FLOPs in one full step."""
 
     name: str
     nodes: int
@@ -48,7 +48,7 @@ class BlockRow:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """``decisions``: one letter a step; bytes are those of one guidance branch."""
+    """``decisions``: one letter per step; ``state_bytes`` and the sites' bytes are for one guidance branch."""
 
     model: str
     policy: dict[str, Any]
@@ -71,12 +71,12 @@ class Findings:
 
     @property
     def computed(self) -> int:
-        """Steps that are computed, densely or sparsely."""
+        """The number of computed steps, dense or sparse."""
         return sum(letter in "FS" for letter in self.decisions)
 
     @property
     def stacks(self) -> dict[str, int]:
-        """How many blocks each list of modules has."""
+        """The number of blocks in each module list."""
         counted: dict[str, int] = {}
         for block in self.blocks:
             name = ".".join(part for part in block.name.split(".") if not part.isdigit()) or block.name
@@ -84,5 +84,5 @@ class Findings:
         return counted
 
     def to_json(self) -> str:
-        """The same as JSON."""
+        """The findings as JSON."""
         return json.dumps({**asdict(self), "stacks": self.stacks}, indent=1)

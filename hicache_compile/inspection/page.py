@@ -1,4 +1,4 @@
-"""``index.html``: one page, without anything from elsewhere, that shows a policy on a denoiser."""
+"""``index.html``: a self-contained page that shows a policy on a denoiser."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hicache_compile.inspection.explanation import Explanation
 from hicache_compile.inspection.findings import BlockRow, SiteRow
 from hicache_compile.inspection.tables import percent, size, tera
 
-INLINE = 400_000  # characters of a graph that the page holds itself; longer ones are files beside it
+INLINE = 400_000  # maximum characters of a graph on the page; longer ones are only linked
 
 
 def page(
@@ -25,10 +25,10 @@ def page(
     """The page's HTML.
 
     Args:
-        found: what it shows.
+        found: the explanation to show.
         sources: the text of graphs and generated code, by file name.
-        names: every file beside the page.
-        versions: of what made it.
+        names: the names of the other files in the page's folder.
+        versions: of the packages used.
         compared: other policies on the same denoiser.
     """
     here = files("hicache_compile.inspection")

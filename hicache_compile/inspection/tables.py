@@ -11,8 +11,8 @@ from rich.text import Text
 
 from hicache_compile.inspection.findings import Findings, SiteRow
 
-WIDTH = 128  # of text that goes to no terminal
-SHOWN = 24  # sites; those of like blocks are folded
+WIDTH = 128  # of text that is not printed to a terminal
+SHOWN = 24  # maximum number of rows; equal sites of different blocks share a row
 
 
 def render(found: Findings) -> str:
@@ -24,7 +24,7 @@ def render(found: Findings) -> str:
 
 
 def tables(found: Findings) -> RenderableType:
-    """The tables of ``found``, to print in a console."""
+    """The tables of ``found``, for a rich console."""
     parts: list[RenderableType] = [_summary(found), "", _scopes(found), "", _sites(found)]
     if found.refused:
         parts += ["", _refused(found)]
@@ -32,7 +32,7 @@ def tables(found: Findings) -> RenderableType:
 
 
 def comparison(found: Sequence[tuple[str, Findings]]) -> Table:
-    """One line a policy: full steps, FLOPs, state, ceiling."""
+    """One row per policy: full steps, FLOPs, anchor bytes, speed-up ceiling."""
     first = found[0][1]
     title = f"{first.model}, {first.num_steps} steps; uncached {tera(first.num_steps * first.flops_full)}"
     table = Table(box=SIMPLE_HEAD, title=title, title_justify="left")
@@ -112,7 +112,7 @@ def _sites(found: Findings) -> Table:
 
 
 def _alike(sites: Sequence[SiteRow]) -> list[list[SiteRow]]:
-    """Sites that differ only in which block they are of, together."""
+    """Groups of sites that differ only in their block."""
     groups: dict[object, list[SiteRow]] = {}
     for site in sites:
         key = (_pattern(site.name), site.kind, site.nodes, site.flops, str(site.shapes))

@@ -1,1 +1,1 @@
-"""Functions that rewritten graphs call: they mean the same by hand, in a graph and compiled."""
+"""Functions that rewritten graphs call. They give the same results in eager mode, in a graph and compiled."""

@@ -1,4 +1,4 @@
-"""What a guarded graph is made of: three functions that mean the same by hand, in a graph and compiled."""
+"""The three functions of a guarded graph. They give the same results in eager mode, in a graph and compiled."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ def remember(anchors: Tensor, position: Tensor, value: Tensor) -> None:
 def forecast(anchors: Tensor, weights: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """``sum_k weights[k] * anchors[k]`` of a ring ``[K, *S]``, accumulated in float32 or wider.
 
-    ``dtype`` is that of the slot, where it is not the ring's own.
-    Written as a chain of products so that a compiler makes it one pointwise kernel together with the
-    gate and the sum around it. Rows without an anchor hold zeros and have weight zero.
+    ``dtype``: the slot's, if it is not the ring's. A chain of products, so that a compiler fuses it with the gate and
+    the sum around it into one pointwise kernel. Rows without an anchor hold zeros and have weight zero.
     """
     wide = torch.promote_types(anchors.dtype, torch.float32)
     total = anchors[0].to(wide) * weights[0]
@@ -37,10 +36,10 @@ def full_or_forecast(
     weights: Tensor | Sequence[Tensor],
     dtypes: Sequence[torch.dtype | None] | None = None,
 ) -> tuple[Tensor, ...]:
-    """A guarded site. Computing: run ``full`` and remember its slots; else forecast them.
+    """A guarded site: if computing, run ``full`` and write its slots to the rings; else forecast the slots.
 
-    A slot with a ``carried`` stream is cached as the residual on it. ``weights`` are those of all slots, or a list with
-    those of each. ``dtypes`` are those of the slots, where the rings have another.
+    A slot with a ``carried`` stream is cached as the residual to it. ``weights``: common to all slots, or a list with
+    one tensor per slot. ``dtypes``: of the slots, if the rings have other dtypes.
     """
     if computing:
         outputs = full(*operands)

@@ -1,7 +1,7 @@
-"""What probes are made of: functions that mean the same by hand, in a graph and compiled.
+"""The functions that probes are made of. They give the same results in eager mode, in a graph and compiled.
 
-``change(a, b) = mean|a - b| / mean|b|`` in float32, of each sample (the first dimension); where several samples share a
-call, the largest decides for all. A measured value is ``[n]`` float32.
+``change(a, b) = mean|a - b| / mean|b|`` in float32, per sample (first dimension); if a call has several samples, the
+largest decides for all. A measured value is ``[n]`` float32.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ from torch import Tensor
 
 
 def size(x: Tensor) -> Tensor:
-    """``mean|x|`` of each sample, ``[B]`` float32."""
+    """``mean|x|`` per sample, ``[B]`` float32."""
     return x.abs().flatten(1).mean(1, dtype=torch.float32)
 
 
 def ratio(now: Tensor, before: Tensor) -> Tensor:
-    """``mean|now - before| / mean|before|`` of each sample, ``[B]`` float32; 0 / 0 is not a number."""
+    """``mean|now - before| / mean|before|`` per sample, ``[B]`` float32; 0 / 0 is NaN."""
     return size(now.float() - before.float()) / size(before.float())
 
 
 def change(now: Tensor, before: Tensor) -> Tensor:
-    """The largest change of a sample, ``[1]``."""
+    """The largest change over samples, ``[1]``."""
     return ratio(now, before).amax().reshape(1)
 
 
 def rate(x: Tensor, x_before: Tensor, factor: Tensor, output_size: Tensor) -> Tensor:
-    """``factor mean|x - x_before| / output_size`` of the largest sample, ``[1]`` (EasyCache)."""
+    """``factor mean|x - x_before| / output_size``, the largest over samples, ``[1]`` (EasyCache)."""
     return (factor * size(x.float() - x_before.float()) / output_size).amax().reshape(1)
 
 
@@ -42,7 +42,7 @@ def progress(residual: Tensor, newer: Tensor, older: Tensor) -> Tensor:
 
 
 def shifted(residual: Tensor, newer: Tensor) -> Tensor:
-    """``[2, *S]``: the residual of this step, and the one before it."""
+    """``[2, *S]``: the residual of this step, then that of the previous computed step."""
     return torch.stack([residual, newer])
 
 
@@ -64,21 +64,21 @@ def end(now: Tensor, before: Tensor, residual: Tensor, newer: Tensor, older: Ten
 def excess(
     now: Tensor, before: Tensor, start: Tensor, start_before: Tensor, residual: Tensor, newer: Tensor, older: Tensor
 ) -> Tensor:
-    """By how much the changes of the probe's output and of its input differ, and the progress, ``[2]`` (DiCache)."""
+    """The difference of the changes of the probe's output and of its input, and the progress, ``[2]`` (DiCache)."""
     difference = (ratio(now, before) - ratio(start, start_before)).abs().amax().reshape(1)
     return torch.cat([difference, progress(residual, newer, older)])
 
 
 def magnitude(now: Tensor, before: Tensor) -> Tensor:
-    """``|now| / |before|`` (2-norm over the last dimension), the mean over all tokens, ``[1]`` (MagCache)."""
+    """``|now| / |before|`` (2-norm over the last dimension), averaged over all tokens, ``[1]`` (MagCache)."""
     return (now.float().norm(dim=-1) / before.float().norm(dim=-1)).mean().reshape(1)
 
 
 def together(*values: Tensor) -> Tensor:
-    """Several measurements ``[n]`` in one."""
+    """Several measurements ``[n]``, concatenated."""
     return torch.cat(values)
 
 
 def keep(memory: Tensor, value: Tensor) -> None:
-    """Write ``value`` into ``memory``, in place."""
+    """Copy ``value`` into ``memory``, in place."""
     memory.copy_(value.detach())

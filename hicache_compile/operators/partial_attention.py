@@ -1,6 +1,6 @@
-"""Attention over some of the keys, with its log-sum-exp; of two such states, attention over the keys of both.
+"""Attention to a subset of the keys with its log-sum-exp, and the composition of two such states.
 
-Used by DiTango (groups of keys that are computed apart) and by Chipmunk (the keys that are selected, and the others).
+Used by DiTango (groups of keys computed separately) and by Chipmunk (selected and unselected keys).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ State = tuple[Tensor, Tensor]  # out [B, H, S, D] and lse [B, H, S], float32 or 
 def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, bias: Tensor | None = None) -> State:
     """Attention of ``query`` ``[B, H, S, D]`` to ``key`` and ``value`` ``[B, H, T, D]``, with the log-sum-exp.
 
-    ``bias`` is added to the scores, ``[B, H, S, T]`` or what broadcasts to that.
+    ``bias`` is added to the scores, ``[B, H, S, T]`` or broadcastable to it.
     """
     flash = query.is_cuda and bias is None and query.dtype in (torch.float16, torch.bfloat16)
     if query.device.type == "cpu":
@@ -33,7 +33,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, bias: Tensor
 
 
 def compose(one: State, other: State) -> State:
-    """Attention over the keys of both, exactly: ``(e^l1 O1 + e^l2 O2) / (e^l1 + e^l2)`` and ``log(e^l1 + e^l2)``."""
+    """Exact attention over the keys of both: ``(e^l1 O1 + e^l2 O2) / (e^l1 + e^l2)`` and ``log(e^l1 + e^l2)``."""
     (out, lse), (other_out, other_lse) = one, other
     share = torch.sigmoid(other_lse - lse).unsqueeze(-1)
     return out - share * (out - other_out), lse - logsigmoid(lse - other_lse)
@@ -42,10 +42,10 @@ def compose(one: State, other: State) -> State:
 def without(whole: State, part: State) -> State:
     """The inverse of ``compose``: attention over the keys of ``whole`` that are not in ``part``.
 
-    Where ``part`` is everything but for rounding, that is nothing: zero, with a log-sum-exp of minus infinity.
+    Where ``part`` has all the mass up to rounding, the result is empty: zero, with a log-sum-exp of minus infinity.
     """
     (out, lse), (part_out, part_lse) = whole, part
-    rest = -torch.expm1((part_lse - lse).clamp(max=0))  # the share of the mass that is not in `part`
+    rest = -torch.expm1((part_lse - lse).clamp(max=0))  # the fraction of the mass that is not in `part`
     some = rest > 4 * torch.finfo(rest.dtype).eps
     safe = torch.where(some, rest, 1).unsqueeze(-1)
     left = torch.where(some.unsqueeze(-1), part_out + (out - part_out) / safe, 0)
@@ -53,5 +53,5 @@ def without(whole: State, part: State) -> State:
 
 
 def wide(like: Tensor) -> torch.dtype:
-    """What states are kept in."""
+    """The dtype of states: float32 or wider."""
     return torch.promote_types(like.dtype, torch.float32)

@@ -1,6 +1,6 @@
-"""The op that attends to partitions of the keys, computing or reusing each group as the plan of the step says.
+"""Attention to partitions of the keys, which computes or reuses each group as the plan of the step says.
 
-One op for a whole attention: what it does is data (``plan``, on the host), so every plan is the same program.
+One op is a whole attention, and the plan is data (``plan``, on the host), so all plans use the same program.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def partitioned_attention(
         reference: the local output, averaged over D, at that time ``[G, B, H, S]``.
         anchor: the same at the last anchor, ``[B, H, S]``.
         weights: of each group at the last anchor, by the softmax of the norms of their ``lse``, ``[R, G]``.
-        measured: written to at row ``layer``: error of each group's reuse, and drift since the anchor ``[L, G + 1]``.
+        measured: row ``layer`` is written: error of each group's reuse, and drift since the anchor ``[L, G + 1]``.
     """
     split = KeyPartitions(groups, partitions, distributed)
     codes = plan[layer].tolist()
@@ -88,7 +88,7 @@ def _(query: Tensor, key: Tensor, value: Tensor, *_: object) -> Tensor:
 
 @register_flop_formula(torch.ops.hicache.partitioned_attention)
 def _flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *args: object, **kwargs: object) -> int:
-    """With every group computed. Distributed, a rank's own queries see the keys of all ranks."""
+    """FLOPs with every group computed. If distributed, a rank's queries attend to the keys of all ranks."""
     *_, partitions, distributed = args
     whole = int(sdpa_flop_count(query, key, value))
     return whole * int(partitions) if distributed else whole  # type: ignore[call-overload]  # an int
@@ -113,7 +113,7 @@ def new_states(query: Tensor, split: KeyPartitions) -> dict[str, Tensor]:
 
 
 def _cuts(length: int, partitions: int) -> list[slice]:
-    """``length`` rows in ``partitions`` cuts, the longer ones first."""
+    """Slices of ``length`` rows into ``partitions`` parts, the longer ones first."""
     size, longer = divmod(length, partitions)
     ends = [size * part + min(part, longer) for part in range(partitions + 1)]
     return [slice(start, end) for start, end in itertools.pairwise(ends)]
@@ -122,7 +122,7 @@ def _cuts(length: int, partitions: int) -> list[slice]:
 def _keys(
     key: Tensor, value: Tensor, split: KeyPartitions, rank: int, group: int, cuts: Sequence[slice]
 ) -> tuple[Tensor, Tensor]:
-    """Keys and values of ``group`` as ``rank`` sees it, from where they are."""
+    """Keys and values of ``group`` as seen from ``rank``, received from other ranks if distributed."""
     if split.distributed:
         pairs = [_exchange(key, value, split, rank, *away) for away in split.displacements(group)]
     else:
@@ -135,7 +135,7 @@ def _keys(
 def _exchange(key: Tensor, value: Tensor, split: KeyPartitions, rank: int, o: int, i: int) -> tuple[Tensor, Tensor]:
     """Send one's own keys and values to where they are displaced by ``(o, i)``, and receive those that are from here.
 
-    One permutation of what every rank holds from the start: skipping one leaves the others as they are.
+    A permutation of the ranks' own keys and values: skipping one exchange does not affect the others.
     """
     dist = torch.distributed
     sent = [key.contiguous(), value.contiguous()]

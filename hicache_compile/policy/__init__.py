@@ -1,4 +1,4 @@
-"""What is wanted, as plain data: when to compute, what to do instead, and where. Imports no torch."""
+"""Policies as plain data: which steps to compute, how to forecast the others, and where. Imports no torch."""
 
 from hicache_compile.policy.layout import NOWHERE, SCOPES, Layout
 from hicache_compile.policy.policy import Policy

@@ -1,21 +1,21 @@
-"""The environment variables of the TaylorSeer frameworks that came before, as a policy.
+"""The environment variables of earlier TaylorSeer frameworks, as a policy.
 
 | variable | default | here |
 |---|---|---|
 | ``TS_CACHE_INTERVAL`` | 6 | ``Interval.interval`` |
 | ``TS_FIRST_ENHANCE`` | 3 | ``Interval.warmup`` |
 | ``TS_MAX_ORDER`` | 1 | ``Taylor.order`` |
-| ``USE_SMOOTHING`` | off | smooth the anchors; ``1``, ``true``, ``yes``, ``on`` switch on |
-| ``USE_HYBRID_SMOOTHING`` | off | smooth the second difference only; counts when ``USE_SMOOTHING`` is on |
+| ``USE_SMOOTHING`` | off | smooth the anchors; ``1``, ``true``, ``yes``, ``on`` switch it on |
+| ``USE_HYBRID_SMOOTHING`` | off | smooth the second difference only; requires ``USE_SMOOTHING`` |
 | ``SMOOTHING_METHOD`` | ``exponential`` | or ``moving_average`` |
 | ``SMOOTHING_ALPHA`` | 0.8 | weight of the newer value |
-| ``TS_DEBUG_SHAPES`` | off | log the shapes of the anchors whenever they are set up |
-| ``TS_STRICT_SHAPES`` | off | a shape that changes inside a run is an error; off: the anchors start over |
+| ``TS_DEBUG_SHAPES`` | off | log the shapes of the anchors whenever they are allocated |
+| ``TS_STRICT_SHAPES`` | off | on: a shape change inside a run is an error; off: the anchors are reset |
 
-They do what their documentation intends. Upstream's code differs: it smooths a value that is already smoothed (a
-lag), takes an unknown method for no smoothing (here an error), accepts only ``true`` for hybrid smoothing, lets it
-act with ``USE_SMOOTHING`` off in some blocks, forecasts with order 1 when order 0 is smoothed, has other defaults
-in other models (order 2, interval 5, alpha 0.7), and goes on with unsmoothed anchors of another shape.
+The behaviour follows the upstream documentation. The upstream code differs: it smooths values that are already smoothed
+(a lag), treats an unknown method as no smoothing (here an error), accepts only ``true`` for hybrid smoothing, applies
+it with ``USE_SMOOTHING`` off in some blocks, forecasts with order 1 when order 0 is smoothed, has other defaults in
+other models (order 2, interval 5, alpha 0.7), and continues with unsmoothed anchors after a shape change.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def fields_from_env(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
     """The fields of the ``Policy`` that the variables describe.
 
     Raises:
-        HiCacheError: a variable holds a value that is not allowed; it is named.
+        HiCacheError: a variable has an invalid value; the message names it.
     """
     smoothing = None
     if switched_on("USE_SMOOTHING", environ):

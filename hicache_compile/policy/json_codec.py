@@ -1,4 +1,4 @@
-"""Policies as plain JSON, both ways, and everything ``policy=`` accepts."""
+"""Conversion of policies to and from plain JSON, and of all values accepted as ``policy=``."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ _OBJECTS = ("schedule", "forecaster", "smoothing")
 
 
 def to_dict(policy: Policy) -> dict[str, Any]:
-    """``policy`` as plain data. ``from_dict`` gives an equal policy back.
+    """``policy`` as plain data; ``from_dict`` restores an equal policy.
 
     Raises:
-        HiCacheError: it holds a schedule or forecaster of your own, which only Python can name.
+        HiCacheError: it contains a user-defined schedule or forecaster, which JSON cannot name.
     """
     return {field.name: _plain(getattr(policy, field.name)) for field in dataclasses.fields(policy) if field.init}
 
 
 def from_dict(data: dict[str, Any]) -> Policy:
-    """The policy that ``to_dict`` wrote, or a preset as ``{"preset": "HiCache", "interval": 6, ...}``.
+    """The policy written by ``to_dict``, or a preset as ``{"preset": "HiCache", "interval": 6, ...}``.
 
     Raises:
-        HiCacheError: an unknown name, a missing field, or a value a field does not allow.
+        HiCacheError: an unknown name, a missing field, or an invalid value.
     """
     if not isinstance(data, dict):
         raise HiCacheError(f"policy = {data!r}: must be an object with the fields of a Policy or a preset")
@@ -55,7 +55,7 @@ def to_json(policy: Policy) -> str:
 
 
 def from_json(text: str) -> Policy:
-    """The policy in JSON ``text``; raises ``HiCacheError`` when it is not one."""
+    """The policy in JSON ``text``; raises ``HiCacheError`` if the text is not one."""
     try:
         data = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
@@ -64,10 +64,11 @@ def from_json(text: str) -> Policy:
 
 
 def as_policy(value: Any) -> Policy:
-    """A Policy from a Policy, a preset name, a dict, JSON text, a path to a JSON file, or ``"env"``, the environment.
+    """A Policy from a Policy, a preset name, a dict, JSON text, a path to a JSON file, or ``"env"`` (environment
+    variables).
 
     Raises:
-        HiCacheError: it is none of these, with what is allowed.
+        HiCacheError: ``value`` is none of these; the message lists them.
     """
     if isinstance(value, Policy):
         return value
@@ -151,7 +152,7 @@ def _make(name: str, factory: Any, fields: dict[str, Any]) -> Any:
 
 
 def _parameters(factory: Any) -> dict[str, bool]:
-    """Parameter name -> whether it must be given."""
+    """Parameter name -> whether it is required."""
     return {
         name: parameter.default is inspect.Parameter.empty
         for name, parameter in inspect.signature(factory).parameters.items()

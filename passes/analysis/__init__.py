@@ -1,1 +1,1 @@
-"""What is found in a graph; nothing here changes one."""
+"""Analyses of the captured graph. None of them modifies it."""

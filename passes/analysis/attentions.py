@@ -1,4 +1,4 @@
-"""Attention nodes by their arguments, and which of them attend to their own tokens."""
+"""Arguments of attention nodes, and whether a node is self-attention."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hicache_compile.passes.graph import ops
 
 
 def attentions(graph: fx.Graph) -> list[fx.Node]:
-    """Every attention of ``graph``, in its order."""
+    """Every attention of ``graph``, in graph order."""
     return [node for node in graph.nodes if ops.op(node) in ops.ATTENTION]
 
 
@@ -23,13 +23,13 @@ def arguments_of(node: fx.Node) -> dict[str, Any]:
 
 
 def scale_of(node: fx.Node) -> float:
-    """What the products of its queries and keys are multiplied by."""
+    """The factor applied to the products of queries and keys."""
     given = arguments_of(node)
     return float(given["scale"]) if given["scale"] is not None else 1 / math.sqrt(ops.value(given["query"]).shape[-1])
 
 
 def why_not_its_own(node: fx.Node) -> str | None:
-    """Why ``node`` is no plain attention of tokens to one another; ``None`` where it is. Its mask is not looked at."""
+    """The reason ``node`` is not plain self-attention, or ``None`` if it is. The mask is not checked."""
     if ops.op(node) != "scaled_dot_product_attention":
         return f"`{ops.op(node)}` gives no log-sum-exp"
     given = arguments_of(node)

@@ -1,12 +1,12 @@
-"""Find the denoiser's blocks: the modules in which residual sums happen, chained through their streams.
+"""Find the denoiser's blocks: the modules that contain residual sums, chained through their streams.
 
-A block is one call of a numbered child of a module list, or of a module beside them, with at least one residual sum
-in it. Class names are never read.
+A block is one call of a numbered child of a module list, or of a module beside such lists, that contains at least one
+residual sum. Class names are never read.
 
-    Requires   ``capture`` has written module paths
-    Ensures    runs of blocks in graph order; every stream of a block comes from a block before it in
-               the run, but for the first block's
-    Refuses    a list with expensive children but no residual sum, with that as the reason
+    Requires   module paths, written by ``capture``
+    Ensures    runs of blocks in graph order; every stream of a block comes from an earlier block of the same run,
+               except in the run's first block
+    Refuses    a module list with expensive children but no residual sum, with that as the reason
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from hicache_compile.passes.graph.graphs import numel
 
 @dataclass(slots=True)
 class Block:
-    """One block: its nodes in graph order, its residual sums, its streams' nodes and where those start.
+    """One block: its nodes in graph order, its residual sums, the nodes on its streams (``spine``) and the values at
+    which those streams start (``entries``).
 
-    ``entries`` are values from outside, or made in the block by something that is no carrier: a projection
-    that merges a long skip, a convolution that changes the resolution.
+    An entry comes from outside the block, or is computed in it by an operation that is not a carrier: a projection that
+    merges a long skip, a convolution that changes the resolution.
     """
 
     name: str
@@ -47,13 +48,13 @@ class Run:
 
 
 class Streams:
-    """Where values come from when followed back through carriers only.
+    """The values a node carries, found by following carriers backwards.
 
     Args:
-        inside: the nodes followed through; what is outside of them is a root.
+        inside: the nodes that are followed through; any node outside is a root.
         starts: nodes inside that are roots nevertheless.
-        constants: nodes outside that are none: what enters several blocks unchanged (a position embedding) is
-            added to a stream, it is not one.
+        constants: nodes outside that are not roots. A value that enters several blocks unchanged (a position embedding)
+            is added to a stream but is not one.
     """
 
     def __init__(self, inside: set[fx.Node], starts: Iterable[fx.Node] = (), constants: Iterable[fx.Node] = ()) -> None:
@@ -62,7 +63,7 @@ class Streams:
         self._roots: dict[fx.Node, frozenset[fx.Node]] = {}
 
     def roots(self, node: fx.Node) -> frozenset[fx.Node]:
-        """The values that ``node`` carries; empty when it is not on a stream."""
+        """The roots that ``node`` carries; empty when it is not on a stream."""
         if node not in self._roots:
             self._roots[node] = self._find(node)
         return self._roots[node]
@@ -80,7 +81,7 @@ class Streams:
 
 
 def find_runs(captured: fx.GraphModule) -> tuple[list[Run], list[CannotRewrite]]:
-    """The runs of blocks of ``captured``, and the lists of modules without one, with the reason."""
+    """The runs of blocks in ``captured``, and the module lists without one, each with the reason."""
     ancestry = Ancestry(captured.graph)
     residuals = find_residuals(captured.graph, ancestry)
     blocks = _blocks(captured, residuals, ancestry)
@@ -91,7 +92,7 @@ def find_runs(captured: fx.GraphModule) -> tuple[list[Run], list[CannotRewrite]]
 
 
 def _blocks(captured: fx.GraphModule, residuals: list[Residual], ancestry: Ancestry) -> list[Block]:
-    """The modules the residual sums happen in, one block for each call, in graph order."""
+    """The modules that contain residual sums, one block per call, in graph order."""
     home = {residual: _home(residual) for residual in residuals}
     units = _units(set(home.values()))
     of_sum = {residual.node: _unit_of(home[residual], units) for residual in residuals}
@@ -110,12 +111,12 @@ def _blocks(captured: fx.GraphModule, residuals: list[Residual], ancestry: Ances
 
 
 def _home(residual: Residual) -> str:
-    """The path of the module the sum happens in; of its contribution where that is the denoiser itself."""
+    """The path of the module that contains the sum; of its contribution where the sum is in the denoiser itself."""
     return str(residual.node.meta["path"] or _made_in(residual.contribution).meta["path"])
 
 
 def _made_in(node: fx.Node) -> fx.Node:
-    """``node`` or the nearest node before it that ran in a module below the denoiser."""
+    """``node``, or its nearest ancestor that ran in a module below the denoiser."""
     seen: set[fx.Node] = set()
     queue = [node]
     for current in queue:
@@ -131,7 +132,9 @@ def _contribution_of(node: fx.Node, residuals: list[Residual]) -> fx.Node:
 
 
 def _units(homes: set[str]) -> set[str]:
-    """Paths of blocks: up to the first number below what all ``homes`` share; a path without one is a block itself."""
+    """The paths of the blocks: each path in ``homes`` up to the first number below their common prefix. A path without
+    a number is a block itself.
+    """
     split = [home.split(".") for home in homes]
     shared = len(commonprefix(split)) if len(split) > 1 else 0
     units = set()
@@ -147,7 +150,7 @@ def _unit_of(path: str, units: set[str]) -> str | None:
 
 
 def _call_number(node: fx.Node, unit: str) -> int:
-    """How often the module ``unit`` had been called before the call ``node`` ran in."""
+    """The number of calls of the module ``unit`` before the one in which ``node`` ran."""
     return next((call for path, call in node.meta["calls"] if path == unit), 0)
 
 
@@ -162,7 +165,7 @@ def _follow_streams(blocks: list[Block]) -> None:
         only += [streams.roots(residual.stream) for residual in block.residuals]
     made_inside = {node for block in blocks for node in block.nodes}
     constants = {root for root, count in uses.items() if count > 1 and root not in made_inside}
-    constants -= {root for roots in only for root in roots if roots <= constants}  # two towers on one stream
+    constants -= {root for roots in only for root in roots if roots <= constants}  # two towers share one stream
     for block in blocks:
         bases = _bases(block)
         streams = Streams(set(block.nodes), bases, constants)
@@ -178,7 +181,7 @@ def _follow_streams(blocks: list[Block]) -> None:
 
 
 def _bases(block: Block) -> set[fx.Node]:
-    """Values made in ``block`` by something that is no carrier, from which one of its streams starts."""
+    """Nodes in ``block`` that are not computed by a carrier and from which one of its streams starts."""
     inside = set(block.nodes)
     sums = {residual.node: residual.stream for residual in block.residuals}
     bases: set[fx.Node] = set()
@@ -197,8 +200,11 @@ def _bases(block: Block) -> set[fx.Node]:
 
 
 def _chain(blocks: list[Block], ancestry: Ancestry) -> list[Run]:
-    """Split blocks, in graph order, into runs: a block goes on with the run that hands it a stream, or else with the
-    newest it follows from; one with a stream that follows from no block before it starts a run."""
+    """Split blocks, in graph order, into runs.
+
+    A block joins the run that passes it a stream, or else the newest run it depends on. A block with a stream that
+    depends on no earlier block starts a run.
+    """
     runs: list[Run] = []
     inside: list[Bits] = []  # the nodes of each run
     taken = {node for block in blocks for node in block.nodes}
@@ -225,7 +231,7 @@ def _chain(blocks: list[Block], ancestry: Ancestry) -> list[Run]:
 
 
 def _follows_from_a_sample(run: Run, ancestry: Ancestry) -> bool:
-    """Whether an input with more than a number a sample goes into ``run``. A tower of modulations has none."""
+    """Whether ``run`` depends on an input with more than one number per sample. A tower of modulations does not."""
     entries = {entry for block in run.blocks for entry in block.entries}
     above = ancestry.bits(entries) | ancestry.above_all(entries)
     inputs = [node for node in ancestry.within(above) if node.op == "placeholder" and not node.meta["weight"]]
@@ -233,13 +239,13 @@ def _follows_from_a_sample(run: Run, ancestry: Ancestry) -> bool:
 
 
 def _sources(root: fx.Node, taken: set[fx.Node]) -> set[fx.Node]:
-    """What ``root`` carries, followed back through joins and sums between the blocks."""
+    """The values ``root`` carries, followed backwards through joins and sums between the blocks."""
     carriers = [] if root in taken else stream_carriers(root)
     return set().union(*(_sources(carrier, taken) for carrier in carriers)) if carriers else {root}
 
 
 def _misses(captured: fx.GraphModule, blocks: list[Block]) -> list[CannotRewrite]:
-    """The outermost lists of modules with an expensive child and no block."""
+    """The outermost module lists with an expensive child and no block."""
     taken = {node for block in blocks for node in block.nodes}
     lists: dict[str, str] = {}
     for node in captured.graph.nodes:

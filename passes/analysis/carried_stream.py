@@ -1,4 +1,4 @@
-"""What a stream would be if its blocks contributed nothing: the value a residual is measured against.
+"""The value of a stream if its blocks contributed nothing: the base a residual is measured against.
 
 carry(x + contribution) = carry(x)        carry(cat(a, b)) = cat(carry(a), carry(b))
 carry(slice(x)) = slice(carry(x))         carry(x) = x                     outside the blocks
@@ -45,7 +45,7 @@ def carry(graph: fx.Graph, exit_node: fx.Node, streams: Streams, blocks: list[Bl
     if not streams.roots(exit_node):
         return None
     result = build(exit_node)
-    # A join with something the blocks made is not what would be there without them.
+    # A join with a value computed in the blocks is not independent of them.
     whole = not any(read in streams.inside for copy in copies for read in copy.all_input_nodes)
     for copy in reversed(copies):
         if not copy.users and (copy is not result or not whole):

@@ -1,4 +1,4 @@
-"""The kind of a site, read from what it computes."""
+"""Classify sites by the operations in their region."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from hicache_compile.passes.graph import ops
 
 
 def kind_of(region: Sequence[fx.Node], streams: set[fx.Node]) -> str:
-    """``joint``, ``self`` or ``cross`` attention by where the keys come from; ``mlp``; ``moe``; else ``blocks``.
+    """The kind of a site, from the operations in its region.
 
-    A region with attention and an activation between two linears is ``parallel`` (FLUX's single blocks), one that
-    picks the best of several is ``moe`` (a mixture of experts), and one with several attentions is ``blocks``.
+    ``self-attention``, ``cross-attention`` or ``joint-attention``, by the origin of the keys; ``parallel``: attention
+    and an activation between two linears (FLUX's single blocks); ``moe``: a top-k selection (a mixture of experts);
+    ``mlp``: an activation only; ``blocks``: several attentions or activations; ``other``: none of these.
     """
     attentions = [node for node in region if ops.op(node) in ops.ATTENTION]
     activations = [node for node in region if ops.op(node) in ops.ACTIVATIONS and _fed_by_product(node)]
@@ -34,10 +35,10 @@ def kind_of(region: Sequence[fx.Node], streams: set[fx.Node]) -> str:
 
 
 def temporal(regions: Sequence[Sequence[fx.Node]]) -> list[bool]:
-    """Which of these regions of self-attention run over time.
+    """For each self-attention region, whether it attends over time.
 
-    A video's tokens attend within a frame (few frames long the batch) and within a place (many places long): the
-    same number of tokens, cut in two ways. Over time goes the way with the shorter sequences.
+    A video model attends either within a frame (batch = frames) or across frames at one position (batch = positions).
+    Batch x length is the same for both; the one with the shorter sequences is temporal.
     """
     cuts = [_batch_and_length(region) for region in regions]
     return [
@@ -62,7 +63,7 @@ def _fed_by_product(node: fx.Node) -> bool:
 
 
 def _reads(node: fx.Node, inside: set[fx.Node], streams: set[fx.Node]) -> set[fx.Node]:
-    """The streams that ``node`` is computed from within the region."""
+    """The streams outside the region from which ``node`` is computed within it."""
     seen: set[fx.Node] = set()
     queue = [node]
     while queue:

@@ -1,7 +1,7 @@
 """Find MLPs by structure: ``linear(act(linear(x)))``, or gated, ``linear(act(linear(x)) * linear(x))``.
 
-The two halves of a gate may come out of one linear, and so may other things (the queries of a fused block); what goes
-into the last linear may be joined to other things (the attention of a fused block).
+One linear may compute both halves of a gate, and other outputs too (the queries of a fused block). The input of the
+last linear may be joined with other values (the attention of a fused block).
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ class Projection:
         return ops.argument(self.node, 2, "bias")
 
     def part(self, start: int, stop: int) -> Projection:
-        """Outputs ``start`` to ``stop`` of these."""
+        """Outputs ``start`` to ``stop`` of this projection."""
         offset = self.start or 0
         return replace(self, start=offset + start, stop=offset + stop)
 
 
 @dataclass(frozen=True, slots=True)
 class MLP:
-    """One MLP. ``up`` is what the activation is multiplied by, if anything.
+    """One MLP. ``up``: the projection by which the activation is multiplied, if any.
 
-    ``last`` is its last linear, of which the inputs ``start`` to ``stop`` are the hidden units and those of ``others``
-    the rest: ``None`` where there is no rest.
+    ``last``: its last linear. Inputs ``start`` to ``stop`` of it are the hidden units (``stop`` is ``None``: all
+    inputs); the rest are ``others``, which come first if ``others_first``.
     """
 
     inner: Projection
@@ -60,7 +60,7 @@ class MLP:
 
 
 def mlp_of(last: fx.Node) -> MLP | None:
-    """The MLP that the linear ``last`` is the end of, if there is one."""
+    """The MLP that ends in the linear ``last``, if there is one."""
     if ops.op(last) != "linear":
         return None
     hidden = _through(ops.argument(last, 0, "input"))
@@ -83,7 +83,7 @@ def mlp_of(last: fx.Node) -> MLP | None:
 
 
 def _gated(hidden: fx.Node, last: fx.Node) -> MLP | None:
-    """The MLP whose hidden units are ``hidden``."""
+    """The MLP with the hidden units ``hidden``."""
     if ops.op(hidden) in ops.MUL and len(hidden.all_input_nodes) == 2:
         for first, second in (hidden.all_input_nodes, reversed(hidden.all_input_nodes)):
             activated, up = _activated(_through(first)), _projection(second)
@@ -95,12 +95,12 @@ def _gated(hidden: fx.Node, last: fx.Node) -> MLP | None:
 
 
 def _alike(one: Projection, other: Projection) -> bool:
-    """Whether both are of the same tokens."""
+    """Whether both projections have the same input."""
     return one.x is other.x
 
 
 def _activated(node: fx.Node) -> tuple[Projection, str] | None:
-    """What ``node`` is the activation of, and which."""
+    """The projection that ``node`` activates, and the name of the activation."""
     name = ops.op(node)
     if name == "gelu":
         approximate = ops.argument(node, 1, "approximate", "none")
@@ -112,7 +112,7 @@ def _activated(node: fx.Node) -> tuple[Projection, str] | None:
 
 
 def _projection(node: fx.Node | None) -> Projection | None:
-    """The linear, or part of one, that ``node`` is."""
+    """``node`` as a linear, or as a part of one."""
     if node is None:
         return None
     node = _through(node)
@@ -128,7 +128,7 @@ def _projection(node: fx.Node | None) -> Projection | None:
 
 
 def part_of(node: fx.Node) -> tuple[fx.Node, int, int] | None:
-    """What ``node`` is a run of channels of: the source, where it starts and where it stops."""
+    """``(source, start, stop)`` if ``node`` is the channels ``start`` to ``stop`` of ``source``."""
     if ops.op(node) != "getitem" or not isinstance(node.args[0], fx.Node):
         return None
     source, place = node.args[0], node.args[1]
@@ -159,7 +159,7 @@ def _piece(pieces: fx.Node, place: int) -> tuple[fx.Node, int, int] | None:
 
 
 def _through(node: fx.Node) -> fx.Node:
-    """``node`` without what changes no number but for rounding: dropout that drops nothing, casts, copies."""
+    """``node`` without operations that change no value except by rounding: inactive dropout, casts, copies."""
     while True:
         idle = ops.op(node) in ops.DROPOUT and not ops.is_random(node)
         if not (idle or ops.op(node) in ops.CAST) or not isinstance(node.args[0], fx.Node):

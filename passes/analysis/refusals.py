@@ -1,4 +1,4 @@
-"""Why a site cannot be rewritten. Declining is normal; silence would be a bug."""
+"""Reasons a site cannot be rewritten. Each declined site is reported with one of them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from hicache_compile.passes.graph import ops
 
 
 def refusal(draft: Draft, region: set[fx.Node], dependent: set[fx.Node]) -> str | None:
-    """The reason ``draft`` is declined, with the node that is to blame, or None.
+    """The reason ``draft`` is declined, naming the offending node, or None.
 
     Args:
-        draft: the site as its scope cut it.
-        region: the nodes that would be dead while its slots are forecast.
-        dependent: every node that follows from the streams.
+        draft: a site as cut by its scope.
+        region: the nodes that are dead while its slots are forecast.
+        dependent: every node computed from the streams.
     """
     return (
         _has_a_size_from_data(draft)

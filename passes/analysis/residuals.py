@@ -1,10 +1,10 @@
-"""Find the residual sums: ``y = x + f(x)``, where ``f`` holds a matrix product, a convolution or an attention.
+"""Find the residual sums: ``y = x + f(x)``, where ``f`` contains a matrix product, a convolution or an attention.
 
-``x`` may come through other sums, joins, slices and casts, so that ``f`` may start from any earlier value of the
-stream; on its way through ``f`` it passes no residual sum of another stream. So a shift that is added in every block is
-no stream, though all later values follow from it. A sum whose operands carry the same value, or each follow from the
-other's stream, or are streams with residual sums both, merges two streams and adds no contribution. Class names, module
-lists and argument names are never read.
+``f`` may start from any earlier value of the stream ``x``, since ``x`` may pass through other sums, joins, slices and
+casts. The path through ``f`` contains no residual sum of another stream; so a shift that is added in every block is not
+a stream, although all later values depend on it. A sum merges two streams, and adds no contribution, if its operands
+carry the same value, if each depends on the other's stream, or if both are streams with residual sums. Class names,
+module lists and argument names are never read.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Residual:
 
 
 def find_residuals(graph: fx.Graph, ancestry: Ancestry) -> list[Residual]:
-    """The residual sums of ``graph``, in its order."""
+    """The residual sums of ``graph``, in graph order."""
     finder = _Finder(ancestry)
     for node in graph.nodes:
         finder.visit(node)
@@ -35,13 +35,13 @@ def find_residuals(graph: fx.Graph, ancestry: Ancestry) -> list[Residual]:
 
 
 class _Finder:
-    """Walks a graph in its order and knows the sums found so far."""
+    """Visits nodes in graph order and records the residual sums found so far."""
 
     def __init__(self, ancestry: Ancestry) -> None:
         self.ancestry = ancestry
         self.found: list[Residual] = []
         self.sums: Bits = 0
-        self.carried: dict[fx.Node, Bits] = {}  # the node itself and, through carriers, what it was made from
+        self.carried: dict[fx.Node, Bits] = {}  # the node and its ancestors through carriers
 
     def visit(self, node: fx.Node) -> None:
         self.carried[node] = self.ancestry.bit(node)
@@ -59,8 +59,9 @@ class _Finder:
             self.sums |= self.ancestry.bit(node)
 
     def _is_made_from(self, contribution: fx.Node, stream: fx.Node) -> bool:
-        """Whether a path from ``stream`` or what it carries leads to ``contribution``, with an expensive op and no
-        residual sum of another stream on it."""
+        """Whether a path leads from ``stream``, or from a value it carries, to ``contribution``, with an expensive op
+        on it and no residual sum of another stream.
+        """
         stream_bits = self.carried[stream]
         if not stream_bits & self.ancestry.above(contribution):
             return False
@@ -81,8 +82,11 @@ class _Finder:
 
 
 def stream_carriers(node: fx.Node) -> list[fx.Node]:
-    """The carriers of ``node``. Of a sum only the operands of its own shape: a bias carries nothing. Of a selection
-    only a source with as many channels: a part of them (a shift of a modulation, a query) is not the stream."""
+    """The carriers of ``node`` that can be the stream.
+
+    Of a sum, only operands of its own shape: a bias carries nothing. Of a selection, only a source with as many
+    channels: a part of the channels (a shift of a modulation, a query) is not the stream.
+    """
     carriers = ops.carriers(node)
     if ops.op(node) in ops.ADD:
         return [c for c in carriers if ops.is_tensor(c) and ops.is_tensor(node) and ops.same_shape(c, node)]
@@ -92,7 +96,7 @@ def stream_carriers(node: fx.Node) -> list[fx.Node]:
 
 
 def _channels(node: fx.Node) -> object:
-    """The last size of ``node``, or of what it splits; None when it has none."""
+    """The last size of ``node``, or of the tensor it splits; None when it has none."""
     source = node if ops.is_tensor(node) else node.args[0] if node.args else None
     if not ops.is_tensor(source):
         return None
@@ -101,7 +105,10 @@ def _channels(node: fx.Node) -> object:
 
 
 def _operands(node: fx.Node) -> tuple[fx.Node, fx.Node] | tuple[None, None]:
-    """The two values that the sum ``node`` adds, each of its own shape; none when it is no sum of such values."""
+    """The two operands of the sum ``node``, each of the shape of ``node``; (None, None) if it is not such a sum.
+
+    Of ``addcmul`` (``a + gate * b``), ``a`` and ``b`` of any shape.
+    """
     floating = ops.is_tensor(node) and ops.value(node).is_floating_point() and ops.value(node).dim() > 1
     scaled = ops.op(node) == "addcmul"  # a + gate * b
     if not floating or not (scaled or ops.op(node) in ops.ADD):

@@ -1,6 +1,6 @@
-"""Where each scope cuts: the slots of its sites, and the zone each site means to make dead.
+"""The cut of each scope: the slots of its sites, and the zone each site is meant to make dead.
 
-    module     the contributions of the residual sums, stripped of their gates
+    module     the contributions of the residual sums, without their gates
     block      each block's residual on each of its streams
     stack      the residual over the whole run of blocks, or over its middle
     output     the hidden state that leaves the run of blocks
@@ -26,7 +26,7 @@ from hicache_compile.policy.layout import NOWHERE, Layout
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One tensor that leaves a site. ``carried``: the stream it is a residual on, at scopes block and stack."""
+    """One tensor that leaves a site. ``carried``: at scopes block and stack, the stream to which it is a residual."""
 
     name: str
     node: fx.Node
@@ -35,11 +35,11 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A site before its region is known."""
+    """A site without its region, which is computed later."""
 
     name: str
     slots: tuple[Slot, ...]
-    zone: frozenset[fx.Node]  # what the site means to make dead
+    zone: frozenset[fx.Node]  # the nodes the site is meant to make dead
     group: str = ""
 
 
@@ -54,7 +54,7 @@ def _module_drafts(graph: fx.Graph, run: Run, layout: Layout, dependent: set[fx.
         slots = [node for node in dict.fromkeys(slots) if node not in block.spine]
         made_by = {node: _makers(node, spines, set(slots), dependent) for node in slots}
         drafts_of.append((block, made_by))
-    # What several blocks read (a modulation made once for all of them) is no block's own: it stays live.
+    # A value shared by several blocks (a modulation computed once for all of them) belongs to none: it stays live.
     shared = _in_several(frozenset().union(*made_by.values()) for _, made_by in drafts_of)
     for block, made_by in drafts_of:
         for group in _joined(list(made_by), made_by):
@@ -66,7 +66,7 @@ def _module_drafts(graph: fx.Graph, run: Run, layout: Layout, dependent: set[fx.
 
 
 def _in_several(groups: Iterable[frozenset[fx.Node]]) -> set[fx.Node]:
-    """What is in more than one of ``groups``."""
+    """The nodes in more than one of ``groups``."""
     seen: set[fx.Node] = set()
     twice: set[fx.Node] = set()
     for group in groups:
@@ -122,8 +122,10 @@ DRAFTS = {
 def _residual_draft(
     graph: fx.Graph, name: str, blocks: list[Block], dependent: set[fx.Node], base: list[Block] | None = None
 ) -> Draft:
-    """One site over ``blocks``: each value that leaves them, as a residual on the stream it came in on, or as it
-    came into the blocks ``base``, which end with ``blocks``."""
+    """One site over ``blocks``: each value that leaves them, as a residual to its stream at the entry of ``blocks``.
+
+    With ``base``, a list of blocks that ends with ``blocks``, the residual is to the stream at the entry of ``base``.
+    """
     zone = _zone(graph, blocks) - _preparation(graph, blocks[0])
     over = base or blocks
     whole = zone if over == blocks else _zone(graph, over) - _preparation(graph, over[0])
@@ -136,7 +138,7 @@ def _residual_draft(
 
 
 def _preparation(graph: fx.Graph, block: Block) -> set[fx.Node]:
-    """What ``block`` does to a stream before its first residual sum (merge a long skip): it stays live."""
+    """The nodes of ``block`` before the first residual sum of a stream (merging a long skip): they stay live."""
     ancestry = Ancestry(graph)
     sums = ancestry.bits(residual.node for residual in block.residuals)
     starts = [entry for entry in block.entries if entry in block.nodes and not ancestry.above(entry) & sums]
@@ -144,28 +146,30 @@ def _preparation(graph: fx.Graph, block: Block) -> set[fx.Node]:
 
 
 def _entered_as(node: fx.Node, zone: frozenset[fx.Node], blocks: list[Block]) -> fx.Node | None:
-    """The stream that came into ``zone`` in the shape and dtype in which ``node`` leaves it, when there is just one:
-    behind a norm or a convolution nothing is carried any more, but what changed on the way can still be cached."""
+    """The only entry of ``zone`` with the shape and dtype of ``node``; None if there are none or several.
+
+    After a norm or a convolution ``node`` carries no stream, but its difference to that entry can still be cached.
+    """
     entries = {entry for block in blocks for entry in block.entries if entry not in zone}
     alike = [e for e in entries if ops.same_shape(e, node) and ops.value(e).dtype == ops.value(node).dtype]
     return alike[0] if len(alike) == 1 else None
 
 
 def _zone(graph: fx.Graph, blocks: list[Block]) -> frozenset[fx.Node]:
-    """The nodes of ``blocks`` and everything on the way between them."""
+    """The nodes of ``blocks`` and all nodes on paths between them."""
     ancestry = Ancestry(graph)
     return frozenset(ancestry.between(ancestry.bits(node for block in blocks for node in block.nodes)))
 
 
 def _leaving(zone: frozenset[fx.Node], dependent: set[fx.Node]) -> list[fx.Node]:
-    """The values that leave ``zone`` and follow from its streams, in graph order."""
+    """The values that leave ``zone`` and depend on its streams, in graph order."""
     inside = [node for node in zone if node in dependent and ops.is_tensor(node)]
     leaving = {node for node in inside if any(user not in zone and "probe" not in user.meta for user in node.users)}
     return [node for node in next(iter(zone)).graph.nodes if node in leaving] if zone else []
 
 
 def _strip_gate(node: fx.Node, dependent: set[fx.Node]) -> fx.Node:
-    """``gate * y`` -> ``y``: peel factors that do not follow from the streams, and casts around them."""
+    """``gate * y`` -> ``y``: remove factors that do not depend on the streams, and the casts around them."""
     slot = node
     while True:
         arguments = [argument for argument in node.args[:2] if isinstance(argument, fx.Node)]
@@ -181,7 +185,7 @@ def _strip_gate(node: fx.Node, dependent: set[fx.Node]) -> fx.Node:
 
 
 def _makers(slot: fx.Node, spines: set[fx.Node], slots: set[fx.Node], dependent: set[fx.Node]) -> frozenset[fx.Node]:
-    """The nodes between the streams and ``slot``, other slots excluded."""
+    """The nodes between the streams and ``slot``, without other slots."""
     seen: set[fx.Node] = set()
     queue = [slot]
     while queue:
@@ -195,7 +199,7 @@ def _makers(slot: fx.Node, spines: set[fx.Node], slots: set[fx.Node], dependent:
 
 
 def _joined(slots: list[fx.Node], made_by: dict[fx.Node, frozenset[fx.Node]]) -> list[list[fx.Node]]:
-    """Slots that share expensive makers (the two halves of a joint attention) belong to one site."""
+    """Groups of slots with shared expensive makers (the two halves of a joint attention); each group is one site."""
     groups: list[list[fx.Node]] = []
     for slot in slots:
         heavy = {node for node in made_by[slot] if ops.op(node) in ops.HEAVY}
@@ -208,7 +212,7 @@ def _joined(slots: list[fx.Node], made_by: dict[fx.Node, frozenset[fx.Node]]) ->
 
 
 def _site_name(block: Block, slots: Iterable[fx.Node]) -> str:
-    """The path of the child of the block that made the slots, or the block's own."""
+    """The path of the block's child that computes the slots, or the path of the block."""
     depth = block.name.count(".") + 2
     paths = {".".join(node.meta["path"].split(".")[:depth]) for node in slots}
     return paths.pop() if len(paths) == 1 else block.name

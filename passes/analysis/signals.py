@@ -1,4 +1,4 @@
-"""Find what a guard measures, from what the graph computes and never from class names.
+"""Find the values a guard measures, from the operations of the graph and never from class names.
 
 Requires   runs of blocks on a working copy of the captured graph
 Raises     HiCacheError where a model has no such value
@@ -24,7 +24,7 @@ _NOISE = re.compile(r"(^|_)(hidden_states|sample|x|latents?|z)_*$")
 
 
 class Signals:
-    """The signals of a denoiser with ``runs`` of blocks; the first run is measured."""
+    """The signals of a denoiser with ``runs`` of blocks. Only the first run is measured."""
 
     def __init__(self, module: fx.GraphModule, runs: list[Run]) -> None:
         if not runs:
@@ -41,7 +41,9 @@ class Signals:
         return next(node for node in output_node(self.module.graph).all_input_nodes if ops.is_tensor(node))
 
     def noise(self) -> fx.Node:
-        """The noisy input: shaped like the output, or else called like one, or else the first with a sequence."""
+        """The noisy input: the input with the shape of the output, else one with the usual name of a noisy input, else
+        the first with more than two dimensions.
+        """
         result = self.output()
         large = [node for node in self.inputs if ops.value(node).dim() > 2]
         alike = [node for node in large if ops.same_shape(node, result)]
@@ -60,7 +62,8 @@ class Signals:
         return max(entries, key=numel)
 
     def modulated(self) -> fx.Node:
-        """What the first matrix product of block 0 that follows from the stream reads of it."""
+        """The operand, in the first matrix product of block 0 that depends on the stream, that depends on the
+        stream."""
         following = reachable_from([self.entry()])
         for node in self.blocks[0].nodes:
             if ops.op(node) in ops.HEAVY and node in following:
@@ -68,7 +71,7 @@ class Signals:
         raise _missing("a matrix product on the stream in the first block")
 
     def modulation(self) -> fx.Node:
-        """What the blocks read that follows from the time and from no stream."""
+        """The largest value read by block 0 that depends on the time and on no stream."""
         times = [node for node in self.inputs if _TIME.search(node.name)]
         times = times or [node for node in self.inputs if ops.value(node).dim() < 2]
         streams = reachable_from(entry for block in self.blocks for entry in block.entries)
@@ -81,7 +84,7 @@ class Signals:
         return max(found, key=numel)
 
     def time(self) -> fx.Node:
-        """The embedding of the time that the final layer reads too, and of which the blocks' modulation is made."""
+        """The time embedding that the final layer also reads and from which the blocks' modulation is computed."""
         projected = self.modulation()
         above = self.ancestry.within(self.ancestry.above(projected)) | {projected}
         times = reachable_from(node for node in self.inputs if _TIME.search(node.name)) or above
@@ -93,7 +96,7 @@ class Signals:
         return projected
 
     def after(self, count: int) -> tuple[fx.Node, fx.Node]:
-        """The stream after the first ``count`` blocks, and the same as it entered block 0."""
+        """The stream after the first ``count`` blocks, and its value at the entry of block 0."""
         if count >= len(self.blocks):
             raise HiCacheError(f"a guard measures {count} blocks: must be fewer than the {len(self.blocks)} in the run")
         entry = self.entry()
@@ -103,7 +106,7 @@ class Signals:
         return self._residual(max(stream, key=numel), self.blocks[:count])
 
     def last(self, count: int) -> tuple[fx.Node, fx.Node]:
-        """The stream after the last block, and the same as it entered the last ``count``."""
+        """The stream after the last block, and its value at the entry of the last ``count`` blocks."""
         inside = set(self.blocks[-1].nodes)
         leaving = [r.node for r in self.blocks[-1].residuals if any(user not in inside for user in r.node.users)]
         ends = leaving or [residual.node for residual in self.blocks[-1].residuals]
@@ -120,7 +123,7 @@ class Signals:
         return bool(self.ancestry.above(node) & self.ancestry.bit(source))
 
     def find(self, signal: Signal) -> fx.Node:
-        """The node of a signal that is one value."""
+        """The node of a signal that consists of one value."""
         finders = {
             Signal.MODULATED: self.modulated,
             Signal.MODULATION: self.modulation,

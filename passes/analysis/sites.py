@@ -1,4 +1,4 @@
-"""Find the sites of a scope: which values a forecast replaces, and what is then no longer computed.
+"""Find the sites of a scope: the values a forecast replaces and the nodes that are then not computed.
 
 Requires   runs of blocks on a working copy of the captured graph, with the probes of guards in it
 Ensures    sites on it, each with the region that is dead when its slots are forecast. A slot with a ``carried`` value
@@ -25,7 +25,8 @@ from hicache_compile.policy.layout import Layout
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A cacheable subgraph: its slots and its region, in graph order. ``group``: the sites it is decided with."""
+    """A cacheable subgraph: its slots and its region in graph order. ``group``: the group of sites with one common
+    decision."""
 
     name: str
     kind: str
@@ -58,7 +59,7 @@ def find_sites(module: fx.GraphModule, runs: list[Run], layout: Layout) -> tuple
 
 
 def _grouped(sites: list[Site], blocks_of: dict[str, int | None], runs: list[Run]) -> list[Site]:
-    """The sites of the kinds that are cached, each in the group of its kind; of some kinds in the first blocks only."""
+    """The sites of the cached kinds, each in the group of its kind; for some kinds only those in the first blocks."""
     place = {node: index for run in runs for index, block in enumerate(run.blocks) for node in block.nodes}
     found = []
     for site in sites:
@@ -70,7 +71,8 @@ def _grouped(sites: list[Site], blocks_of: dict[str, int | None], runs: list[Run
 
 
 def _named_temporal(sites: list[Site]) -> list[Site]:
-    """``sites`` with self-attention over time named so: it takes the others to tell."""
+    """``sites`` with self-attention over time renamed ``temporal-attention``, which only a comparison of sites can
+    tell."""
     within = [site for site in sites if site.kind == "self-attention"]
     over_time = {id(s) for s, is_over in zip(within, temporal([s.region for s in within]), strict=True) if is_over}
     return [replace(site, kind="temporal-attention") if id(site) in over_time else site for site in sites]

@@ -1,8 +1,8 @@
 """Follow the tokens of an image or a video through a graph, op by op.
 
-A value that enters the blocks with the tokens is followed through every op that treats tokens alike: products with
-weights, norms over channels, attention over all of them, sums and products with other values, and whatever moves the
-dimension. What other values meet them token by token (rotary embeddings, masks) is written down on the way.
+The tokens are followed from a value that enters the blocks through every op that treats all tokens in the same way:
+products with weights, norms over channels, attention over all tokens, sums and products with other values, and ops that
+move the dimension. Other operands in token order (rotary embeddings, masks) are recorded on the way.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import fx
 from hicache_compile.passes.analysis.tokens import Axis, Tokens
 from hicache_compile.passes.graph import ops
 
-FORMED = frozenset({"type_as", "expand_as", "empty_like", "zeros_like", "ones_like"})  # by the first argument
+FORMED = frozenset({"type_as", "expand_as", "empty_like", "zeros_like", "ones_like"})  # values of the first argument
 POINTWISE = (
     ops.CAST
     | ops.CLAMP
@@ -35,10 +35,10 @@ OVER = frozenset({"mean", "sum", "var", "std", "norm", "amax", "softmax"})
 
 
 def follow_tokens(entry: fx.Node, axis: Axis, count: int, nodes: Sequence[fx.Node]) -> Tokens:
-    """The ``count`` tokens of ``entry`` followed through ``nodes``, which are in graph order.
+    """Follow the ``count`` tokens of ``entry`` through ``nodes``, which are in graph order.
 
     Raises:
-        HiCacheError: there is no rule for an op that reads them, or it does not treat them alike.
+        HiCacheError: an op that reads the tokens has no rule, or does not treat them all in the same way.
     """
     tokens = Tokens(count, entry, axis)
     for node in nodes:
@@ -57,7 +57,7 @@ def _follow(tokens: Tokens, node: fx.Node) -> None:
     tokens.learn(node, rule(tokens, node))
 
 
-# What each op does to the dimension of the tokens.
+# The token axis of the result of each op.
 
 
 def _pointwise(tokens: Tokens, node: fx.Node) -> Axis | None:
@@ -90,7 +90,7 @@ def _by_channel(tokens: Tokens, node: fx.Node) -> Axis | None:
 
 
 def _over(tokens: Tokens, node: fx.Node) -> Axis | None:
-    """A reduction: over other dimensions the tokens stay, over theirs they are gone."""
+    """A reduction: tokens stay on their axis unless it is reduced. A softmax keeps every axis."""
     source = _first(node)
     axis = tokens.axes[source]
     dims = ops.argument(node, 1, "dim", None)
@@ -186,7 +186,7 @@ def _item(tokens: Tokens, node: fx.Node) -> Axis | None:
 
 
 def _written(tokens: Tokens, node: fx.Node) -> None:
-    """``target[index] = value``: the tokens of both are the same ones."""
+    """``target[index] = value``: both sides must hold the tokens on the same axis."""
     target, index, value = node.args
     assert isinstance(target, fx.Node)
     into = _picked(tokens, node, target, index) if target in tokens.axes else None
@@ -195,7 +195,7 @@ def _written(tokens: Tokens, node: fx.Node) -> None:
 
 
 def _picked(tokens: Tokens, node: fx.Node, source: fx.Node, index: Any) -> Axis | None:
-    """Where the tokens are in ``source[index]``."""
+    """The token axis of ``source[index]``."""
     axis, made, dim = tokens.axes[source], 0, 0
     wanted = list(index) if isinstance(index, tuple) else [index]
     if Ellipsis in wanted:
@@ -235,7 +235,7 @@ def _transposed(tokens: Tokens, node: fx.Node) -> Axis | None:
 
 
 def _reshaped(tokens: Tokens, node: fx.Node) -> Axis | None:
-    """The dimension survives where as many numbers are before it and after it as there were."""
+    """The axis survives as a dimension of the same size with the same number of elements before it."""
     source = _first(node)
     axis = tokens.axes[source]
     old, new = list(ops.value(source).shape), list(ops.value(node).shape)

@@ -1,4 +1,4 @@
-"""Where the tokens of an image or a video are in the values of a graph, and what meets them there one by one."""
+"""The axis of the image or video tokens in the values of a graph, and the operands that depend on token order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from hicache_compile.passes.graph import ops
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """Where the tokens are in a value: dimension ``dim``, after ``before`` others and before ``after`` more."""
+    """The axis of the tokens in a value: dimension ``dim``, with ``before`` other entries before them and ``after``
+    behind."""
 
     dim: int
     before: int = 0
@@ -21,7 +22,8 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Meeting:
-    """``user`` reads ``operand``, which meets the tokens along ``axis`` and has to be in their order."""
+    """An operand that must be in token order: ``user`` reads ``operand``, whose axis ``axis`` is aligned with the
+    tokens."""
 
     user: fx.Node
     operand: fx.Node
@@ -29,24 +31,24 @@ class Meeting:
 
 
 class Tokens:
-    """What is known of the tokens in a graph.
+    """The token axes of the values of a graph, as found so far.
 
     Args:
-        count: how many they are.
-        entry: a value with all of them, along ``axis``.
+        count: the number of tokens.
+        entry: a value that holds all of them, along ``axis``.
     """
 
     def __init__(self, count: int, entry: fx.Node, axis: Axis) -> None:
         self.count = count
         self.axes: dict[fx.Node, Axis] = {entry: axis}
-        self.lists: dict[fx.Node, list[Axis | None]] = {}  # of ops that return several
+        self.lists: dict[fx.Node, list[Axis | None]] = {}  # of ops that return several values
         self.meetings: list[Meeting] = []
 
     def learn(self, node: fx.Node, found: Axis | list[Axis | None] | None) -> None:
-        """``node`` has the tokens where ``found`` says.
+        """Record ``found`` as the token axis of ``node``.
 
         Raises:
-            HiCacheError: it is not long enough for them there.
+            HiCacheError: the dimension does not have the length of that axis.
         """
         if isinstance(found, list):
             self.lists[node] = found
@@ -57,7 +59,7 @@ class Tokens:
             self.axes[node] = found
 
     def lost(self, node: fx.Node) -> HiCacheError:
-        """What to raise where the tokens cannot be followed through ``node``."""
+        """The error to raise where the tokens cannot be followed through ``node``."""
         where = node.meta.get("path") or node.name
         return HiCacheError(
             f"Chipmunk.order: must be None for this denoiser: its tokens cannot be followed through `{ops.op(node)}` "
@@ -65,14 +67,16 @@ class Tokens:
         )
 
     def total(self, axis: Axis) -> int:
-        """How long the dimension of the tokens is."""
+        """The length of the dimension that holds the tokens."""
         return axis.before + self.count + axis.after
 
     def rank(self, node: fx.Node) -> int:
         return int(ops.value(node).dim())
 
     def meet(self, user: fx.Node, operand: fx.Node, axis: Axis) -> None:
-        """``operand``, which is not followed, is read token by token where it is as long as they are."""
+        """Record ``operand``, which has no token axis itself, as aligned with the tokens along ``axis``, unless it is
+        broadcast there.
+        """
         shape = ops.value(operand).shape
         if axis.dim < 0 or axis.dim >= len(shape) or shape[axis.dim] == 1:
             return
@@ -81,7 +85,8 @@ class Tokens:
         self.meetings.append(Meeting(user, operand, axis))
 
     def cut(self, node: fx.Node, axis: Axis, start: int, stop: int) -> Axis | None:
-        """The tokens in ``start`` to ``stop`` along their dimension: all of them or none."""
+        """The axis after slicing the token dimension to ``start``..``stop``: with all tokens, or None if with no
+        token."""
         first, last = axis.before, axis.before + self.count
         if stop <= first or start >= last:
             return None

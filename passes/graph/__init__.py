@@ -1,1 +1,1 @@
-"""The vocabulary of graphs: ops, inputs, choices, and small tools."""
+"""Graph utilities: op names, inputs, data dependencies, costs, printing."""

@@ -1,4 +1,4 @@
-"""Whose numbers are computed from whose in a graph, as bit sets: one bit a node, in graph order."""
+"""Data-dependency ancestors of every node, as bit sets: one bit per node, in graph order."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ Bits = int
 
 
 class Ancestry:
-    """The ancestors of every node of ``graph``. ``inputs``: the nodes it takes its numbers from directly."""
+    """The ancestors of every node of ``graph``. ``inputs``: the direct data inputs of each node."""
 
     def __init__(self, graph: fx.Graph) -> None:
         self.nodes = list(graph.nodes)
         self.index = {node: position for position, node in enumerate(self.nodes)}
         self._above: list[Bits] = []
-        self._writers: dict[fx.Node, list[fx.Node]] = {}  # so far, while the nodes are walked in order
+        self._writers: dict[fx.Node, list[fx.Node]] = {}  # in-place writers among the nodes visited so far
         self.inputs: dict[fx.Node, list[fx.Node]] = {}
         for node in self.nodes:
             above = 0
@@ -29,7 +29,7 @@ class Ancestry:
             self._above.append(above)
 
     def _numbers_of(self, node: fx.Node) -> list[fx.Node]:
-        """Where the numbers ``node`` computes with come from: its arguments and what was written into them."""
+        """The data inputs of ``node``: its arguments and the nodes that wrote to them in place before."""
         read = ops.data_inputs(node)
         written = [writer for argument in read for writer in self._writers.get(argument, ())]
         target = ops.mutated(node)
@@ -47,22 +47,22 @@ class Ancestry:
         return found
 
     def above(self, node: fx.Node) -> Bits:
-        """The nodes that ``node`` is computed from."""
+        """The ancestors of ``node``."""
         return self._above[self.index[node]]
 
     def above_all(self, nodes: Iterable[fx.Node]) -> Bits:
-        """The nodes that one of ``nodes`` is computed from."""
+        """The union of the ancestors of ``nodes``."""
         found = 0
         for node in nodes:
             found |= self.above(node)
         return found
 
     def within(self, bits: Bits) -> set[fx.Node]:
-        """The nodes in ``bits``."""
+        """The nodes whose bit is set in ``bits``."""
         return {node for node in self.nodes if bits & self.bit(node)}
 
     def between(self, zone: Bits) -> set[fx.Node]:
-        """``zone`` and every node on a path from it to it."""
+        """The nodes of ``zone`` and every node on a path between two of them."""
         below = leading = zone
         for node in self.nodes:
             if self.above(node) & below:

@@ -1,4 +1,4 @@
-"""Which argument of the denoiser a placeholder is, read off the source Dynamo recorded for it."""
+"""The denoiser argument behind a placeholder, from the source Dynamo recorded for it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torch import fx
 
 
 def argument_of(node: fx.Node) -> str | int | None:
-    """The name of the argument ``node`` holds, or its place among the positional ones; of anything else ``None``.
+    """The name or positional index of the argument that ``node`` holds; ``None`` if it holds no argument.
 
-    A tensor inside a dict or list argument has the path in it: ``"joint_attention_kwargs.scale"``.
+    A tensor in a dict or list argument has its path in the name: ``"joint_attention_kwargs.scale"``.
     """
     source = getattr(node, "_dynamo_source", None)
     path: list[Any] = []

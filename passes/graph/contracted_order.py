@@ -1,4 +1,4 @@
-"""The nodes of a graph with regions contracted to one place each, sorted again."""
+"""Topological order of a graph whose regions are contracted to one unit each."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from torch import fx
 def contracted_order(
     graph: fx.Graph, regions: Sequence[Sequence[fx.Node]], also_needs: Sequence[Iterable[fx.Node]] = ()
 ) -> list[fx.Node | int] | None:
-    """The nodes outside ``regions``, and for each region its number, where it can run; as near to the graph's order as
-    that allows. None when a region would have to run both before and after something outside it.
+    """The nodes outside ``regions``, with the index of each region at the place where it can run.
+
+    As close to the graph's order as possible. None if a region would have to run both before and after a node outside
+    it.
 
     Args:
-        regions: nodes that become one; no node is in two.
-        also_needs: nodes that must come before each region besides the arguments of its nodes.
+        regions: the sets of nodes to contract; they are disjoint.
+        also_needs: for each region, nodes that must precede it besides the arguments of its nodes.
     """
     unit_of: dict[fx.Node, Any] = {node: node for node in graph.nodes}
     unit_of.update({node: index for index, region in enumerate(regions) for node in region})

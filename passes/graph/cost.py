@@ -1,4 +1,4 @@
-"""FLOPs of a program, counted by torch's own FlopCounterMode on fake tensors."""
+"""FLOPs of a program, counted by torch's FlopCounterMode on fake tensors."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> in
     return int(sdpa_flop_count(query, key, value))
 
 
-# FlopCounterMode knows the attention kernels of GPUs; the CPU's does the same products.
+# FlopCounterMode has only the GPU attention kernels; the CPU kernel computes the same products.
 _CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
 
 
 class _Run(fx.Interpreter):
     """Runs a graph on fake tensors.
 
-    A scalar cannot be read from them: the one seen at capture stands in. Flex attention does not run on them outside
-    of a compiler: it is counted like any other, whatever its mask leaves out.
+    A scalar cannot be read from a fake tensor: the value seen at capture is used. Flex attention does not run on fake
+    tensors outside a compiler: its FLOPs are those of full attention, whatever its mask excludes.
     """
 
     attention_flops = 0
@@ -62,7 +62,7 @@ class _Run(fx.Interpreter):
 
 
 def _largest(node: fx.Node, env: dict[fx.Node, Any]) -> Any:
-    """What an op whose output's size depends on data gives at most."""
+    """The largest possible output of an op whose output size depends on data."""
     source = env[node.all_input_nodes[0]]
     if ops.op(node) == "nonzero":
         return torch.empty(source.numel(), source.dim(), dtype=torch.int64, device=source.device)
@@ -71,12 +71,12 @@ def _largest(node: fx.Node, env: dict[fx.Node, Any]) -> Any:
 
 
 def count_flops(program: fx.GraphModule, bindings: Bindings) -> int:
-    """FLOPs (two for each multiply-add) of one run of ``program`` at the sizes in ``bindings``."""
+    """FLOPs (two per multiply-add) of one run of ``program`` at the sizes in ``bindings``."""
     return sum(flops_by_node(program, bindings).values())
 
 
 def flops_by_node(program: fx.GraphModule, bindings: Bindings) -> dict[str, int]:
-    """The same of each node by name."""
+    """FLOPs of each node, by name, as in ``count_flops``."""
     with FakeTensorMode(), FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter, torch.no_grad():
         run = _Run(program, counter)
         run.run(*(_fake(ops.value(node), bindings) for node in placeholders(program)))
@@ -84,7 +84,7 @@ def flops_by_node(program: fx.GraphModule, bindings: Bindings) -> dict[str, int]
 
 
 def _fake(example: Any, bindings: Bindings) -> Any:
-    """A fresh fake value like ``example``; needs a fake mode around it."""
+    """A new fake value like ``example``. Requires an active fake mode."""
     if isinstance(example, torch.Tensor):
         return torch.empty(concrete(example.shape, bindings), dtype=example.dtype, device=example.device)
     if isinstance(example, torch.SymInt):

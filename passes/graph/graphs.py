@@ -13,7 +13,7 @@ from hicache_compile.passes.graph import ops
 
 
 def copy_node(graph: fx.Graph, node: fx.Node, arg_of: Callable[[fx.Node], fx.Node]) -> fx.Node:
-    """Copy ``node`` with its metadata, and the mark by which AOTAutograd knows a Dynamo input."""
+    """Copy ``node`` with its metadata and the attribute by which AOTAutograd recognizes a Dynamo input."""
     new = graph.node_copy(node, arg_of)
     if hasattr(node, "_dynamo_source"):
         new._dynamo_source = node._dynamo_source
@@ -23,18 +23,18 @@ def copy_node(graph: fx.Graph, node: fx.Node, arg_of: Callable[[fx.Node], fx.Nod
 def module_of(
     graph: fx.Graph, origin: fx.GraphModule, attributes: dict[str, fx.GraphModule] | None = None
 ) -> fx.GraphModule:
-    """A GraphModule of ``graph`` with the attributes of ``origin`` (or those given), checked and recompiled."""
+    """A GraphModule of ``graph`` with the attributes of ``origin``, or ``attributes``; linted and compiled."""
     graph.lint()
     module = fx.GraphModule(attributes or origin, graph)
-    # Note [Dynamo marks] AOTAutograd reads parameters' addresses as fixed only on a module that says it came
-    # from Dynamo; with these two marks every placeholder needs a `_dynamo_source`, None on the ones we add.
+    # Note [Dynamo marks] AOTAutograd treats parameter addresses as fixed only on a module marked as Dynamo's.
+    # With these two marks every placeholder needs a `_dynamo_source`; it is None on the placeholders we add.
     module.meta.update(origin.meta)
     module._param_name_to_source = {}  # type: ignore[assignment]  # read by AOTAutograd
     return module
 
 
 def copy_graph(origin: fx.GraphModule) -> tuple[fx.GraphModule, dict[fx.Node, fx.Node]]:
-    """A copy of ``origin`` (the incoming graph stays the oracle) and the map from its nodes to the new ones."""
+    """A copy of ``origin``, which stays unmodified as the reference, and the map from its nodes to the new ones."""
     graph = fx.Graph()
     env: dict[fx.Node, fx.Node] = {}
     for node in origin.graph.nodes:
@@ -43,13 +43,13 @@ def copy_graph(origin: fx.GraphModule) -> tuple[fx.GraphModule, dict[fx.Node, fx
 
 
 def fake_mode_of(value: torch.Tensor) -> FakeTensorMode:
-    """The mode of a value Dynamo recorded. (The ambient one, while a backend runs, is another.)"""
+    """The fake mode of a value recorded by Dynamo. The ambient mode while a backend runs is a different one."""
     assert isinstance(value, FakeTensor)
     return value.fake_mode
 
 
 def drop_dead_code(graph: fx.Graph) -> int:
-    """Remove every pure node nobody reads; placeholders stay. Returns how many were removed."""
+    """Remove every pure node without users, except placeholders. Returns the number of removed nodes."""
     removed = 0
     for node in reversed(graph.nodes):
         if not node.users and ops.is_pure(node):
@@ -67,7 +67,7 @@ def output_node(graph: fx.Graph) -> fx.Node:
 
 
 def reachable_from(roots: Iterable[fx.Node]) -> set[fx.Node]:
-    """Every node whose numbers are computed from one of ``roots``, the roots included."""
+    """``roots`` and every node that depends on their data."""
     seen: set[fx.Node] = set()
     queue = list(roots)
     while queue:

@@ -1,4 +1,4 @@
-"""The vocabulary of a Dynamo graph: what an op is called, what it carries, whether it may be removed."""
+"""Classification of the ops in a Dynamo graph: names, carriers of a stream, data inputs, purity."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _RANDOM_SOURCES = frozenset({"rand", "randn", "randint", "randperm", "rand_like"
 
 
 def op(node: fx.Node) -> str:
-    """The bare name of what ``node`` calls: ``torch.add``, ``operator.add`` and ``Tensor.add`` are all ``add``."""
+    """The bare name of the called function: ``torch.add``, ``operator.add`` and ``Tensor.add`` are all ``add``."""
     if node.op == "call_method":
         return str(node.target)
     if node.op == "call_function":
@@ -58,7 +58,7 @@ def op(node: fx.Node) -> str:
 
 
 def value(node: fx.Node) -> Any:
-    """The fake value Dynamo (or a pass) recorded for ``node``."""
+    """The fake value recorded for ``node`` by Dynamo or a pass."""
     return node.meta.get("example_value")
 
 
@@ -72,7 +72,7 @@ def is_tensor(node: object) -> bool:
 
 
 def same_shape(a: fx.Node, b: fx.Node) -> bool:
-    """Whether two tensor nodes have the same shape for every size the graph serves."""
+    """Whether two tensor nodes have the same shape for all sizes the graph supports."""
     if not (is_tensor(a) and is_tensor(b)):
         return False
     left, right = value(a).shape, value(b).shape
@@ -80,14 +80,16 @@ def same_shape(a: fx.Node, b: fx.Node) -> bool:
 
 
 def shares_storage(a: fx.Node, b: fx.Node) -> bool:
-    """Whether the values of ``a`` and ``b`` are views of one tensor."""
+    """Whether the values of ``a`` and ``b`` share one storage."""
     if not (is_tensor(a) and is_tensor(b)) or any(torch._C._functorch.is_batchedtensor(value(n)) for n in (a, b)):
         return False
     return bool(value(a).untyped_storage()._cdata == value(b).untyped_storage()._cdata)
 
 
 def carriers(node: fx.Node) -> list[fx.Node]:
-    """The arguments a residual stream may come through: sums, joins, slices, casts, reshapes, constant scales."""
+    """The arguments through which a residual stream may pass: those of sums, joins, slices, casts, reshapes and
+    constant scales.
+    """
     name = op(node)
     tensors = [argument for argument in node.args if isinstance(argument, fx.Node)]
     if name in ADD:
@@ -105,7 +107,7 @@ def carriers(node: fx.Node) -> list[fx.Node]:
 
 
 def data_inputs(node: fx.Node) -> list[fx.Node]:
-    """The arguments whose numbers ``node`` computes with; not those it takes a size or a dtype from."""
+    """The arguments whose data ``node`` uses; not those from which it takes only a size or a dtype."""
     if op(node) in _TAKES_FORM:
         return [argument for argument in node.args[:1] if isinstance(argument, fx.Node)]
     if op(node).endswith("_like") or op(node).startswith("new_"):
@@ -115,7 +117,7 @@ def data_inputs(node: fx.Node) -> list[fx.Node]:
 
 @cache
 def _schemas(name: str) -> tuple[tuple[Any, bool], ...]:
-    """``(schema, draws random numbers)`` of every ATen overload called ``name``."""
+    """``(schema, draws random numbers)`` of every ATen overload named ``name``."""
     packet = getattr(torch.ops.aten, name, None)
     if packet is None:
         return ()
@@ -140,7 +142,7 @@ def is_random(node: fx.Node) -> bool:
 
 
 def mutated(node: fx.Node) -> fx.Node | None:
-    """The argument ``node`` writes to in place, if it does."""
+    """The argument that ``node`` writes to in place, or None."""
     name = op(node)
     first = next((argument for argument in node.args if isinstance(argument, fx.Node)), None)
     if isinstance(node.kwargs.get("out"), fx.Node):
@@ -153,14 +155,14 @@ def mutated(node: fx.Node) -> fx.Node | None:
     return first if inplace and any(schema.is_mutable for schema, _ in _schemas(name)) else None
 
 
-# An assertion, or what opens and closes a context: autocast, a level of vmap.
+# Assertions, and ops that open or close a context: autocast, a level of vmap.
 OPENS = ("_enter_autocast", "_vmap_increment_nesting", "_grad_increment_nesting", "_jvp_increment_nesting")
 CLOSES = ("_exit_autocast", "_vmap_decrement_nesting", "_grad_decrement_nesting", "_jvp_decrement_nesting")
 _EFFECTS = ("_assert", "_set_", "set_", "sym_constrain", "_check", "lazy_load_decompositions", *OPENS, *CLOSES)
 
 
 def is_pure(node: fx.Node) -> bool:
-    """Whether ``node`` may be dropped when nobody reads it."""
+    """Whether ``node`` may be removed when it has no users."""
     if node.op in ("placeholder", "output"):
         return False
     if node.op == "get_attr":

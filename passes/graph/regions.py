@@ -1,7 +1,7 @@
-"""A site's region: its exclusive cone, the nodes every use of which ends in the site's slots.
+"""The region of a site: its exclusive cone, the nodes all of whose uses lead to the site's slots.
 
-All of it is dead when the slots are forecast. What writes in place into a value the region made belongs to it. What
-runs inside a context (autocast, a level of vmap) belongs to it with everything in that context, or not at all.
+The whole region is dead when the slots are forecast. A node that writes in place to a value of the region belongs to
+the region. A node inside a context (autocast, a level of vmap) belongs to it only with the whole context.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from hicache_compile.passes.graph import ops
 
 
 class Contexts:
-    """The contexts that are opened and closed by nodes of a graph, outermost only."""
+    """The outermost contexts that nodes of a graph open and close."""
 
     def __init__(self, graph: fx.Graph) -> None:
         self.spans: list[list[fx.Node]] = []
@@ -33,7 +33,8 @@ class Contexts:
 def exclusive_cone(
     slots: Iterable[fx.Node], stops: set[fx.Node], order: dict[fx.Node, int], contexts: Contexts
 ) -> set[fx.Node]:
-    """The region of ``slots`` in a graph with node ``order``; never beyond ``stops``, the slots of all sites."""
+    """The region of ``slots``. ``order``: the position of each node; ``stops``: the slots of all sites, which bound
+    it."""
     leaving = set(slots)
     barred: set[fx.Node] = set()
     while True:
@@ -56,14 +57,15 @@ def _cone(slots: set[fx.Node], stops: set[fx.Node], order: dict[fx.Node, int]) -
 
 
 def _read_after(node: fx.Node, order: dict[fx.Node, int]) -> list[fx.Node]:
-    """What reads the value that ``node`` only writes into, afterwards; ``node`` itself when that is nothing."""
+    """For a node that only writes in place: later readers of the written value, or ``node`` itself if there are
+    none."""
     target = ops.mutated(node)
     readers = target.users if target is not None and target.op != "placeholder" else ()
     return [user for user in readers if user.users and order[user] > order[node]] or [node]
 
 
 def _is_split(span: list[fx.Node], cone: set[fx.Node], barred: set[fx.Node]) -> bool:
-    """Whether ``cone`` holds a part of ``span`` that cannot run without the rest."""
+    """Whether ``cone`` contains a part of ``span`` that cannot run without the rest."""
     working = [node for node in span if node.users and node.op != "get_attr" and ops.op(node) not in ops.OPENS]
     inside = [node for node in working if node in cone]
     return bool(inside) and len(inside) < len(working) and not barred >= set(span)

@@ -1,4 +1,4 @@
-"""Symbolic sizes of a dynamic graph, made concrete by the inputs of a call."""
+"""Concrete values of the symbolic sizes of a dynamic graph, from the inputs of a call."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Bindings = dict[Any, int]
 
 
 def is_dynamic(example: Any) -> bool:
-    """Whether an input of the graph is a symbolic size or has one."""
+    """Whether an input of the graph is a symbolic size or has one in its shape."""
     if isinstance(example, torch.Tensor):
         return any(isinstance(size, torch.SymInt) for size in example.shape)
     return isinstance(example, torch.SymInt)
 
 
 def bind_symbols(inputs: Sequence[fx.Node], actual: Sequence[Any]) -> Bindings:
-    """Symbol -> value, read off the sizes the graph was captured with and those of ``actual``."""
+    """Symbol -> value, from the symbolic sizes at capture and the sizes of ``actual``."""
     bindings: Bindings = {}
     for node, given in zip(inputs, actual, strict=True):
         example = ops.value(node)
@@ -35,7 +35,7 @@ def bind_symbols(inputs: Sequence[fx.Node], actual: Sequence[Any]) -> Bindings:
 
 
 def concrete(shape: Sequence[int | torch.SymInt], bindings: Bindings) -> tuple[int, ...]:
-    """``shape`` as plain integers; a symbol without a binding has the value it was captured with."""
+    """``shape`` as plain integers; a symbol without a binding has its value at capture."""
     return tuple(_whole(size, bindings) if isinstance(size, torch.SymInt) else size for size in shape)
 
 

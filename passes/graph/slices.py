@@ -1,4 +1,4 @@
-"""Slices along one dimension, and the parts of joins they take."""
+"""Slices along one dimension, and the parts of a join that they select."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Range:
 
 
 def part_of_join(node: fx.Node, source: fx.Node) -> fx.Node | None:
-    """The part of the join ``source`` that the slice ``node`` takes, when it takes exactly one."""
+    """The part of the join ``source`` that equals the slice ``node``, or None."""
     taken = range_of(node)
     if taken is None or ops.op(source) not in ops.JOIN:
         return None
@@ -38,7 +38,7 @@ def part_of_join(node: fx.Node, source: fx.Node) -> fx.Node | None:
 
 
 def range_of(node: fx.Node) -> Range | None:
-    """``x[:, a:b]`` as (dim, a, b) when ``node`` is such a slice along one dimension."""
+    """(dim, a, b) if ``node`` is a slice along one dimension, e.g. ``x[:, a:b]``; else None."""
     if ops.op(node) != "getitem" or not isinstance(node.args[1], tuple) or not ops.is_tensor(node.args[0]):
         return None
     whole = slice(None, None, None)

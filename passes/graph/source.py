@@ -1,7 +1,7 @@
-"""A graph as Python that a person reads and a machine runs.
+"""A graph as executable, readable Python source.
 
-The first lines say where it comes from; every value has its dtype and shape beside it; sites are classes of their own
-with a ``forward``; weights are arguments.
+The first lines name the origin; every value has its dtype and shape beside it; each site is a class with a ``forward``;
+weights are arguments.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
-# Which values die where, where nothing is known, and folders of the machine the graph was made on.
+# Removed from the text: deletions of dead values, empty stack traces, folder names of this machine.
 _NOISE = re.compile(
     r";  (?:\w+ = )+None(?:; *$)?|^ *# No stacktrace found for following nodes\n|(?<=# File: )\S*/", re.MULTILINE
 )
@@ -23,8 +23,8 @@ _NOISE = re.compile(
 def source_of(module: fx.GraphModule, title: str) -> str:
     """``module`` as the text of a Python file that defines the class ``Graph``.
 
-    ``Graph()(*inputs)`` does what ``module(*inputs)`` does, where the graph holds no tensors of its own; those it holds
-    are named in a comment and have to be set.
+    ``Graph()(*inputs)`` computes the same as ``module(*inputs)`` if the graph holds no tensors. Tensors it holds are
+    named in a comment and must be set.
     """
     imports: dict[str, str] = {}
     classes: list[str] = []
@@ -39,8 +39,8 @@ def source_of(module: fx.GraphModule, title: str) -> str:
 
 
 def printable(module: fx.GraphModule, title: str) -> fx.GraphModule:
-    """The same module, of which ``print`` shows the source."""
-    # Every GraphModule has a class of its own, made with it.
+    """``module``, modified so that ``print`` shows its source."""
+    # Every GraphModule instance has its own class.
     type(module).__str__ = lambda self: source_of(self, title)  # type: ignore[method-assign]
     return module
 
@@ -66,7 +66,7 @@ def _write(module: fx.GraphModule, name: str, imports: dict[str, str], classes: 
 
 
 def _renamed(graph: fx.Graph) -> fx.Graph:
-    """A copy whose inputs are called what the denoiser calls them."""
+    """A copy of ``graph`` whose inputs have the denoiser's names."""
     copy = fx.Graph()
     env: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
@@ -79,7 +79,7 @@ def _renamed(graph: fx.Graph) -> fx.Graph:
 
 
 def _short(name: str) -> str:
-    """``l_model_modules_layers_modules_0_modules_up_parameters_weight_`` is ``layers_0_up_weight``."""
+    """``l_model_modules_layers_modules_0_modules_up_parameters_weight_`` -> ``layers_0_up_weight``"""
     bare = re.sub(r"^l_(model|self|kwargs)_|_$", "", name)
     return re.sub(r"(^|_)(modules|parameters|buffers)_", r"\1", bare) or name
 

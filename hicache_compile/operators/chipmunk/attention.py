@@ -1,10 +1,10 @@
-"""Column-sparse attention: the operators, and what they do on any device.
+"""Column-sparse attention: the operators and their portable implementation.
 
-A group of consecutive queries attends to one set of keys. All are functions of their inputs alone. Chipmunk
-(arXiv 2506.03275); the kernels for GPUs are in ``attention_triton``.
+A group of consecutive queries attends to one set of keys. All operators are pure functions. Chipmunk
+(arXiv 2506.03275); the GPU kernels are in ``attention_triton``.
 
 Shapes: query, key, value ``[B, H, N, D]`` in float16, bfloat16, float32 or float64; ``G = ceil(N / group)`` groups of
-queries; a set of columns ``[B, H, G, ...]`` as ``columns`` says. ``bias`` is added to the scores of every query,
+queries; a set of columns ``[B, H, G, ...]`` as in ``columns``. ``bias`` is added to the scores of every query,
 ``[B or 1, H or 1, 1, N]``.
 """
 
@@ -21,7 +21,7 @@ from hicache_compile.operators.chipmunk import columns as sets
 from hicache_compile.operators.chipmunk.providers import takes_triton
 from hicache_compile.operators.partial_attention import State, attend, wide
 
-CHUNK = 1 << 25  # elements of gathered keys, or of scores, that are made at a time
+CHUNK = 1 << 25  # maximum number of gathered elements at a time
 
 
 @torch.library.custom_op("hicache::attention_dense", mutates_args=())
@@ -42,8 +42,10 @@ def _(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: flo
 def column_scores(
     query: Tensor, key: Tensor, lse: Tensor, bias: Tensor | None, group: int, scale: float, provider: str
 ) -> Tensor:
-    """How much of the attention of each group of queries each key gets, ``[B, H, G, N]``: the column sums of the
-    softmax, whose denominators are in ``lse`` ``[B, H, N]``. Float32 or wider."""
+    """The attention of each group of queries to each key, ``[B, H, G, N]``, float32 or wider.
+
+    These are the column sums of the softmax, whose denominators are in ``lse`` ``[B, H, N]``.
+    """
     if bias is None and takes_triton(provider, query):
         from hicache_compile.operators.chipmunk import attention_triton
 
@@ -76,10 +78,10 @@ def select_columns(
     """The keys each group of queries attends to: those with the largest ``scores`` ``[B, H, G, N]``.
 
     Args:
-        always: keys that are attended to whatever they score, ``[G, N]`` bool.
-        fraction: how many of the keys, rounded to a multiple of ``multiple``.
-        coverage: instead, the fewest that get this share of the attention.
-        random: of the others, the share that is taken blindly; ``seed``: of that choice.
+        always: keys that are always included, ``[G, N]`` bool.
+        fraction: of the keys to select, rounded to a multiple of ``multiple``.
+        coverage: replaces ``fraction``: select the fewest keys with this fraction of the attention.
+        random: fraction of the other keys added at random; ``seed``: of that selection.
 
     Returns:
         The set as bits or indices, see ``columns``.
@@ -125,7 +127,7 @@ def attention_columns(
 ) -> tuple[Tensor, Tensor]:
     """Attention of each group of queries to its own set of keys: ``[B, H, N, D]`` and the log-sum-exp ``[B, H, N]``.
 
-    It is normalised over the set. ``fraction`` is how many keys a set has of all, for counting FLOPs.
+    Normalised over the set. ``fraction``: of the keys in a set, for counting FLOPs.
     """
     found, counts = sets.listed(columns, key.shape[-2])
     if bias is None and provider == "chipmunk":
@@ -160,7 +162,7 @@ def _of_head(
     group: int,
     scale: float,
 ) -> State:
-    """One head: ``[N, D]`` each, ``columns`` ``[G, K]``; rows up to a multiple of ``group`` are returned."""
+    """One head: ``[N, D]`` each, ``columns`` ``[G, K]``; returns the rows padded to a multiple of ``group``."""
     padded = torch.nn.functional.pad(query, (0, 0, 0, -query.shape[0] % group)).view(-1, group, query.shape[1])
     out = query.new_empty(padded.shape, dtype=wide(query))
     lse = query.new_empty(padded.shape[:-1], dtype=wide(query))
@@ -168,14 +170,15 @@ def _of_head(
         picked = columns[rows, :width].reshape(-1)
         keys, values = (given.index_select(0, picked).view(-1, width, given.shape[1]) for given in (key, value))
         added = None if bias is None else bias[picked.long()].view(-1, 1, 1, width).to(query.dtype)
-        # As [G, 1, group, D]: every group is a sequence of its own.
+        # As [G, 1, group, D]: every group is a separate sequence.
         state = attend(padded[rows].unsqueeze(1), keys.unsqueeze(1), values.unsqueeze(1), scale, added)
         out[rows], lse[rows] = state[0].squeeze(1), state[1].squeeze(1)
     return out.flatten(0, 1), lse.flatten(0, 1)
 
 
 def _alike(columns: Tensor, counts: Tensor | None, width: int) -> list[tuple[Any, int]]:
-    """Groups with as many keys, and how many, no more at a time than ``CHUNK`` elements."""
+    """Batches of groups with the same number of keys, and that number; without ``counts`` at most ``CHUNK`` elements
+    each."""
     if counts is None:
         most = max(1, CHUNK // max(1, columns.shape[1] * width))
         starts = range(0, columns.shape[0], most)
@@ -199,7 +202,7 @@ def _(
 
 
 def groups_of(count: Any, group: int) -> Any:
-    """How many groups ``count`` queries are."""
+    """The number of groups of ``count`` queries."""
     return (count + group - 1) // group
 
 
@@ -208,7 +211,7 @@ def _rows(count: int, group: int) -> list[slice]:
 
 
 def _packed(fraction: float, always: Tensor | None, coverage: float | None, random: float) -> bool:
-    """Indices need as many columns in every row."""
+    """Whether the set is stored as bits: indices need the same number of columns in every row."""
     return always is not None or coverage is not None or bool(random) or sets.is_packed(fraction)
 
 

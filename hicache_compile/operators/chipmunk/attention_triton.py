@@ -1,6 +1,6 @@
-"""Column-sparse attention on GPUs, in Triton: see ``attention`` for what the functions are.
+"""Column-sparse attention on GPUs, in Triton: see ``attention`` for the definitions.
 
-Any head dimension up to 256 and any number of tokens; made for 64 and 128 in float16 and bfloat16. Products are
+Supports head dimensions up to 256 and any number of tokens; tuned for 64 and 128 in float16 and bfloat16. Products are
 accumulated in float32; scores are in units of log 2.
 """
 
@@ -84,7 +84,7 @@ def _scores_kernel(
     group: tl.constexpr, dim: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
     PRECISION: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """One tile of ``KEYS`` keys: what the queries of one group give them."""
+    """One tile of ``KEYS`` keys: their attention from the queries of one group."""
     part, tile, at = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     batch, head = at // heads, at % heads
     parts = tl.num_programs(0)
@@ -114,7 +114,7 @@ def _scores_kernel(
 def attention_columns(
     query: Tensor, key: Tensor, value: Tensor, columns: Tensor, counts: Tensor | None, group: int, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """``columns`` ``[B, H, G, K]`` int32; of ``counts`` ``[B, H, G]``, where given, only so many count."""
+    """``columns`` ``[B, H, G, K]`` int32, of which the first ``counts`` ``[B, H, G]`` are used, if given."""
     batch, heads, tokens, dim = query.shape
     query, key, value = (given if given.stride(-1) == 1 else given.contiguous() for given in (query, key, value))
     columns = columns.contiguous()
@@ -147,13 +147,14 @@ def column_scores(query: Tensor, key: Tensor, lse: Tensor, group: int, scale: fl
 
 
 def _padded(dim: int) -> int:
-    """A product needs at least 16 of each."""
+    """The tile size for ``dim``: a power of 2, and at least 16, which a product requires."""
     return max(16, triton.next_power_of_2(dim))
 
 
 def multiplied(like: Tensor) -> dict[str, Any]:
-    """How a kernel multiplies matrices like ``like``: float32 not rounded to TF32; bfloat16, which Triton's interpreter
-    cannot multiply, as float32 there."""
+    """Matrix product settings for a kernel: float32 is not rounded to TF32; under Triton's interpreter, which cannot
+    multiply bfloat16, bfloat16 is multiplied as float32.
+    """
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     return {
         "PRECISION": "ieee" if like.dtype == torch.float32 else "tf32",

@@ -1,7 +1,7 @@
-"""Sets of columns (keys of an attention, hidden units of an MLP): how many, which, and how they are kept.
+"""Sets of columns (keys of an attention, hidden units of an MLP): size, selection and storage.
 
-A set is kept as bits, eight columns a byte with the lowest first, or as int32 indices in rising order, whichever is
-smaller: bits as soon as more than one column in 32 is in the set. The dtype says which it is.
+A set is stored as bits, eight columns per byte with the lowest first, or as int32 indices in ascending order, whichever
+is smaller: bits if more than one column in 32 is in the set. The dtype tells which.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ _MILLION = 1_000_000
 
 
 def width_of(columns: Any, fraction: float, multiple: int) -> Any:
-    """How many of ``columns`` a ``fraction`` is: the nearest multiple of ``multiple``, at least one of them.
+    """``fraction`` of ``columns``, rounded to the nearest multiple of ``multiple``, and at least ``multiple``.
 
-    ``columns`` may be a SymInt: the arithmetic is in whole numbers.
+    ``columns`` may be a SymInt: the arithmetic uses integers only.
     """
     parts = round(fraction * _MILLION)
     nearest = (columns * parts + multiple * _MILLION // 2) // (multiple * _MILLION) * multiple
@@ -25,12 +25,12 @@ def width_of(columns: Any, fraction: float, multiple: int) -> Any:
 
 
 def is_packed(fraction: float) -> bool:
-    """Whether sets of this size are smaller as bits."""
+    """Whether a set with this fraction of the columns is smaller as bits."""
     return fraction * 32 > 1
 
 
 def packed_width(columns: Any) -> Any:
-    """Bytes of a set of ``columns`` as bits."""
+    """The number of bytes of a set of ``columns`` as bits."""
     return (columns + 7) // 8
 
 
@@ -49,18 +49,19 @@ def unpack(bits: Tensor, columns: int) -> Tensor:
 
 
 def kept(chosen: Tensor, packed: bool) -> Tensor:
-    """The set of a mask ``[..., M]`` as it is kept: bits, or indices ``[..., K]`` where every row has as many."""
+    """The set of a mask ``[..., M]`` in storage form: bits, or indices ``[..., K]`` if all rows have the same count."""
     return pack(chosen) if packed else indices(chosen)[0]
 
 
 def indices(chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """A mask ``[..., M]`` as indices ``[..., K]`` int32 in rising order and counts ``[...]``; K is the largest count.
+    """A mask ``[..., M]`` as indices ``[..., K]`` int32 in ascending order and counts ``[...]``; K is the largest
+    count.
 
-    Rows with fewer are filled up with their other columns, the lowest first.
+    Rows with fewer are padded with their other columns, the lowest first.
     """
     counts = chosen.sum(-1)
     most = int(counts.max())
-    # A stable sort brings the chosen columns to the front, each part in rising order.
+    # A stable sort moves the chosen columns to the front and keeps both parts in ascending order.
     if int(counts.min()) == most:
         found = chosen.flatten(0, -2).nonzero()[:, 1].view(*chosen.shape[:-1], most)
     else:
@@ -69,7 +70,7 @@ def indices(chosen: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def listed(columns: Tensor, of: int) -> tuple[Tensor, Tensor | None]:
-    """A set as it is kept, as indices ``[..., K]`` int32 and the counts of rows that have fewer, if there are any."""
+    """A stored set as indices ``[..., K]`` int32, and the count of each row, or None if all rows have K."""
     if columns.dtype is not torch.uint8:
         return columns, None
     found, counts = indices(unpack(columns, of))
@@ -77,7 +78,7 @@ def listed(columns: Tensor, of: int) -> tuple[Tensor, Tensor | None]:
 
 
 def chosen_of(columns: Tensor, of: int) -> Tensor:
-    """A set as it is kept, as a mask ``[..., of]``."""
+    """A stored set as a mask ``[..., of]``."""
     if columns.dtype is torch.uint8:
         return unpack(columns, of)
     chosen = torch.zeros(*columns.shape[:-1], of, dtype=torch.bool, device=columns.device)
@@ -91,7 +92,8 @@ def largest(scores: Tensor, width: int) -> Tensor:
 
 
 def covering(scores: Tensor, share: float, multiple: int) -> Tensor:
-    """The fewest columns with at least ``share`` of the mass of each row of ``scores`` ``[..., M]``, as a mask.
+    """The fewest columns with at least the fraction ``share`` of the mass of each row of ``scores`` ``[..., M]``, as a
+    mask.
 
     Counts are multiples of ``multiple``.
     """
@@ -104,6 +106,6 @@ def covering(scores: Tensor, share: float, multiple: int) -> Tensor:
 
 
 def some(shape: Any, share: float, seed: int, device: torch.device) -> Tensor:
-    """A mask in which each column is with probability ``share``; the same seed gives the same mask."""
+    """A mask that contains each column with probability ``share``; deterministic in ``seed``."""
     generator = torch.Generator().manual_seed(seed)
     return (torch.rand(tuple(shape), generator=generator) < share).to(device)

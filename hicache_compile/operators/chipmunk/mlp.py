@@ -1,12 +1,12 @@
-"""Sparse deltas of an MLP: the operators, and what they do on any device.
+"""Sparse deltas of an MLP: the operators and their portable implementation.
 
 ``out = act(x W1' + b1) W2'``, or gated ``(act(x W1' + b1) * (x Wu' + bu)) W2'``. Between dense steps, each block of
-tokens computes the hidden units again whose inputs moved most, and adds what that changes. Chipmunk (arXiv 2506.03275).
+tokens recomputes the hidden units whose inputs changed most, and adds the difference to the output. Chipmunk (arXiv
+2506.03275).
 
 Shapes: ``x`` ``[B, N, C]``, ``w1`` and ``w_up`` ``[F, C]``, ``w2`` ``[O, F]``; ``R = ceil(N / block)`` blocks of
-tokens. ``activations`` ``[B, R, F, block]`` are the hidden units, so that a unit's are side by side; ``means``
-``[B, R, F]`` (gated: ``[B, R, 2 F]``) are the inputs of the activation, averaged over each block. A bias of ``w2`` is
-left to the caller.
+tokens. ``activations`` ``[B, R, F, block]`` are the hidden units, contiguous per unit; ``means`` ``[B, R, F]`` (gated:
+``[B, R, 2 F]``) are the inputs of the activation, averaged over each block. The caller adds a bias of ``w2``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hicache_compile.operators.chipmunk import columns as sets
 from hicache_compile.operators.chipmunk.attention import groups_of
 from hicache_compile.operators.chipmunk.providers import takes_triton
 
-TURNED = 8  # blocks
+TURNED = 8  # number of blocks above which w2 is transposed
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
     "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
@@ -42,7 +42,7 @@ def mlp_dense(
     activation: str,
     block: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """All of it: ``[B, N, O]``, and the ``activations`` and ``means`` to start from."""
+    """The dense MLP: ``[B, N, O]``, and the initial ``activations`` and ``means``."""
     inner = functional.linear(x, w1, b1)
     hidden = ACTIVATIONS[activation](inner)
     if w_up is not None:
@@ -87,14 +87,15 @@ def mlp_select(
     seed: int,
     block: int,
 ) -> tuple[Tensor, Tensor]:
-    """The hidden units to compute again, and ``means`` with theirs brought up to date.
+    """The hidden units to recompute, and ``means`` with their entries updated.
 
-    Units are chosen by how far the average of their input over a block moved: the exact average, as what makes it is
-    affine. What is not chosen goes on drifting in ``means`` until it is.
+    Units are selected by the change of their input averaged over a block; the average is exact, since the input is an
+    affine function of ``x``. The entries of other units in ``means`` stay, so their change accumulates until they are
+    selected.
 
     Args:
-        fraction: how many of the units, rounded to a multiple of ``multiple``.
-        random: of the others, the share that is taken blindly; ``seed``: of that choice.
+        fraction: of the units to select, rounded to a multiple of ``multiple``.
+        random: fraction of the other units added at random; ``seed``: of that selection.
 
     Returns:
         The set as bits or indices, see ``columns``, ``[B, R, ...]``; and ``means``.
@@ -151,9 +152,10 @@ def mlp_delta(
     fraction: float,
     provider: str,
 ) -> Tensor:
-    """What computing the units in ``columns`` again adds to the output, ``[B, N, O]``; ``activations`` takes them in.
+    """The change of the output from recomputing the units in ``columns``, ``[B, N, O]``. Updates ``activations`` in
+    place.
 
-    ``fraction`` is how many units a set has of all, for counting FLOPs.
+    ``fraction``: of the units in a set, for counting FLOPs.
     """
     found, counts = sets.listed(columns, w1.shape[0])
     block = activations.shape[-1]
@@ -165,7 +167,7 @@ def mlp_delta(
         added = mlp_triton.mlp_delta(tokens, *weights, activations, found, counts, activation)
         return added.flatten(1, 2)[:, : x.shape[1]].contiguous()
     added = x.new_empty(*tokens.shape[:-1], w2.shape[0])
-    # Rows are gathered faster than columns, which pays for turning the weight over once there are many blocks.
+    # Gathering rows is faster than gathering columns, which pays for the transposed copy if there are many blocks.
     by_unit = w2.t().contiguous() if tokens.shape[0] * tokens.shape[1] > TURNED else None
     for batch in range(tokens.shape[0]):
         for row in range(tokens.shape[1]):
@@ -183,7 +185,7 @@ def mlp_delta(
 
 
 def _inner(tokens: Tensor, weight: Tensor, bias: Tensor | None, units: Tensor) -> Tensor:
-    """What ``units`` take in of ``tokens`` ``[C, block]``: ``[K, block]``."""
+    """The inputs of ``units`` for ``tokens`` ``[C, block]``: ``[K, block]``."""
     rows = weight.index_select(0, units)
     return (
         torch.mm(rows, tokens) if bias is None else torch.addmm(bias.index_select(0, units).unsqueeze(1), rows, tokens)
@@ -208,12 +210,12 @@ def _(
 
 
 def _blocks(x: Tensor, block: int) -> Tensor:
-    """``[B, N, C]`` as ``[B, R, block, C]``, the last block filled up with zeros."""
+    """``[B, N, C]`` as ``[B, R, block, C]``, the last block padded with zeros."""
     return functional.pad(x, (0, 0, 0, -x.shape[1] % block)).unflatten(1, (-1, block))
 
 
 def _means(x: Tensor, block: int) -> Tensor:
-    """``[B, N, C]`` averaged over each block of tokens, ``[B, R, C]``; the last block over those it has."""
+    """``[B, N, C]`` averaged over each block of tokens, ``[B, R, C]``; the last block over its actual tokens."""
     count = x.shape[1]
     totals = _blocks(x, block).sum(2, dtype=torch.promote_types(x.dtype, torch.float32))
     sizes = torch.full((totals.shape[1], 1), block, device=x.device)

@@ -1,6 +1,6 @@
-"""Sparse MLP deltas on GPUs, in Triton: see ``mlp`` for what the function is.
+"""Sparse MLP deltas on GPUs, in Triton: see ``mlp`` for the definition.
 
-Two products: the hidden units that are chosen, packed side by side, and what their change makes of the output.
+Two products: the selected hidden units, stored contiguously, and the resulting change of the output.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from hicache_compile.operators.chipmunk.attention_triton import multiplied
 
 UNITS = 64
 TOKENS = 64
-DEEP = 32  # of the dimension that is summed over, at a time
+DEEP = 32  # tile size of the summed dimension
 ACTIVATIONS = {"gelu": 0, "gelu_tanh": 1, "silu": 2, "relu": 3}
 
 
@@ -34,7 +34,7 @@ def _taken_in(
     UNITS: tl.constexpr, TOKENS: tl.constexpr, DEEP: tl.constexpr, BIASED: tl.constexpr, PRECISION: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
-    """What ``units`` take in of the tokens at ``rows``: ``[UNITS, TOKENS]``."""
+    """The inputs of ``units`` for the tokens at ``rows``: ``[UNITS, TOKENS]``."""
     total = tl.zeros([UNITS, TOKENS], tl.float32)
     for start in range(0, channels, DEEP):
         deep = start + tl.arange(0, DEEP)
@@ -62,7 +62,7 @@ def _units_kernel(
     PRECISION: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Compute chosen units of one block of tokens again, remember them, and say by how much they changed."""
+    """Recompute selected units of one block of tokens, store them, and write their change."""
     at, tile, part = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     places = tile * UNITS + tl.arange(0, UNITS)
     count = tl.load(counts + at).to(tl.int32) if COUNTED else width
@@ -112,7 +112,7 @@ def _outputs_kernel(
     PRECISION: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
-    """What the changed units of one block add to a tile of its output."""
+    """The change of a tile of a block's output that results from the changed units."""
     at, tile, part = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     out = tile * OUTPUTS + tl.arange(0, OUTPUTS)
     out_mask = out < outputs

@@ -1,9 +1,9 @@
-"""Orders of tokens in which neighbours of an image or a video are neighbours in the sequence, and what is nearby.
+"""Token orders that make neighbours in an image or a video adjacent in the sequence, and the keys near a token.
 
 ``patches``   an image in 8 x 8 patches, each in four 4 x 4 patches; all row-major
-``voxels``    a video in voxels of 4 x 6 x 8 tokens, row-major; what is left over at the ends comes last
+``voxels``    a video in voxels of 4 x 6 x 8 tokens, row-major; incomplete voxels come last
 
-Both are for any size. A query group of 192 tokens is three patches or one voxel.
+Both support any size. A query group of 192 tokens is three patches or one voxel.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ VOXEL = (4, 6, 8)
 
 @torch.library.custom_op("hicache::token_order", mutates_args=())
 def token_order(like: Tensor, grid: Sequence[int], order: str, before: int, after: int, inverse: bool) -> Tensor:
-    """Where each token of the new sequence comes from, ``[before + N + after]`` int64 on the device of ``like``.
+    """The old index of each token of the new sequence, ``[before + N + after]`` int64 on the device of ``like``.
 
     Args:
-        grid: the image ``(H, W)`` or the video ``(T, H, W)`` of N tokens; in the old sequence it is row-major.
+        grid: the image ``(H, W)`` or the video ``(T, H, W)`` of N tokens, row-major in the old sequence.
         order: ``"patches"`` or ``"voxels"``.
-        before, after: tokens on both sides that stay where they are.
-        inverse: from the new sequence to the old one.
+        before, after: the number of tokens before and after the grid; they are not moved.
+        inverse: the inverse permutation, from the new sequence to the old one.
     """
     inside = positions(grid, order)
     if inverse:
@@ -45,9 +45,12 @@ def _(like: Tensor, grid: Sequence[int], order: str, before: int, after: int, in
 def nearby_columns(
     like: Tensor, grid: Sequence[int], order: str | None, before: int, after: int, group: int, window: int, band: float
 ) -> Tensor:
-    """The keys each group of queries always reads, ``[G, N]`` bool: those within ``window`` patches (voxels) of one of
-    its own tokens, or within ``band`` (a share of the tokens) of its middle in the sequence; where there is a window,
-    also all that is not on the grid, and what is not on the grid reads everything."""
+    """The keys each group of queries always reads, ``[G, N]`` bool.
+
+    These are the keys within ``window`` patches (voxels) of a token of the group, and the keys within ``band`` (a
+    fraction of the tokens) of its middle in the sequence. With a window, all groups also read the tokens outside the
+    grid, and groups with tokens outside the grid read everything.
+    """
     count = before + math.prod(grid) + after
     groups = torch.arange(count) // group
     rows = int(groups[-1]) + 1
@@ -76,12 +79,12 @@ def _(
 
 
 def positions(grid: Sequence[int], order: str) -> Tensor:
-    """Where each token of ``order`` is in the row-major sequence of ``grid``, ``[N]``."""
+    """The index of each token of ``order`` in the row-major sequence of ``grid``, ``[N]``."""
     return (_patches if order == "patches" else _voxels)(*grid)
 
 
 def tiles_of(grid: Sequence[int]) -> Tensor:
-    """The patch (voxel) of each token in row-major order, ``[N, 2 or 3]``."""
+    """The patch (voxel) coordinates of each token in row-major order, ``[N, 2 or 3]``."""
     sizes = VOXEL if len(grid) == len(VOXEL) else (PATCHES[0], PATCHES[0])
     places = torch.cartesian_prod(*(torch.arange(size) for size in grid))
     return places // torch.tensor(sizes)
@@ -98,7 +101,7 @@ def _voxels(frames: int, height: int, width: int) -> Tensor:
     t, y, x = torch.cartesian_prod(torch.arange(frames), torch.arange(height), torch.arange(width)).unbind(1)
     at = [t, y, x]
     whole = [size // side * side for size, side in zip((frames, height, width), VOXEL, strict=True)]
-    # Left over at the end: later frames, then lower rows of the others, then columns on the right; each row-major.
+    # Incomplete voxels come last: later frames, then lower rows of the other frames, then columns on the right.
     left = torch.where(t >= whole[0], 1, torch.where(y >= whole[1], 2, torch.where(x >= whole[2], 3, 0)))
     levels = [place // side for place, side in zip(at, VOXEL, strict=True)]
     levels += [place % side for place, side in zip(at, VOXEL, strict=True)]
@@ -108,7 +111,7 @@ def _voxels(frames: int, height: int, width: int) -> Tensor:
 
 
 def _sorted_by(levels: Sequence[Tensor]) -> Tensor:
-    """The order of tokens by the first of ``levels``, among equals by the second, and so on."""
+    """The order of tokens sorted by the first of ``levels``, then by the second, and so on."""
     order = torch.arange(len(levels[0]))
     for level in reversed(levels):
         order = order[level[order].argsort(stable=True)]

@@ -1,7 +1,7 @@
-"""The attention kernel of the original CUDA package, where it is installed and asked for (``provider="chipmunk"``).
+"""The attention kernel of the original CUDA package, if it is installed and requested (``provider="chipmunk"``).
 
-It is for Hopper GPUs, bfloat16, heads of 128, groups of 192 queries and sets of a multiple of 112 keys; it gives no
-log-sum-exp, so that the keys that are read have their own denominator.
+Requires a Hopper GPU, bfloat16, heads of 128, groups of 192 queries and sets of a multiple of 112 keys. It returns no
+log-sum-exp, so the softmax is normalised over the selected keys.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ GROUP, MULTIPLE, DIM = 192, 112, 128
 def attention_columns(
     query: Tensor, key: Tensor, value: Tensor, columns: Tensor, counts: Tensor | None, group: int, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """``columns`` ``[B, H, G, K]`` int32; of ``counts`` ``[B, H, G]``, where given, only so many count.
+    """Attention to ``columns`` ``[B, H, G, K]`` int32, of which the first ``counts`` ``[B, H, G]`` are used, if given.
 
     Raises:
-        HiCacheError: it does not fit.
+        HiCacheError: the kernel does not support the inputs.
     """
     _check(query, group, scale)
     batch, heads, tokens, _ = query.shape
-    # Its rows are as long as there are tokens; what is beyond the count is not read.
+    # The kernel expects one entry per token in a row and ignores entries beyond the count.
     indices = torch.nn.functional.pad(columns, (0, tokens - columns.shape[-1])).contiguous()
     if counts is None:
         counts = torch.full(columns.shape[:-1], columns.shape[-1], device=columns.device)
     counts = counts.to(torch.int32).contiguous()
     data = [given.contiguous() for given in (query, key, value)]
     out = torch.zeros_like(data[0])
-    for sample in range(batch):  # it reads the first of a batch only
+    for sample in range(batch):  # the kernel supports batch size 1 only
         rows = slice(sample, sample + 1)
         own = (given[rows] for given in data)
         torch.ops.chipmunk.csp_attn(*own, out[rows], indices[rows], counts[rows], 1)

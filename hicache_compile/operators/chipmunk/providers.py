@@ -1,4 +1,4 @@
-"""Whose kernels run: Triton's on a GPU, PyTorch's everywhere else; the original's where they are asked for."""
+"""Choice of kernels: Triton on a GPU, PyTorch elsewhere; the original's if requested."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from hicache_compile.errors import HiCacheError
 
 
 def takes_triton(provider: str, like: Tensor) -> bool:
-    """Whether Triton's kernels compute on ``like``: on a GPU, in 16 or 32 bits, unless another provider is asked for.
+    """Whether the Triton kernels are used for ``like``: on a GPU, in 16 or 32 bits, unless another provider is
+    requested.
 
     Raises:
-        HiCacheError: they are asked for where they cannot run.
+        HiCacheError: they are requested but cannot run on ``like``.
     """
     fits = like.is_cuda and like.dtype in (torch.float16, torch.bfloat16, torch.float32)
     if provider in ("auto", "chipmunk"):

@@ -1,24 +1,24 @@
 """Linear forecasters: each is a weight vector over anchors, ``F^ = sum_j w_j * anchor_j``.
 
-A forecaster is any object with ``weights(anchors, target) -> list[float]``. It is handed the step
-indices of the anchors it may read, newest first, and the step to forecast; it returns one float64
-weight for each anchor it reads, newest first, and never more than there are anchors. It knows
-nothing of tensors or graphs. Your own forecaster is one small class with that method.
+A forecaster is any object with ``weights(anchors, target) -> list[float]``. Its arguments are the step indices of the
+available anchors, newest first, and the step to forecast. It returns one float64 weight for each anchor it reads,
+newest first, and never more than there are anchors. It does not handle tensors or graphs. A custom forecaster is one
+class with that method.
 
-Published rules that are only right on evenly spaced anchors stand beside a corrected one:
+Published rules that are exact only for evenly spaced anchors have a corrected counterpart:
 
-=====================  =========================
-as published           right on uneven anchors
-=====================  =========================
+=====================  ============================
+as published           for any spacing of anchors
+=====================  ============================
 ``Taylor``             ``Newton``
 ``Hermite``            ``NewtonHermite``
 ``ScaledTaylor``       ``NewtonScaledTaylor``
 ``AdamsBashforth``     ``VariableAdamsBashforth``
 ``BDF2``               ``VariableBDF2``
-=====================  =========================
+=====================  ============================
 
-Fitted to a model, from runs in full: ``Calibrated``, ``SteppedHermite``, ``Gated``. Fitted in each run to its anchors:
-``DMD``, ``ResidualGate``.
+Fitted to a model on fully computed runs: ``Calibrated``, ``SteppedHermite``, ``Gated``. Fitted to the anchors within
+each run: ``DMD``, ``ResidualGate``.
 """
 
 from hicache_compile.policy.forecasters.base import Forecaster, Reuse

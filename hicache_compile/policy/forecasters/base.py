@@ -1,4 +1,4 @@
-"""What a forecaster is, the simplest one, and what every one of them must return."""
+"""The forecaster protocol, the simplest forecaster, and the check of every result."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from hicache_compile.errors import HiCacheError
 from hicache_compile.policy.compatibility import Trait
 
 MAX_ORDER = 8
-MOST_ANCHORS = 32  # that a ring may hold
+MOST_ANCHORS = 32  # maximum size of a ring
 
 
 @runtime_checkable
 class Forecaster(Protocol):
-    """Anything that can turn anchor positions into weights."""
+    """Converts anchor positions to weights."""
 
     def weights(self, anchors: Sequence[int], target: int) -> list[float]:
-        """One weight for each anchor that is read, newest first; at most ``len(anchors)`` of them."""
+        """One weight per anchor read, newest first; at most ``len(anchors)`` of them."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Reuse:
-    """The newest anchor, unchanged: FORA (2407.01425), and order 0 of everything else."""
+    """The newest anchor, unchanged: FORA (2407.01425), and order 0 of all other forecasters."""
 
     traits: ClassVar[frozenset[Trait]] = frozenset({Trait.REUSES})
 
@@ -34,10 +34,10 @@ class Reuse:
 
 
 def checked(forecaster: Forecaster, row: object, most: int) -> list[float]:
-    """``row`` as the list of 1 to ``most`` finite floats it must be; raises ``HiCacheError`` when it is not."""
+    """``row`` as a list of 1 to ``most`` finite floats; raises ``HiCacheError`` if it is not."""
     name = type(forecaster).__name__
     try:
-        numbers = [float(weight) for weight in row]  # type: ignore[attr-defined]  # that is what is tried
+        numbers = [float(weight) for weight in row]  # type: ignore[attr-defined]  # checked by the except
     except (TypeError, ValueError):
         raise HiCacheError(f"{name}.weights returned {row!r}: must be a list of numbers") from None
     if not 1 <= len(numbers) <= most:

@@ -1,4 +1,4 @@
-"""Weights that were fitted to a model."""
+"""A forecaster with weights fitted to a model."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from hicache_compile.policy.run import RunInfo
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
-    """The weights that were best on runs of this model: least squares instead of a basis.
+    """Weights fitted by least squares to runs of this model, without a basis.
 
-    Under the schedule it was calibrated for the weights are those of the table's ``rows``. For any other step, anchors
-    or length of the run they follow from its ``distances`` (see ``kriging``), with steps mapped so that the
-    first and the last fall together. Either way they sum to 1, so constants are reproduced.
+    Under the schedule it was calibrated for, the weights are the table's ``rows``. For other steps, anchors or run
+    lengths they are computed from its ``distances`` (see ``kriging``), with steps mapped linearly so that the first and
+    the last step coincide. In both cases they sum to 1, so constants are reproduced.
 
     Args:
-        table: a ``Table``, its fields as a dict, or a path to one; ``hicache tune --fit calibrated`` makes it.
-        reads: the most anchors a forecast reads.
-        ridge: of weights that follow from distances, as a share of the mean squared difference of the anchors.
-        num_steps: of the run; by default as in the table. A run that says its length sets it.
+        table: a ``Table``, its fields as a dict, or a path to one; ``hicache tune --fit calibrated`` writes it.
+        reads: the maximum number of anchors a forecast reads.
+        ridge: of weights computed from distances, relative to the mean squared difference of the anchors.
+        num_steps: of the run; by default that of the table. Set by a run that states its length.
     """
 
     table: Table
@@ -57,11 +57,11 @@ class Calibrated:
 
     @property
     def by_slot(self) -> bool:
-        """Whether each slot has weights of its own."""
+        """Whether the slots have separate weights."""
         return self.table.slots is not None
 
     def weights(self, anchors: Sequence[int], target: int) -> list[float]:
-        """As of every forecaster. Where each slot has its own: those that follow from distances."""
+        """As in ``Forecaster``. If the slots have separate weights: those computed from distances."""
         known = self._known(anchors, target)
         if known is not None and not self.by_slot:
             return list(known)  # type: ignore[arg-type]  # of all slots
@@ -76,7 +76,7 @@ class Calibrated:
         return [self.weights(anchors, target)] * (self.table.slots or 1)
 
     def _known(self, anchors: Sequence[int], target: int) -> Weights | None:
-        """The row of ``target``, if it is for this run and these anchors."""
+        """The row of ``target`` if the table has one for this run length and these anchors."""
         if self.num_steps not in (None, self.table.num_steps) or target not in self._rows:
             return None
         known, weights = self._rows[target]

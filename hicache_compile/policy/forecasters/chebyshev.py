@@ -19,10 +19,10 @@ from hicache_compile.policy.run import RunInfo
 class Chebyshev:
     """Ridge regression on Chebyshev polynomials ``T_0 .. T_degree`` over the last ``degree + 1`` anchors.
 
-    ``w = phi(target) (Phi^T Phi + ridge I)^-1 Phi^T`` with time mapped so that the oldest anchor read is
-    -1 and the target is +1. (Spectrum maps the whole run to [-1, 1] and regresses on every anchor; a ring
-    holds the last few, so time is local here.) With ``ridge > 0`` nothing is reproduced exactly, constants
-    included; that is the method. One anchor alone is reused.
+    ``w = phi(target) (Phi^T Phi + ridge I)^-1 Phi^T`` with time mapped so that the oldest anchor read is -1 and the
+    target is +1. (Spectrum maps the whole run to [-1, 1] and regresses on every anchor; see ``GlobalChebyshev``.) With
+    ``ridge > 0`` nothing is reproduced exactly, not even constants, as in the published method. A single anchor is
+    reused.
     """
 
     degree: int = 4
@@ -44,15 +44,15 @@ class Chebyshev:
 class GlobalChebyshev:
     """Ridge regression on Chebyshev polynomials over all anchors of the run: Spectrum's forecast.
 
-    Time is mapped so that the first step of the run is -1 and the last one +1, ``tau = 2 t / (T - 1) - 1``;
-    ``w = phi(tau) (Phi^T Phi + ridge I)^-1 Phi^T``. One anchor alone is reused.
+    Time is mapped so that the first step of the run is -1 and the last is +1, ``tau = 2 t / (T - 1) - 1``;
+    ``w = phi(tau) (Phi^T Phi + ridge I)^-1 Phi^T``. A single anchor is reused.
 
     Args:
         degree: of the polynomials.
-        ridge: with more than 0 nothing is reproduced exactly, constants included; that is the method.
-        reads: the most anchors, the newest; the ring holds so many.
-        num_steps: of the run, ``T``. A run that says its length sets it; where it is not known, the run is taken to end
-            at the step that is forecast.
+        ridge: above 0 nothing is reproduced exactly, not even constants, as in the published method.
+        reads: the maximum number of anchors, the newest ones; also the size of the ring.
+        num_steps: of the run, ``T``. Set by a run that states its length; if unknown, the run is assumed to end at the
+            forecast step.
     """
 
     degree: int = 4
@@ -82,7 +82,7 @@ class GlobalChebyshev:
 
 
 def _regression(times: np.ndarray, target: float, degree: int, ridge: float) -> list[float]:
-    """The weights of values at ``times`` in the regression's value at ``target``; times are in [-1, 1]."""
+    """The weights of values at ``times`` in the regression at ``target``; times are in [-1, 1]."""
     features = chebvander(times, degree)
     gram = features.T @ features + ridge * np.eye(degree + 1)
     weights: list[float] = (chebvander(target, degree) @ np.linalg.solve(gram, features.T)).ravel().tolist()

@@ -1,14 +1,14 @@
-"""TaylorSeer and HiCache as published: backward differences, then a polynomial basis.
+"""TaylorSeer and HiCache as published: backward differences in a polynomial basis.
 
-The difference rule divides every order by the newest gap (TaylorSeer's code, which HiCache took over):
+The difference rule divides every order by the newest gap (TaylorSeer's code, adopted by HiCache):
 
     D_0 = F_n        D_{i+1} = (D_i(n) - D_i(p)) / (n - p)        p = the anchor before n
 
-On evenly spaced anchors these are the usual derivatives. Where the spacing changes (the seam after
-the warm-up, any mask) the second and higher orders are off: with gaps d1 (newest) and d2, D_2 is
-(d1 + d2) / (2 d1) of the true second derivative. ``newton.py`` holds the corrected forms.
+On evenly spaced anchors these are the usual derivatives. Where the spacing changes (at the end of the warm-up, in a
+mask) the second and higher orders are inexact: with gaps d1 (newest) and d2, D_2 is (d1 + d2) / (2 d1) times the true
+second derivative. ``newton.py`` has the corrected forms.
 
-Everything here works on coefficient vectors over anchors, so the result is a weight vector.
+All functions operate on coefficient vectors over anchors, so the result is a weight vector.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ FirstTerms = Callable[[int, float], list[Vector]]
 
 
 def difference_table(steps: Sequence[int], order: int, first_terms: FirstTerms | None = None) -> list[Vector]:
-    """``D_0 .. D_order`` at the newest of ``steps`` as vectors over them, by the published recursion.
+    """``D_0 .. D_order`` at the newest of ``steps``, as vectors over ``steps``, by the published recursion.
 
     Args:
         steps: anchor positions, **oldest first**.
-        order: the highest difference kept; fewer come back while there are too few anchors.
-        first_terms: ``(index, gap) -> [D_0, ...]`` replaces the first terms at anchor ``index``
-            (smoothing does); by default ``D_0`` is the anchor itself.
+        order: the highest difference; with too few anchors fewer are returned.
+        first_terms: ``(index, gap) -> [D_0, ...]`` replaces the first terms at anchor ``index`` (used by smoothing); by
+            default ``D_0`` is the anchor itself.
     """
     unit = np.eye(len(steps))
     table: list[Vector] = []
@@ -72,7 +72,7 @@ def scaled_taylor_basis(k: int, x: float, sigma: float) -> float:
 
 
 class DifferenceForecaster(ABC):
-    """``F^(n + x) = sum_k c_k(x) D_k``: a subclass gives ``order`` and the basis ``c_k``."""
+    """``F^(n + x) = sum_k c_k(x) D_k``: a subclass defines ``order`` and the basis ``c_k``."""
 
     __slots__ = ()
     order: int
@@ -93,9 +93,9 @@ class DifferenceForecaster(ABC):
 
 @dataclass(frozen=True, slots=True)
 class Taylor(DifferenceForecaster):
-    """TaylorSeer (2503.06923): ``sum_k D_k x^k / k!``, **as published** (one gap for every order).
+    """TaylorSeer (2503.06923): ``sum_k D_k x^k / k!``, **as published** (one gap for all orders).
 
-    Exact on constants, and on lines from order 1. For uneven anchors see ``Newton``.
+    Exact for constants, and from order 1 for linear functions. For uneven anchors see ``Newton``.
     """
 
     order: int = 1
@@ -111,10 +111,9 @@ class Taylor(DifferenceForecaster):
 class Hermite(DifferenceForecaster):
     """HiCache (2508.16984): ``D_0 + sum_k sigma^k H_k(sigma x) / k! D_k``, **as published**.
 
-    ``x`` counts steps forward from the newest anchor and is positive: argument and differences flip
-    sign together, and evaluating at ``-x`` extrapolates backwards. Exact on constants; on lines only
-    at ``sigma = sqrt(1/2)``. ``order=1, sigma=0.5`` is Taylor order 1 with half the slope.
-    For uneven anchors see ``NewtonHermite``.
+    ``x`` > 0 is the number of steps after the newest anchor. (Argument and differences change sign together, so
+    evaluation at ``-x`` would extrapolate backwards.) Exact for constants; for linear functions only at ``sigma =
+    sqrt(1/2)``. ``order=1, sigma=0.5`` is Taylor order 1 with half the slope. For uneven anchors see ``NewtonHermite``.
     """
 
     order: int = 2

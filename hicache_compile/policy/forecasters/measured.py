@@ -1,7 +1,7 @@
-"""Weights that depend on the anchors themselves: fitted in each run to what its rings hold.
+"""Weights that depend on the anchors' values: fitted in each run to the contents of its rings.
 
-Such a forecaster is given the Gram matrix of the anchors, ``gram[i, j] = <F_i, F_j>`` summed over slots, newest first.
-That is read back from the device once for each computed step (``host_syncs``); the program stays the same.
+Such a forecaster reads the Gram matrix of the anchors, ``gram[i, j] = <F_i, F_j>`` summed over slots, newest first. It
+is copied from the device once per computed step (``host_syncs``); the program does not change.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from hicache_compile.policy.forecasters.base import MOST_ANCHORS, Forecaster
 
 
 class MeasuredForecaster(ABC):
-    """What a forecaster is that looks at the anchors."""
+    """A forecaster that depends on the anchors' values."""
 
     __slots__ = ()
     reads: int
     traits: ClassVar[frozenset[Trait]] = frozenset({Trait.READS_ANCHORS})
 
     def weights(self, anchors: Sequence[int], target: int) -> list[float]:
-        """Before anything is measured: the newest anchor, of those it will read."""
+        """Weights before any measurement: the newest anchor, zero for the others it will read."""
         return [1.0, *[0.0] * (min(len(anchors), self.reads) - 1)]
 
     @abstractmethod
@@ -38,13 +38,13 @@ class MeasuredForecaster(ABC):
 class DMD(MeasuredForecaster):
     """Dynamic mode decomposition (Schmid, J. Fluid Mech. 656, 2010; for caches: HiCache++).
 
-    The anchors are taken for snapshots of a linear system, ``F_{k+1} = A F_k``, of which ``A`` is fitted in the space
-    of their ``rank`` strongest directions and raised to the power of the distance. Snapshots must be
-    evenly spaced: those before a change of the spacing are not read, and with fewer than three the newest is reused.
+    The anchors are snapshots of a linear system ``F_{k+1} = A F_k``. ``A`` is fitted in the space of their ``rank``
+    strongest directions and raised to the power of the distance. Snapshots must be evenly spaced: those before a change
+    of spacing are ignored, and with fewer than three the newest is reused.
 
     Args:
-        rank: directions kept, at most one less than the snapshots.
-        reads: the most snapshots.
+        rank: number of directions, at most one less than the snapshots.
+        reads: the maximum number of snapshots.
     """
 
     rank: int = 3
@@ -76,15 +76,15 @@ class DMD(MeasuredForecaster):
 
 @dataclass(frozen=True, slots=True)
 class ResidualGate(MeasuredForecaster):
-    """Follow a forecast as far as it would have been right at the last computed step.
+    """A forecast damped by the gate that would have been best at the last computed step.
 
-    The newest anchor is forecast from those before it; the share by which that forecast should have been followed,
-    least squares, clipped to ``[0, 1]``, is the gate of the forecasts after it:
-    ``anchor + gate * (forecast - anchor)``. With two anchors there is nothing to compare with yet, and the gate is 1.
+    The newest anchor is forecast from those before it. The gate is the least-squares fraction of that forecast's
+    change, clipped to ``[0, 1]``, and applies to the following forecasts: ``anchor + gate * (forecast - anchor)``. With
+    two anchors no comparison is possible, and the gate is 1.
 
     Args:
-        forecaster: whose forecast.
-        reads: the most anchors: one more than ``forecaster`` reads.
+        forecaster: the forecaster to damp.
+        reads: the maximum number of anchors: one more than ``forecaster`` reads.
     """
 
     forecaster: Forecaster
@@ -113,7 +113,7 @@ class ResidualGate(MeasuredForecaster):
 
 
 def _evenly_spaced(anchors: Sequence[int]) -> int:
-    """How many of ``anchors``, from the newest on, are evenly spaced."""
+    """The number of evenly spaced anchors, counted from the newest."""
     count = min(2, len(anchors))
     while 2 <= count < len(anchors) and anchors[count - 1] - anchors[count] == anchors[0] - anchors[1]:
         count += 1

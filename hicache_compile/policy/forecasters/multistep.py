@@ -1,4 +1,4 @@
-"""Linear multistep predictors: features as the solution of an ODE, slopes from backward differences."""
+"""Linear multistep predictors: features as the solution of an ODE, with slopes from backward differences."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def _integrate(anchors: Sequence[int], x: float, coefficients: Sequence[float]) 
 
 @dataclass(frozen=True, slots=True)
 class AdamsBashforth:
-    """Adams-Bashforth of ``order`` slopes (so ``order + 1`` anchors), **with the fixed-step coefficients**.
+    """Adams-Bashforth with ``order`` slopes (so ``order + 1`` anchors) and **fixed-step coefficients**.
 
-    Order 2 is ``F_n + x (3/2 f_n - 1/2 f_{n-1})``. The coefficients assume that the step ``x`` and every
-    gap are equal; for anything else see ``VariableAdamsBashforth``. With fewer anchors the order drops.
+    Order 2 is ``F_n + x (3/2 f_n - 1/2 f_{n-1})``. The coefficients assume that the step ``x`` and all gaps are equal;
+    otherwise see ``VariableAdamsBashforth``. With fewer anchors the order is reduced.
     """
 
     order: int = 2
@@ -49,10 +49,10 @@ class AdamsBashforth:
 
 @dataclass(frozen=True, slots=True)
 class VariableAdamsBashforth:
-    """The corrected ``AdamsBashforth``: the slopes' interpolating polynomial, integrated over the real step.
+    """The corrected ``AdamsBashforth``: the slopes' interpolating polynomial, integrated over the actual step.
 
-    Coefficients are ``1/x * integral_0^x L_i(t) dt`` over the anchors' true positions (Hairer, Norsett and
-    Wanner, "Solving ODEs I", III.5); on equal steps they are the classical ones.
+    Coefficients are ``1/x * integral_0^x L_i(t) dt`` at the true anchor positions (Hairer, Norsett and Wanner, "Solving
+    ODEs I", III.5); for equal steps they are the classical ones.
     """
 
     order: int = 2
@@ -72,8 +72,8 @@ class VariableAdamsBashforth:
 class BDF2:
     """FoCa's predictor (2508.16211) **as published**: ``4/3 F_n - 1/3 F_{n-1} + 2/3 x f_n``.
 
-    ``f_n = (F_n - F_{n-1}) / d1``. The constants are those of equal steps (``x = d1``), so a straight line
-    is reproduced only there; ``VariableBDF2`` is right for every ``x``. One anchor alone is reused.
+    ``f_n = (F_n - F_{n-1}) / d1``. The constants are for equal steps (``x = d1``): only then is it exact for linear
+    functions. ``VariableBDF2`` is correct for every ``x``. A single anchor is reused.
     """
 
     def weights(self, anchors: Sequence[int], target: int) -> list[float]:
@@ -85,9 +85,10 @@ class BDF2:
 
 @dataclass(frozen=True, slots=True)
 class VariableBDF2:
-    """The corrected ``BDF2``: variable-step coefficients with ``r = x / d1``, exact on lines for every ``x``.
+    """The corrected ``BDF2``: variable-step coefficients with ``r = x / d1``, exact for linear functions for every
+    ``x``.
 
-    ``((1+r)^2 F_n - r^2 F_{n-1} + x (1+r) f_n) / (1+2r)``, and at ``r = 1`` the published rule.
+    ``((1+r)^2 F_n - r^2 F_{n-1} + x (1+r) f_n) / (1+2r)``; at ``r = 1`` it is the published rule.
     """
 
     def weights(self, anchors: Sequence[int], target: int) -> list[float]:

@@ -1,4 +1,4 @@
-"""The corrected forms: true derivatives of the interpolating polynomial, whatever the spacing."""
+"""The corrected forms: true derivatives of the interpolating polynomial, for any spacing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def offsets(anchors: Sequence[int], count: int) -> list[float]:
 class Newton:
     """Newton's divided differences: the polynomial through the last ``order + 1`` anchors.
 
-    The corrected ``Taylor``: exact on polynomials of degree ``order`` on any spacing.
+    The corrected ``Taylor``: exact for polynomials of degree ``order``, for any spacing.
     """
 
     order: int = 2
@@ -47,7 +47,7 @@ class Newton:
 
 
 class TrueDerivatives(ABC):
-    """``F(n) + sum_k c_k(x) F^(k)(n)`` with the derivatives of the interpolating polynomial."""
+    """``F(n) + sum_k c_k(x) F^(k)(n)``, with the derivatives of the interpolating polynomial."""
 
     __slots__ = ()
     order: int
@@ -64,7 +64,7 @@ class TrueDerivatives(ABC):
 
 @dataclass(frozen=True, slots=True)
 class NewtonHermite(TrueDerivatives):
-    """The corrected ``Hermite``: the same basis on true derivatives, so uneven anchors do not bend it."""
+    """The corrected ``Hermite``: the same basis with true derivatives, for any spacing."""
 
     order: int = 2
     sigma: float = 0.5
@@ -79,7 +79,7 @@ class NewtonHermite(TrueDerivatives):
 
 @dataclass(frozen=True, slots=True)
 class NewtonScaledTaylor(TrueDerivatives):
-    """The corrected ``ScaledTaylor``: the same basis on true derivatives."""
+    """The corrected ``ScaledTaylor``: the same basis with true derivatives, for any spacing."""
 
     order: int = 2
     sigma: float = 0.5

@@ -1,4 +1,4 @@
-"""The pure function under every forecast: one row of weights."""
+"""The weights of a forecast as one row: the pure function behind every forecast."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def weights(
         forecaster: any object with a ``weights`` method.
         anchors: step indices of the computed steps, newest first, strictly decreasing.
         target: the step to forecast, later than every anchor.
-        smoothing: optionally smooth the anchors first.
+        smoothing: optional smoothing of the anchors.
 
     Returns:
-        One weight per anchor that is read, newest first: ``F^(target) = sum_j w_j * F(anchors[j])``.
+        One weight per anchor read, newest first: ``F^(target) = sum_j w_j * F(anchors[j])``.
 
     Raises:
-        HiCacheError: there is no anchor, the anchors are not in order, the target is not later than
-            them, or the forecaster returns more weights than anchors or a weight that is not finite.
+        HiCacheError: there is no anchor, the anchors are not in order, the target is not later than them, or the
+            forecaster returns more weights than anchors or a weight that is not finite.
     """
     if not anchors:
         raise HiCacheError("anchors = []: must hold at least one step; there is nothing to forecast from")
@@ -62,10 +62,10 @@ def measured_weights(
 
 
 def depth(forecaster: Forecaster, smoothing: Smoothing | None = None) -> int:
-    """How many anchors the forecaster reads when it may read as many as it likes: the size of the ring.
+    """The number of anchors the forecaster reads when enough are available: the size of the ring.
 
     Raises:
-        HiCacheError: it reads every anchor there is, so no ring could hold them.
+        HiCacheError: it reads all available anchors, whatever their number.
     """
     plenty = range(MOST_ANCHORS, -1, -1)
     read = len(weights(forecaster, plenty, MOST_ANCHORS + 1, smoothing))

@@ -1,15 +1,15 @@
-"""Smoothing of the anchors before forecasting, as a transform of weights.
+"""Smoothing of the anchors before forecasting, as a transform of the weights.
 
-The published idea (the smoothing branch of Cache4Diffusion) smooths the last three features
-``r_0 (oldest) .. r_2`` and takes differences of the smoothed ones:
+The published method (the smoothing branch of Cache4Diffusion) smooths the last three features ``r_0 (oldest) .. r_2``
+and takes differences of the smoothed values:
 
     exponential       S_0 = r_0,  S_i = alpha r_i + (1 - alpha) S_{i-1}
     moving average    S_0 = r_0,  S_i = (r_i + r_{i-1}) / 2
     global            D_0 = S_2,  D_1 = (S_2 - S_1) / h,  higher orders by the ordinary recursion
     hybrid            D_0 = r_2,  D_1 = (r_2 - r_1) / h,  D_2 = ((S_2 - S_1) - (S_1 - S_0)) / h^2
 
-It is linear in the anchors, so it is one more way to make weights. This is the rule as intended; the
-branch's code feeds the smoothed value back as history, which turns it into a lag, and is not copied.
+Smoothing is linear in the anchors, so it can be folded into the weights. This is the documented rule; the code of that
+branch stores the smoothed value as history, which causes a lag, and is not copied.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ WINDOW = 3
 
 @dataclass(frozen=True, slots=True)
 class Smoothing:
-    """Smooth the anchors a forecaster reads.
+    """Smooth the anchors that a forecaster reads.
 
     Args:
         method: ``"exponential"`` or ``"moving_average"``.
         alpha: weight of the newer value, in (0, 1]; exponential only.
-        hybrid: keep the newest value and the slope raw and smooth only the second difference, so it
-            changes nothing below order 2. Needs a forecaster on differences (Taylor, Hermite, ScaledTaylor).
+        hybrid: smooth only the second difference, not the newest value and the slope; no effect below order 2. Requires
+            a forecaster on differences (Taylor, Hermite, ScaledTaylor).
     """
 
     method: str = "exponential"
@@ -49,7 +49,7 @@ class Smoothing:
             raise HiCacheError(f"Smoothing.hybrid = {self.hybrid!r}: must be true or false")
 
     def weights(self, forecaster: Forecaster, anchors: Sequence[int], target: int) -> list[float]:
-        """The weights of ``forecaster`` over smoothed anchors, newest first."""
+        """The weights of ``forecaster`` on smoothed anchors, newest first."""
         if isinstance(forecaster, DifferenceForecaster):
             if self.hybrid and forecaster.order < 2:
                 return forecaster.weights(anchors, target)
@@ -57,7 +57,7 @@ class Smoothing:
         if self.hybrid:
             raise HiCacheError(
                 f"Smoothing.hybrid = True: must be false with {type(forecaster).__name__}, "
-                "which has no differences to keep raw"
+                "which is not a forecaster on differences"
             )
         raw = checked(forecaster, forecaster.weights(anchors, target), len(anchors))
         reach = min(len(anchors), len(raw) + WINDOW - 1)
@@ -70,7 +70,7 @@ class Smoothing:
         return np.array(rows)
 
     def _on_differences(self, forecaster: DifferenceForecaster, anchors: Sequence[int], target: int) -> list[float]:
-        # D_m needs the smoothed slope at m anchors, and each of those a full window.
+        # D_m needs the smoothed slope at m anchors, each from a full window.
         read = list(anchors[: forecaster.order + (WINDOW - 1 if forecaster.order else WINDOW)])
         count = len(read)
         unit = np.eye(count)

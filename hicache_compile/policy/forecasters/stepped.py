@@ -1,4 +1,4 @@
-"""Fixed bases with a number fitted at each step of a run: Hermite's scale, or how far to follow a forecast."""
+"""Forecasters with one parameter fitted per step of a run: Hermite's sigma, or the gate of a forecast."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from hicache_compile.policy.run import RunInfo
 
 @dataclass(frozen=True, slots=True)
 class SteppedHermite:
-    """HiCache's forecast with a ``sigma`` of its own for each step.
+    """HiCache's forecast with a separate ``sigma`` for each step.
 
     Args:
-        order: as of ``Hermite``.
-        sigmas: one for each step of a run; a run of another length takes those at the same share of it.
-        num_steps: of the run; by default ``len(sigmas)``. A run that says its length sets it.
+        order: as in ``Hermite``.
+        sigmas: one per step of a run; for a run of another length, the value at the same fraction of the run.
+        num_steps: of the run; by default ``len(sigmas)``. Set by a run that states its length.
     """
 
     order: int
@@ -33,7 +33,7 @@ class SteppedHermite:
         whole_number("SteppedHermite", "order", self.order, 0, MAX_ORDER)
         object.__setattr__(self, "sigmas", numbers("SteppedHermite", "sigmas", self.sigmas, 0.0))
         for sigma in set(self.sigmas):
-            Hermite(self.order, sigma)  # raises where it is out of range
+            Hermite(self.order, sigma)  # raises if out of range
         if self.num_steps is not None:
             whole_number("SteppedHermite", "num_steps", self.num_steps, 1)
 
@@ -47,15 +47,15 @@ class SteppedHermite:
 
 @dataclass(frozen=True, slots=True)
 class Gated:
-    """Follow a forecast by a share that was fitted to what it left: ``anchor + gate * (forecast - anchor)``.
+    """A forecast damped by a fitted gate: ``anchor + gate * (forecast - anchor)``.
 
-    A gate of 0 reuses the newest anchor, 1 believes the forecast. ``gates`` are the least-squares shares of the
+    A gate of 0 reuses the newest anchor, 1 applies the forecast in full. ``gates`` are fitted by least squares to the
     measured residuals, one for each step.
 
     Args:
-        forecaster: whose forecast.
-        gates: one for each step of a run; a run of another length takes those at the same share of it.
-        num_steps: of the run; by default ``len(gates)``. A run that says its length sets it.
+        forecaster: the forecaster to damp.
+        gates: one per step of a run; for a run of another length, the value at the same fraction of the run.
+        num_steps: of the run; by default ``len(gates)``. Set by a run that states its length.
     """
 
     forecaster: Forecaster
@@ -84,7 +84,7 @@ class Gated:
 
 
 def _at(values: Sequence[float], step: int, num_steps: int | None) -> float:
-    """The value of ``step``, or of the step at the same share of the run that was measured."""
+    """The value of ``step``, or the value at the same fraction of the measured run."""
     last = len(values) - 1
     place = step if num_steps is None else round(step * last / max(1, num_steps - 1))
     return values[min(place, last)]

@@ -1,4 +1,4 @@
-"""What was learnt of a model from its runs: a small table that goes with the policy."""
+"""The calibration table of a model, stored with the policy."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ import numpy as np
 
 from hicache_compile.errors import HiCacheError, whole_number
 
-Weights = tuple[float, ...] | tuple[tuple[float, ...], ...]  # of all slots, or of each
-Row = tuple[int, tuple[int, ...], Weights]  # a step, the anchors it is forecast from, their weights
+Weights = tuple[float, ...] | tuple[tuple[float, ...], ...]  # common to all slots, or one tuple per slot
+Row = tuple[int, tuple[int, ...], Weights]  # a step, its anchors newest first, their weights
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Distances between the steps of a run, and the weights that were best under one schedule.
+    """Distances between the steps of a run, and the best weights under one schedule.
 
     Args:
-        num_steps: of the runs it was measured on, ``T``.
-        distances: the squared distance between the features of two steps, as a share of their mean square, summed
-            over slots: of the steps (0, 1), (0, 2), ... (0, T-1), (1, 2), ...; ``T (T - 1) / 2`` numbers.
+        num_steps: length ``T`` of the measured runs.
+        distances: the squared distance between the features of two steps, relative to their mean square and summed over
+            slots, for the pairs of steps (0, 1), (0, 2), ... (0, T-1), (1, 2), ...; ``T (T - 1) / 2`` numbers.
         rows: ``(step, anchors newest first, their weights)``, for the steps and anchors of one schedule.
-        slots: ``None``, or how many slots have weights of their own in ``rows``: tuples, one for each slot.
+        slots: ``None``, or the number of slots with separate weights in ``rows``: one tuple of weights per slot.
 
     Raises:
         HiCacheError: a field is not of this form.
@@ -71,10 +71,10 @@ class Table:
 
     @staticmethod
     def of(value: Any) -> Table:
-        """A Table from one, its fields by name, or a path to a file that ``save`` wrote.
+        """A Table from a Table, a dict of its fields, or a path to a file written by ``save``.
 
         Raises:
-            HiCacheError: it is none of these.
+            HiCacheError: ``value`` is none of these.
         """
         if isinstance(value, Table):
             return value
@@ -91,7 +91,7 @@ class Table:
         return _matrix(self)
 
     def save(self, path: str | Path) -> None:
-        """Write it to ``path``: JSON, or safetensors where the name ends so."""
+        """Write the table to ``path``: safetensors if the suffix is ``.safetensors``, else JSON."""
         path = Path(path)
         if path.suffix == ".safetensors":
             from safetensors.numpy import save_file
@@ -104,10 +104,10 @@ class Table:
 
     @staticmethod
     def load(path: str | Path) -> Table:
-        """The table in a file that ``save`` wrote.
+        """Read a table written by ``save``.
 
         Raises:
-            HiCacheError: there is none, or it is not such a file.
+            HiCacheError: the file does not exist or is not a table.
         """
         try:
             if Path(path).suffix == ".safetensors":
@@ -119,7 +119,7 @@ class Table:
             return Table.of(json.loads(Path(path).read_text(encoding="utf-8")))
         except HiCacheError as error:
             raise HiCacheError(f"table file {str(path)!r}: {error}") from None
-        except Exception as error:  # whatever a file that is none makes its reader raise
+        except Exception as error:  # any error of the file's reader
             raise HiCacheError(f"table = {str(path)!r}: must be a file that Table.save wrote ({error})") from None
 
 
@@ -133,7 +133,7 @@ def _matrix(table: Table) -> np.ndarray:
 
 
 def _floats(value: Any) -> tuple[float, ...] | None:
-    """``value`` as finite numbers, or None where it is something else."""
+    """``value`` as finite floats, or None if it is anything else."""
     if not isinstance(value, tuple | list):
         return None
     plain = all(isinstance(one, int | float) and not isinstance(one, bool) and math.isfinite(one) for one in value)

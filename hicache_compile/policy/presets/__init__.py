@@ -1,4 +1,4 @@
-"""Published methods as points in policy space. Each preset is a function that returns a ``Policy``."""
+"""Published methods as presets: each preset is a function that returns a ``Policy``."""
 
 from __future__ import annotations
 

@@ -22,13 +22,13 @@ def PAB(
     cooldown: int = 0,
     forecaster: Forecaster = _REUSE,
 ) -> Policy:
-    """Pyramid Attention Broadcast (2408.12588): each kind of attention is computed every so many steps.
+    """Pyramid Attention Broadcast (2408.12588): each kind of attention is computed at its own interval.
 
     Args:
-        spatial: self-attention, joint attention and the parallel blocks of FLUX; 1 computes every step.
-        temporal, cross: attention over time; over the prompt.
-        window: timesteps in 0..1000 strictly between which attention is reused.
-        mlp: a schedule for the MLPs, as ``KeySteps((676, 788, 864))``; by default they are computed in every step.
+        spatial: interval of self-attention, joint attention and the parallel blocks of FLUX; 1 computes every step.
+        temporal, cross: interval of attention over time; of attention to the prompt.
+        window: timesteps in 0..1000; attention is reused strictly between them.
+        mlp: a schedule for the MLPs, e.g. ``KeySteps((676, 788, 864))``; by default they are computed in every step.
     """
     ranges = {
         "self-attention": spatial,
@@ -54,6 +54,6 @@ def DiTango(
     scope: str = "module",
     forecaster: Forecaster = _REUSE,
 ) -> Policy:
-    """DiTango (HPDC'26): attention to far keys is reused until the local attention drifts. See ``DiTangoSchedule``."""
+    """DiTango (HPDC'26): reuse attention to distant keys until the local attention drifts. See ``DiTangoSchedule``."""
     schedule = DiTangoSchedule(cache_ratio, warmup, cooldown, groups, partitions, distributed)
     return Policy(schedule, forecaster, scope)

@@ -1,4 +1,4 @@
-"""FlexCache's one knob (Smart-Diffusion, ChituDiffusion): a strategy, and how much of it between warm-up and end."""
+"""FlexCache (Smart-Diffusion, ChituDiffusion): a strategy with one parameter, between warm-up and cool-down."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def FlexCache(
     """A policy from FlexCache's four parameters.
 
     ======== ==========================================================================================
-    teacache threshold ``lo + cache_ratio * (hi - lo)``, of (.04, .20) for a 14B model and (.08, .35) else, on the
-             projected time embedding, with the Wan fit of ``model``
+    teacache threshold ``lo + cache_ratio * (hi - lo)``, of (.04, .20) for a 14B model and (.08, .35) otherwise, on
+             the projected time embedding, with the Wan fit of ``model``
     ditango  an anchor when the local attention drifted by ``0.6 cache_ratio``; the quantile ``cache_ratio`` of the
-             errors of far keys is reused
+             errors of distant keys is reused
     pab      self-attention every ``round(10 cache_ratio)`` steps, cross-attention every ``round(5/3)`` of that
     ======== ==========================================================================================
 
-    ``cache_ratio=0`` is off, bit for bit, and so is no strategy. (Upstream it crashes or reuses all the same.)
+    ``cache_ratio=0``, or no strategy, disables caching, bit for bit. (Upstream it crashes or still reuses.)
 
     Args:
-        strategy: ``"teacache"``, ``"pab"``, or ``None``, ``"off"``...: no cache.
+        strategy: ``"teacache"``, ``"pab"``, ``"ditango"``, or ``None``, ``"off"``...: no cache.
         cache_ratio: from 0 to 1.
-        warmup, cooldown: steps computed at the start and the end, together fewer than the run has.
-        model: the model's name, as ``"Wan2.1-T2V-14B"``; without a known one changes are taken as they are.
-        scope, forecaster: by default the published: stack (teacache) or module (pab), reuse.
+        warmup, cooldown: computed steps at the start and the end, together fewer than the steps of the run.
+        model: the model's name, e.g. ``"Wan2.1-T2V-14B"``; for an unknown model, changes are not rescaled.
+        scope, forecaster: by default as published: stack (teacache) or module (pab, ditango), reuse.
 
     Raises:
         HiCacheError: a value is not allowed.
@@ -77,7 +77,7 @@ def FlexCache(
 
 
 def from_params(params: Mapping[str, Any] | str | None) -> Policy:
-    """The policy of FlexCache's ``flexcache_params`` (a mapping), or of its older style, the strategy's name alone.
+    """The policy of FlexCache's ``flexcache_params``: a mapping or, in the older style, the name of the strategy.
 
     Raises:
         HiCacheError: an unknown field or a value that is not allowed.
@@ -93,13 +93,13 @@ def from_params(params: Mapping[str, Any] | str | None) -> Policy:
 
 
 def teacache_threshold(ratio: float, model: str = "") -> float:
-    """TeaCache's threshold at ``ratio``."""
+    """TeaCache's threshold for cache ratio ``ratio``."""
     low, high = (0.04, 0.20) if "14b" in model.lower() else (0.08, 0.35)
     return low + ratio * (high - low)
 
 
 def pab_ranges(ratio: float) -> tuple[int, int]:
-    """Every how many steps self- and cross-attention are computed at ``ratio``; halves round to even."""
+    """The intervals of self- and cross-attention for cache ratio ``ratio``; halves round to even."""
     every = round(10 * ratio)
     return every, round(5 * every / 3)
 

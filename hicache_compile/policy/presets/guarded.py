@@ -1,4 +1,4 @@
-"""Published methods that measure: presets with guards, and the static schedules of their family."""
+"""Presets of published methods with guards, and the related static schedules."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def TeaCache(
     cooldown: int | None = None,
     forecaster: Forecaster = _REUSE,
 ) -> Policy:
-    """TeaCache (2411.19108): reuse the stack's residual until the rescaled changes of a signal reach ``threshold``.
+    """TeaCache (2411.19108): reuse the stack's residual until the rescaled changes of a signal add up to ``threshold``.
 
     Args:
-        model: whose fit, signal and forced steps (``TEACACHE_MODELS``).
-        coefficients: a fit of your own, highest power first (``hicache tune --fit teacache``).
-        warmup, cooldown: steps forced at the start and at the end; by default the model's.
+        model: the model whose fit, signal and forced steps are used (``TEACACHE_MODELS``).
+        coefficients: a custom fit, highest power first (``hicache tune --fit teacache``).
+        warmup, cooldown: forced steps at the start and at the end; by default the model's.
         max_skips, exact: see ``TeaCacheGuard``.
     """
     guard = _teacache(threshold, model, coefficients, warmup, cooldown, max_skips, exact)
@@ -80,7 +80,8 @@ def FBCache(
     cooldown: int = 0,
     forecaster: Forecaster = _REUSE,
 ) -> Policy:
-    """First-block cache (ParaAttention, diffusers): reuse while block 0 adds what it added at the last full step."""
+    """First-block cache (ParaAttention, diffusers): reuse while block 0's residual is close to that of the last full
+    step."""
     guard = FirstBlockGuard(threshold, downsample, warmup=warmup, cooldown=cooldown, max_skips=max_skips)
     return Policy(Free(), forecaster, scope, (guard,), first=1)
 
@@ -96,14 +97,14 @@ def FBCacheTeaCache(
     cooldown: int | None = None,
     forecaster: Forecaster = _REUSE,
 ) -> Policy:
-    """TeaCache outside, first-block cache inside: where TeaCache computes, block 0 runs and may end the step.
+    """TeaCache, then the first-block cache: on steps TeaCache does not skip, block 0 runs and may end the step.
 
-    Only steps computed in full are remembered, so neither builds on the other's approximation; steps TeaCache forces
-    are computed in full; a step TeaCache skips leaves the first block's memory as it was.
+    Both guards store only fully computed steps, so neither builds on the approximation of the other. Steps TeaCache
+    forces are computed in full. A step TeaCache skips does not change the state of the first-block cache.
 
     Args:
         model, coefficients: see ``TeaCache``.
-        max_skips: steps in a row that may be skipped, by both together.
+        max_skips: the maximum number of consecutive steps skipped by both guards.
     """
     tea = _teacache(tea_threshold, model, coefficients, cooldown=cooldown, max_skips=max_skips)
     block = FirstBlockGuard(fb_threshold, warmup=tea.warmup, cooldown=tea.cooldown, max_skips=max_skips)
@@ -123,10 +124,10 @@ def DBCache(
     cooldown: int = 0,
     forecaster: Forecaster = _REUSE,
 ) -> Policy:
-    """DBCache (cache-dit): the first blocks measure, the last refine, the ones between are reused.
+    """DBCache (cache-dit): the first blocks are measured, the last refine, the residual of those between is reused.
 
     Args:
-        first, last: blocks that always run.
+        first, last: the number of blocks at the start and at the end that always run.
         max_cached, max_continuous: see ``FirstBlockGuard``.
     """
     guard = FirstBlockGuard(
@@ -151,7 +152,7 @@ def EasyCache(
     cooldown: int = 1,
     forecaster: Forecaster = _REUSE,
 ) -> Policy:
-    """EasyCache (2507.02860): no calibration; the output is taken to follow the input as it did last."""
+    """EasyCache (2507.02860): no calibration; the output's change is estimated from the input's by their last ratio."""
     guard = EasyCacheGuard(threshold, warmup=warmup, cooldown=cooldown, max_skips=max_skips)
     return Policy(Free(), forecaster, scope, (guard,))
 
@@ -167,11 +168,11 @@ def DiCache(
     cooldown: int = 1,
     forecaster: Forecaster | None = None,
 ) -> Policy:
-    """DiCache (2508.17356): the first ``blocks`` blocks probe, and align what is reused with where the step goes.
+    """DiCache (2508.17356): the first ``blocks`` blocks are the probe, and their residual aligns the reused residual.
 
     Args:
         error: see ``DiCacheGuard``.
-        forecaster: instead of the alignment.
+        forecaster: replaces the alignment.
     """
     guard = DiCacheGuard(
         threshold, blocks, error, forecaster is None, warmup=warmup, cooldown=cooldown, max_skips=max_skips
@@ -187,7 +188,7 @@ def AdaCache(
     cooldown: int = 2,
     forecaster: Forecaster = _REUSE,
 ) -> Policy:
-    """AdaCache (2411.02397): the change of the residual between computed steps says when to compute next."""
+    """AdaCache (2411.02397): the change of the residual between computed steps sets the distance to the next one."""
     guard = AdaCacheGuard(tuple(codebook), warmup=warmup, cooldown=cooldown)
     return Policy(Free(), forecaster, scope, (guard,))
 
@@ -203,11 +204,11 @@ def SpeCa(
     cooldown: int = 0,
     forecaster: Forecaster | None = None,
 ) -> Policy:
-    """SpeCa (2509.11628): forecasts are drafts; the last block is really computed on them and judges.
+    """SpeCa (2509.11628): forecasts are drafts, and the last block is computed on them to verify.
 
     Args:
         threshold, decay, least: see ``SpeCaGuard``.
-        max_skips: drafts in a row at most.
+        max_skips: the maximum number of consecutive drafts.
         forecaster: by default ``Taylor(2)``.
     """
     from hicache_compile.policy.forecasters import Taylor
@@ -226,7 +227,7 @@ def MagCache(
     cooldown: int = 0,
     forecaster: Forecaster = _REUSE,
 ) -> Policy:
-    """MagCache (2506.09045): calibrated magnitudes lay out the steps before the run; nothing is measured in it."""
+    """MagCache (2506.09045): calibrated magnitude ratios fix the schedule before the run; nothing is measured."""
     strict = table == "qwen-image"
     schedule = MagCacheSchedule(
         threshold,
@@ -248,7 +249,7 @@ def LeMiCa(
     cooldown: int = 0,
     forecaster: Forecaster = _REUSE,
 ) -> Policy:
-    """LeMiCa (2511.00090): the published list of ``budget`` computed steps of ``model``."""
+    """LeMiCa (2511.00090): the published list of ``budget`` computed steps for ``model``."""
     whole_number("LeMiCa", "cooldown", cooldown, 0)
     mask = lemica_mask(model, budget)
     return Policy(StepMask(mask[: max(1, len(mask) - cooldown)].ljust(len(mask), "1")), forecaster, scope)

@@ -10,7 +10,7 @@ from hicache_compile.policy.schedules.scm_masks import SPEEDS, steps_mask
 
 
 def Uncached() -> Policy:
-    """Every step in full, and nothing remembered: for sparsity without a cache."""
+    """Compute every step in full and store nothing: for sparsity without a cache."""
     return Policy(Always(), Reuse(), NOWHERE)
 
 
@@ -63,7 +63,7 @@ def Spectrum(
     cooldown: int = 0,
     forecaster: Forecaster | None = None,
 ) -> Policy:
-    """Spectrum (2603.01623): ever fewer steps in full, and a Chebyshev regression on all of them between."""
+    """Spectrum (2603.01623): full steps with growing gaps, and a Chebyshev regression on all of them between."""
     return Policy(Growing(alpha, warmup, cooldown), _chosen(forecaster, GlobalChebyshev(degree, ridge)), scope)
 
 
@@ -78,10 +78,10 @@ def SCM(
     """Steps-computation mask: compute the steps marked ``1``, reuse the stack's residual at ``0``.
 
     Args:
-        mask: a string of ``1`` and ``0``, or ``"slow"``, ``"medium"``, ``"fast"``, ``"ultra"`` for the
-            masks in common use, which then need ``num_steps``.
-        num_steps: length of the trajectory, with a named mask (by default 28).
-        cooldown: compute the last so many steps whatever the mask says.
+        mask: a string of ``1`` and ``0``, or the name of a common mask, ``"slow"``, ``"medium"``, ``"fast"``,
+            ``"ultra"``.
+        num_steps: length of the trajectory for a named mask (by default 28).
+        cooldown: the number of steps at the end that are computed whatever the mask.
     """
     if not isinstance(mask, str) or not mask.strip("01"):
         steps = mask

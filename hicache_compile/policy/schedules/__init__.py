@@ -1,1 +1,1 @@
-"""When to compute: schedules, one idea a file."""
+"""Schedules: which steps are computed in full."""

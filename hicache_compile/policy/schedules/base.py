@@ -1,4 +1,4 @@
-"""When to compute: which steps of a trajectory run in full."""
+"""Schedules: which steps of a trajectory are computed in full."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from hicache_compile.policy.run import RunInfo
 
 @runtime_checkable
 class Schedule(Protocol):
-    """A static schedule: the step index alone decides."""
+    """A static schedule: decides by the step index alone."""
 
     @property
     def first_anchor(self) -> int:
-        """The first step whose value may enter a difference (earlier ones are only ever reused)."""
+        """The first step whose value may enter a difference; earlier ones are only reused."""
         ...
 
     def computes(self, step: int, num_steps: int | None) -> bool:
-        """Whether ``step`` of a run of ``num_steps`` is computed in full; ``None``: length unknown."""
+        """Whether ``step`` of a run of ``num_steps`` is computed in full; ``None``: unknown length."""
         ...
 
 
@@ -28,11 +28,11 @@ class Schedule(Protocol):
 class Interval:
     """Compute the first ``warmup`` steps, then every ``interval``-th, and the last ``cooldown``.
 
-    The rule of FORA, TaylorSeer and HiCache: full steps are ``0 .. warmup-1``, then ``warmup-1 + interval``,
-    and so on; ``interval - 1`` forecasts follow each. As published, differences start at step
-    ``warmup - 2``, so the first interval forecasts with order 1 (with ``warmup=1``: plain reuse).
+    The rule of FORA, TaylorSeer and HiCache: full steps are ``0 .. warmup-1``, then ``warmup-1 + interval``, and so on;
+    each is followed by ``interval - 1`` forecasts. As published, differences start at step ``warmup - 2``, so the first
+    interval forecasts with order 1 (with ``warmup=1``: plain reuse).
 
-    ``cooldown`` needs to know the length of the trajectory.
+    ``cooldown`` requires a known trajectory length.
     """
 
     interval: int
@@ -55,7 +55,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Growing:
-    """Compute the first ``warmup`` steps, then ever fewer, and the last ``cooldown``: Spectrum (2603.01623).
+    """Compute the first ``warmup`` steps, then with growing gaps, and the last ``cooldown``: Spectrum (2603.01623).
 
     Counted from step ``warmup - 1``, the steps ``floor(alpha r (r + 1) / 2)`` for ``r = 1, 2, ...`` are computed, so
     the gap grows by about ``alpha`` each time.
@@ -99,7 +99,7 @@ class StepMask:
             raise HiCacheError(f"StepMask.mask = {self.mask!r}: must be a string of 1 (compute) and 0 (forecast)")
         if self.mask[0] != "1":
             raise HiCacheError(
-                f"StepMask.mask = {self.mask!r}: must start with 1; there is nothing to forecast from before"
+                f"StepMask.mask = {self.mask!r}: must start with 1; before the first step there is no anchor"
             )
 
     @property
@@ -134,9 +134,9 @@ class Always:
 
 @dataclass(frozen=True, slots=True)
 class Free:
-    """Compute only the first ``warmup`` and the last ``cooldown`` steps: the guards of the policy decide the others.
+    """Compute only the first ``warmup`` and the last ``cooldown`` steps; the policy's guards decide the others.
 
-    ``strict``: a run must be longer than both together.
+    ``strict``: a run must be longer than ``warmup + cooldown``.
     """
 
     warmup: int = 1
@@ -160,8 +160,7 @@ def in_window(owner: str, step: int, num_steps: int | None, warmup: int, cooldow
     """Whether ``step`` is one of the first ``warmup`` or the last ``cooldown`` of ``num_steps``.
 
     Raises:
-        HiCacheError: there is a cooldown and the length of the run is not known; or ``strict``, and there is nothing
-            between the two.
+        HiCacheError: ``cooldown`` without a known run length; or ``strict`` and no step between the two.
     """
     if strict and num_steps is not None and warmup + cooldown >= num_steps:
         raise HiCacheError(

@@ -1,4 +1,4 @@
-"""The policy's side of DiTango: how much is reused, and how the keys are split."""
+"""The schedule of DiTango: the amount of reuse, and the partitions of the keys."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from hicache_compile.policy.schedules.base import in_window
 
 @dataclass(frozen=True, slots=True)
 class DiTangoSchedule:
-    """Attention to far keys is reused while the local attention has not drifted; anchors compute all of it.
+    """Reuse attention to distant keys until the local attention has drifted; anchors compute all of it.
 
-    On one device the partitions are emulated: queries and keys are cut alike, and each cut of the queries sees its own
-    keys as local. With ``distributed`` every rank of the default process group runs the denoiser on its own cut of the
-    tokens (context parallelism), and keys and values travel only for the groups that are computed.
+    On one device the partitions are emulated: queries and keys are partitioned in the same way, and each partition of
+    the queries treats its own keys as local. With ``distributed``, every rank of the default process group runs the
+    denoiser on its own part of the tokens (context parallelism), and keys and values are exchanged only for computed
+    groups.
 
     Args:
-        cache_ratio: from 0 (off: every step is computed) to 1. A drift of ``0.6 cache_ratio`` makes an anchor; of the
-            groups, the quantile ``cache_ratio`` of their errors, measured after each anchor, is reused.
-        warmup, cooldown: steps at the start and at the end that are computed.
-        groups: how many groups the partitions fall into.
-        partitions: how many partitions; by default two a group, and distributed the number of ranks.
+        cache_ratio: from 0 (off: every step is computed) to 1. A drift of ``0.6 cache_ratio`` triggers an anchor.
+            Reused are the groups below the quantile ``cache_ratio`` of the group errors, measured after each anchor.
+        warmup, cooldown: computed steps at the start and at the end.
+        groups: the number of groups of partitions.
+        partitions: the number of partitions; by default two per group, with ``distributed`` the number of ranks.
         distributed: see above.
     """
 
@@ -58,7 +59,7 @@ class DiTangoSchedule:
         return 0
 
     def computes(self, step: int, num_steps: int | None) -> bool:
-        """Whether ``step`` is in the forced window."""
+        """Whether ``step`` is a warmup or cooldown step, or caching is off."""
         return self.cache_ratio == 0 or in_window(
             "DiTangoSchedule", step, num_steps, self.warmup, self.cooldown, strict=True
         )

@@ -1,4 +1,4 @@
-"""LeMiCa's published step lists (2511.00090): the steps computed under a budget of so many."""
+"""LeMiCa's published step lists (2511.00090): the computed steps for each model and budget."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ LISTS: dict[str, tuple[int, dict[int, str]]] = {
 
 
 def lemica_mask(model: str, budget: int) -> str:
-    """The mask of ``model`` with ``budget`` computed steps, ``1`` and ``0``.
+    """The mask of ``model`` with ``budget`` computed steps, as a string of ``1`` and ``0``.
 
     Raises:
-        HiCacheError: no list is published for it.
+        HiCacheError: no list is published for ``model`` and ``budget``.
     """
     one_of("LeMiCa", "model", model, LISTS)
     num_steps, lists = LISTS[model]

@@ -1,6 +1,6 @@
-"""MagCache (2506.09045): calibrated ratios of residual magnitudes say how far a residual may be carried.
+"""MagCache (2506.09045): calibrated residual magnitude ratios bound how long a residual may be reused.
 
-The table is known before the run, so this is a static schedule: nothing is measured.
+The table is known before the run, so this is a static schedule: nothing is measured during the run.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from hicache_compile.policy.schedules.magcache_tables import MAGCACHE_TABLES
 
 @dataclass(frozen=True, slots=True)
 class MagCacheSchedule:
-    """Skip while ``sum |1 - prod ratio|`` since the last computed step stays within ``threshold``.
+    """Skip while ``sum |1 - prod ratio|`` since the last computed step is within ``threshold``.
 
     Args:
-        threshold: 0 computes every step but those of which the ratio is exactly 1.
-        max_skips: steps in a row that may be skipped.
-        retention: share of the run at its start that is computed: ``int(retention * N)`` steps.
-        table: ratio of the residual's magnitude to the step before, for each step (the first is 1), or the name of a
-            published one. For a run of another length the nearest entry counts.
+        threshold: 0 computes every step, except steps with a ratio of exactly 1.
+        max_skips: the maximum number of consecutive skipped steps.
+        retention: the fraction of the run computed at its start: ``int(retention * N)`` steps.
+        table: the ratio of the residual's magnitude to that of the previous step, for each step (the first is 1), or
+            the name of a published table. A run of another length uses the nearest entry.
         inclusive: a sum equal to the threshold still skips (FLUX, Kontext, HunyuanVideo, diffusers; not Wan, Qwen).
         rounded: ``int(retention * N + 0.5)`` instead (FLUX, Kontext, diffusers).
-        never: a step of the table that is always computed, when the run comes to it (FLUX: 11).
-        cooldown: steps at the end that are computed.
+        never: a step of the table that is never skipped (FLUX: 11).
+        cooldown: computed steps at the end.
     """
 
     threshold: float
@@ -61,13 +61,13 @@ class MagCacheSchedule:
     def computes(self, step: int, num_steps: int | None) -> bool:
         if num_steps is None:
             raise HiCacheError(
-                "MagCacheSchedule.table: must be laid out over a trajectory of known length; say it with "
+                "MagCacheSchedule.table: needs a trajectory of known length; give it by "
                 "`with compiled.trajectory(num_steps):`"
             )
         return _computed(self, num_steps)[step]
 
     def ratios(self, num_steps: int) -> list[float]:
-        """The table over ``num_steps`` steps."""
+        """The table resampled to ``num_steps`` steps."""
         table = MAGCACHE_TABLES[self.table] if isinstance(self.table, str) else self.table
         return [table[_nearest(step, num_steps, len(table))] for step in range(num_steps)]
 

@@ -1,4 +1,4 @@
-"""MagCache's published tables: the ratio of the residual's magnitude to that of the step before."""
+"""MagCache's published tables: the ratio of the residual's magnitude to that of the previous step."""
 
 MAGCACHE_TABLES: dict[str, tuple[float, ...]] = {
     "flux": (  # 28 steps

@@ -1,4 +1,4 @@
-"""A schedule for each kind of site: Pyramid Attention Broadcast (2408.12588) and its MLP broadcast."""
+"""One schedule per kind of site: Pyramid Attention Broadcast (2408.12588) and its MLP broadcast."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ KINDS = (
 
 @dataclass(frozen=True, slots=True)
 class Broadcast:
-    """Compute every ``every``-th step, and all of the first ``warmup``, the last ``cooldown`` and outside ``window``.
+    """Compute every ``every``-th step, the first ``warmup``, the last ``cooldown`` and all steps outside ``window``.
 
     Args:
         every: 1 computes every step.
-        window: timesteps in 0..1000 strictly between which a step may be skipped; ``None``: all.
-        times: the timestep of each step, where it is known (a pipeline's scheduler says it); by default they fall
-            evenly from 1000.
+        window: timesteps in 0..1000; steps strictly between them may be skipped. ``None``: all steps.
+        times: the timestep of each step, if known (a pipeline's scheduler provides it); by default evenly spaced from
+            1000 down.
         strict: a run must be longer than ``warmup + cooldown``.
     """
 
@@ -77,8 +77,8 @@ class KeySteps:
 
     Args:
         keys: timesteps in 0..1000.
-        blocks: how many blocks at the start take part; the others are computed in every step.
-        skips: how many steps one computation serves.
+        blocks: the number of blocks at the start that skip; the others are computed in every step. ``None``: all skip.
+        skips: the number of steps served by one computation.
         times: see ``Broadcast``.
     """
 
@@ -103,7 +103,7 @@ class KeySteps:
         return step == 0 or not any(self._is_key(at, num_steps) for at in earlier)
 
     def _is_key(self, step: int, num_steps: int | None) -> bool:
-        """Whether ``step`` is the first at or below a key timestep."""
+        """Whether ``step`` is the first step at or below a key timestep."""
         time = timestep("KeySteps.keys", step, num_steps, self.times)
         before = timestep("KeySteps.keys", step - 1, num_steps, self.times) if step else float("inf")
         return any(time <= key < before for key in self.keys)
@@ -116,10 +116,10 @@ class KeySteps:
 
 @dataclass(frozen=True)
 class PerKind:
-    """Each kind of site has a schedule of its own; kinds without one are computed in every step.
+    """One schedule per kind of site; kinds without one are computed in every step.
 
     Args:
-        schedules: kind of site (see ``KINDS``) to ``Broadcast``, ``KeySteps``, ``Interval``, ...
+        schedules: kind of site (see ``KINDS``) -> ``Broadcast``, ``KeySteps``, ``Interval``, ...
     """
 
     schedules: Mapping[str, Any]
@@ -144,11 +144,12 @@ class PerKind:
 
     @property
     def groups(self) -> tuple[tuple[str, int | None], ...]:
-        """What of it decides the graph: the kinds, and how many blocks take part."""
+        """The part of the schedule that determines the compiled graph: the kinds, with the number of blocks that
+        skip."""
         return tuple((kind, getattr(schedule, "blocks", None)) for kind, schedule in self.schedules.items())
 
     def computes(self, step: int, num_steps: int | None) -> bool:
-        """Whether every kind is computed."""
+        """Whether all kinds are computed."""
         return all(schedule.computes(step, num_steps) for schedule in self.schedules.values())
 
     def bind(self, run: RunInfo) -> PerKind:
@@ -157,19 +158,18 @@ class PerKind:
 
 
 def timestep(owner: str, step: int, num_steps: int | None, times: Sequence[float] | None) -> float:
-    """The timestep of ``step``, 1000 at the start of a run and 0 at its end.
+    """The timestep of ``step``: from ``times``, or evenly spaced from 1000 at the start of a run to 0 at its end.
 
     Raises:
-        HiCacheError: neither the timesteps nor their number is known, or there are fewer.
+        HiCacheError: neither the timesteps nor their number is known, or ``times`` is too short.
     """
     if times is not None:
         if step >= len(times):
-            raise HiCacheError(f"{owner}: step {step} of a run of which {len(times)} timesteps are known")
+            raise HiCacheError(f"{owner}: step {step}: only {len(times)} timesteps are known")
         return times[step]
     if num_steps is None:
         raise HiCacheError(
-            f"{owner}: must be used where the length of the trajectory is known; say it with "
-            "`with compiled.trajectory(num_steps):`"
+            f"{owner}: needs a trajectory of known length; give it by `with compiled.trajectory(num_steps):`"
         )
     return 1000.0 * (1.0 - step / num_steps)
 

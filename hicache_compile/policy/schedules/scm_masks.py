@@ -1,10 +1,10 @@
-"""The named steps-computation masks in common use (cache-dit's SCM), by their bins."""
+"""The common named steps-computation masks (SCM of cache-dit), from their bins."""
 
 from __future__ import annotations
 
 from hicache_compile.errors import HiCacheError, whole_number
 
-# Runs of computed and of cached steps in turn, for 28 steps.
+# Lengths of the alternating runs of computed and of cached steps, for 28 steps.
 BINS = {
     "slow": ([8, 3, 3, 2, 1, 1], [1, 2, 2, 2, 3]),
     "medium": ([6, 2, 2, 2, 2, 1], [1, 3, 3, 3, 3]),
@@ -14,7 +14,7 @@ BINS = {
 SPEEDS = tuple(BINS)
 BASE_STEPS = 28
 
-# Below 28 steps the published masks follow no single rule; these are the known ones.
+# Below 28 steps the published masks follow no rule; these are all of them.
 SHORT = {
     4: dict.fromkeys(SPEEDS, "1101"),
     8: {"slow": "11111011", "medium": "11110101", "fast": "11101001", "ultra": "11001001"},
@@ -30,11 +30,11 @@ SHORT = {
 def steps_mask(speed: str, num_steps: int) -> str:
     """The mask named ``speed`` for ``num_steps`` steps, as a string of ``1`` and ``0``.
 
-    From 28 steps on, the bins grow in turn, each by ``max(int(bin * num_steps / 28 / 2), 1)``, until they
-    cover the trajectory; what is too much is taken off the last bins, computed steps first, leaving one in each.
+    From 28 steps on, the bins grow in turn, each by ``max(int(bin * num_steps / 28 / 2), 1)``, until they cover the
+    trajectory. The surplus is taken off the last bins, computed steps first, and at least one step is left in each bin.
 
     Raises:
-        HiCacheError: fewer than 28 steps and no mask is published for that number.
+        HiCacheError: fewer than 28 steps, and no mask is published for that number.
     """
     whole_number("SCM", "num_steps", num_steps, 1)
     if num_steps < BASE_STEPS:
@@ -42,7 +42,7 @@ def steps_mask(speed: str, num_steps: int) -> str:
             known = ", ".join(map(str, sorted(SHORT)))
             raise HiCacheError(
                 f"SCM.num_steps = {num_steps}: must be {known} or at least {BASE_STEPS} for a named mask; "
-                "give the mask itself"
+                "pass the mask as a string of 1 and 0"
             )
         return SHORT[num_steps][speed]
     computed, cached = (list(bins) for bins in BINS[speed])

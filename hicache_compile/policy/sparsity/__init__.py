@@ -1,1 +1,1 @@
-"""How sparse computed steps are: settings of Chipmunk."""
+"""Sparsity of computed steps: the settings of Chipmunk."""

@@ -1,4 +1,4 @@
-"""What of a denoiser is sparse, and how much: ``hicache_compile(model, policy, sparsity=Chipmunk(...))``."""
+"""Sparsity settings of a denoiser: ``hicache_compile(model, policy, sparsity=Chipmunk(...))``."""
 
 from __future__ import annotations
 
@@ -17,43 +17,44 @@ PACKAGES = {"triton": "triton", "chipmunk": "chipmunk"}
 PROVIDERS = ("auto", "portable", *PACKAGES)
 DENOMINATORS = ("own", "shared")
 ANCHORS = ("all", "dense", "bridged")
-ORDERS = {"patches": 2, "voxels": 3}  # the dimensions of their grids
+ORDERS = {"patches": 2, "voxels": 3}  # number of grid dimensions
 
 
 @dataclass(frozen=True, slots=True)
 class Chipmunk:
     """Column-sparse deltas (Chipmunk, arXiv 2506.03275) for attention and MLPs.
 
-    A dense step remembers what the keys (hidden units) that are left out add up to; the steps after it compute the
-    others and add that. Group by group of neighbouring tokens, the keys are those that got most of the attention at the
-    last selection, the hidden units those whose inputs moved most.
+    A dense step stores the contribution of the unselected keys (hidden units); the following sparse steps compute only
+    the selected ones and add it. Keys and hidden units are selected per group of neighbouring tokens: the keys with the
+    most attention at the last selection, the hidden units whose inputs changed most.
 
     Args:
-        top_keys: share of the keys that sparse attention reads, in (0, 1]; ``None``: attention stays dense.
-        mlp_keys: share of the hidden units that a sparse MLP computes, in (0, 1]; ``None``: MLPs stay dense.
-        full_every: a computed step is dense when this many computed steps passed since the last dense one.
-        max_age: and when this many denoising steps did, computed or not; by default as many.
-        full_steps: instead of both, denoising steps; the first computed step at or after each is dense.
-        first_dense: blocks at the start that are always dense.
-        group: queries that share a set of keys.
-        mlp_block: tokens that share a set of hidden units.
-        reselect: choose the keys again at every dense step; otherwise once, at the second.
-        mlp_select_every: choose hidden units at every n-th sparse step.
-        coverage: choose the fewest keys that get this share of the attention, in (0, 1], in place of ``top_keys``.
+        top_keys: fraction of the keys read by sparse attention, in (0, 1]; ``None``: attention stays dense.
+        mlp_keys: fraction of the hidden units computed by a sparse MLP, in (0, 1]; ``None``: MLPs stay dense.
+        full_every: a computed step is dense if this many computed steps have passed since the last dense one.
+        max_age: or if this many denoising steps have passed, computed or not; by default ``full_every``.
+        full_steps: replaces both: denoising steps; the first computed step at or after each is dense.
+        first_dense: number of blocks at the start that are always dense.
+        group: number of queries that share a set of keys.
+        mlp_block: number of tokens that share a set of hidden units.
+        reselect: select keys at every dense step; otherwise once, at the second.
+        mlp_select_every: select hidden units at every n-th sparse step.
+        coverage: replaces ``top_keys``: select the fewest keys with this fraction of the attention, in (0, 1].
         multiple, mlp_multiple: the number of keys (hidden units) is a multiple of this.
-        random_keys, mlp_random: of the other keys (hidden units), the share that is taken blindly.
+        random_keys, mlp_random: fraction of the other keys (hidden units) that is added at random.
         denominator: ``"shared"``: all keys share the denominator of the softmax, as in dense attention;
-            ``"own"``: the keys that are read are normalised by themselves, as published.
-        anchors: how the forecasts of a policy see the step from sparse to dense: ``"bridged"`` takes no difference over
-            it, ``"all"`` takes no notice, ``"dense"`` remembers dense steps only.
-        order: ``"patches"`` or ``"voxels"``: tokens that are near one another become neighbours inside the denoiser.
-        grid: the image or video in tokens, ``(H, W)`` or ``(T, H, W)``, where the graph does not show it.
-        window: every group also reads all keys this many patches (voxels) around it.
-        band: every group also reads the keys within this share of the tokens around it.
-        provider: whose kernels: ``"auto"``, ``"portable"`` (PyTorch), ``"triton"``, ``"chipmunk"`` (the original's).
+            ``"own"``: the softmax is normalised over the selected keys, as published.
+        anchors: which anchors forecasts may difference: ``"all"``; ``"bridged"``: no differences across a sparse to
+            dense transition; ``"dense"``: dense steps only.
+        order: ``"patches"`` or ``"voxels"``: reorder tokens inside the denoiser so that spatial neighbours are
+            adjacent.
+        grid: the image or video in tokens, ``(H, W)`` or ``(T, H, W)``, if the graph does not show it.
+        window: every group also reads all keys within this many patches (voxels).
+        band: every group also reads the keys within this fraction of the tokens around it.
+        provider: the kernels: ``"auto"``, ``"portable"`` (PyTorch), ``"triton"``, ``"chipmunk"`` (the original's).
 
     Raises:
-        HiCacheError: a field is not what is allowed; the message says which and what is.
+        HiCacheError: a field has an invalid value; the message names the field and the allowed values.
     """
 
     top_keys: float | None = 0.165
@@ -102,7 +103,7 @@ class Chipmunk:
             raise HiCacheError("Chipmunk.top_keys, mlp_keys: must not both be None, nothing would be sparse")
         if self.provider == "chipmunk" and (self.denominator, self.multiple % 112, self.group) != ("own", 0, 192):
             raise HiCacheError(
-                "Chipmunk.provider = 'chipmunk': must be with denominator='own', group=192 and a multiple of 112 in "
+                "Chipmunk.provider = 'chipmunk': requires denominator='own', group=192 and a multiple of 112 as "
                 "multiple"
             )
         self._check_order()
@@ -119,22 +120,23 @@ class Chipmunk:
 
     @property
     def oldest(self) -> int:
-        """Denoising steps after which a computed step is dense."""
+        """The number of denoising steps after which a computed step is dense."""
         return self.full_every if self.max_age is None else self.max_age
 
     @classmethod
     def from_yaml(cls, path: str | Path, **others: Any) -> Chipmunk:
-        """The settings in a configuration file of the original implementation; ``others`` are fields to set besides,
-        the ``grid`` of an image for one.
+        """The settings of a configuration file of the original implementation.
+
+        ``others``: further fields to set, e.g. the ``grid`` of an image.
 
         Raises:
-            HiCacheError: a key is not one of the original's, or asks for what cannot be done here.
+            HiCacheError: a key is unknown or its value is not supported.
         """
         return cls(**{**read(Path(path)), **others})
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Chipmunk:
-        """The settings in plain data, as ``to_dict`` writes it.
+        """The settings in plain data, as written by ``to_dict``.
 
         Raises:
             HiCacheError: an unknown field, or a value that is not allowed.
@@ -146,18 +148,20 @@ class Chipmunk:
         return cls(**data)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data."""
+        """The settings as plain data."""
         return {
             key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()
         }
 
 
 def as_sparsity(value: Any) -> Chipmunk | None:
-    """Settings from settings, plain data or JSON of it, ``"Chipmunk"`` for the defaults, or a path to a YAML file of
-    the original; ``None`` stays ``None``.
+    """Convert ``value`` to settings; ``None`` stays ``None``.
+
+    ``value`` may be settings, a dict or JSON of their fields, ``"Chipmunk"`` for the defaults, or a path to a YAML file
+    of the original.
 
     Raises:
-        HiCacheError: it is none of these.
+        HiCacheError: ``value`` is none of these.
     """
     if value is None or isinstance(value, Chipmunk):
         return value
@@ -191,7 +195,7 @@ def _whole_numbers(name: str, values: Any, least: int) -> tuple[int, ...]:
 
 
 def _check_provider(provider: str) -> None:
-    """Raise unless ``provider`` is one and is installed."""
+    """Raise unless ``provider`` is a valid name and its package is installed."""
     one_of("Chipmunk", "provider", provider, PROVIDERS)
     package = PACKAGES.get(provider)
     if package is not None and find_spec(package) is None:

@@ -1,7 +1,7 @@
-"""The YAML configuration of the original implementation, read into ``Chipmunk``.
+"""Read the YAML configuration of the original implementation as ``Chipmunk``.
 
-Keys it does not have are refused; so is what has no counterpart here and would change the result. What only says how
-the original runs (kernels' padding, offloading, compression of indices) changes nothing and is accepted.
+Unknown keys are rejected, and so are settings without a counterpart here that would change the result. Settings that
+only affect execution of the original (kernel padding, offloading, compression of indices) are accepted and ignored.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from hicache_compile.errors import HiCacheError
 
 log = logging.getLogger(__name__)
 
-# What the original takes for a key its file does not have. The names are the original's, nested with dots.
+# The original's default values of all keys, with nested names joined by dots.
 DEFAULTS: dict[str, Any] = {
     "mlp.is_enabled": True,
     "mlp.top_keys": 0.3,
@@ -45,7 +45,7 @@ DEFAULTS: dict[str, Any] = {
     "attn.mbm": 192,
     "step_caching.is_enabled": False,
 }
-# How the original runs; nothing of it changes what is computed.
+# Execution settings of the original; they do not change the result.
 WITHOUT_EFFECT = (
     "num_model_invocations_per_inference_step",
     "steps",
@@ -62,10 +62,10 @@ WITHOUT_EFFECT = (
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The fields of ``Chipmunk`` that the file at ``path`` asks for.
+    """The fields of ``Chipmunk`` set by the file at ``path``.
 
     Raises:
-        HiCacheError: there is no such file, it is no YAML, or it asks for what cannot be done.
+        HiCacheError: there is no such file, it is not YAML, or a setting is not supported.
     """
     import yaml
 
@@ -81,7 +81,8 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _flat(nested: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"attn": {"top_keys": .1}}`` as ``{"attn.top_keys": .1}``. A set is a dict of nothing, and stays whole."""
+    """``{"attn": {"top_keys": .1}}`` as ``{"attn.top_keys": .1}``. A YAML set is a dict of ``None`` and is not
+    flattened."""
     found: dict[str, Any] = {}
     for key, value in nested.items():
         name = f"{prefix}{key}"
@@ -103,9 +104,9 @@ def _fields(name: str, asked: Mapping[str, Any]) -> dict[str, Any]:
     if asked["patchify.is_enabled"] and chunks != (8, 4):
         raise HiCacheError(f"{name}: patchify.chunk_size_1, chunk_size_2 = {chunks}: must be 8 and 4")
     if asked["step_caching.is_enabled"]:
-        log.warning("%s: step_caching is a policy here: give SCM(mask) to hicache_compile", name)
+        log.warning("%s: step_caching is ignored; pass the policy SCM(mask) to hicache_compile instead", name)
     kind = "attn" if attention else "mlp"
-    masked = bool(asked["attn.should_compress_indices"])  # the original's way with random and local keys
+    masked = bool(asked["attn.should_compress_indices"])  # only then does the original use random and local keys
     schedule = asked["attn.full_step_schedule"] if attention else None
     voxels = int(asked["attn.local_voxels"]) if masked else 0
     return {
@@ -131,7 +132,8 @@ def _fields(name: str, asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _order(asked: Mapping[str, Any], masked: bool) -> str | None:
-    """The original orders images where `patchify` says so; its video models, which compress indices, by voxels."""
+    """The token order: the original orders images if ``patchify`` is on; its video models, which compress indices, use
+    voxels."""
     if masked and asked["attn.is_enabled"]:
         return "voxels"
     return "patches" if asked["patchify.is_enabled"] else None

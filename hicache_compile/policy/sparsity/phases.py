@@ -10,11 +10,11 @@ from hicache_compile.policy.sparsity.chipmunk import Chipmunk
 class Phase(StrEnum):
     """How a computed step is computed."""
 
-    DENSE = "dense"  # and nothing is remembered
-    SELECT = "select"  # dense; columns are chosen and the rest is remembered
-    REFRESH = "refresh"  # dense; the rest is remembered, for the columns there are
-    SPARSE = "sparse"  # hidden units are chosen
-    KEPT = "kept"  # sparse, with the hidden units of the step before
+    DENSE = "dense"  # stores nothing
+    SELECT = "select"  # dense; selects columns and stores the sum of the others
+    REFRESH = "refresh"  # dense; stores the sum of the others for the current columns
+    SPARSE = "sparse"  # sparse; selects hidden units
+    KEPT = "kept"  # sparse, with the hidden units of the previous step
 
     @property
     def is_sparse(self) -> bool:
@@ -26,7 +26,7 @@ SPARSE = frozenset(phase for phase in Phase if phase.is_sparse)
 
 
 def phases_of(chipmunk: Chipmunk) -> tuple[Phase, ...]:
-    """The phases a run can have, but for the plain dense one."""
+    """The phases a run can have besides ``DENSE``."""
     phases = [Phase.SELECT, Phase.SPARSE]
     phases += [] if chipmunk.reselect else [Phase.REFRESH]
     phases += [Phase.KEPT] if chipmunk.mlp_select_every > 1 and chipmunk.mlp_keys is not None else []
