@@ -60,8 +60,11 @@ def geneval_items(metadata: Sequence[dict[str, Any]], samples: int, seed: int) -
     ]
 
 
-def read_prompts(path: Path) -> list[dict[str, Any]]:
+def read_prompts(path: Path, owner: str = "generate") -> list[dict[str, Any]]:
     """Prompts of a text file, one a line, or of a ``.jsonl`` file with ``prompt`` (and ``image``) in each line.
+
+    Args:
+        owner: the command whose option it is, for messages.
 
     Raises:
         HiCacheError: the file cannot be read, a line is not what it should be, or there is none.
@@ -69,9 +72,9 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise HiCacheError(f"generate.prompt_file = {str(path)!r}: must be a readable text file ({error})") from None
+        raise HiCacheError(f"{owner}.prompt_file = {str(path)!r}: must be a readable text file ({error})") from None
     if not lines:
-        raise HiCacheError(f"generate.prompt_file = {str(path)!r}: must have at least one prompt")
+        raise HiCacheError(f"{owner}.prompt_file = {str(path)!r}: must have at least one prompt")
     if path.suffix != ".jsonl":
         return [{"prompt": line} for line in lines]
     prompts = []

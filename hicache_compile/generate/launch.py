@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -17,11 +18,10 @@ from hicache_compile.errors import HiCacheError
 from hicache_compile.frontend.compile import hicache_compile
 from hicache_compile.frontend.denoiser import CompiledDenoiser
 from hicache_compile.generate.items import Item
+from hicache_compile.generate.pipelines import folder_of_pipeline, load_pipeline
 from hicache_compile.generate.record import Record, put
 from hicache_compile.policy.json_codec import as_policy, to_dict
 from hicache_compile.policy.sparsity.chipmunk import Chipmunk
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,16 +63,8 @@ class Launcher:
                 )
 
     def _load(self) -> Any:
-        from diffusers import DiffusionPipeline
-
         settings = self.settings
-        if not (settings.model / "model_index.json").exists():
-            raise HiCacheError(
-                f"generate.model = {str(settings.model)!r}: must be a folder that save_pretrained wrote, with a "
-                "model_index.json in it"
-            )
-        pipeline = DiffusionPipeline.from_pretrained(settings.model, dtype=DTYPES[settings.dtype])
-        pipeline.to(settings.device)
+        pipeline = load_pipeline(folder_of_pipeline(settings.model, "generate"), settings.dtype, settings.device)
         bar = {"position": 1, "leave": False, "desc": "steps", "disable": self.quiet, "file": sys.stderr}
         pipeline.set_progress_bar_config(**bar)
         return hicache_compile(
@@ -154,6 +146,4 @@ def write(output: Any, path: Path) -> None:
 
 
 def _describe(path: Path, item: Item) -> None:
-    import json
-
     put(path, lambda unfinished: unfinished.write_text(json.dumps(item.metadata), encoding="utf-8"))

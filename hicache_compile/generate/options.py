@@ -11,7 +11,8 @@ from hicache_compile.backends import BACKENDS
 from hicache_compile.errors import HiCacheError, one_of
 from hicache_compile.generate.command import generate
 from hicache_compile.generate.items import Item, geneval_items, plain_items, read_prompts
-from hicache_compile.generate.launch import DTYPES, Settings
+from hicache_compile.generate.launch import Settings
+from hicache_compile.generate.pipelines import DTYPES
 from hicache_compile.generate.ranks import Ranks
 from hicache_compile.policy.json_codec import as_policy
 from hicache_compile.policy.sparsity.chipmunk import as_sparsity
