@@ -34,6 +34,34 @@ class Item:
     metadata: dict[str, Any] = field(default_factory=dict, hash=False)
 
 
+def items_of(
+    prompts: Sequence[str],
+    prompt_file: Path | None,
+    metadata_file: Path | None,
+    samples: int,
+    seed: int,
+    image: str | None,
+) -> list[Item]:
+    """The items of the one source of prompts that is given; ``metadata_file`` is GenEval's.
+
+    Raises:
+        HiCacheError: none or several are given, the file is not what it should be, or there is no file ``image``.
+    """
+    if image is not None and not Path(image).exists():
+        raise HiCacheError(f"generate.image = {image!r}: must be a file")
+    sources = {"prompt": prompts, "prompt_file": prompt_file, "metadata_file": metadata_file}
+    given = [name for name, value in sources.items() if value]
+    if len(given) != 1:
+        raise HiCacheError(
+            f"generate: {' and '.join(given) or 'no prompt'} given; must be one of --prompt, --prompt-file and "
+            "--metadata-file"
+        )
+    if metadata_file is not None:
+        return geneval_items(read_prompts(metadata_file), samples, seed)
+    lines = read_prompts(prompt_file) if prompt_file else [{"prompt": prompt} for prompt in prompts]
+    return plain_items(lines, samples, seed, image)
+
+
 def plain_items(prompts: Sequence[dict[str, Any]], samples: int, seed: int, image: str | None) -> list[Item]:
     """``00000.png``, ``00001.png``, ...: one file a prompt, or ``00000_1.png`` and so on for more samples.
 
