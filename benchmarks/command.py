@@ -35,6 +35,7 @@ from hicache_compile.benchmarks.peers import PEERS
 from hicache_compile.benchmarks.record import records
 from hicache_compile.benchmarks.scenarios import SCENARIOS
 from hicache_compile.errors import HiCacheError
+from hicache_compile.generate.record import json_lines
 
 Line = dict[str, Any]
 OTHERS: dict[str, Callable[[], list[Line]]] = {
@@ -62,7 +63,11 @@ def run(
     checking: bool,
     as_json: bool,
 ) -> bool:
-    """Run the measurements ``names``; whether every expectation checked holds."""
+    """Run the measurements ``names``; whether every expectation checked holds.
+
+    Raises:
+        HiCacheError: there is no measurement of such a name, or it needs a GPU and there is none.
+    """
     logging.getLogger("hicache_compile.benchmarks").setLevel(logging.INFO)
     for name in names:
         if name not in SCENARIOS and name not in OTHERS:
@@ -73,9 +78,9 @@ def run(
         lines += measured
         if out is not None:
             with out.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(line) + "\n" for line in measured)
+                file.write(json_lines(measured))
         if as_json:
-            print("\n".join(json.dumps(line) for line in measured), flush=True)
+            print(json_lines(measured), end="", flush=True)
         else:
             _print(name, measured)
     if charts is not None:

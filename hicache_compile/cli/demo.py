@@ -2,33 +2,47 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from rich import box
+import typer
 from rich.console import Console
 from rich.table import Table
-from tqdm import tqdm
 
-from hicache_compile.backends import BACKENDS
-from hicache_compile.demo.compare import CONTESTANTS, SPARSE, Result, compare, trajectories_of
-from hicache_compile.demo.picture import draw
+from hicache_compile.cli import shared
 from hicache_compile.errors import one_of
 
+if TYPE_CHECKING:
+    from hicache_compile.demo.compare import Result
 
-def run(steps: int, per_class: int, seed: int, backend: str, out: Path, *, sparse: bool = False, as_json: bool) -> None:
-    """Compare the policies, print the table (or JSON) and draw the picture."""
+
+def demo(
+    steps: Annotated[int, typer.Option(min=4, help="Sampling steps.")] = 50,
+    per_class: Annotated[int, typer.Option(min=1, help="Digits sampled of each class.")] = 10,
+    seed: shared.Seed = 0,
+    backend: shared.Backend = "inductor",
+    sparse: Annotated[bool, typer.Option("--sparse", help="Also with sparse attention and MLPs (Chipmunk).")] = False,
+    out: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("hicache_demo.png"),
+    json: shared.AsJson = False,
+) -> None:
+    """Sample digits uncached and under several policies; print a table and draw a picture."""
+    from tqdm import tqdm
+
+    from hicache_compile.backends import BACKENDS
+    from hicache_compile.demo.compare import CONTESTANTS, SPARSE, compare, trajectories_of
+    from hicache_compile.demo.picture import draw
+
     one_of("demo", "backend", backend, BACKENDS)
     others = SPARSE if sparse else ()
     total = steps * trajectories_of(CONTESTANTS, others)
     with tqdm(total=total, desc="sampling", unit="step", file=sys.stderr) as bar:
         results = compare(per_class, steps, seed, backend, sparse=others, on_step=bar.update)
     draw(results, out)
-    if as_json:
-        print(json.dumps([_finite(result) for result in results], indent=2))
+    if json:
+        shared.print_json([_finite(result) for result in results])
         return
     console = Console()
     console.print(table(results, backend))
@@ -38,17 +52,11 @@ def run(steps: int, per_class: int, seed: int, backend: str, out: Path, *, spars
 def table(results: Sequence[Result], backend: str) -> Table:
     """The results as a table of at most 80 columns."""
     uncached = results[0]
-    made = Table(
-        title=f"{uncached.report.computed} steps, {len(uncached.images)} digits, {backend}",
-        caption="FLOPs and clock: times less than the same model compiled and uncached. PSNR (dB) and error "
+    made = shared.columns(
+        f"{uncached.report.computed} steps, {len(uncached.images)} digits, {backend}",
+        "FLOPs and clock: times less than the same model compiled and uncached. PSNR (dB) and error "
         "(relative, 2-norm): against its samples of the same noise. read: digits a classifier reads right. "
         "recomp.: recompiles.",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1),
-        collapse_padding=True,
-        pad_edge=False,
-        title_justify="left",
-        caption_justify="left",
     )
     made.add_column("policy", no_wrap=True)
     for heading in ("full", "FLOPs", "clock", "PSNR", "error", "read", "MB", "graphs", "recomp."):

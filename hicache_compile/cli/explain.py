@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import json as plain
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
-import torch
-from rich.console import Console
+import typer
 
-from hicache_compile.architectures import Request, example_inputs, resolve
+from hicache_compile.cli import shared
 from hicache_compile.errors import one_of
-from hicache_compile.inspection.dump import sources, write
-from hicache_compile.inspection.explanation import View, explain
-from hicache_compile.inspection.tables import WIDTH, comparison, tables
 from hicache_compile.policy.json_codec import as_policy
 from hicache_compile.policy.presets import FORA, HiCache, TaylorSeer
-from hicache_compile.runtime.replay.capture import capture_call
 
-DTYPES = ("float32", "float16", "bfloat16")
 COMPARED = {
     "HiCache N=5": HiCache(interval=5),
     "HiCache N=7": HiCache(interval=7),
@@ -28,32 +21,50 @@ COMPARED = {
 }
 
 
-def run(
-    name: str, policies: Sequence[str], request: Request, steps: int, dtype: str, out: Path | None, *, as_json: bool
+def explain(
+    model: Annotated[
+        str, typer.Argument(help="A known name (flux.1-dev, ...), a model or pipeline folder, a config.json.")
+    ],
+    policy: shared.Policies = None,
+    steps: shared.Steps = 50,
+    height: shared.Height = None,
+    width: shared.WidthOfSquare = None,
+    frames: shared.Frames = None,
+    batch: shared.Batch = 1,
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "bfloat16",
+    dump: Annotated[Path | None, typer.Option(help="Write the graphs and a page into this folder.")] = None,
+    json: shared.AsJson = False,
 ) -> None:
-    """Print what the first of ``policies`` makes of the denoiser ``name``, and compare them all.
+    """What a policy makes of a denoiser: sites, FLOPs, memory, the speed-up it can reach. Needs no weights."""
+    from json import loads
 
-    Raises:
-        HiCacheError: the name, a policy or the request is not what is allowed.
-    """
-    chosen = [(text, as_policy(text)) for text in policies] or [("HiCache N=6", HiCache())]
-    architecture = resolve(name)
+    from rich.console import Console
+
+    from hicache_compile.architectures import Request, example_inputs, resolve
+    from hicache_compile.generate.pipelines import DTYPES
+    from hicache_compile.inspection import explanation
+    from hicache_compile.inspection.dump import sources, write
+    from hicache_compile.inspection.tables import WIDTH, comparison, tables
+    from hicache_compile.runtime.replay.capture import capture_call
+
+    chosen = [(text, as_policy(text)) for text in policy or ()] or [("HiCache N=6", HiCache())]
+    architecture = resolve(model)
     one_of("explain", "dtype", dtype, DTYPES)
-    model = architecture.without_weights().to(getattr(torch, dtype))
-    call = capture_call(model, example_inputs(model, request), "explain")
-    views = [View(call.captured, {})]
-    first = explain(architecture.name, views, chosen[0][1], steps)
-    others = chosen[1:] or [(text, policy) for text, policy in COMPARED.items() if policy != chosen[0][1]]
+    denoiser = architecture.without_weights().to(DTYPES[dtype])
+    call = capture_call(denoiser, example_inputs(denoiser, Request(height, width, frames, batch)), "explain")
+    name, views = architecture.name, [explanation.View(call.captured, {})]
+    first = explanation.explain(name, views, chosen[0][1], steps)
+    others = chosen[1:] or [(text, one) for text, one in COMPARED.items() if one != chosen[0][1]]
     rows = [(chosen[0][0], first)]
-    rows += [(text, explain(architecture.name, views, policy, steps, (policy.scope,))) for text, policy in others]
-    if out is not None:
-        write(out, first, sources(views[0], chosen[0][1], architecture.name), compared=rows)
-    if as_json:
-        compared = [{"name": text, **plain.loads(each.to_json())} for text, each in rows]
-        print(plain.dumps({"explained": plain.loads(first.to_json()), "compared": compared}, indent=1))
+    rows += [(text, explanation.explain(name, views, one, steps, (one.scope,))) for text, one in others]
+    if dump is not None:
+        write(dump, first, sources(views[0], chosen[0][1], name), compared=rows)
+    if json:
+        compared = [{"name": text, **loads(each.to_json())} for text, each in rows]
+        shared.print_json({"explained": loads(first.to_json()), "compared": compared})
         return
     console = Console(width=None if Console().is_terminal else WIDTH)
     console.print(tables(first))
     console.print(comparison(rows))
-    if out is not None:
-        console.print(f"wrote {out}/index.html")
+    if dump is not None:
+        console.print(f"wrote {dump}/index.html")

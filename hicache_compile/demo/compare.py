@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from hicache_compile.demo import digits
-from hicache_compile.demo.sampling import Sample, load_model, sample
+from hicache_compile.demo.sampling import Sample, load_model, psnr, sample
 from hicache_compile.frontend.compile import hicache_compile
 from hicache_compile.frontend.denoiser import CompiledDenoiser
 from hicache_compile.inspection.report import Report
@@ -140,14 +140,13 @@ def _result(
     name: str, scope: str, sparse: bool, report: Report, found: Sample, reference: Sample, labels: torch.Tensor
 ) -> Result:
     difference = found.images - reference.images
-    mse = difference.square().mean(dim=(1, 2))
     return Result(
         policy=name,
         scope=scope,
         sparse=sparse,
         report=report,
         clock_speedup=reference.seconds / found.seconds,
-        psnr=float((10 * torch.log10(4 / mse)).mean()),
+        psnr=float(psnr(found.images, reference.images).mean()),
         relative_error=float(difference.norm() / reference.images.norm()),
         accuracy=float((digits.classify(found.images) == labels).float().mean()),
         images=found.images,

@@ -15,6 +15,8 @@ from torch import nn
 from hicache_compile.demo import digits
 from hicache_compile.frontend.denoiser import CompiledDenoiser
 
+RANGE = 2.0  # of the values of an image
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -22,6 +24,11 @@ class Sample:
 
     images: torch.Tensor
     seconds: float
+
+
+def psnr(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Of each image ``[B, ...]``, in dB over ``RANGE``; infinite where it is bit for bit the one that is wanted."""
+    return 10 * torch.log10(RANGE**2 / (found - wanted).square().flatten(1).mean(1))
 
 
 def load_model() -> nn.Module:

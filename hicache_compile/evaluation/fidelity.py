@@ -7,8 +7,9 @@ from functools import lru_cache
 
 import torch
 
+from hicache_compile.demo.sampling import RANGE, psnr
+
 Images = torch.Tensor  # [B, C, H, W] in [-1, 1]
-RANGE = 2.0
 
 
 def fidelity(found: Images, wanted: Images) -> dict[str, list[float]]:
@@ -18,12 +19,11 @@ def fidelity(found: Images, wanted: Images) -> dict[str, list[float]]:
 
     PSNR of a picture that is bit for bit the same is given as 100 dB, for infinity has no mean.
     """
-    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+    from torchmetrics.functional.image import structural_similarity_index_measure
 
     found, wanted = found.float().cpu(), wanted.float().cpu()
     off = found - wanted
     window = min(11, (min(found.shape[-2:]) - 1) // 2 * 2 + 1)
-    psnr = peak_signal_noise_ratio(found, wanted, data_range=RANGE, reduction="none", dim=(1, 2, 3))
     ssim = structural_similarity_index_measure(
         found, wanted, data_range=RANGE, gaussian_kernel=False, kernel_size=window, reduction="none"
     )
@@ -31,7 +31,7 @@ def fidelity(found: Images, wanted: Images) -> dict[str, list[float]]:
     measured = {
         "squared_error": off.square().sum((1, 2, 3)).tolist(),
         "squared_size": wanted.square().sum((1, 2, 3)).tolist(),
-        "psnr": psnr.clamp(max=100.0).reshape(-1).tolist(),
+        "psnr": psnr(found, wanted).clamp(max=100.0).tolist(),
         "ssim": ssim.reshape(-1).tolist(),
     }
     measure = lpips_of()

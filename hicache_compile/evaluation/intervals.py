@@ -45,6 +45,11 @@ def summary(rows: Rows, real: np.ndarray | None = None) -> dict[str, Interval95]
     return found
 
 
+def as_data(found: Mapping[str, Interval95]) -> dict[str, dict[str, float]]:
+    """A summary as plain data."""
+    return {metric: value._asdict() for metric, value in found.items()}
+
+
 def _relative(drawn: np.ndarray) -> float:
     return float(np.sqrt(drawn[:, 0].sum() / drawn[:, 1].sum()))
 

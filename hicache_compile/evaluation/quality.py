@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from hicache_compile.errors import HiCacheError
+from hicache_compile.evaluation.subjects import DEMO, Subject
 
 Images = torch.Tensor  # [B, C, H, W] in [-1, 1]
 Score = Callable[[Images, Sequence[str]], dict[str, list[Any]]]
@@ -89,3 +90,27 @@ def image_reward(file: Path) -> Score:
         return {"image_reward": [float(model.score(p, i)) for p, i in zip(prompts, pictures, strict=True)]}
 
     return score
+
+
+def scores_of(subject: Subject, clip: Path | None = None, reward: Path | None = None) -> list[Score]:
+    """What can be said of the pictures of ``subject`` by themselves.
+
+    Raises:
+        HiCacheError: there is no CLIP in the folder ``clip``, or no ImageReward in the file ``reward``.
+    """
+    scores: list[Score] = [digit_quality] if subject.name == DEMO else []
+    scores += [clip_score(clip)] if clip is not None else []
+    scores += [image_reward(reward)] if reward is not None else []
+    return scores
+
+
+def real_features(subject: Subject) -> np.ndarray | None:
+    """The features of real pictures, for the demo: of the digits it was trained on that are among its prompts."""
+    if subject.name != DEMO:
+        return None
+    from hicache_compile.demo import digits
+
+    images, labels = digits.dataset()
+    asked = torch.tensor(sorted({int(prompt) for prompt in subject.prompts}))
+    found: np.ndarray = digits.decisions(images[torch.isin(labels, asked)]).numpy()
+    return found

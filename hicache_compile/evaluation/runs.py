@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from hicache_compile.evaluation.fidelity import fidelity
 from hicache_compile.evaluation.quality import Score
 from hicache_compile.evaluation.subjects import Drawn, Subject
@@ -48,6 +50,16 @@ class Judge:
                     self.subject.draw(numbers, seed)  # compiles
                 self._in_full[key] = self.subject.draw(numbers, seed)
         return self._in_full[key]
+
+    def pictures(self, policy: Policy | None, numbers: Sequence[int], seed: int) -> torch.Tensor:
+        """The pictures of one run under ``policy``; ``None``: in full."""
+        if policy is None:
+            images = self.in_full(numbers, seed).images
+        else:
+            self.subject.denoiser.policy = policy
+            images = self.subject.draw(numbers, seed).images
+        assert images is not None
+        return images
 
     def lines(self, policy: Policy | None, numbers: Sequence[int], seed: int) -> list[Line]:
         """A line for each picture of one run under ``policy``; ``None``: in full."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ import torch
 from hicache_compile.errors import HiCacheError
 from hicache_compile.frontend.compile import hicache_compile
 from hicache_compile.frontend.denoiser import CompiledDenoiser
+from hicache_compile.generate.pipelines import folder_of_pipeline, load_pipeline, usual_dtype
 from hicache_compile.policy.presets import HiCache
 
 DEMO = "demo"
@@ -43,27 +45,37 @@ class Subject(ABC):
 
     def runs(self, seed: int, samples: int = 1, together: bool = False) -> list[Callable[[], torch.Tensor]]:
         """Runs that return their latents: one of each prompt and sample, or all ``together`` in a batch."""
-        numbers = [number for _ in range(samples) for number in range(len(self.prompts))]
-        batches = [numbers] if together else [[number] for number in numbers]
+        batches = batches_of(self, samples, samples * len(self.prompts) if together else 1, seed)
 
         def run(batch: Sequence[int], seed: int) -> torch.Tensor:
             return self.draw(batch, seed, images=False).latents
 
-        return [lambda b=b, s=seed + n: run(b, s) for n, b in enumerate(batches)]  # type: ignore[misc]  # bound now
+        return [functools.partial(run, *batch) for batch in batches]
+
+
+def batches_of(subject: Subject, samples: int, batch: int, seed: int) -> list[tuple[list[int], int]]:
+    """Which prompts are drawn together, and the seed of each run: every prompt ``samples`` times."""
+    numbers = [number for _ in range(samples) for number in range(len(subject.prompts))]
+    parts = [numbers[start : start + batch] for start in range(0, len(numbers), batch)]
+    return [(part, seed + place) for place, part in enumerate(parts)]
 
 
 class DemoSubject(Subject):
-    """The demo model; a prompt is a digit."""
+    """The demo model; a prompt is a digit.
+
+    Raises:
+        HiCacheError: a prompt is none.
+    """
 
     name = DEMO
 
-    def __init__(self, prompts: Sequence[str], steps: int, backend: str) -> None:
+    def __init__(self, prompts: Sequence[str], steps: int, backend: str, owner: str = "eval") -> None:
         from hicache_compile.demo import digits
         from hicache_compile.demo.sampling import load_model
 
         self.prompts = prompts or [str(digit) for digit in range(digits.CLASSES)]
         if not all(prompt.isdigit() and int(prompt) < digits.CLASSES for prompt in self.prompts):
-            raise HiCacheError(f"tune.prompt = {list(self.prompts)!r}: must be digits, for the demo model")
+            raise HiCacheError(f"{owner}.prompt = {list(self.prompts)!r}: must be digits, for the demo model")
         self.steps = steps
         self.denoiser = hicache_compile(load_model(), HiCache(scope="stack"), backend=backend)
 
@@ -77,23 +89,20 @@ class DemoSubject(Subject):
 
 
 class PipelineSubject(Subject):
-    """A diffusers pipeline from its folder; its first denoiser is tuned."""
+    """A diffusers pipeline from its folder; its first denoiser is tuned.
+
+    Raises:
+        HiCacheError: the folder holds no pipeline, or there is no prompt.
+    """
 
     def __init__(
-        self, folder: Path, prompts: Sequence[str], steps: int, backend: str, arguments: Mapping[str, Any]
+        self, folder: Path, prompts: Sequence[str], steps: int, backend: str, arguments: Mapping[str, Any], owner: str
     ) -> None:
-        from diffusers import DiffusionPipeline
-
-        if not (folder / "model_index.json").exists():
-            raise HiCacheError(
-                f"tune.model = {str(folder)!r}: must be {DEMO!r} or a folder that save_pretrained wrote, with a "
-                "model_index.json in it"
-            )
+        folder_of_pipeline(folder, owner, repr(DEMO))
         if not prompts:
-            raise HiCacheError("tune.prompt: must be given, once or several times: what is sampled")
-        on_gpu = torch.cuda.is_available()
-        loaded = DiffusionPipeline.from_pretrained(folder, dtype=torch.bfloat16 if on_gpu else torch.float32)
-        loaded.to("cuda" if on_gpu else "cpu")
+            raise HiCacheError(f"{owner}.prompt: must be given, once or several times: what is sampled")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        loaded = load_pipeline(folder, usual_dtype(device), device)
         loaded.set_progress_bar_config(disable=True)
         self.pipeline = hicache_compile(loaded, HiCache(scope="stack"), backend=backend)
         self.denoiser = next(p for p in self.pipeline.components.values() if isinstance(p, CompiledDenoiser))
@@ -118,12 +127,18 @@ class PipelineSubject(Subject):
         return Drawn(found, pictures.float() * 2 - 1, seconds)
 
 
-def open_subject(model: str, prompts: Sequence[str], steps: int, backend: str, arguments: Mapping[str, Any]) -> Subject:
+def open_subject(
+    model: str, prompts: Sequence[str], steps: int, backend: str, arguments: Mapping[str, Any], owner: str = "eval"
+) -> Subject:
     """The demo model, or the pipeline in a folder.
+
+    Args:
+        arguments: of the pipeline's call.
+        owner: the command, for messages: ``eval`` or ``tune``.
 
     Raises:
         HiCacheError: ``model`` is neither, or the prompts are not what it takes.
     """
     if model == DEMO:
-        return DemoSubject(prompts, steps, backend)
-    return PipelineSubject(Path(model), prompts, steps, backend, arguments)
+        return DemoSubject(prompts, steps, backend, owner)
+    return PipelineSubject(Path(model), prompts, steps, backend, arguments, owner)

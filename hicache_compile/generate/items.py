@@ -34,6 +34,34 @@ class Item:
     metadata: dict[str, Any] = field(default_factory=dict, hash=False)
 
 
+def items_of(
+    prompts: Sequence[str],
+    prompt_file: Path | None,
+    metadata_file: Path | None,
+    samples: int,
+    seed: int,
+    image: str | None,
+) -> list[Item]:
+    """The items of the one source of prompts that is given; ``metadata_file`` is GenEval's.
+
+    Raises:
+        HiCacheError: none or several are given, the file is not what it should be, or there is no file ``image``.
+    """
+    if image is not None and not Path(image).exists():
+        raise HiCacheError(f"generate.image = {image!r}: must be a file")
+    sources = {"prompt": prompts, "prompt_file": prompt_file, "metadata_file": metadata_file}
+    given = [name for name, value in sources.items() if value]
+    if len(given) != 1:
+        raise HiCacheError(
+            f"generate: {' and '.join(given) or 'no prompt'} given; must be one of --prompt, --prompt-file and "
+            "--metadata-file"
+        )
+    if metadata_file is not None:
+        return geneval_items(read_prompts(metadata_file), samples, seed)
+    lines = read_prompts(prompt_file) if prompt_file else [{"prompt": prompt} for prompt in prompts]
+    return plain_items(lines, samples, seed, image)
+
+
 def plain_items(prompts: Sequence[dict[str, Any]], samples: int, seed: int, image: str | None) -> list[Item]:
     """``00000.png``, ``00001.png``, ...: one file a prompt, or ``00000_1.png`` and so on for more samples.
 
@@ -60,8 +88,11 @@ def geneval_items(metadata: Sequence[dict[str, Any]], samples: int, seed: int) -
     ]
 
 
-def read_prompts(path: Path) -> list[dict[str, Any]]:
+def read_prompts(path: Path, owner: str = "generate") -> list[dict[str, Any]]:
     """Prompts of a text file, one a line, or of a ``.jsonl`` file with ``prompt`` (and ``image``) in each line.
+
+    Args:
+        owner: the command whose option it is, for messages.
 
     Raises:
         HiCacheError: the file cannot be read, a line is not what it should be, or there is none.
@@ -69,9 +100,9 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise HiCacheError(f"generate.prompt_file = {str(path)!r}: must be a readable text file ({error})") from None
+        raise HiCacheError(f"{owner}.prompt_file = {str(path)!r}: must be a readable text file ({error})") from None
     if not lines:
-        raise HiCacheError(f"generate.prompt_file = {str(path)!r}: must have at least one prompt")
+        raise HiCacheError(f"{owner}.prompt_file = {str(path)!r}: must have at least one prompt")
     if path.suffix != ".jsonl":
         return [{"prompt": line} for line in lines]
     prompts = []

@@ -3,41 +3,59 @@
 from __future__ import annotations
 
 import inspect
+import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from hicache_compile.errors import HiCacheError
+from hicache_compile.backends import BACKENDS
+from hicache_compile.errors import HiCacheError, one_of
 from hicache_compile.frontend.compile import hicache_compile
 from hicache_compile.frontend.denoiser import CompiledDenoiser
 from hicache_compile.generate.items import Item
+from hicache_compile.generate.pipelines import DTYPES, folder_of_pipeline, load_pipeline, usual_dtype
+from hicache_compile.generate.ranks import Ranks
 from hicache_compile.generate.record import Record, put
 from hicache_compile.policy.json_codec import as_policy, to_dict
-from hicache_compile.policy.sparsity.chipmunk import Chipmunk
+from hicache_compile.policy.sparsity.chipmunk import as_sparsity
+from hicache_compile.runtime.storage.budget import parse_bytes
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, kw_only=True)
 class Settings:
-    """How to run: the model folder, the policy and what is handed to the pipeline's call."""
+    """How to run: the model folder, the policy and what is handed to the pipeline's call.
+
+    ``device``: by default a GPU if there is any. ``dtype``: by default float32 on the CPU, else bfloat16.
+
+    Raises:
+        HiCacheError: a field is not what is allowed.
+    """
 
     model: Path
     policy: Any
-    backend: str
-    device: str
-    dtype: str
-    memory_budget: str | None
-    offload: bool
-    sparsity: Chipmunk | None
-    steps: int
-    arguments: dict[str, Any]
+    steps: int = 50
+    backend: str = "inductor"
+    device: str = ""
+    dtype: str = ""
+    memory_budget: str | None = None
+    offload: bool = False
+    sparsity: Any = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        one_of("generate", "backend", self.backend, BACKENDS)
+        self.device = self.device or (f"cuda:{Ranks().local_rank}" if torch.cuda.is_available() else "cpu")
+        self.dtype = self.dtype or usual_dtype(self.device)
+        one_of("generate", "dtype", self.dtype, DTYPES)
+        parse_bytes(self.memory_budget)
+        self.policy, self.sparsity = as_policy(self.policy), as_sparsity(self.sparsity)
+        self.policy.decisions(self.steps)  # a mask of another length says so before anything is loaded
 
 
 class Launcher:
@@ -52,7 +70,6 @@ class Launcher:
         self.folder = folder
         self.record = record
         self.quiet = quiet
-        self.policy = as_policy(settings.policy)
         self.pipeline = self._load()
         self.accepted = inspect.signature(self.pipeline.__call__).parameters
         for name in settings.arguments:
@@ -63,21 +80,13 @@ class Launcher:
                 )
 
     def _load(self) -> Any:
-        from diffusers import DiffusionPipeline
-
         settings = self.settings
-        if not (settings.model / "model_index.json").exists():
-            raise HiCacheError(
-                f"generate.model = {str(settings.model)!r}: must be a folder that save_pretrained wrote, with a "
-                "model_index.json in it"
-            )
-        pipeline = DiffusionPipeline.from_pretrained(settings.model, dtype=DTYPES[settings.dtype])
-        pipeline.to(settings.device)
+        pipeline = load_pipeline(folder_of_pipeline(settings.model, "generate"), settings.dtype, settings.device)
         bar = {"position": 1, "leave": False, "desc": "steps", "disable": self.quiet, "file": sys.stderr}
         pipeline.set_progress_bar_config(**bar)
         return hicache_compile(
             pipeline,
-            self.policy,
+            settings.policy,
             backend=settings.backend,
             memory_budget=settings.memory_budget,
             offload=settings.offload,
@@ -112,7 +121,7 @@ class Launcher:
                 "prompt": item.prompt,
                 "seed": item.seed,
                 "steps": self.settings.steps,
-                "policy": to_dict(self.policy),
+                "policy": to_dict(self.settings.policy),
                 **({"sparsity": self.settings.sparsity.to_dict()} if self.settings.sparsity else {}),
                 "decisions": self._decisions(),
                 "seconds": round(seconds, 3),
@@ -154,6 +163,4 @@ def write(output: Any, path: Path) -> None:
 
 
 def _describe(path: Path, item: Item) -> None:
-    import json
-
     put(path, lambda unfinished: unfinished.write_text(json.dumps(item.metadata), encoding="utf-8"))

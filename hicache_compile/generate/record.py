@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 RESULTS = "results.jsonl"
+
+
+def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    """A line of JSON for each of ``rows``."""
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def put(path: Path, write: Callable[[Path], object]) -> None:
@@ -44,7 +49,7 @@ class Record:
     def add(self, line: dict[str, Any]) -> None:
         """Write down that ``line["file"]`` is in place."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json_lines([line]))
             file.flush()
             os.fsync(file.fileno())
 
@@ -72,4 +77,4 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _write(path: Path, lines: Iterable[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    path.write_text(json_lines(lines), encoding="utf-8")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hicache_compile.errors import HiCacheError
+from hicache_compile.generate.record import json_lines
 
 Line = dict[str, Any]
 
@@ -65,5 +66,5 @@ class Journal:
 
     def _write(self, lines: list[Line]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(line) + "\n" for line in lines))
+            file.write(json_lines(lines))
             file.flush()

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from hicache_compile.cli.evaluate import as_data, batches_of
+from hicache_compile.evaluation.intervals import as_data
 from hicache_compile.evaluation.sheet import draw_sheet
+from hicache_compile.evaluation.subjects import batches_of
 from hicache_compile.policy.policy import Policy
 from hicache_compile.runtime.session import Call
 from hicache_compile.runtime.step import Step

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from hicache_compile.cli.evaluate import batches_of, real_features, scores_of
 from hicache_compile.errors import HiCacheError
 from hicache_compile.evaluation.intervals import Interval95, summary
+from hicache_compile.evaluation.quality import real_features, scores_of
 from hicache_compile.evaluation.runs import Judge
-from hicache_compile.evaluation.subjects import DEMO, Subject
+from hicache_compile.evaluation.subjects import DEMO, Subject, batches_of
 from hicache_compile.policy.json_codec import as_policy, to_json
 from hicache_compile.policy.policy import Policy
 from hicache_compile.tune.calibrated import fit_forecasts, measure

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from hicache_compile import HiCacheError, hicache_compile
 from hicache_compile.architectures import KNOWN, Request, example_inputs, resolve
 from hicache_compile.architectures.inputs import INPUTS
-from hicache_compile.cli.app import app
+from hicache_compile.cli import app
 from hicache_compile.export import OnnxDenoiser
 from tests.support.models import random_flux
 
@@ -96,6 +96,10 @@ def test_a_folder_is_exported(pipeline: Path) -> None:
     done = CliRunner().invoke(app, [*arguments, "--policy", '{"preset": "HiCache", "interval": 3, "scope": "stack"}'])
     assert done.exit_code == 0, done.output
     assert "6 arguments" in done.stdout
+    program = str(pipeline / "flux.pt2")
+    done = CliRunner().invoke(app, [*arguments, "--out", program, "--format", "pt2", "--json"])
+    found = json.loads(done.stdout)
+    assert (found["file"], found["arguments"], found["anchors"]) == (program, 6, 3)
     model = resolve(str(pipeline)).with_weights()
     inputs = example_inputs(model, Request(height=128))
     with torch.no_grad():

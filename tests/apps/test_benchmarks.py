@@ -21,7 +21,7 @@ from hicache_compile.benchmarks.models import Flux
 from hicache_compile.benchmarks.peers import PEERS
 from hicache_compile.benchmarks.record import records
 from hicache_compile.benchmarks.scenarios import SCENARIOS, Scenario
-from hicache_compile.cli.app import app
+from hicache_compile.cli import app
 from hicache_compile.passes import Choice, build
 from tests.support.captured_graphs import captured
 

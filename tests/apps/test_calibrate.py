@@ -26,7 +26,7 @@ from hicache_compile import (
     Taylor,
     hicache_compile,
 )
-from hicache_compile.cli.app import app
+from hicache_compile.cli import app
 from hicache_compile.demo import digits
 from hicache_compile.demo.sampling import load_model, sample
 from hicache_compile.policy.json_codec import as_policy

@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from hicache_compile import HiCache, hicache_compile
-from hicache_compile.cli.app import app
+from hicache_compile.cli import app
 from hicache_compile.cli.demo import table
 from hicache_compile.demo import digits
 from hicache_compile.demo.compare import compare

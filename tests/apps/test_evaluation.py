@@ -14,13 +14,13 @@ from scipy.linalg import sqrtm
 from typer.testing import CliRunner
 
 from hicache_compile import HiCache, HiCacheError, Policy
-from hicache_compile.cli.app import app
-from hicache_compile.cli.evaluate import batches_of, named_policies
+from hicache_compile.cli import app
 from hicache_compile.demo import digits
 from hicache_compile.evaluation import Interval95, Judge, summary
+from hicache_compile.evaluation.comparison import named_policies
 from hicache_compile.evaluation.fidelity import fidelity
 from hicache_compile.evaluation.quality import digit_quality, frechet
-from hicache_compile.evaluation.subjects import open_subject
+from hicache_compile.evaluation.subjects import batches_of, open_subject
 from tests.pipelines import by_name
 
 RNG = np.random.default_rng(0)
@@ -135,13 +135,17 @@ def test_the_command(tmp_path: Path) -> None:
     [
         (["demo"], "eval.policy: must be given"),
         (["demo", "--policy", "Voodoo"], "policy = 'Voodoo': must be"),
-        (["nowhere", "--policy", "HiCache"], "must be 'demo' or a folder"),
+        (["nowhere", "--policy", "HiCache"], "eval.model = 'nowhere': must be 'demo' or a folder"),
+        (["demo", "--policy", "HiCache", "--prompt", "cat"], "eval.prompt = ['cat']: must be digits"),
         (["demo", "--policy", "HiCache", "--clip", "/nowhere"], "eval.clip = '/nowhere': must be a folder of a CLIP"),
         (
             ["demo", "--policy", "HiCache", "--image-reward", "/nowhere"],
             "eval.image_reward = '/nowhere': needs the package",
         ),
-        (["demo", "--policy", "HiCache", "--prompt-file", "/nowhere"], "prompt_file = '/nowhere': must be a readable"),
+        (
+            ["demo", "--policy", "HiCache", "--prompt-file", "/nowhere"],
+            "eval.prompt_file = '/nowhere': must be a readable",
+        ),
     ],
 )
 def test_the_command_says_what_is_wrong(arguments: list[str], message: str) -> None:

@@ -20,10 +20,12 @@ import pytest
 from typer.testing import CliRunner
 
 from hicache_compile import HiCacheError
-from hicache_compile.cli.app import app
-from hicache_compile.generate.items import geneval_items, plain_items, read_prompts
-from hicache_compile.generate.options import run
+from hicache_compile.cli import app
+from hicache_compile.generate.items import geneval_items, items_of, plain_items, read_prompts
+from hicache_compile.generate.launch import Settings
 from hicache_compile.generate.record import Record
+from hicache_compile.generate.rounds import Outcome
+from hicache_compile.generate.rounds import generate as run
 from tests.pipelines import by_name
 
 PROMPTS = ["a photo of a cat", "a painting of a ship", "the number seven", "a dog", "a forest", "a red ball"]
@@ -35,28 +37,20 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return by_name("FluxPipeline").saved(tmp_path_factory.mktemp("flux"))
 
 
-def generate(model: Path, folder: Path, prompts: list[str] = PROMPTS, **more: Any) -> int:
-    options: dict[str, Any] = {
-        "model": model,
-        "policy": "HiCache",
-        "folder": folder,
-        "prompts": prompts,
-        "prompt_file": None,
-        "metadata_file": None,
-        "samples": 1,
-        "steps": 5,
-        "seed": 0,
-        "image": None,
-        "backend": "eager",
-        "device": "cpu",
-        "dtype": None,
-        "memory_budget": None,
-        "offload": False,
-        "sparsity": None,
-        "arguments": SMALL,
-        "as_json": True,
-    }
-    return run(**{**options, **more})
+def generate(
+    model: Path,
+    folder: Path,
+    prompts: list[str] = PROMPTS,
+    *,
+    prompt_file: Path | None = None,
+    metadata_file: Path | None = None,
+    samples: int = 1,
+    image: str | None = None,
+    **more: Any,
+) -> Outcome:
+    given: dict[str, Any] = {"policy": "HiCache", "steps": 5, "backend": "eager", "device": "cpu", "arguments": SMALL}
+    settings = Settings(model=model, **{**given, **more})
+    return run(items_of(prompts, prompt_file, metadata_file, samples, 0, image), folder, settings)
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -69,26 +63,24 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_pictures_and_lines(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert generate(model, tmp_path, PROMPTS[:2]) == 0
+def test_pictures_and_lines(model: Path, tmp_path: Path) -> None:
+    summary = generate(model, tmp_path, PROMPTS[:2]).as_data()
     assert sorted(digests(tmp_path)) == ["00000.png", "00001.png"]
     first, second = lines(tmp_path)
     assert (first["prompt"], first["seed"], second["seed"]) == (PROMPTS[0], 0, 1)
     assert first["decisions"] == {"transformer": {"cond": "FFF.."}}
     assert first["policy"]["schedule"]["interval"] == 6
     assert first["seconds"] > 0
-    summary = json.loads(capsys.readouterr().out)
     assert (summary["items"], summary["skipped"], summary["failed"]) == (2, 0, 0)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.png")}
-    assert generate(model, tmp_path, PROMPTS[:3]) == 0
-    assert json.loads(capsys.readouterr().out)["skipped"] == 2
+    assert generate(model, tmp_path, PROMPTS[:3]).skipped == 2
     assert len(lines(tmp_path)) == 3
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 def test_sparse_pictures(model: Path, tmp_path: Path) -> None:
     sparsity = '{"top_keys": 0.3, "first_dense": 0, "group": 8, "mlp_block": 8}'
-    assert generate(model, tmp_path, PROMPTS[:1], policy="Uncached", sparsity=sparsity) == 0
+    assert generate(model, tmp_path, PROMPTS[:1], policy="Uncached", sparsity=sparsity).failed == 0
     (line,) = lines(tmp_path)
     assert line["decisions"] == {"transformer": {"cond": "FFSSS"}}
     assert line["policy"]["scope"] == "none"
@@ -114,7 +106,7 @@ def test_geneval_layout(model: Path, tmp_path: Path) -> None:
     given = [{"tag": "single_object", "prompt": "a photo of a bench"}, {"tag": "colors", "prompt": "a red cow"}]
     metadata.write_text("".join(json.dumps(line) + "\n" for line in given))
     out = tmp_path / "out"
-    assert generate(model, out, [], metadata_file=metadata, samples=2) == 0
+    assert generate(model, out, [], metadata_file=metadata, samples=2).failed == 0
     assert sorted(digests(out)) == [
         "00000/metadata.jsonl",
         "00000/samples/0000.png",
@@ -131,7 +123,7 @@ def test_video(tmp_path: Path) -> None:
     case = by_name("WanPipeline")
     model = case.saved(tmp_path / "model")
     arguments = {**SMALL, "num_frames": 9, "max_sequence_length": 16, "guidance_scale": 5.0}
-    assert generate(model, tmp_path / "out", PROMPTS[:1], arguments=arguments) == 0
+    assert generate(model, tmp_path / "out", PROMPTS[:1], arguments=arguments).failed == 0
     (line,) = lines(tmp_path / "out")
     assert line["file"] == "00000.mp4"
     assert line["decisions"]["transformer"] == {"cond": "FFF..", "uncond": "FFF.."}
@@ -195,10 +187,10 @@ def test_a_bad_prompt_stops_no_other(model: Path, tmp_path: Path, monkeypatch: p
         make(self, item)
 
     monkeypatch.setattr(Launcher, "make", fragile)
-    assert generate(model, tmp_path, PROMPTS[:3]) == 1
+    assert generate(model, tmp_path, PROMPTS[:3]).failed == 1
     assert sorted(digests(tmp_path)) == ["00000.png", "00002.png"]
     monkeypatch.setattr(Launcher, "make", make)
-    assert generate(model, tmp_path, PROMPTS[:3]) == 0
+    assert generate(model, tmp_path, PROMPTS[:3]).failed == 0
     assert sorted(digests(tmp_path)) == ["00000.png", "00001.png", "00002.png"]
 
 
@@ -235,7 +227,7 @@ def _in_a_child(work: Callable[[], object]) -> multiprocessing.process.BaseProce
 @pytest.mark.slow
 def test_killed_twenty_times_and_resumed(model: Path, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert generate(model, whole) == 0
+    assert generate(model, whole).failed == 0
     began = time.monotonic()
     _in_a_child(lambda: generate(model, tmp_path / "timed")).join()
     longest = time.monotonic() - began
@@ -251,7 +243,7 @@ def test_killed_twenty_times_and_resumed(model: Path, tmp_path: Path) -> None:
         else:  # it was through before it could be killed
             assert digests(broken) == digests(whole)
             shutil.rmtree(broken)
-    assert generate(model, broken) == 0
+    assert generate(model, broken).failed == 0
     assert digests(broken) == digests(whole)
     without_times = [[{k: v for k, v in line.items() if k != "seconds"} for line in lines(f)] for f in (whole, broken)]
     assert without_times[0] == without_times[1]

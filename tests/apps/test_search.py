@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from hicache_compile import HiCacheError
-from hicache_compile.cli.app import app
+from hicache_compile.cli import app
 from hicache_compile.evaluation import Interval95
 from hicache_compile.policy.json_codec import as_policy
 from hicache_compile.tune.grid import THRESHOLDS, grid

@@ -13,7 +13,7 @@ from diffusers.models.transformers.transformer_flux import FluxSingleTransformer
 from typer.testing import CliRunner
 
 from hicache_compile import Hermite, HiCache, HiCacheError, TeaCacheGuard, hicache_compile
-from hicache_compile.cli.app import app
+from hicache_compile.cli import app
 from hicache_compile.demo.sampling import load_model, sample
 from hicache_compile.policy.forecasters import Reuse
 from hicache_compile.policy.json_codec import as_policy

@@ -1,0 +1,93 @@
+"""``hicache generate``: a folder of prompts in, a folder of pictures or videos out, resumable."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from hicache_compile.cli import shared
+
+if TYPE_CHECKING:
+    from hicache_compile.generate.rounds import Outcome
+
+
+def generate(
+    model: Annotated[Path, typer.Option(help="Folder of a diffusers pipeline (save_pretrained).")],
+    policy: Annotated[str, typer.Option(help="A preset name, a .json file, JSON, or env (TS_CACHE_INTERVAL, ...).")],
+    output_dir: Annotated[Path, typer.Option(help="Where pictures or videos and results.jsonl go.")],
+    prompt: shared.Prompts = None,
+    prompt_file: Annotated[Path | None, typer.Option(help="One prompt a line, or .jsonl with prompt, image.")] = None,
+    metadata_file: Annotated[Path | None, typer.Option(help="GenEval's evaluation_metadata.jsonl; its layout.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Pictures of each prompt; GenEval takes 4.")] = 1,
+    steps: shared.Steps = 50,
+    seed: shared.Seed = 0,
+    height: shared.Height = None,
+    width: shared.Width = None,
+    num_frames: shared.Frames = None,
+    guidance_scale: shared.GuidanceScale = None,
+    true_cfg_scale: Annotated[float | None, typer.Option()] = None,
+    negative_prompt: Annotated[str | None, typer.Option()] = None,
+    max_sequence_length: Annotated[int | None, typer.Option(min=1)] = None,
+    image: Annotated[str | None, typer.Option(help="Picture to edit.")] = None,
+    backend: shared.Backend = "inductor",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: a GPU if any.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
+    memory_budget: Annotated[str | None, typer.Option(help='Bytes of anchors, like "4GiB".')] = None,
+    offload: Annotated[bool, typer.Option(help="Keep the anchors on the CPU.")] = False,
+    sparsity: Annotated[str | None, typer.Option(help="Chipmunk, a YAML file of it, or JSON of its fields.")] = None,
+    json: shared.AsJson = False,
+) -> None:
+    """Generate pictures or videos with a pipeline from a folder; skips what is there already.
+
+    Under torchrun the prompts are shared out among the processes.
+    """
+    from hicache_compile.generate import rounds
+    from hicache_compile.generate.items import items_of
+    from hicache_compile.generate.launch import Settings
+
+    settings = Settings(
+        model=model,
+        policy=policy,
+        steps=steps,
+        backend=backend,
+        device=device or "",
+        dtype=dtype or "",
+        memory_budget=memory_budget,
+        offload=offload,
+        sparsity=sparsity,
+        arguments=shared.given(
+            height=height,
+            width=width,
+            num_frames=num_frames,
+            guidance_scale=guidance_scale,
+            true_cfg_scale=true_cfg_scale,
+            negative_prompt=negative_prompt,
+            max_sequence_length=max_sequence_length,
+        ),
+    )
+    items = items_of(prompt or [], prompt_file, metadata_file, samples, seed, image)
+    outcome = rounds.generate(items, output_dir, settings)
+    if outcome.rank == 0 and json:
+        shared.print_json(outcome.as_data())
+    elif outcome.rank == 0:
+        _print(outcome)
+    raise typer.Exit(1 if outcome.failed else 0)
+
+
+def _print(outcome: Outcome) -> None:
+    new = max(0, outcome.items - outcome.skipped)
+    rows = [("items", f"{outcome.items} in place, {outcome.skipped} of them from before, {new} new")]
+    if outcome.items:
+        rows.append(("seconds", f"{outcome.seconds_median} an item (median)"))
+    for denoiser, contexts in outcome.decisions.items():
+        rows += [(f"{denoiser}, {context}", letters) for context, letters in contexts.items()]
+    console = Console(width=min(100, shutil.get_terminal_size().columns))
+    console.print(shared.facts(rows))
+    for one in outcome.errors:
+        console.print(f"[red]rank {one['rank']}: {one['error']}")
+    if outcome.failed:
+        console.print(f"[red]{outcome.failed} items could not be made; run the same command again to try them again")

@@ -1,0 +1,82 @@
+"""What commands share: types of options, how an error ends a command, how data and tables look."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, ParamSpec
+
+import typer
+from rich import box
+from rich.table import Table
+
+from hicache_compile.errors import HiCacheError
+
+Arguments = ParamSpec("Arguments")
+
+Model = Annotated[str, typer.Argument(help="Folder of a diffusers pipeline with its weights, or demo.")]
+Policies = Annotated[
+    list[str] | None, typer.Option("--policy", help="A preset name, a .json file or JSON; several are compared.")
+]
+Prompts = Annotated[list[str] | None, typer.Option("--prompt", help="A prompt; may be given several times.")]
+Steps = Annotated[int, typer.Option(min=1, help="Sampling steps.")]
+TwoOrMoreSteps = Annotated[int, typer.Option(min=2, help="Sampling steps.")]
+Seed = Annotated[int, typer.Option(help="Seed of the noise of the first run.")]
+Height = Annotated[int | None, typer.Option(min=1, help="Pixels; default: what the model was made for.")]
+Width = Height
+WidthOfSquare = Annotated[int | None, typer.Option(min=1, help="Pixels; default: the height.")]
+Frames = Annotated[int | None, typer.Option(min=1, help="Frames of a clip.")]
+Batch = Annotated[int, typer.Option(min=1)]
+GuidanceScale = Annotated[float | None, typer.Option()]
+Backend = Annotated[str, typer.Option(help="What compiles the programs, by its name in torch.compile.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the same as JSON.")]
+
+
+def reporting(name: str) -> Callable[[Callable[Arguments, None]], Callable[Arguments, None]]:
+    """The decorator of the command ``name``: a ``HiCacheError`` becomes one red line on stderr, and exit status 2."""
+
+    def decorate(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
+        @functools.wraps(command)
+        def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
+            try:
+                command(*args, **kwargs)
+            except HiCacheError as error:
+                typer.secho(f"hicache {name}: {error}", err=True, fg="red")
+                raise typer.Exit(2) from None
+
+        return run
+
+    return decorate
+
+
+def given(**values: Any) -> dict[str, Any]:
+    """Those of ``values`` that are not None: the options that were given."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def print_json(data: Any) -> None:
+    """Print ``data`` on stdout."""
+    print(json.dumps(data, indent=2))
+
+
+def columns(title: str, caption: str) -> Table:
+    """An empty table of results, as narrow as it can be."""
+    return Table(
+        title=title,
+        caption=caption,
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+        collapse_padding=True,
+        pad_edge=False,
+        title_justify="left",
+        caption_justify="left",
+    )
+
+
+def facts(rows: Sequence[tuple[str, str]]) -> Table:
+    """A table of names and what is said of each."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    return table

@@ -1,0 +1,128 @@
+"""``hicache tune``: a search for policies that suit a model, or one policy fitted to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from hicache_compile.cli import shared
+from hicache_compile.errors import HiCacheError
+
+if TYPE_CHECKING:
+    from hicache_compile.tune.recommend import Recommendation
+
+
+def tune(
+    model: shared.Model,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            "--fit", help="Only fit: teacache, magcache, dicache (guards); calibrated, sigma, gates (forecasts)."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="With --fit the policy file to write (policy.json), else a folder (tuned).")
+    ] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="A prompt to fit to; several are better.")] = None,
+    steps: shared.TwoOrMoreSteps = 50,
+    computed: Annotated[int | None, typer.Option(min=1, help="Steps to compute; default: a third.")] = None,
+    signal: Annotated[str, typer.Option(help="TeaCache's: modulated, modulation, time or residual.")] = "modulated",
+    scope: Annotated[str, typer.Option(help="Of fitted forecasts: module, block, stack or output.")] = "stack",
+    samples: Annotated[int | None, typer.Option(min=1, help="Runs of each prompt to fit to.")] = None,
+    by_slot: Annotated[bool, typer.Option("--by-slot", help="Weights of its own for each slot (calibrated).")] = False,
+    evaluations: Annotated[
+        int | None, typer.Option(min=0, help="Schedules tried for calibrated forecasts; default: 40, in a search 12.")
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Of each policy that lasts to the end of the search.")] = 16,
+    errors: Annotated[str, typer.Option(help="The most error of each recommended policy.")] = "0.01,0.02,0.05",
+    seed: shared.Seed = 0,
+    height: shared.Height = None,
+    width: shared.Width = None,
+    num_frames: shared.Frames = None,
+    guidance_scale: shared.GuidanceScale = None,
+    backend: shared.Backend = "inductor",
+    json: shared.AsJson = False,
+) -> None:
+    """Search for the policies that suit a model, and recommend three; or fit one to it (--fit).
+
+    A search goes on where it was stopped when it is started again with the same folder.
+    """
+    from hicache_compile.evaluation.subjects import open_subject
+
+    prompts = prompt or []
+    sizes = shared.given(height=height, width=width, num_frames=num_frames, guidance_scale=guidance_scale)
+    if method is None:
+        from hicache_compile.tune.search import run
+        from hicache_compile.tune.tuner import Search
+
+        tried = 12 if evaluations is None else evaluations
+        levels = _numbers_of(errors)
+        search = Search(prompts, steps, runs, seed=seed, backend=backend, errors=levels, evaluations=tried)
+        folder = out or Path("tuned")
+        recommended = run(open_subject(model, prompts, steps, backend, sizes, "tune"), search, folder)
+        if json:
+            shared.print_json([one.as_data() for one in recommended])
+        else:
+            _print_recommended(recommended, folder)
+        return
+    from hicache_compile.tune.fit_subject import Fitting, fit_subject
+
+    tried = 40 if evaluations is None else max(1, evaluations)
+    fitting = Fitting(method, computed, signal, scope, samples, seed, tried, by_slot)
+    subject = open_subject(model, prompts, steps, backend, sizes, "tune")
+    found = fit_subject(subject, fitting, out or Path("policy.json"))
+    if json:
+        shared.print_json(found)
+    else:
+        _print_fitted(found)
+
+
+def _numbers_of(errors: str) -> tuple[float, ...]:
+    try:
+        return tuple(map(float, errors.split(",")))
+    except ValueError:
+        raise HiCacheError(f"tune.errors = {errors!r}: must be three rising numbers > 0, like 0.01,0.02,0.05") from None
+
+
+def _print_recommended(recommended: Sequence[Recommendation], folder: Path) -> None:
+    from hicache_compile.tune.recommend import LEVELS
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", "policy", "steps", "FLOPs", "error", "another measurement"):
+        table.add_column(heading, justify="left" if heading in ("", "policy") else "right")
+    for one in recommended:
+        span = f"{one.error.low:.4f} to {one.error.high:.4f}"
+        table.add_row(
+            one.level, one.candidate, f"{one.computed:.3g}", f"{one.flops_speedup:.2f}x", f"{one.error.value:.4f}", span
+        )
+    console = Console()
+    console.print(table)
+    missing = [level for level in LEVELS if level not in {one.level for one in recommended}]
+    if missing:
+        console.print(f"nothing tried was true enough for: {', '.join(missing)}")
+    console.print(f"policies, charts, report.md: {folder}")
+
+
+def _print_fitted(found: Mapping[str, Any]) -> None:
+    count = len(found["computed"])
+    if "threshold" in found:
+        low, high = min(found["computed"]), max(found["computed"])
+        rows = [
+            ("fitted", f"{found['fitted']}, {count} uncached runs of {found['steps']} steps"),
+            ("explained", f"{100 * found['explained']:.1f} % of the variance"),
+            ("threshold", f"{found['threshold']:g}"),
+            ("computed", f"{low} steps" if low == high else f"{low} to {high} steps"),
+        ]
+    else:
+        rows = [
+            ("fitted", f"{found['fitted']}, scope {found['scope']}"),
+            ("computed", f"{count} of {found['steps']} steps"),
+            ("steps", found["decisions"]),
+            ("error", f"{found['error']:.4f} on the runs it was fitted to"),
+        ]
+    Console().print(shared.facts([*rows, ("policy", found["policy"])]))

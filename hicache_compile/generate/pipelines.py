@@ -1,0 +1,45 @@
+"""Pipelines from a folder that ``save_pretrained`` wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hicache_compile.errors import HiCacheError
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def usual_dtype(device: str) -> str:
+    """The dtype of a pipeline on ``device`` for which none is given."""
+    return "float32" if device == "cpu" else "bfloat16"
+
+
+def folder_of_pipeline(folder: Path, owner: str, other: str = "") -> Path:
+    """``folder``, once it holds a pipeline.
+
+    Args:
+        owner: the command whose option it is, for the message.
+        other: what the option may be besides, for the message.
+
+    Raises:
+        HiCacheError: it holds none.
+    """
+    if not (folder / "model_index.json").exists():
+        allowed = f"{other} or a folder" if other else "a folder"
+        raise HiCacheError(
+            f"{owner}.model = {str(folder)!r}: must be {allowed} that save_pretrained wrote, with a model_index.json "
+            "in it"
+        )
+    return folder
+
+
+def load_pipeline(folder: Path, dtype: str, device: str) -> Any:
+    """The diffusers pipeline in ``folder``, in one of ``DTYPES``."""
+    from diffusers import DiffusionPipeline
+
+    pipeline = DiffusionPipeline.from_pretrained(folder, dtype=DTYPES[dtype])
+    pipeline.to(device)
+    return pipeline

@@ -1,0 +1,101 @@
+"""A policy fitted to a subject, written to a file."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from hicache_compile.errors import one_of
+from hicache_compile.evaluation.subjects import DEMO, Subject
+from hicache_compile.policy.json_codec import to_json
+from hicache_compile.policy.policy import Policy
+from hicache_compile.tune.calibrated import FITS, fit_forecasts, measure
+from hicache_compile.tune.fit import METHODS, fit
+
+SAMPLES = 3  # of each prompt, to fit forecasts to
+
+
+@dataclass(frozen=True, slots=True)
+class Fitting:
+    """What to fit, and to what.
+
+    Args:
+        method: one of ``METHODS`` (guards) or ``FITS`` (forecasts).
+        computed: full steps; by default a third of a run.
+        signal: TeaCache's.
+        scope: of forecasts.
+        samples: runs of each prompt.
+        evaluations: schedules tried for calibrated forecasts.
+        by_slot: whether each slot gets weights of its own (calibrated forecasts).
+
+    Raises:
+        HiCacheError: there is no such method.
+    """
+
+    method: str
+    computed: int | None = None
+    signal: str = "modulated"
+    scope: str = "stack"
+    samples: int | None = None
+    seed: int = 0
+    evaluations: int = 40
+    by_slot: bool = False
+
+    def __post_init__(self) -> None:
+        one_of("fit", "method", self.method, (*METHODS, *FITS))
+
+
+def fit_subject(subject: Subject, fitting: Fitting, out: Path) -> dict[str, Any]:
+    """Fit to runs of ``subject`` and write the policy to ``out``; how it went, as plain data.
+
+    Raises:
+        HiCacheError: a setting is not what is allowed.
+    """
+    computed = fitting.computed or -(-subject.steps // 3)
+    policy, found = (_guard if fitting.method in METHODS else _forecasts)(subject, fitting, computed)
+    out.write_text(to_json(policy) + "\n", encoding="utf-8")
+    return {"fitted": fitting.method, **found, "policy": str(out)}
+
+
+def _guard(subject: Subject, fitting: Fitting, computed: int) -> tuple[Policy, dict[str, Any]]:
+    runs = subject.runs(fitting.seed, fitting.samples or 1)
+    with tqdm(total=len(runs), desc="uncached runs", unit="run", file=sys.stderr) as bar:
+        fitted = fit(subject.denoiser, _counted(runs, bar), fitting.method, computed, signal=fitting.signal)
+    decider: Any = fitted.policy.guards[0] if fitted.policy.guards else fitted.policy.schedule
+    return fitted.policy, {
+        "steps": fitted.num_steps,
+        "explained": fitted.explained,
+        "threshold": decider.threshold,
+        "computed": fitted.computed,
+    }
+
+
+def _forecasts(subject: Subject, fitting: Fitting, computed: int) -> tuple[Policy, dict[str, Any]]:
+    together = subject.name == DEMO  # small enough for one batch
+    runs = subject.runs(fitting.seed, fitting.samples or (SAMPLES if together else 1), together)
+    with tqdm(desc="runs", unit="run", file=sys.stderr) as bar:
+        measured = measure(subject.denoiser, _counted(runs, bar), fitting.scope)
+        found = fit_forecasts(measured, fitting.method, computed, fitting.evaluations, by_slot=fitting.by_slot)
+    decisions = found.policy.decisions(measured.num_steps)
+    return found.policy, {
+        "steps": measured.num_steps,
+        "scope": fitting.scope,
+        "error": found.error,
+        "computed": [step for step, letter in enumerate(decisions) if letter == "F"],
+        "decisions": decisions,
+    }
+
+
+def _counted(runs: Sequence[Callable[[], Any]], bar: Any) -> list[Callable[[], Any]]:
+    def count(one: Callable[[], Any]) -> Any:
+        found = one()
+        bar.update()
+        return found
+
+    return [functools.partial(count, one) for one in runs]
