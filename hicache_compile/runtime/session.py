@@ -160,7 +160,7 @@ class Session(threading.local):
     def announce(
         self, length: Callable[[], int | None], times: Callable[[], Sequence[float] | None] = lambda: None
     ) -> None:
-        """A scheduler starts a run: the anchors of earlier ones are forgotten. ``length``, ``times``: see ``ScheduledRun``."""
+        """A scheduler starts a run: earlier anchors are forgotten. ``length``, ``times``: see ``ScheduledRun``."""
         self._free_idle()
         self.run = ScheduledRun(length, times, self.shared.policy)
 
