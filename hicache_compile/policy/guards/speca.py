@@ -66,5 +66,5 @@ class SpeCaGuard(Guard):
 
     def after_forecast(self, m: Arithmetic, p: Numbers, s: Numbers, step: Number, seen: Sequence[Number]) -> Numbers:
         limit = m.maximum(p.floor, p.threshold * p.decay ** (step / p.length))
-        rejected = (s.row + 1 >= p.least) & m.negate(seen[0] <= limit)
+        rejected = (s.row + 1 >= p.least) & m.negate(m.isfinite(seen[0]) & (seen[0] <= limit))
         return s.replace(row=s.row + 1, rejected=m.where(rejected, 1.0, 0.0))
