@@ -12,8 +12,9 @@ import pytest
 
 from hicache_compile import Chipmunk, HiCacheError
 from hicache_compile.policy.sparsity.chipmunk import as_sparsity
+from hicache_compile.policy.sparsity.phases import Phase
 from hicache_compile.runtime.deciders.bridging import bridged
-from hicache_compile.runtime.deciders.computed_steps import Anchors
+from hicache_compile.runtime.deciders.computed_steps import ComputedSteps
 from hicache_compile.runtime.deciders.sparse_phases import Ageing
 
 FLUX = """
@@ -155,7 +156,7 @@ def test_phases_go_on_after_a_restore() -> None:
     for cut in range(12):
         first, second = Ageing(chipmunk), Ageing(chipmunk)
         found = [first.compute(step) for step in range(cut)]
-        second.restore(first.standing())
+        second.load_state_dict(first.state_dict())
         assert [*found, *(second.compute(step) for step in range(cut, 12))] == expected
 
 
@@ -173,6 +174,6 @@ def test_no_difference_over_a_refresh_is_carried_on() -> None:
 
 
 def test_without_sparsity_anchors_are_the_computed_steps() -> None:
-    anchors = Anchors()
-    assert [anchors.compute(step) for step in (0, 3)] == ["full", "full"]
+    anchors = ComputedSteps()
+    assert [anchors.compute(step) for step in (0, 3)] == [Phase.DENSE, Phase.DENSE]
     assert anchors.steps == [0, 3]

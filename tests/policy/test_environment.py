@@ -9,7 +9,7 @@ import torch
 
 from hicache_compile import HiCacheError, Interval, Policy, Smoothing, Taylor, hicache_compile
 from hicache_compile.errors import switched_on
-from hicache_compile.policy.environment import policy_from_env
+from hicache_compile.policy.environment import fields_from_env
 from tests.support.models import ToyDiT
 
 
@@ -32,7 +32,7 @@ from tests.support.models import ToyDiT
     ],
 )
 def test_policy(environ: dict[str, str], expected: Policy) -> None:
-    assert policy_from_env(environ) == expected
+    assert Policy(**fields_from_env(environ)) == expected
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_policy(environ: dict[str, str], expected: Policy) -> None:
 )
 def test_a_wrong_value_is_named(environ: dict[str, str], message: str) -> None:
     with pytest.raises(HiCacheError, match=message):
-        policy_from_env(environ)
+        Policy(**fields_from_env(environ))
 
 
 def test_policy_named_env(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,8 @@ from hicache_compile import (
     hicache_compile,
 )
 from hicache_compile.policy.forecasters.kriging import cross_product, kriging_weights, squared_error
-from hicache_compile.runtime.replay import parameters as weights
+from hicache_compile.policy.forecasters import MeasuredForecaster, measured_weights, weights
+from hicache_compile.policy.run import RunInfo
 from hicache_compile.tune.bases import SIGMAS, forecasts, gated, stepped_hermite
 from tests.support.models import ToyDiT
 
@@ -78,7 +79,7 @@ def test_sums_of_features_need_only_distances() -> None:
 
 def test_steps_between_the_measured_ones_are_linear_there() -> None:
     """A run of twice the steps less one: every other step is a measured one."""
-    longer = Calibrated(TABLE, 3, 0.0).sized(2 * T - 1)
+    longer = Calibrated(TABLE, 3, 0.0).bind(RunInfo(2 * T - 1))
     np.testing.assert_allclose(longer.weights([12, 8, 2], 18), best([6, 4, 1], 9), rtol=1e-6)
     halfway = np.vstack([FEATURES, (FEATURES[4] + FEATURES[5]) / 2])
     newest = halfway[12]
@@ -91,11 +92,11 @@ def test_rows_hold_for_their_anchors_and_length_only() -> None:
     table = Table(T, TABLE.distances, ((5, (4, 2), (3.0, -2.0)),))
     fitted = Calibrated(table, 3, 0.0)
     assert fitted.weights([4, 2, 0], 5) == [3.0, -2.0]
-    assert fitted.sized(T).weights([4, 2, 0], 5) == [3.0, -2.0]
+    assert fitted.bind(RunInfo(T)).weights([4, 2, 0], 5) == [3.0, -2.0]
     elsewhere = Calibrated(TABLE, 3, 0.0)
     assert fitted.weights([4, 1, 0], 5) == elsewhere.weights([4, 1, 0], 5)
     assert fitted.weights([4, 2, 0], 6) == elsewhere.weights([4, 2, 0], 6)
-    assert fitted.sized(T + 1).weights([4, 2, 0], 5) == elsewhere.sized(T + 1).weights([4, 2, 0], 5)
+    assert fitted.bind(RunInfo(T + 1)).weights([4, 2, 0], 5) == elsewhere.bind(RunInfo(T + 1)).weights([4, 2, 0], 5)
 
 
 @pytest.mark.parametrize("suffix", ["json", "safetensors"])
@@ -131,7 +132,7 @@ def test_a_table_says_what_is_wrong_with_it(fields: dict[str, object], message: 
 
 def test_global_chebyshev_is_a_ridge_regression_over_the_run() -> None:
     anchors, target, degree, ridge = [30, 22, 13, 4, 0], 36, 4, 0.1
-    found = GlobalChebyshev(degree, ridge).sized(50).weights(anchors, target)
+    found = GlobalChebyshev(degree, ridge).bind(RunInfo(50)).weights(anchors, target)
 
     def features(step: int) -> list[float]:
         tau = 2 * step / 49 - 1
@@ -140,7 +141,7 @@ def test_global_chebyshev_is_a_ridge_regression_over_the_run() -> None:
     phi = np.array([features(step) for step in anchors])
     expected = features(target) @ np.linalg.inv(phi.T @ phi + ridge * np.eye(degree + 1)) @ phi.T
     np.testing.assert_allclose(found, expected, rtol=1e-9)
-    assert len(GlobalChebyshev(reads=3).sized(50).weights(anchors, target)) == 3
+    assert len(GlobalChebyshev(reads=3).bind(RunInfo(50)).weights(anchors, target)) == 3
 
 
 def test_spectrum_computes_ever_fewer_steps() -> None:
@@ -154,11 +155,11 @@ def test_spectrum_computes_ever_fewer_steps() -> None:
 def test_sigma_and_gate_of_each_step() -> None:
     stepped = SteppedHermite(2, (0.5, 0.6, 0.7, 0.8))
     assert stepped.weights([1, 0], 3) == weights(Hermite(2, 0.8), [1, 0], 3)
-    assert stepped.sized(7).weights([3, 1], 4) == weights(Hermite(2, 0.7), [3, 1], 4)
+    assert stepped.bind(RunInfo(7)).weights([3, 1], 4) == weights(Hermite(2, 0.7), [3, 1], 4)
     gate = Gated(Taylor(1), (0.0, 0.25, 0.5, 1.0))
     assert gate.weights([1, 0], 2) == [1.5, -0.5]  # Taylor's are 2, -1
     assert gate.weights([1, 0], 3) == weights(Taylor(1), [1, 0], 3)
-    assert gate.sized(7).weights([2, 0], 3)[0] == pytest.approx(1 + 0.5 * 0.5)
+    assert gate.bind(RunInfo(7)).weights([2, 0], 3)[0] == pytest.approx(1 + 0.5 * 0.5)
 
 
 def test_fitted_sigmas_and_gates_err_least() -> None:
@@ -212,8 +213,8 @@ def test_a_gate_is_what_would_have_been_right_before() -> None:
 class Oracle:
     """The toy with its stack's residual forecast by hand, in eager mode."""
 
-    def __init__(self, forecaster: DMD | ResidualGate, mask: str) -> None:
-        self.model, self.forecaster, self.mask = ToyDiT(), forecaster, mask
+    def __init__(self, forecaster: DMD | ResidualGate, mask: str, smoothing: Smoothing | None = None) -> None:
+        self.model, self.forecaster, self.mask, self.smoothing = ToyDiT(), forecaster, mask, smoothing
         self.kept: list[tuple[int, torch.Tensor]] = []
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor, step: int) -> torch.Tensor:
@@ -226,7 +227,7 @@ class Oracle:
             out: torch.Tensor = model(x, t)
             self.kept.insert(0, (step, leaving[0] - entering[0]))
         else:
-            kept = self.kept[: self.forecaster.reads]
+            kept = self.read()
             flat = torch.stack([value.flatten() for _, value in kept]).double().numpy()
             row = self.forecaster.weights_from(flat @ flat.T, [s for s, _ in kept], step)
             residual = sum(w * value for w, (_, value) in zip(row, kept, strict=False))
@@ -236,6 +237,17 @@ class Oracle:
         hook.remove()
         last.remove()
         return out
+
+    def read(self) -> list[tuple[int, torch.Tensor]]:
+        """The anchors that are read: moving averages where they are smoothed."""
+        values, reads = self.kept, self.forecaster.reads
+        if self.smoothing is not None:
+            older = [*values[1:], None]
+            values = [
+                (step, value if before is None else (value + before[1]) / 2)
+                for (step, value), before in zip(values, older, strict=True)
+            ]
+        return values[:reads]
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
@@ -262,19 +274,63 @@ def test_weights_are_fitted_in_the_run(forecaster: DMD | ResidualGate, backend: 
     assert report.host_syncs == 2 * 2 * measured
 
 
-def test_a_measured_forecaster_is_not_smoothed() -> None:
-    with pytest.raises(HiCacheError, match=r"Policy.smoothing = .*: must be None with DMD"):
-        Policy(Interval(4), DMD(), smoothing=Smoothing())
+@pytest.mark.parametrize("forecaster", [DMD(2, 4), ResidualGate(Taylor(1), 4)], ids=["dmd", "gate"])
+@pytest.mark.parametrize("method", ["exponential", "moving_average"])
+def test_a_measured_forecaster_is_fitted_to_smoothed_anchors(forecaster: MeasuredForecaster, method: str) -> None:
+    """Against smoothing the features themselves, before anything is fitted to them."""
+    anchors = [8, 6, 4, 2]
+    features = FEATURES[anchors]
+    oldest_first = features[::-1]
+    smooth = []
+    for place in range(len(anchors)):
+        window = oldest_first[max(0, place - 2) : place + 1]
+        value = window[0]
+        for before, now in itertools.pairwise(window):
+            value = 0.7 * now + 0.3 * value if method == "exponential" else (now + before) / 2
+        smooth.append(value)
+    smoothed = np.stack(smooth[::-1])
+    row = forecaster.weights_from(smoothed @ smoothed.T, anchors, 10)
+    found = measured_weights(forecaster, features @ features.T, anchors, 10, Smoothing(method, 0.7))
+    np.testing.assert_allclose(
+        np.array(found) @ features[: len(found)], np.array(row) @ smoothed[: len(row)], rtol=1e-6
+    )
 
 
-def test_a_measured_forecaster_is_refused_where_the_program_takes_the_branch() -> None:
-    with pytest.raises(HiCacheError, match="must go by steps alone, its forecaster"):
-        hicache_compile(ToyDiT(), Policy(Interval(4), DMD(), "stack"), backend="cond_eager")
+@pytest.mark.parametrize("forecaster", [DMD(2, 4), ResidualGate(Taylor(1), 3)], ids=["dmd", "gate"])
+def test_smoothed_weights_are_fitted_in_the_run(forecaster: DMD | ResidualGate) -> None:
+    mask, smoothing = "1010101000100", Smoothing("moving_average")
+    policy = Policy(StepMask(mask), forecaster, "stack", smoothing=smoothing)
+    denoiser, oracle = hicache_compile(ToyDiT(), policy, backend="eager"), Oracle(forecaster, mask, smoothing)
+    x = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), denoiser.trajectory(len(mask)):
+        for step in range(len(mask)):
+            given = x * (1 - step / 20), torch.full((2,), 1 - step / len(mask))
+            torch.testing.assert_close(denoiser(*given), oracle(*given, step), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [None, Smoothing()], ids=["", "smoothed"])
+def test_a_measured_forecaster_runs_where_the_program_takes_the_branch(smoothing: Smoothing | None) -> None:
+    policy = Policy(Interval(4), DMD(), "stack", smoothing=smoothing)
+    found = []
+    for backend in ("cond_eager", "eager"):
+        denoiser = hicache_compile(ToyDiT(), policy, backend=backend)
+        x = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad(), denoiser.trajectory(T):
+            for step in range(T):
+                x = x - denoiser(x, torch.full((2,), 1 - step / T)) / T
+        found.append((x, denoiser.report().decisions()))
+    assert found[0][1] == found[1][1] == "FFF...F...F."
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=0, atol=0)
+
+
+def test_a_measured_forecaster_is_refused_where_the_program_decides() -> None:
+    with pytest.raises(HiCacheError, match="fitted to the anchors .* the host does not see the anchors"):
+        hicache_compile(ToyDiT(), FBCache(0.1, forecaster=DMD(2, 3)), backend="cond_eager")
 
 
 @pytest.mark.parametrize("forecaster", [Calibrated(TABLE, 3), Gated(Hermite(2), (0.5,) * T), GlobalChebyshev(reads=3)])
 def test_what_goes_by_the_run_is_refused_where_the_program_decides(forecaster: Forecaster) -> None:
-    with pytest.raises(HiCacheError, match="must go by the gaps between steps"):
+    with pytest.raises(HiCacheError, match="use a forecaster that goes by gaps"):
         hicache_compile(ToyDiT(), FBCache(0.1, forecaster=forecaster), backend="cond_eager")
     denoiser = hicache_compile(ToyDiT(), FBCache(0.1, forecaster=forecaster), backend="eager")
     with torch.no_grad(), denoiser.trajectory(T):

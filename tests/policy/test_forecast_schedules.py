@@ -29,7 +29,7 @@ from hicache_compile import (
     VariableAdamsBashforth,
     VariableBDF2,
 )
-from hicache_compile.runtime.replay import parameters as weights
+from hicache_compile.policy.forecasters import weights
 from tests.policy.test_forecasters import UNEVEN, noise, predict
 
 Series = Callable[[float], float]

@@ -28,7 +28,7 @@ from hicache_compile import (
     VariableAdamsBashforth,
     VariableBDF2,
 )
-from hicache_compile.runtime.replay import parameters as weights
+from hicache_compile.policy.forecasters import weights
 
 Series = Callable[[float], float]
 Simulated = tuple[int, list[int], float]  # step, computed steps, forecast

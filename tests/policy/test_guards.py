@@ -25,10 +25,12 @@ from hicache_compile import (
     FlexCache,
     Free,
     HiCacheError,
+    Interval,
     KeySteps,
     LeMiCa,
     MagCache,
     MagCacheSchedule,
+    PerKind,
     Policy,
     Reuse,
     SpeCa,
@@ -36,29 +38,67 @@ from hicache_compile import (
     TeaCache,
     TeaCacheGuard,
 )
+from hicache_compile.passes.graph.choices import Choice, Phases
+from hicache_compile.passes.work import Stage
 from hicache_compile.policy.guards import GUARDS
 from hicache_compile.policy.json_codec import from_json, to_json
 from hicache_compile.policy.presets.flexcache import from_params, pab_ranges, teacache_threshold
+from hicache_compile.policy.run import RunInfo
 from hicache_compile.policy.schedules.lemica_lists import LISTS, lemica_mask
 from hicache_compile.policy.schedules.magcache_tables import MAGCACHE_TABLES
-from hicache_compile.runtime.deciders.guarded import Course
+from hicache_compile.runtime.deciders import Decision, RowSpec
+from hicache_compile.runtime.deciders.guarded import GuardedDecider
 
 Measured = Callable[[int, Sequence[int]], float]  # step, computed steps -> what the guard is shown
 
 
+class Programs:
+    """What the passes make of a policy with guards, without a model."""
+
+    def __init__(self, policy: Policy) -> None:
+        probes = enumerate(guard.probe for guard in policy.guards)
+        self.stages = [Stage(n, Choice.probe(n), Choice.FORECAST) for n, probe in probes if probe.before]
+
+    def choice(self, forecasts: Sequence[str], phases: Phases = ()) -> Choice:
+        return Choice.forecasting(forecasts, [""])
+
+
+def decider_of(policy: Policy, num_steps: int) -> GuardedDecider:
+    return GuardedDecider(policy, Programs(policy), RowSpec(policy.depth), num_steps)  # type: ignore[arg-type]
+
+
+def decided(decider: GuardedDecider, step: int, shown: Callable[[int], list[float]], forced: bool = False) -> Decision:
+    """What ``step`` does where guard ``n`` is shown ``shown(n)`` whenever the host reads what it measured."""
+    asking = decider.decide(step, forced)
+    try:
+        ask = next(asking)
+        while True:
+            ask = asking.send(shown(ask.guard) if ask.reads else [])
+    except StopIteration as end:
+        decision: Decision = end.value
+        return decision
+
+
 def decisions(policy: Policy, num_steps: int, measured: Measured) -> str:
-    """The letters of a run in which guard 0 is shown ``measured`` of each step."""
-    course = Course(policy, num_steps, policy.depth)
+    """The letters of a run in which guards are shown ``measured`` of each step."""
+    decider = decider_of(policy, num_steps)
     letters = ""
     for step in range(num_steps):
-        shown = [measured(step, course.anchors.steps), 1.0] if step else [math.inf, math.nan]
-        full = course.forces(step) or not course.skips(0, step, shown)
-        if full:
-            course.compute(step)
-        else:
-            course.forecast(step)
-        course.after(step, full)
-        letters += "F" if full else "."
+        shown = [measured(step, decider.computed), 1.0] if step else [math.inf, math.nan]
+        decision = decided(decider, step, lambda guard, shown=shown: shown)  # type: ignore[misc]
+        decider.after(step, decision, {})
+        letters += decision.letter
+    return letters
+
+
+def late_decisions(policy: Policy, num_steps: int, measured: Callable[[int], float]) -> str:
+    """The letters of a run in which what is measured after a step is ``measured`` of it, when the host reads it."""
+    decider = decider_of(policy, num_steps)
+    letters = ""
+    for step in range(num_steps):
+        decision = decided(decider, step, lambda guard: [])
+        decider.after(step, decision, {guard: [measured(step)] for guard in decision.reads})
+        letters += decision.letter
     return letters
 
 
@@ -251,7 +291,7 @@ def test_flexcache_says_what_is_wrong(fields: dict[str, Any], message: str) -> N
 
 def test_pab_reuses_inside_its_window_only() -> None:
     times = tuple(1000 - 50 * step for step in range(20))
-    schedule = Broadcast(3, window=(100, 850)).timed(times)
+    schedule = Broadcast(3, window=(100, 850)).bind(RunInfo(times=lambda: times))
     skipped = [step for step in range(20) if not schedule.computes(step, 20)]
     assert skipped == [s for s in range(20) if s % 3 and 100 < times[s] < 850]
     assert computed(Broadcast(3, window=(100, 850)), 20) == computed(schedule, 20)  # times fall evenly
@@ -261,12 +301,12 @@ def test_pab_reuses_inside_its_window_only() -> None:
 
 def test_mlps_are_broadcast_after_their_key_steps() -> None:
     times = (1000, 864, 788, 676, 500, 300)
-    schedule = KeySteps((864, 676), skips=2).timed(times)
+    schedule = KeySteps((864, 676), skips=2).bind(RunInfo(times=lambda: times))
     assert [schedule.computes(step, 6) for step in range(6)] == [True, True, False, True, False, True]
 
 
 def test_pab_kinds() -> None:
-    groups = dict(PAB(2, 4, 6, mlp=KeySteps((500,), 3)).cut.groups)
+    groups = dict(PAB(2, 4, 6, mlp=KeySteps((500,), 3)).layout.groups)
     assert groups["mlp"] == 3
     assert set(groups) >= {"self-attention", "cross-attention", "temporal-attention"}
 
@@ -294,53 +334,36 @@ def test_every_guard_has_a_window_and_a_cap() -> None:
 
 
 def test_adacache_follows_its_codebook() -> None:
-    course = Course(AdaCache(((0.1, 4), (0.2, 2), (1.0, 1)), warmup=2, cooldown=0), 16, 1)
+    policy = AdaCache(((0.1, 4), (0.2, 2), (1.0, 1)), warmup=2, cooldown=0)
     changes = {1: 0.15, 3: 0.1, 7: 4.0, 8: 0.05}
-    letters = ""
-    for step in range(12):
-        full = course.forces(step) or not course.skips(0, step, ())
-        if full:
-            course.compute(step)
-        else:
-            course.forecast(step)
-        course.after(step, full, [changes[step]] if full and step else ())
-        letters += "F" if full else "."
-    assert letters == "FF.F...FF..."
+    assert late_decisions(policy, 16, lambda step: changes.get(step, 9.0))[:12] == "FF.F...FF..."
 
 
 def test_speca_rejects_for_the_next_step() -> None:
     policy = SpeCa(0.5, 1.0, least=2, warmup=1, max_skips=4)
-    course = Course(policy, 20, policy.depth)
     errors = [0.9, 0.6, 0.1, 0.1, 0.1, 0.1]  # the first draft is not judged
-    letters = ""
-    for step in range(9):
-        full = course.forces(step) or not course.skips(0, step, ())
-        if full:
-            course.compute(step)
-        else:
-            course.forecast(step)
-        course.after(step, full, () if full else [errors.pop(0)])
-        letters += "F" if full else "."
-    assert letters == "F..F....F"
+    assert late_decisions(policy, 20, lambda step: errors.pop(0) if errors else 9.0)[:9] == "F..F....F"
 
 
 def test_dicache_aligns_with_how_far_the_probe_went() -> None:
-    watcher = DiCacheGuard(1.0).watch(20)
-    watcher.after_full(0, ())
-    assert watcher.skips(1, [0.1, math.nan])
-    assert watcher.weights() is None  # one residual: it is reused
-    watcher.after_full(2, ())
+    rule = DiCacheGuard(1.0).watch(20)
+    rule.after_full(0, ())
+    assert rule.skips(1, [0.1, math.nan])
+    assert rule.weights() is None  # one residual: it is reused
+    rule.after_full(2, ())
     for progress, gamma in [(0.5, 1.0), (1.2, 1.2), (3.0, 1.5), (math.nan, 1.0), (math.inf, 1.5)]:
-        assert watcher.skips(3, [0.0, progress])
-        assert watcher.weights() == [gamma, 1.0 - gamma]
+        assert rule.skips(3, [0.0, progress])
+        assert rule.weights() == [gamma, 1.0 - gamma]
 
 
 @pytest.mark.parametrize("shown", [math.nan, math.inf, -math.inf])
 def test_what_is_no_finite_number_computes_and_is_counted(shown: float, caplog: pytest.LogCaptureFixture) -> None:
-    course = Course(FBCache(0.5), 5, 1)
-    course.compute(0)
-    assert not course.skips(0, 1, [shown])
-    assert course.nonfinite == 1
+    decider = decider_of(FBCache(0.5), 5)
+    for step in range(2):
+        decision = decided(decider, step, lambda guard: [shown])
+        decider.after(step, decision, {})
+        assert decision == Decision(Choice.FULL, "F")
+    assert decider.nonfinite == 1
     assert "FirstBlockGuard measured" in caplog.text
 
 
@@ -366,7 +389,7 @@ def test_what_is_no_finite_number_computes_and_is_counted(shown: float, caplog: 
 def test_json_gives_an_equal_policy_back(policy: Policy) -> None:
     again = from_json(to_json(policy))
     assert again == policy
-    assert (repr(again), again.cut, hash(again)) == (repr(policy), policy.cut, hash(policy))
+    assert (repr(again), again.layout, hash(again)) == (repr(policy), policy.layout, hash(policy))
 
 
 BAD: list[tuple[type, dict[str, Any], str, Any]] = [
@@ -408,10 +431,7 @@ def test_a_bad_value_is_named(cls: type, fields: dict[str, Any], field: str, val
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"scope": "module", "guards": (FirstBlockGuard(0.1),)}, "must be 'stack' with a FirstBlockGuard"),
-        ({"scope": "block", "guards": (AdaCacheGuard(),)}, "must be 'stack' with a AdaCacheGuard"),
         ({"scope": "stack", "guards": (FirstBlockGuard(0.1), TeaCacheGuard(0.1))}, "from the fewest blocks measured"),
-        ({"scope": "stack", "guards": (SpeCaGuard(), SpeCaGuard())}, "must be alone, a SpeCaGuard"),
         ({"scope": "stack", "guards": 3}, "must be a tuple of guards"),
     ],
 )
@@ -420,11 +440,29 @@ def test_guards_that_do_not_fit_are_refused(fields: dict[str, Any], message: str
         Policy(Free(), Reuse(), **fields)
 
 
-def test_kinds_and_guards_do_not_mix() -> None:
-    with pytest.raises(HiCacheError, match="must be 'module' where the schedule is PerKind"):
+def test_kinds_are_sites_of_their_own_at_one_scope_only() -> None:
+    with pytest.raises(
+        HiCacheError, match=r"a schedule for each kind of site \(PerKind\) cannot be combined with a scope"
+    ):
         PAB(scope="stack")
-    with pytest.raises(HiCacheError, match="must be \\(\\) where the schedule is PerKind"):
-        Policy(PAB().schedule, Reuse(), "module", (TeaCacheGuard(0.1),))
+
+
+def test_where_no_guard_skips_kinds_follow_their_schedules() -> None:
+    """Attention every second step, MLPs are free: computed unless a guard skips."""
+    schedule = PerKind({"self-attention": Interval(2, 1), "mlp": Free()})
+    policy = Policy(schedule, Reuse(), "module", (TeaCacheGuard(0.25),))
+    programs, groups = Programs(policy), ("self-attention", "mlp")
+    programs.choice = lambda forecasts, phases=(): Choice.forecasting(forecasts, groups)  # type: ignore[method-assign]
+    decider = GuardedDecider(policy, programs, RowSpec(1, groups, (0, 1)), 8)  # type: ignore[arg-type]
+    letters, forecast = "", []
+    for step in range(8):
+        decision = decided(decider, step, lambda guard: [0.1])
+        decider.after(step, decision, {})
+        letters += decision.letter
+        forecast.append(decider.rows.steps[step].forecasts)
+    # .1 and .2 skip, .3 does not: where the schedule computes attention too, the sum starts over
+    assert letters == "F..pF..p"
+    assert forecast[1:4] == [[*groups], [*groups], ["self-attention"]]
 
 
 def test_a_cooldown_needs_to_know_the_end() -> None:

@@ -88,7 +88,7 @@ POLICIES = [
     *(Policy(Interval(6), f) for f in MEASURED),
     *(
         Policy(Interval(6), Hermite(), scope, first=i, last=j)
-        for scope in ("block", "stack")
+        for scope in ("module", "block", "stack")
         for i, j in [(3, 1), (3, 0), (0, 1)]
     ),
     *(Policy(Interval(6), Hermite(), scope) for scope in ("module", "output")),
@@ -251,8 +251,6 @@ OTHER: list[tuple[Any, dict[str, Any], str, list[Any], str]] = [
     (Policy, POLICY_FIELDS, "scope", ["blocks", "", None, 1, ["module"]], "module, block, stack, output"),
     (Policy, POLICY_FIELDS, "guards", [None, (1,), "", 0, {}], "a tuple of guards"),
     (Policy, POLICY_FIELDS, "groups", [(), {}, 0, False, "self"], "must be None"),
-    (Policy, POLICY_FIELDS, "first", [1, 2], "must be 0 at scope 'module'"),
-    (Policy, POLICY_FIELDS | {"scope": "output"}, "last", [1], "must be 0 at scope 'output'"),
     (Policy, POLICY_FIELDS, "smoothing", ["exponential", True, 0.8, Smoothing, {}], "a Smoothing or None"),
 ]
 
@@ -296,6 +294,15 @@ def test_every_field_is_tried_with_bad_values() -> None:
 )
 def test_the_ends_of_a_range_are_allowed(cls: type, field: str, good: float) -> None:
     assert getattr(cls(**{field: good}), field) == good
+
+
+def test_first_and_last_blocks_stay_live_where_blocks_are_cut() -> None:
+    for scope in ("module", "block", "stack"):
+        policy = Policy(Interval(6), Hermite(), scope, first=2, last=1)
+        assert (policy.layout.first, policy.layout.last) == (2, 1)
+    for field in ("first", "last"):
+        with pytest.raises(HiCacheError, match=r"no block can be left live: use scope 'module', 'block' or 'stack'"):
+            Policy(Interval(6), Hermite(), "output", **{field: 1})
 
 
 def test_hybrid_smoothing_needs_differences() -> None:

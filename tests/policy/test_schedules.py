@@ -1,10 +1,10 @@
-"""Schedules, presets and masks against the published tables; plans against a ring simulated by hand."""
+"""Schedules, presets and masks against the published tables; rows of weights against a ring simulated by hand."""
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -25,9 +25,12 @@ from hicache_compile import (
     Taylor,
     TaylorSeer,
 )
-from hicache_compile.runtime.deciders.scheduled import Plan
+from hicache_compile.passes.graph.choices import Choice, Phases
+from hicache_compile.runtime.deciders import Decision, RowSpec
+from hicache_compile.runtime.deciders.scheduled import ScheduledDecider
 
 Preset = Callable[..., Policy]
+CPU = torch.device("cpu")
 
 GOLDEN = {
     ("slow", 28): "1111111101110011100110010001",
@@ -213,61 +216,84 @@ POLICIES = [
 ]
 
 
+class Programs:
+    """Programs of sites that are decided all together, without a model."""
+
+    def choice(self, forecasts: Sequence[str], phases: Phases = ()) -> Choice:
+        return Choice.forecasting(forecasts, [""])
+
+
+def decider_of(policy: Policy, num_steps: int | None, depth: int, start: int = 0) -> ScheduledDecider:
+    return ScheduledDecider(policy, Programs(), RowSpec(depth), num_steps, start)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("start", [0, 1, 7])
 @pytest.mark.parametrize("spare", [0, 1, 3])
 @pytest.mark.parametrize("policy", POLICIES, ids=range(len(POLICIES)))
-def test_a_plan_in_ring_order_reproduces_the_weights(policy: Policy, spare: int, start: int) -> None:
-    plan = Plan(policy, 40, policy.depth + spare, start)
+def test_rows_in_ring_order_reproduce_the_weights(policy: Policy, spare: int, start: int) -> None:
+    decider = decider_of(policy, 40, policy.depth + spare, start)
     values = np.random.default_rng(start).normal(size=40)
     ring = np.full(policy.depth + spare, 1e30)  # an unwritten row that is read would show
     computed: list[int] = []
     for step, letter in enumerate(policy.decisions(40, start), start):
-        assert plan.computes(step) == (letter == "F")
+        rows = decider.rows.steps[step]
+        assert decider.computes(step) == (letter == "F")
+        assert decider.decide(step, False) == Decision(Choice.FULL if letter == "F" else Choice.FORECAST, letter)
         if letter == "F":
-            ring[plan.positions[step]] = values[step]
+            ring[rows.positions[0]] = values[step]
             computed.append(step)
             continue
         expected = np.dot(policy.weights(computed, step), values[computed[::-1]][: len(policy.weights(computed, step))])
-        assert np.dot(plan.rows[step], ring) == pytest.approx(expected, rel=1e-12, abs=1e-12)  # same sum, other order
+        assert np.dot(rows.weights[0], ring) == pytest.approx(expected, rel=1e-12, abs=1e-12)  # same sum, other order
 
 
 @pytest.mark.parametrize("policy", [HiCache(4), TaylorSeer(6, order=3, warmup=1), FORA(3)], ids=str)
 @pytest.mark.parametrize("start", [0, 7])
-def test_a_plan_of_unknown_length_grows_into_the_known_one(policy: Policy, start: int) -> None:
-    known = Plan(policy, 300, policy.depth, start)
-    growing = Plan(policy, None, policy.depth, start)
+def test_a_run_of_unknown_length_grows_into_the_known_one(policy: Policy, start: int) -> None:
+    known = decider_of(policy, 300, policy.depth, start)
+    growing = decider_of(policy, None, policy.depth, start)
     for step in (start, start + 63, start + 64, 150, 299):
-        assert growing.computes(step) == known.full[step]
-        assert len(growing.on_device(torch.device("cpu"), torch.float32, step).rows) > step
-    for laid_out in ("full", "positions", "rows"):
-        assert getattr(growing, laid_out)[:300] == getattr(known, laid_out)
+        assert growing.computes(step) == known.computes(step)
+        decision = growing.decide(step, False)
+        assert decision == known.decide(step, False)
+        for state, value in growing.inputs(step, decision, CPU, torch.float32).items():
+            assert torch.equal(value, known.inputs(step, decision, CPU, torch.float32)[state])
+    assert growing.rows.steps[:300] == known.rows.steps[:300]
 
 
 def test_a_mask_serves_a_run_of_unknown_length_until_it_ends() -> None:
-    plan = Plan(SCM("fast"), None, 1)
-    assert "".join("1" if plan.computes(step) else "0" for step in range(28)) == GOLDEN["fast", 28]
+    decider = decider_of(SCM("fast"), None, 1)
+    assert "".join("1" if decider.computes(step) else "0" for step in range(28)) == GOLDEN["fast", 28]
+    decider.inputs(27, decider.decide(27, False), CPU, torch.float32)
     with pytest.raises(HiCacheError, match=r"step 28: StepMask\.mask covers only 28 steps"):
-        plan.computes(28)
+        decider.computes(28)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("depth", [3, 4, 5])
-def test_device_rows_are_the_plan_in_the_wanted_dtype(depth: int, dtype: torch.dtype) -> None:
-    plan = Plan(HiCache(5), 30, depth)
-    table = plan.on_device(torch.device("cpu"), dtype, 0)
-    assert torch.equal(torch.stack(table.rows), torch.tensor(plan.rows, dtype=dtype))
-    assert torch.equal(torch.stack(table.positions), torch.tensor(plan.positions)[:, None])
+def test_device_rows_are_those_of_the_run_in_the_wanted_dtype(depth: int, dtype: torch.dtype) -> None:
+    decider = decider_of(HiCache(5), 30, depth)
+    table = decider.rows.table(CPU, dtype, 0)
+    rows = decider.rows.steps
+    assert torch.equal(torch.stack(table.weights), torch.tensor([row.weights[0] for row in rows], dtype=dtype))
+    assert torch.equal(torch.stack(table.positions), torch.tensor([row.positions for row in rows]))
     assert {place.dtype for place in table.positions} == {torch.int64}
-    for entry in (*table.rows, *table.positions):
+    for entry in (*table.weights, *table.positions):
         assert entry.storage_offset() * entry.element_size() % 16 == 0  # else inductor copies it before every step
 
 
 def test_the_table_is_uploaded_once_a_dtype_and_again_only_to_grow() -> None:
-    cpu = torch.device("cpu")
-    plan = Plan(HiCache(6), None, 3)
-    table = plan.on_device(cpu, torch.float32, 0)
-    assert all(plan.on_device(cpu, torch.float32, step) is table for step in range(64))
-    assert plan.on_device(cpu, torch.float64, 0).rows[0].dtype == torch.float64
-    grown = plan.on_device(cpu, torch.float32, 64)
-    assert torch.equal(torch.stack(grown.rows[:64]), torch.stack(table.rows))
-    assert plan.on_device(cpu, torch.float32, 65) is grown
+    decider = decider_of(HiCache(6), None, 3)
+
+    def inputs(step: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
+        return tuple(decider.inputs(step, decider.decide(step, False), CPU, dtype).values())
+
+    first = [inputs(step) for step in range(64)]
+    assert all(new is old for step in range(64) for new, old in zip(inputs(step), first[step], strict=True))
+    grown = inputs(64)
+    assert all(torch.equal(new, old) for s in range(64) for new, old in zip(inputs(s), first[s], strict=True))
+    assert all(new is old for new, old in zip(inputs(64), grown, strict=True))
+    table = decider.rows.table(CPU, torch.float32, 128)
+    inputs(127)
+    assert decider.rows.table(CPU, torch.float32, 128) is table
+    assert {value.dtype for value in inputs(0, torch.float64)} == {torch.int64, torch.float64}
