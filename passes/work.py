@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx
@@ -132,10 +132,10 @@ class Rewrite:
         last = ends.index(choice) if choice in ends else len(ends) - 1
         return [*(self.programs[stage.probe] for stage in self.stages[: last + 1]), self.program(choice)]
 
-    def choice(self, forecasts: list[str], phases: Phases = ()) -> Choice:
+    def choice(self, forecasts: Sequence[str], phases: Phases = ()) -> Choice:
         """The choice to forecast the groups ``forecasts`` and to compute the others in ``phases``."""
         choice = Choice.forecasting(forecasts, self.groups)
-        return replace(choice, phases=phases) if phases and self.sparse else choice
+        return choice.with_phases(phases) if phases and self.sparse else choice
 
     @property
     def blocks(self) -> int:

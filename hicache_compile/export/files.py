@@ -13,8 +13,11 @@ from torch.export import Dim, ExportedProgram
 
 from hicache_compile.errors import HiCacheError, whole_number
 from hicache_compile.export.manifest import Manifest, Port
+from hicache_compile.export.plan import traits_when_exported
 from hicache_compile.export.stepping import stepping
+from hicache_compile.policy.compatibility import check
 from hicache_compile.policy.json_codec import as_policy
+from hicache_compile.policy.sparsity.chipmunk import as_sparsity
 from hicache_compile.runtime.replay.capture import capture_call
 
 log = logging.getLogger(__name__)
@@ -23,7 +26,7 @@ MANIFEST = "hicache_compile.manifest"  # the key under which an ONNX file holds 
 
 
 def _exported(
-    model: nn.Module, policy: Any, example_inputs: Any, num_steps: int, dynamic: bool | str
+    model: nn.Module, policy: Any, example_inputs: Any, num_steps: int, dynamic: bool | str, sparsity: Any
 ) -> tuple[ExportedProgram, Manifest]:
     whole_number("export", "num_steps", num_steps, 1)
     if not isinstance(model, nn.Module):
@@ -32,11 +35,12 @@ def _exported(
         raise HiCacheError(f"export.dynamic = {dynamic!r}: must be True, False or 'batch'")
     wanted = as_policy(policy)
     wanted.decisions(num_steps)
+    check("export.policy", traits_when_exported(wanted))
     call = capture_call(getattr(model, "_orig_mod", model), example_inputs, "export", dynamic)
-    module, manifest, examples = stepping(call, wanted, num_steps)
+    module, manifest, examples = stepping(call, wanted, num_steps, as_sparsity(sparsity))
     shapes = None
     if dynamic:
-        sizes = {port.name: port.shape for port in (*manifest.arguments, *manifest.state)}
+        sizes = {port.name: port.shape for port in (*manifest.arguments, *manifest.controls, *manifest.state)}
         names = [node.name for node in module.graph.find_nodes(op="placeholder")]
         varying = [{i for i, size in enumerate(sizes.get(name, ())) if isinstance(size, str)} for name in names]
         shapes = tuple(dict.fromkeys(places, Dim.AUTO) for places in varying)
@@ -73,12 +77,13 @@ def export_program(
     *,
     num_steps: int = 50,
     dynamic: bool | str = False,
+    sparsity: Any = None,
 ) -> Manifest:
     """Save the guarded denoiser as a ``torch.export`` program: ``torch.export.load(path).module()`` runs it.
 
     Args and errors: see ``export_onnx``. ``PATH.json`` is the manifest.
     """
-    program, manifest = _exported(model, policy, example_inputs, num_steps, dynamic)
+    program, manifest = _exported(model, policy, example_inputs, num_steps, dynamic, sparsity)
     torch.export.save(program, path)
     _beside(path).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
@@ -92,6 +97,7 @@ def export_aoti(
     *,
     num_steps: int = 50,
     dynamic: bool | str = False,
+    sparsity: Any = None,
 ) -> Manifest:
     """Compile the guarded denoiser with AOTInductor into one package, weights included.
 
@@ -100,7 +106,7 @@ def export_aoti(
     """
     if Path(path).suffix != ".pt2":
         raise HiCacheError(f"export_aoti.path = {str(path)!r}: must end in .pt2")
-    program, manifest = _exported(model, policy, example_inputs, num_steps, dynamic)
+    program, manifest = _exported(model, policy, example_inputs, num_steps, dynamic, sparsity)
     torch._inductor.aoti_compile_and_package(program, package_path=str(path))
     _beside(path).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
@@ -114,13 +120,15 @@ def export_onnx(
     *,
     num_steps: int = 50,
     dynamic: bool | str = False,
+    sparsity: Any = None,
 ) -> Manifest:
     """Write the guarded denoiser as ONNX: one ``If`` whose branches are the full and the forecast step.
 
-    Inputs are the tensors among the denoiser's arguments by name, then ``computing`` (bool), ``position`` ``[1]``
-    int64, ``weights`` ``[depth]``, and a ring ``anchors_0``, ... a slot; outputs are ``sample`` and
-    ``next_anchors_0``, .... What is no tensor among the arguments is fixed. ``OnnxDenoiser`` runs it; the manifest is
-    in the file's metadata. Weights over 1 GiB go to ``PATH.data``.
+    Inputs are the tensors among the denoiser's arguments by name, then the controls (``computing`` (bool), ``position``
+    ``[1]`` int64, ``weights`` ``[depth]``; more where guards or kinds are decided in the graph, see ``Manifest``), and
+    the state, a ring ``anchors_0``, ... a slot; outputs are ``sample`` and ``next_anchors_0``, .... What is no tensor
+    among the arguments is fixed. ``OnnxDenoiser`` runs it; the manifest is in the file's metadata. Weights over 1 GiB
+    go to ``PATH.data``.
 
     Args:
         model: the denoiser, or what ``hicache_compile`` made of it.
@@ -128,6 +136,7 @@ def export_onnx(
         example_inputs: the arguments of one call, by name or in order; the denoiser is called with them once.
         path: the file to write.
         num_steps: length of the run whose plan goes into the manifest.
+        sparsity: how sparse computed steps are, as in ``hicache_compile``.
         dynamic: let every size vary, or with ``"batch"`` the batch alone: where a denoiser cuts its sample into
             patches, torch cannot export a branch on sizes of the sample. The example has two of what may vary.
 
@@ -135,7 +144,7 @@ def export_onnx(
         HiCacheError: nothing is cached under ``policy``, the denoiser is captured in several graphs, its sizes cannot
             vary, or an argument is not what is allowed.
     """
-    program, manifest = _exported(model, policy, example_inputs, num_steps, dynamic)
+    program, manifest = _exported(model, policy, example_inputs, num_steps, dynamic, sparsity)
     names = [node.name for node in program.module().graph.find_nodes(op="placeholder")]
     converted = torch.onnx.export(
         program,

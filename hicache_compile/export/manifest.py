@@ -9,10 +9,8 @@ from typing import Any
 
 from hicache_compile.errors import HiCacheError
 from hicache_compile.export.sizes import Size, size_of
-from hicache_compile.policy.policy import Policy
-from hicache_compile.runtime.deciders.scheduled import Plan
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +39,40 @@ class Port:
 class Manifest:
     """How to drive an exported graph.
 
-    One step is ``(*outputs, *next_state) = graph(*arguments, computing, position, weights, *state)`` with
-    ``computing``, ``position`` ``[1]`` and ``weights`` ``[depth]`` of that step from ``plan``, and the state of the
-    step before; every run begins with a state of zeros.
+    One step is ``(*outputs, *next_state) = graph(*arguments, *controls, *state)``; every run begins with a state of
+    zeros, but for what is in ``first``.
+
+    Args:
+        policy: as plain data; empty where it has a part of your own.
+        arguments: of the denoiser, in order.
+        controls: what decides and weighs: ``computing`` ``[]`` (whether the branch that computes is taken; with kinds
+            that are decided each by itself, or phases of sparse steps, one for each), ``position`` ``[groups]``,
+            ``weights`` ``[depth]`` or ``[rows, depth]``; where guards decide in the graph ``computing`` (whether the
+            step is forced), ``step``, ``table`` and ``parameters_N`` of each guard.
+        state: rings and whatever else lasts from step to step.
+        outputs: what the denoiser returns.
+        depth: anchors a ring holds.
+        plan: by control its value at each step of a run.
+        constants: controls that are the same at every step.
+        first: the state at the start of a run that is not zero, by name.
+        groups, group_of, per_slot: which row of positions and weights a ring reads, see ``RowSpec``.
+        sparsity: of computed steps, as plain data.
     """
 
     policy: dict[str, Any]
     arguments: tuple[Port, ...]
+    controls: tuple[Port, ...]
     state: tuple[Port, ...]
     outputs: tuple[str, ...]
     depth: int
     weights_dtype: str = "float32"
     plan: dict[str, list[Any]] = field(default_factory=dict)
+    constants: dict[str, Any] = field(default_factory=dict)
+    first: dict[str, list[float]] = field(default_factory=dict)
+    groups: tuple[str, ...] = ("",)
+    group_of: tuple[int, ...] = ()
+    per_slot: bool = False
+    sparsity: dict[str, Any] | None = None
     format: int = FORMAT
 
     @property
@@ -74,19 +94,24 @@ class Manifest:
             data = json.loads(text)
         except ValueError as error:
             raise HiCacheError(f"manifest: must be JSON; {error}") from None
+        if isinstance(data, Mapping) and data.get("format") == 1:
+            data = _upgraded(data)
         if not isinstance(data, Mapping) or data.get("format") != FORMAT:
             raise HiCacheError(
                 f"manifest.format = {data.get('format') if isinstance(data, Mapping) else None!r}: must be {FORMAT}"
             )
         ports = {
             name: tuple(Port(p["name"], tuple(p["shape"]), p["dtype"]) for p in data[name])
-            for name in ("arguments", "state")
+            for name in ("arguments", "controls", "state")
         }
-        return cls(**{**data, **ports, "outputs": tuple(data["outputs"])})
+        tuples = {name: tuple(data[name]) for name in ("outputs", "groups", "group_of")}
+        return cls(**{**data, **ports, **tuples})
 
 
-def plan_of(policy: Policy, num_steps: int, depth: int) -> dict[str, list[Any]]:
-    """The plan of a run as plain lists: ``computing``, ``position`` and ``weights`` of each step."""
-    plan = Plan(policy, num_steps, depth)
-    plan.computes(num_steps - 1)
-    return {"computing": plan.full, "position": plan.positions, "weights": plan.rows}
+def _upgraded(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Format 1 as format 2: there the three controls were understood."""
+    depth, dtype = data["depth"], data.get("weights_dtype", "float32")
+    controls = [("computing", [], "bool"), ("position", [1], "int64"), ("weights", [depth], dtype)]
+    named = [{"name": name, "shape": shape, "dtype": kind} for name, shape, kind in controls]
+    group_of = [0] * len(data["state"])
+    return {**data, "controls": named, "groups": [""], "group_of": group_of, "format": FORMAT}

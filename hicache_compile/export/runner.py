@@ -10,16 +10,19 @@ from typing import Any
 import numpy as np
 
 from hicache_compile.errors import HiCacheError, whole_number
-from hicache_compile.export.manifest import Manifest, plan_of
+from hicache_compile.export.manifest import Manifest
+from hicache_compile.export.plan import Branches, Plan, check_fits, constants_of, dense, plan_of
 from hicache_compile.export.sizes import size_of
 from hicache_compile.policy.json_codec import as_policy
+from hicache_compile.policy.sparsity.chipmunk import Chipmunk
+from hicache_compile.runtime.deciders.rows import RowSpec
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Plan = dict[str, list[Any]]
 
 
 class OnnxDenoiser:
-    """An ONNX file of ``export_onnx``, with the state and the step counter it needs.
+    """An ONNX file of ``export_onnx``, with the state and the step counter it needs. ``decisions``: those of the newest
+    trajectory, one letter a step, by context.
 
     ::
 
@@ -30,11 +33,13 @@ class OnnxDenoiser:
 
     Args:
         path: the file.
-        policy: another policy than the one it was exported with; its ring is no larger.
+        policy: another policy than the one it was exported with, of the same graph: its scope, its kinds and what its
+            guards measure are the same, and it reads no more anchors.
         session_options, providers: as in ``onnxruntime.InferenceSession``; by default the CPU.
 
     Raises:
-        HiCacheError: the file was not written by ``export_onnx``, or ``policy`` needs more anchors than it has.
+        HiCacheError: the file was not written by ``export_onnx``, or ``policy`` needs another graph or more
+            anchors than it has.
     """
 
     def __init__(
@@ -54,15 +59,17 @@ class OnnxDenoiser:
             raise HiCacheError(f"OnnxDenoiser.path = {str(path)!r}: must be a file of export_onnx, it has no manifest")
         self.manifest = Manifest.from_json(described)
         self._value = onnxruntime.OrtValue.ortvalue_from_numpy
-        self._policy = as_policy(self.manifest.policy if policy is None else policy)
-        if self._policy.depth > self.manifest.depth:
+        if policy is None and not self.manifest.policy:
             raise HiCacheError(
-                f"OnnxDenoiser.policy needs {self._policy.depth} anchors: must be at most "
-                f"{self.manifest.depth}, what the rings of the file hold"
+                "OnnxDenoiser.policy = None: must be the policy of the export, which has parts of your own"
             )
+        self._policy = as_policy(self.manifest.policy if policy is None else policy)
+        check_fits(self._policy, as_policy(self.manifest.policy) if self.manifest.policy else self._policy)
         self._plan: Plan | None = None
+        self._constants: dict[str, Any] = {}
         self._context = "default"
-        self._states: dict[str, tuple[int, list[Any]]] = {}  # step, rings
+        self._states: dict[str, tuple[int, list[Any]]] = {}  # step, state
+        self.decisions: dict[str, str] = {}
 
     @contextmanager
     def trajectory(self, num_steps: int) -> Iterator[None]:
@@ -75,12 +82,25 @@ class OnnxDenoiser:
         if self._plan is not None:
             raise HiCacheError(f"trajectory({num_steps}): a trajectory is open already")
         self._policy.decisions(num_steps)
-        self._plan = plan_of(self._policy, num_steps, self.manifest.depth)
-        self._states = {}
+        self._begin(num_steps)
+        self._states, self.decisions = {}, {}
         try:
             yield
         finally:
             self._plan, self._states = None, {}
+
+    def _begin(self, num_steps: int) -> Plan:
+        """The plan of a run of ``num_steps``."""
+        manifest, policy = self.manifest, self._policy
+        spec = RowSpec(manifest.depth, manifest.groups, manifest.group_of, manifest.per_slot, len(manifest.group_of))
+        sparsity = None if manifest.sparsity is None else Chipmunk.from_dict(manifest.sparsity)
+        names = [port.name for port in manifest.controls]
+        branches = Branches(manifest.groups, sparsity is not None)
+        self._plan = plan_of(policy, num_steps, spec, branches, sparsity, names)
+        constants = constants_of(policy, num_steps, manifest.depth)
+        dtypes = {port.name: port.dtype for port in manifest.controls}
+        self._constants = {name: self._value(dense(value, dtypes[name])) for name, value in constants.items()}
+        return self._plan
 
     @contextmanager
     def cache_context(self, name: str) -> Iterator[None]:
@@ -99,39 +119,63 @@ class OnnxDenoiser:
                 changed then.
         """
         known = self._check(arguments)
-        step, rings = self._states.get(self._context, (0, None))
-        plan = self._plan or plan_of(self._policy, 1, self.manifest.depth)
-        if step >= len(plan["computing"]):
+        step, state = self._states.get(self._context, (0, None))
+        is_open = self._plan is not None
+        plan = self._plan or self._begin(1)
+        steps = len(next(iter(plan.values())))
+        if not is_open:
+            self._plan = None
+        if step >= steps:
             raise HiCacheError(f"step {step} of context {self._context!r}: the trajectory has {step} steps")
-        rings = rings or self._zeros(known)
-        row = np.asarray(plan["weights"][step], dtype=self.manifest.weights_dtype)
-        outputs = self.step(arguments, plan["computing"][step], plan["position"][step], row, rings)
+        outputs = self.step(
+            arguments, {name: values[step] for name, values in plan.items()}, state or self._first(known)
+        )
         count = len(self.manifest.outputs)
-        if self._plan is not None:
+        if is_open:
             self._states[self._context] = (step + 1, outputs[count:])
+            letter = self._letter(plan, step, outputs[count:])
+            self.decisions[self._context] = self.decisions.get(self._context, "") + letter
         return tuple(value.numpy() for value in outputs[:count])
 
-    def step(
-        self, arguments: Mapping[str, Array], computing: bool, position: int, weights: Array, rings: list[Any]
-    ) -> list[Any]:
-        """One step with state of the caller's: OrtValues in, the outputs and the next rings as OrtValues out.
+    def step(self, arguments: Mapping[str, Array], controls: Mapping[str, Any], state: list[Any]) -> list[Any]:
+        """One step with state of the caller's.
+
+        Args:
+            arguments: of the denoiser, by name.
+            controls: by name, those of the plan.
+            state: OrtValues in the order of the manifest.
+
+        Returns:
+            The outputs and the next state, OrtValues.
 
         Raises:
-            HiCacheError: ``rings`` are not those of the manifest.
+            HiCacheError: ``state`` is not that of the manifest.
         """
-        if len(rings) != len(self.manifest.state):
-            raise HiCacheError(f"state has {len(rings)} rings: must be {len(self.manifest.state)}")
+        if len(state) != len(self.manifest.state):
+            raise HiCacheError(f"state has {len(state)} tensors: must be {len(self.manifest.state)}")
         known = self._check(arguments)
-        for port, ring in zip(self.manifest.state, rings, strict=True):
-            port.refuse("state", tuple(ring.shape()), _element(ring), known)
-        feed = {name: self._value(np.ascontiguousarray(value)) for name, value in arguments.items()}
-        feed["computing"] = self._value(np.asarray(computing))
-        feed["position"] = self._value(np.asarray([position], dtype=np.int64))
-        feed["weights"] = self._value(weights)
-        feed |= dict(zip((port.name for port in self.manifest.state), rings, strict=True))
+        for port, kept in zip(self.manifest.state, state, strict=True):
+            port.refuse("state", tuple(kept.shape()), _element(kept), known)
+        feed = {name: self._value(np.ascontiguousarray(value)) for name, value in arguments.items()} | self._constants
+        for port in self.manifest.controls:
+            if port.name in controls:
+                shape = [size for size in port.shape if isinstance(size, int)]
+                feed[port.name] = self._value(np.asarray(controls[port.name], dtype=port.dtype).reshape(shape))
+        feed |= dict(zip((port.name for port in self.manifest.state), state, strict=True))
         read = {entry.name for entry in self.session.get_inputs()}
         wanted = [*self.manifest.outputs, *self.manifest.next_state]
         return list(self.session.run_with_ort_values(wanted, {k: v for k, v in feed.items() if k in read}))
+
+    def _letter(self, plan: Plan, step: int, state: list[Any]) -> str:
+        """The decision of a step, as reports show it."""
+        names = [port.name for port in self.manifest.state]
+        if "run" in names:
+            code = int(state[names.index("run")].numpy()[3])  # see operators.guard_state
+            return "F" if not code else "." if code == 1 else "s"
+        taken = [name for name in plan if name.startswith("computing") and plan[name][step]]
+        if len(self.manifest.groups) > 1:
+            return "F" if len(taken) == len(self.manifest.groups) else "p" if taken else "."
+        return "." if not taken else "S" if any(name.endswith(("sparse", "kept")) for name in taken) else "F"
 
     def _check(self, arguments: Mapping[str, Array]) -> dict[str, int]:
         """Refuse what does not fit; returns the sizes that vary."""
@@ -147,12 +191,15 @@ class OnnxDenoiser:
             port.refuse("argument", tuple(np.shape(arguments[name])), str(np.asarray(arguments[name]).dtype), known)
         return known
 
-    def _zeros(self, known: Mapping[str, int]) -> list[Any]:
-        shapes = [[size_of(size, known) for size in port.shape] for port in self.manifest.state]
-        return [
-            self._value(np.zeros(shape, dtype=port.dtype))
-            for shape, port in zip(shapes, self.manifest.state, strict=True)
-        ]
+    def _first(self, known: Mapping[str, int]) -> list[Any]:
+        """The state at the start of a run."""
+        found = []
+        for port in self.manifest.state:
+            made = np.zeros([size_of(size, known) for size in port.shape], dtype=port.dtype)
+            if port.name in self.manifest.first:
+                made[:] = self.manifest.first[port.name]
+            found.append(self._value(made))
+        return found
 
 
 def _element(value: Any) -> str:

@@ -1,12 +1,13 @@
 """The stepping graph: a guarded denoiser as one module without Python state.
 
-``graph(*arguments, computing, position, weights, *anchors) -> (*outputs, *next_anchors)``; the denoiser's parameters
-keep their names, other tensors it holds are constants.
+``graph(*arguments, *controls, *state) -> (*outputs, *next_state)``, see ``Manifest``; the denoiser's parameters keep
+their names, other tensors it holds are constants.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,48 +15,62 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from hicache_compile.errors import HiCacheError
-from hicache_compile.export.manifest import Manifest, Port, plan_of
+from hicache_compile.export.manifest import Manifest, Port
+from hicache_compile.export.plan import Branches, constants_of, control_name, first_state, plan_of, traits_when_exported
 from hicache_compile.export.sizes import Size
-from hicache_compile.frontend.options import check_decides_before
+from hicache_compile.passes import Rewrite, rewrite
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.graphs import output_node, placeholders
-from hicache_compile.passes.lowering.either import either
+from hicache_compile.passes.graph.inputs import Role, StateInput, state_of
+from hicache_compile.passes.lowering.cond import both_branches
+from hicache_compile.policy.compatibility import Trait, check
 from hicache_compile.policy.json_codec import to_dict
 from hicache_compile.policy.policy import Policy
-from hicache_compile.runtime.program_set import rewrite
+from hicache_compile.policy.sparsity.chipmunk import Chipmunk
+from hicache_compile.runtime.program_set import ProgramSet
 from hicache_compile.runtime.replay.capture import CapturedCall
-from hicache_compile.runtime.storage.budget import layout_of
 
 Attributes = dict[str, Any]
 
 
-def stepping(call: CapturedCall, policy: Policy, num_steps: int) -> tuple[fx.GraphModule, Manifest, list[torch.Tensor]]:
+def _name_of(state: StateInput) -> str:
+    """The name of a control or of what lasts from step to step."""
+    if state.role is Role.COMPUTING:
+        return control_name(state.name)
+    return state.name if state.role is Role.MEMORY else "_".join(part for part in (str(state.role), state.name) if part)
+
+
+def stepping(
+    call: CapturedCall, policy: Policy, num_steps: int, sparsity: Chipmunk | None = None
+) -> tuple[fx.GraphModule, Manifest, list[torch.Tensor]]:
     """The stepping graph of ``call`` under ``policy``, its manifest, and example values of its inputs.
 
     Raises:
-        HiCacheError: nothing is cached, or the denoiser returns something that is no tensor.
+        HiCacheError: nothing is cached, a part of the policy cannot be exported, or the denoiser returns something that
+            is no tensor.
     """
-    check_decides_before("export.policy", policy)
-    made = rewrite(call.captured, layout_of(policy), policy.depth)
+    sparse = frozenset() if sparsity is None else frozenset({Trait.SPARSITY})
+    check("export.policy", traits_when_exported(policy) | sparse)
+    made = rewrite(call.captured, replace(policy.layout, sparsity=sparsity))
     if not made.sites:
         nearest = made.refused[0] if made.refused else "no list of modules with a residual stream was found"
         raise HiCacheError(f"export.policy: must cache something, scope {policy.scope!r} has no site; {nearest}")
-    return _Writer(call, policy, either(made.programs)).write(num_steps)
+    return _Writer(call, policy, made, both_branches(made, policy.guards)).write(num_steps)
 
 
 class _Writer:
-    def __init__(self, call: CapturedCall, policy: Policy, program: fx.GraphModule) -> None:
+    def __init__(self, call: CapturedCall, policy: Policy, rewritten: Rewrite, program: fx.GraphModule) -> None:
         self.call = call
         self.policy = policy
+        self.rewritten = rewritten
         self.program = program
         self.graph = fx.Graph()
         self.env: dict[fx.Node, fx.Node] = {}
         self.attributes: Attributes = {}
         self.examples: dict[str, torch.Tensor] = {}
         self.ports: dict[str, Port] = {}
-        self.state: list[Port] = []
-        self.depth = 0
-        self.weights_dtype = torch.float32
+        self.controls: list[Port] = []
+        self.state: dict[StateInput, Port] = {}
         named = [
             *call.model.named_parameters(remove_duplicate=False),
             *call.model.named_buffers(remove_duplicate=False),
@@ -69,9 +84,10 @@ class _Writer:
         for argument in self.arguments:  # in the order of the denoiser's signature
             if argument in given:
                 self._argument(given[argument])
-        for node in nodes:
-            if "state" in node.meta:
-                self._state(node)
+        kept: list[StateInput] = self.program.meta["kept"]
+        states = {state: node for node in nodes if (state := state_of(node)) is not None}
+        for state in [*(state for state in states if state not in kept), *kept]:
+            self._state(states[state], state, state in kept)
         for node in nodes:
             if node not in self.env:
                 self._constant(node)
@@ -84,16 +100,30 @@ class _Writer:
         module = fx.GraphModule(self.attributes, self.graph, "SteppingGraph")
         outputs = self._select_outputs()
         module.recompile()
-        manifest = Manifest(
-            to_dict(self.policy),
-            tuple(self.ports.values()),
-            tuple(self.state),
-            outputs,
-            self.depth,
-            _dtype(self.weights_dtype),
-            plan_of(self.policy, num_steps, self.depth),
+        return module, self._manifest(num_steps, outputs), list(self.examples.values())
+
+    def _manifest(self, num_steps: int, outputs: tuple[str, ...]) -> Manifest:
+        sparsity = self.rewritten.layout.sparsity
+        programs = ProgramSet(self.rewritten, self.policy.depth)
+        spec = programs.rows(self.policy.depth, 0)
+        branches = Branches(self.rewritten.groups, bool(self.rewritten.sparse))
+        names = [port.name for port in self.controls]
+        return Manifest(
+            policy=_as_data(self.policy),
+            arguments=tuple(self.ports.values()),
+            controls=tuple(self.controls),
+            state=tuple(self.state.values()),
+            outputs=outputs,
+            depth=self.policy.depth,
+            weights_dtype=_dtype(programs.weights_dtype),
+            plan=plan_of(self.policy, num_steps, spec, branches, sparsity, names),
+            constants=constants_of(self.policy, num_steps, self.policy.depth),
+            first=first_state(self.policy),
+            groups=spec.groups,
+            group_of=spec.group_of,
+            per_slot=spec.per_slot,
+            sparsity=sparsity.to_dict() if sparsity is not None and self.rewritten.sparse else None,
         )
-        return module, manifest, list(self.examples.values())
 
     def _placeholder(self, node: fx.Node, name: str, example: torch.Tensor) -> None:
         self.env[node] = self.graph.placeholder(name)
@@ -106,20 +136,19 @@ class _Writer:
         self._placeholder(node, name, value)
         self.ports[name] = Port(name, _sizes(node), _dtype(value.dtype))
 
-    def _state(self, node: fx.Node) -> None:
-        kind = node.meta["state"]
+    def _state(self, node: fx.Node, state: StateInput, lasts: bool) -> None:
+        """A control of the step, or what ``lasts`` from step to step."""
         value = ops.value(node)
         sizes = tuple(int(size) for size in value.shape)  # a size that varies has a hint
-        if kind == "computing":
-            self._placeholder(node, kind, torch.tensor(True))
-            return
-        self._placeholder(
-            node, kind if kind != "anchors" else f"anchors_{len(self.state)}", torch.zeros(sizes, dtype=value.dtype)
-        )
-        if kind == "weights":
-            self.depth, self.weights_dtype = sizes[0], value.dtype
-        if kind == "anchors":
-            self.state.append(Port(f"anchors_{len(self.state)}", _sizes(node), _dtype(value.dtype)))
+        rings = sum(known.role is Role.ANCHORS for known in self.state)
+        name = f"anchors_{rings}" if state.role is Role.ANCHORS else _name_of(state)
+        port = Port(name, _sizes(node), _dtype(value.dtype))
+        example = torch.tensor(True) if state.role is Role.COMPUTING else torch.zeros(sizes, dtype=value.dtype)
+        self._placeholder(node, name, example)
+        if lasts:
+            self.state[state] = port
+        else:
+            self.controls.append(port)
 
     def _constant(self, node: fx.Node) -> None:
         value = self.call.inputs[node.meta["input"]]
@@ -152,6 +181,14 @@ class _Writer:
         count = len(everything) - len(self.state)
         node.args = (tuple([everything[made[id(leaf)]] for leaf in leaves] + everything[count:]),)
         return ("sample",) if len(leaves) == 1 else tuple(f"sample_{i}" for i in range(len(leaves)))
+
+
+def _as_data(policy: Policy) -> dict[str, Any]:
+    """``policy`` as plain data; nothing where it has a part of your own, which only Python can name."""
+    try:
+        return to_dict(policy)
+    except HiCacheError:
+        return {}
 
 
 def _named_tensors(arguments: dict[str, Any]) -> dict[int, str]:

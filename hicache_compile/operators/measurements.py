@@ -22,12 +22,12 @@ def ratio(now: Tensor, before: Tensor) -> Tensor:
 
 def change(now: Tensor, before: Tensor) -> Tensor:
     """The largest change over samples, ``[1]``."""
-    return ratio(now, before).amax().reshape(1)
+    return ratio(now, before).amax(0).reshape(1)
 
 
 def rate(x: Tensor, x_before: Tensor, factor: Tensor, output_size: Tensor) -> Tensor:
     """``factor mean|x - x_before| / output_size``, the largest over samples, ``[1]`` (EasyCache)."""
-    return (factor * size(x.float() - x_before.float()) / output_size).amax().reshape(1)
+    return (factor * size(x.float() - x_before.float()) / output_size).amax(0).reshape(1)
 
 
 def rate_factor(y: Tensor, y_before: Tensor, x: Tensor, x_before: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ def excess(
     now: Tensor, before: Tensor, start: Tensor, start_before: Tensor, residual: Tensor, newer: Tensor, older: Tensor
 ) -> Tensor:
     """The difference of the changes of the probe's output and of its input, and the progress, ``[2]`` (DiCache)."""
-    difference = (ratio(now, before) - ratio(start, start_before)).abs().amax().reshape(1)
+    difference = (ratio(now, before) - ratio(start, start_before)).abs().amax(0).reshape(1)
     return torch.cat([difference, progress(residual, newer, older)])
 
 

@@ -61,7 +61,7 @@ def partitioned_attention(
             if not split.members(rank, group):
                 continue
             if codes[group] == Code.REUSED:
-                state = out[group, ..., rows, :], lse[group, ..., rows]
+                state = out[group, ..., rows, :].to(mine.device), lse[group, ..., rows].to(mine.device)
             else:
                 keys, values = _keys(key, value, split, rank, group, cuts)
                 state = attend(mine, keys, values, scale)
@@ -73,11 +73,13 @@ def partitioned_attention(
         if Code.FORCED not in codes:
             if Code.ANCHOR in codes:
                 anchor[..., rows] = current
-                weights[view] = _weights(split, [lse[group, ..., rows] for group in range(groups)], local[1])
-            drift = torch.stack([(current - reference[group, ..., rows]).norm() for group in range(groups)])
-            at_anchor = anchor[..., rows]
+                states = [lse[group, ..., rows].to(mine.device) for group in range(groups)]
+                weights[view] = _weights(split, states, local[1])
+            then = [reference[group, ..., rows].to(mine.device) for group in range(groups)]
+            drift = torch.stack([(current - before).norm() for before in then])
+            at_anchor = anchor[..., rows].to(mine.device)
             moved = (current - at_anchor).norm() / (at_anchor.norm() + 1e-8)
-            measured[layer] += torch.cat([weights[view] * drift, moved[None]]) / len(cuts)
+            measured[layer] += torch.cat([weights[view].to(mine.device) * drift, moved[None]]) / len(cuts)
     return result
 
 

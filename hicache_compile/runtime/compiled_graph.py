@@ -31,8 +31,8 @@ from hicache_compile.runtime.replay.parameters import Parameters
 from hicache_compile.runtime.replay.replay import GraphCall
 from hicache_compile.runtime.session import Session
 from hicache_compile.runtime.step import Step
+from hicache_compile.runtime.storage import make_storage
 from hicache_compile.runtime.storage.budget import SlotShapes, choose
-from hicache_compile.runtime.storage.host_rings import HostRings
 from hicache_compile.runtime.storage.rings import Kept, Rings
 
 log = logging.getLogger(__name__)
@@ -178,6 +178,8 @@ class CompiledGraph:
         def slots_at(scope: str) -> SlotShapes:
             at_scope = replace(wanted.at(scope), depth=1, anchors=None, sparsity=None)
             shapes = ProgramSet(rewrite(self.captured, at_scope), 1).shapes(bindings)
+            if wanted.partitions is not None:
+                return [(shape, dtype) for shape, dtype, _ in shapes.values()]
             return [(shape[1:], dtype) for state, (shape, dtype, _) in shapes.items() if state.role is Role.ANCHORS]
 
         return slots_at
@@ -225,7 +227,7 @@ class CompiledGraph:
                 )
             _check_shapes(state, kept, step)
             context.drop_stale(place)  # another shape or scope: what it held is of no use
-            state = HostRings(kept, depth) if self.options.offload else Rings(kept)
+            state = make_storage(kept, depth if self.options.offload else None)
             state.signature = signature
             context.states[place] = state
         token = parameters.token(self.session.shared.parameters_epoch)

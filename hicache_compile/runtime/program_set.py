@@ -16,11 +16,12 @@ from hicache_compile.operators.guard_state import TensorRule
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.choices import Choice
 from hicache_compile.passes.graph.graphs import copy_graph, placeholders
-from hicache_compile.passes.graph.inputs import KEPT, Role, StateInput, is_ring, state_of
+from hicache_compile.passes.graph.inputs import KEPT, Role, StateInput, state_of
 from hicache_compile.passes.graph.shapes import Bindings, concrete
 from hicache_compile.passes.lowering.cond import both_branches
 from hicache_compile.passes.work import Rewrite
 from hicache_compile.policy.guards import Guard, Numbers
+from hicache_compile.policy.sparsity.phases import phases_of
 from hicache_compile.runtime.deciders.rows import RowSpec
 from hicache_compile.runtime.storage.rings import Shape
 
@@ -58,7 +59,8 @@ class ProgramSet:
         self.depth = depth
         self.cond = cond
         self.programs: dict[object, Program] = {}
-        nodes = [node for program in rewrite.programs.values() for node in placeholders(program)]
+        programs = [*rewrite.programs.values(), *(rewrite.program(choice) for choice in _sparse_choices(rewrite))]
+        nodes = [node for program in programs for node in placeholders(program)]
         kept = {state: node for node in nodes if (state := state_of(node)) is not None and state.role in KEPT}
         self._kept = {state: ops.value(kept[state]) for state in sorted(kept, key=lambda state: state.place)}
         self.place = {state: place for place, state in enumerate(self._kept)}
@@ -86,8 +88,10 @@ class ProgramSet:
         slots = [site.group for site in self.rewrite.sites for _ in site.slots]
         read = [state.slot for state in self._kept if state.role is Role.ANCHORS]
         apart = len(groups) > 1
-        group_of = tuple(groups.index(slots[slot]) if apart and slot < len(slots) else 0 for slot in read)
-        return RowSpec(depth, groups, group_of, self.rewrite.layout.per_slot, offset)
+        last = len(slots) - 1
+        group_of = tuple(groups.index(slots[min(slot, last)]) if apart else 0 for slot in read)
+        own = sum(slot <= last for slot in read)
+        return RowSpec(depth, groups, group_of, self.rewrite.layout.per_slot, own, offset)
 
     def at_start(self, uncached: bool) -> list[Choice]:
         """The programs that the first step of a run needs."""
@@ -128,6 +132,10 @@ class ProgramSet:
         )
 
 
-def has_rings(program: fx.GraphModule) -> bool:
-    """Whether ``program`` reads or writes a ring."""
-    return any(is_ring(node) for node in placeholders(program))
+def _sparse_choices(rewrite: Rewrite) -> list[Choice]:
+    """Choices whose programs together have all the memory of sparse steps, where they are made one by one."""
+    sparsity = rewrite.layout.sparsity
+    if sparsity is None or not rewrite.sparse or not (rewrite.layout.groups or rewrite.partitioned):
+        return []
+    groups = dict.fromkeys(["", *rewrite.groups])
+    return [Choice.FULL.with_phases(tuple((group, phase) for group in groups)) for phase in phases_of(sparsity)]

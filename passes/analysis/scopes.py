@@ -61,7 +61,8 @@ def _module_drafts(graph: fx.Graph, run: Run, layout: Layout, dependent: set[fx.
             zone = frozenset().union(*(made_by[node] for node in group)) - shared
             if any(ops.op(node) in ops.HEAVY for node in zone):
                 name = _site_name(block, group)
-                drafts.append(Draft(name, _named(name, [(node, None) for node in group]), zone))
+                slots = _named(name, [(node, None) for node in group])
+                drafts.append(Draft(name, slots, zone, _group_of(run.blocks.index(block), layout)))
     return drafts
 
 
@@ -78,7 +79,9 @@ def _in_several(groups: Iterable[frozenset[fx.Node]]) -> set[fx.Node]:
 def _block_drafts(graph: fx.Graph, run: Run, layout: Layout, dependent: set[fx.Node]) -> list[Draft]:
     """One site per block: its residual on each stream."""
     cached = run.blocks[min(layout.starts) : len(run.blocks) - layout.last]
-    return [_residual_draft(graph, block.name, [block], dependent) for block in cached]
+    first = run.blocks.index(cached[0]) if cached else 0
+    drafts = [_residual_draft(graph, block.name, [block], dependent) for block in cached]
+    return [replace(draft, group=_group_of(first + place, layout)) for place, draft in enumerate(drafts)]
 
 
 def _stack_drafts(graph: fx.Graph, run: Run, layout: Layout, dependent: set[fx.Node]) -> list[Draft]:
@@ -93,13 +96,13 @@ def _stack_drafts(graph: fx.Graph, run: Run, layout: Layout, dependent: set[fx.N
             continue
         name = cached[0].name if len(cached) == 1 else f"{cached[0].name}..{cached[-1].name}"
         draft = _residual_draft(graph, name, cached, dependent, run.blocks[:stop] if aligned else cached)
-        drafts.append(replace(draft, group=f"from_{start}" if len(starts) > 1 else ""))
+        drafts.append(replace(draft, group=_group_of(start, layout)))
     return drafts
 
 
 def _output_drafts(graph: fx.Graph, run: Run, layout: Layout, dependent: set[fx.Node]) -> list[Draft]:
     """One site: the hidden state that leaves the run of blocks."""
-    zone = _zone(graph, run.blocks)
+    zone = _zone(graph, run.blocks[max(layout.starts) :])
     slots = [(node, None) for node in _leaving(zone, dependent)]
     name = f"{run.blocks[0].name}..{run.blocks[-1].name}"
     return [Draft(name, _named(name, slots), zone)] if slots else []
@@ -108,6 +111,12 @@ def _output_drafts(graph: fx.Graph, run: Run, layout: Layout, dependent: set[fx.
 def _no_drafts(graph: fx.Graph, run: Run, layout: Layout, dependent: set[fx.Node]) -> list[Draft]:
     """No site: every step is computed."""
     return []
+
+
+def _group_of(block: int, layout: Layout) -> str:
+    """Where guards skip from different blocks on: the sites that are forecast together with those of ``block``."""
+    starts = sorted(set(layout.starts))
+    return f"from_{max(start for start in starts if start <= block)}" if len(starts) > 1 else ""
 
 
 DRAFTS = {

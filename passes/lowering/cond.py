@@ -81,6 +81,8 @@ def both_branches(rewrite: Rewrite, guards: Sequence[Guard] = ()) -> fx.GraphMod
 class _Graph:
     """The outermost graph: its inputs, a part that makes the outputs, what is kept."""
 
+    rows: tuple[StateInput, ...] = (POSITION, WEIGHTS)  # inputs; where guards decide they are made in the graph
+
     def __init__(self, rewrite: Rewrite, used: Sequence[fx.GraphModule]) -> None:
         self.rewrite = rewrite
         self.given: Names = {}
@@ -109,7 +111,7 @@ class _Graph:
             declared = self.declared()
         for state, example in declared.items():
             names[state] = add_input(graph, state, example)
-        for state in (POSITION, WEIGHTS, *self.kept):
+        for state in (*self.rows, *self.kept):
             if state in self.given and state not in names:
                 names[state] = copy_node(graph, self.given[state], _never)
         part = _Part(graph, names)
@@ -196,6 +198,7 @@ class _PerSite(_Graph):
             return inner.owned([*slots, *(mine[ring] for ring in rings)])  # type: ignore[union-attr]  # a list of nodes
 
         site = _Part(part.graph, inner_names, part.attributes)
+        site.origin = part.origin
         predicate = part.names[StateInput(Role.COMPUTING, call.meta["group"])]
         number = sum(node.target is torch.ops.higher_order.cond for node in part.graph.nodes)
         names = (f"full_{number}", f"forecast_{number}")
@@ -208,6 +211,8 @@ class _PerSite(_Graph):
 
 class _Guarded(_Graph):
     """Guards decide in the graph: probe, ask, branch; which branch is taken never reaches the host."""
+
+    rows = ()
 
     def __init__(self, rewrite: Rewrite, guards: Sequence[Guard]) -> None:
         self.rules = [rules.TensorRule(guard, Numbers) for guard in guards]
@@ -387,6 +392,7 @@ class _Part:
         graph = fx.Graph()
         names = {key: _operand(graph, key, node) for key, node in self.names.items()}
         part = _Part(graph, names)
+        part.origin = self.origin
         graph.output(tuple(write(part)))
         return part.module()
 

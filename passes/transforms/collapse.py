@@ -62,6 +62,8 @@ def obstacle(earlier: Site, later: Site) -> str | None:
     for slot in (*earlier.slots, *later.slots):
         if slot.carried is None:
             return f"`{slot.node.name}` is not a residual: the gate it is multiplied with is computed live"
+    if earlier.group != later.group:
+        return "guards skip from different blocks on"
     handed_out = {slot.node for slot in earlier.slots}
     known = handed_out | {slot.carried for slot in earlier.slots}
     region = set(earlier.region) | set(later.region)
@@ -118,7 +120,7 @@ def _merge(earlier: Site, later: Site, order: dict[fx.Node, int]) -> Site:
     name = f"{first}..{last}"
     many = len(slots) > 1
     named = tuple(Slot(f"{name}[{i}]" if many else name, s.node, s.carried) for i, s in enumerate(slots))
-    return Site(name, "blocks", named, region)
+    return Site(name, "blocks", named, region, later.group)
 
 
 def _between(node: fx.Node | None, known: set[fx.Node]) -> set[fx.Node]:

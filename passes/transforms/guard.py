@@ -174,12 +174,12 @@ class _Writer:
         for stage, probe in enumerate(self.layout.probes):
             writer = ProbeWriter(self.graph, stage)
             if probe.measure is Measure.VERIFY:
-                assert self.position is not None
-                assert self.weights is not None
                 added = self.env[self.verified[stage]]
                 ring = self._ring(f"verified_{stage}", added)
-                drafted = writer.value(forecast, ring, self.weights, ops.value(added).dtype)
-                written = self.graph.call_function(remember, (ring, self.position, added))
+                group = self.sites[-1].group  # what is verified goes along with the last site
+                weights, position = self._weights_of(self.slots[-1], group), self._position_of(group)
+                drafted = writer.value(forecast, ring, weights, ops.value(added).dtype)
+                written = self.graph.call_function(remember, (ring, position, added))
                 written.meta = {"path": "", "side_effect": True, "probe": "computed", "stage": stage}
                 writer.measured(measurements.change, added, drafted, when="forecast")
             elif probe.signal is Signal.SITES:

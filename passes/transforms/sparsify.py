@@ -45,12 +45,12 @@ def sparsify_steps(work: Work) -> int:
 def sparsify(program: fx.GraphModule, chipmunk: Chipmunk, phases: Mapping[str, Phase]) -> fx.GraphModule:
     """``program``, that of a computed step, with what may be sparse in it in the phase of its group.
 
-    ``phases``: by group; what belongs to none of these is in the phase of the group ``""``.
+    ``phases``: by group; ``""`` is what belongs to no group that is decided by itself.
     """
     made, _ = copy_graph(program)
     sparse = False
     for node in [node for node in made.graph.nodes if MARK in node.meta]:
-        phase = phases.get(node.meta.get("group", ""), phases.get("", Phase.DENSE))
+        phase = phases.get(node.meta.get("group", ""), Phase.DENSE)
         if phase is Phase.DENSE:
             continue
         sparse = sparse or phase.is_sparse

@@ -119,7 +119,7 @@ class Specialiser:
         def site(graph: fx.Graph, call: fx.Node, env: dict[fx.Node, fx.Node]) -> list[fx.Node]:
             if call.meta["group"] in chosen:
                 return _forecast_site(graph, call, env)
-            outputs = _inline_full(graph, call, env)
+            outputs = _inline_full(graph, call, env, call.meta["group"] if self.independent else "")
             if self.independent or not chosen:
                 _remember(graph, call, env, outputs, self.read, self.windows)
             return outputs
@@ -135,7 +135,8 @@ class Specialiser:
         _drop_unused_inputs(program)
         _resize_rings(program, self.windows)
         if self.work.layout.per_slot:
-            _number_rows(program, sorted(self.read))
+            own = sum(len(site.slots) for site in self.work.sites)
+            _number_rows(program, sorted(slot for slot in self.read if slot < own))
         program.recompile()
         return program
 
@@ -167,18 +168,18 @@ def _place(node: fx.Node) -> int:
     return 0 if "input" in node.meta else 2 if is_ring(node) else 1
 
 
-def _inline_full(graph: fx.Graph, call: fx.Node, env: dict[fx.Node, fx.Node]) -> list[fx.Node]:
+def _inline_full(graph: fx.Graph, call: fx.Node, env: dict[fx.Node, fx.Node], group: str = "") -> list[fx.Node]:
     owner = call.graph.owning_module
     full = owner.get_submodule(str(call.args[0].target))  # type: ignore[union-attr]  # a get_attr of the submodule
     assert isinstance(full, fx.GraphModule)
-    group = call.meta["group"]
     inner = dict(zip(placeholders(full), (env[a] for a in call.args[2]), strict=True))  # type: ignore[union-attr,index]
     for node in full.graph.nodes:
         if node.op == "output":
             return [inner[slot] for slot in node.args[0]]
         if node.op != "placeholder":
             inner[node] = copy_node(graph, node, inner.__getitem__)
-            inner[node].meta["group"] = group
+            if group:
+                inner[node].meta["group"] = group
     raise AssertionError("a graph ends with its output")
 
 

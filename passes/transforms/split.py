@@ -38,8 +38,8 @@ def split_at_probes(work: Work) -> int:
         return 0
     guards = [number for number, probe in enumerate(layout.probes) if probe.before]
     starts = [layout.starts[number] for number in guards]
-    first = min(layout.starts)
-    whole = [Choice.FORECAST if at == first else Choice.forecasting([f"from_{at}"], ()) for at in starts]
+    groups = list(dict.fromkeys(site.group for site in work.sites)) if not layout.groups else [""]
+    whole = [Choice.forecasting([g for g in groups if _start_of(g) >= at] or groups, groups) for at in starts]
     parts = split(programs[Choice.FULL], [copy_graph(programs[choice])[0] for choice in whole], guards)
     programs[Choice.FULL] = parts.full
     ends: list[Choice] = []
@@ -50,6 +50,11 @@ def split_at_probes(work: Work) -> int:
         work.stages.append(Stage(guards[number], Choice.probe(number), end))
         programs |= {work.stages[-1].probe: probe, end: skip}
     return len(work.stages)
+
+
+def _start_of(group: str) -> int:
+    """The block from which on the sites of ``group`` are forecast."""
+    return int(group.removeprefix("from_") or 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -276,12 +276,13 @@ def test_bad_state_is_refused(toy: Toy) -> None:
     value = onnxruntime.OrtValue.ortvalue_from_numpy
     rings = [value(np.zeros(port.shape, np.float32)) for port in toy.manifest.state]
     weights = np.zeros(3, np.float32)
-    with pytest.raises(HiCacheError, match="state has 5 rings: must be 6"):
-        denoiser.step(toy.arguments, True, 0, weights, rings[1:])
+    control = {"computing": True, "position": 0, "weights": weights}
+    with pytest.raises(HiCacheError, match="state has 5 tensors: must be 6"):
+        denoiser.step(toy.arguments, control, rings[1:])
     with pytest.raises(HiCacheError, match=r"state 'anchors_0' has shape \[3, 2, 4, 16\]: must be \[3, 2, 5, 16\]"):
-        denoiser.step(toy.arguments, True, 0, weights, [value(np.zeros((3, 2, 4, 16), np.float32)), *rings[1:]])
+        denoiser.step(toy.arguments, control, [value(np.zeros((3, 2, 4, 16), np.float32)), *rings[1:]])
     with pytest.raises(HiCacheError, match="state 'anchors_0' is float64: must be float32"):
-        denoiser.step(toy.arguments, True, 0, weights, [value(np.zeros((3, 2, 5, 16))), *rings[1:]])
+        denoiser.step(toy.arguments, control, [value(np.zeros((3, 2, 5, 16))), *rings[1:]])
 
 
 def test_other_files_are_refused(toy: Toy, tmp_path: Path) -> None:

@@ -31,8 +31,9 @@ class RowSpec:
     Args:
         depth: anchors a ring holds.
         groups: groups of sites that are decided each by itself; ``("",)``: all together. Each has a position.
-        group_of: the place of each slot's group, in the order of the rings.
+        group_of: the place of each ring's group, in the order of the rings.
         per_slot: each slot has a row of weights; else each group.
+        own: rings with a row of their own, where each slot has one; a ring beyond reads the last (SpeCa's).
         offset: slots of the graphs that are called before this one in a step.
     """
 
@@ -40,12 +41,13 @@ class RowSpec:
     groups: tuple[str, ...] = ("",)
     group_of: tuple[int, ...] = ()
     per_slot: bool = False
+    own: int = 0
     offset: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the weights of a step: ``[K]`` where there is one row."""
-        rows = len(self.group_of) if self.per_slot else len(self.groups)
+        rows = self.own if self.per_slot else len(self.groups)
         return (rows, self.depth) if rows > 1 or self.per_slot else (self.depth,)
 
 
@@ -80,18 +82,21 @@ class AnchorRows:
     tracks: dict[str, ComputedSteps] = field(init=False)
     steps: list[StepRows] = field(init=False)
     _bound: Policy = field(init=False)
+    _rest: ComputedSteps | None = field(init=False)  # of sparse sites in no group, which every step computes
     _gram: dict[str, np.ndarray] = field(default_factory=dict)
     _uploaded: dict[Any, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._bound = self.policy.bind(RunInfo(self.num_steps))
         self.tracks = {group: ComputedSteps(self.sparsity) for group in self.spec.groups}
+        apart = self.sparsity is not None and "" not in self.tracks
+        self._rest = ComputedSteps(self.sparsity) if apart else None
         blank = StepRows([0] * len(self.spec.groups), [0] * len(self.spec.groups), self._zeros(), [])
         self.steps = [blank] * self.start
         known = getattr(getattr(self.policy.forecaster, "table", None), "slots", None) if self.spec.per_slot else None
-        if known is not None and self.spec.offset + len(self.spec.group_of) > known:
+        if known is not None and self.spec.offset + self.spec.own > known:
             raise HiCacheError(
-                f"Calibrated.table.slots = {known}: must be {self.spec.offset + len(self.spec.group_of)}, the slots of "
+                f"Calibrated.table.slots = {known}: must be {self.spec.offset + self.spec.own}, the slots of "
                 f"this denoiser at scope {self.policy.scope!r}"
             )
 
@@ -112,6 +117,9 @@ class AnchorRows:
                 phases += [(group, phase)] if phase is not Phase.DENSE else []
             rows.positions.append((len(track.steps) - 1) % self.spec.depth)
             rows.known.append(len(track.steps))
+        if self._rest is not None:
+            phase = self._rest.compute(step)
+            phases += [("", phase)] if phase is not Phase.DENSE else []
         rows.phases = tuple(phases)
         for place, group in enumerate(self.spec.groups):
             if group not in computed:
@@ -124,7 +132,7 @@ class AnchorRows:
         if own is None and self.spec.per_slot:
             read = self._bound.eligible(track.steps)[: self.spec.depth]
             each = self._bound.forecaster.slot_weights(read, step)  # type: ignore[attr-defined]  # Trait.PER_SLOT
-            for slot, at in enumerate(self.spec.group_of):
+            for slot, at in enumerate(self.spec.group_of[: self.spec.own]):
                 if at == place:
                     found = track.bridged(self._bound, list(each[self.spec.offset + slot]))
                     rows.weights[slot] = self._in_ring_order(known, found)
@@ -137,7 +145,7 @@ class AnchorRows:
         """The rows of weights of the group at ``place``."""
         if not self.spec.per_slot:
             return [place]
-        return [slot for slot, at in enumerate(self.spec.group_of) if at == place]
+        return [slot for slot, at in enumerate(self.spec.group_of[: self.spec.own]) if at == place]
 
     def _in_ring_order(self, computed: int, weights: Sequence[float]) -> list[float]:
         """``weights``, newest first, as a row of the ring after ``computed`` anchors were written."""
@@ -148,7 +156,8 @@ class AnchorRows:
 
     def row_of(self, step: int, slot: int) -> list[float]:
         """The weights of ``slot`` in ``step``, by ring row."""
-        return self.steps[step].weights[slot if self.spec.per_slot else self.spec.group_of[slot]]
+        own = min(slot, self.spec.own - 1)
+        return self.steps[step].weights[own if self.spec.per_slot else self.spec.group_of[slot]]
 
     def anchors(self, step: int, group: str = "") -> list[int]:
         """The steps whose values a forecast of ``step`` may read, newest first."""
@@ -249,12 +258,15 @@ class AnchorRows:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that later rows depend on, as plain data."""
-        return {"tracks": {group: track.state_dict() for group, track in self.tracks.items()}}
+        rest = {} if self._rest is None else {"rest": self._rest.state_dict()}
+        return {"tracks": {group: track.state_dict() for group, track in self.tracks.items()}, **rest}
 
     def load_state_dict(self, state: Mapping[str, Any], step: int) -> None:
         """Go on at ``step`` from what ``state_dict`` returned."""
         for group, track in self.tracks.items():
             track.load_state_dict(state["tracks"][group])
+        if self._rest is not None:
+            self._rest.load_state_dict(state["rest"])
         blank = StepRows([0] * len(self.spec.groups), [0] * len(self.spec.groups), self._zeros(), [])
         self.steps += [blank] * max(0, step - len(self.steps))
 

@@ -79,6 +79,9 @@ def choose(wanted: Layout, budget: int, rows: int | None, slots_at: Callable[[st
 
 
 def _finest_first(wanted: Layout, slots_at: Callable[[str], SlotShapes]) -> Iterator[Layout]:
+    if wanted.partitions is not None:  # their states are what they are
+        yield wanted
+        return
     scopes = (wanted.scope,) if wanted.fixed_scope else SCOPES[SCOPES.index(wanted.scope) :]
     for depths in (range(wanted.depth, 1, -1), range(1, 0, -1)):
         for scope in scopes:

@@ -20,11 +20,11 @@ class Rings:
     """Ring buffers, and the memory of probes and sparse steps, at fixed addresses.
 
     All are made zero at every start, so a ring row without an anchor contributes exactly nothing even if the run before
-    it ended in infinities.
+    it ended in infinities. ``declared``: what programs call for, where it lives elsewhere.
     """
 
-    def __init__(self, kept: Kept) -> None:
-        self.kept = kept
+    def __init__(self, kept: Kept, declared: Kept | None = None) -> None:
+        self.kept = kept if declared is None else declared
         # Inference tensors could not be written outside inference mode, and a run may mix the two.
         with torch.inference_mode(False), torch.no_grad():
             self.tensors = [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in kept.values()]

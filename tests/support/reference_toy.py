@@ -1,0 +1,148 @@
+"""A toy denoiser and the plain eager reference of its cached runs: decisions are given, forecasts are sums by hand."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hicache_compile import Policy
+from hicache_compile.policy.compatibility import Trait
+from hicache_compile.policy.forecasters import measured_weights
+from hicache_compile.policy.run import RunInfo
+
+
+class Block(nn.Module):
+    """Attention and an MLP with gates on one stream."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, elementwise_affine=False)
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.up, self.down = nn.Linear(dim, 2 * dim), nn.Linear(2 * dim, dim)
+        self.gates = nn.Linear(dim, 2 * dim)
+
+    def attention(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(x)).unsqueeze(1).chunk(3, dim=-1)
+        return self.proj(nn.functional.scaled_dot_product_attention(q, k, v).squeeze(1))
+
+    def mlp(self, x: Tensor) -> Tensor:
+        return self.down(nn.functional.gelu(self.up(self.norm(x))))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        gate_a, gate_m = self.gates(c).unsqueeze(1).chunk(2, dim=-1)
+        x = x + gate_a * self.attention(x)
+        return x + gate_m * self.mlp(x)
+
+
+class Toy(nn.Module):
+    """``forward(x [B, N, D], t [B]) -> [B, N, D]``; ``breaks``: the graph breaks between its blocks."""
+
+    def __init__(self, depth: int = 2, dim: int = 8, breaks: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.time = nn.Linear(dim, dim), nn.Linear(1, dim)
+        self.blocks = nn.ModuleList(Block(dim) for _ in range(depth))
+        self.head = nn.Linear(dim, dim)
+        self.breaks = breaks
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        c, x = self.time(t[:, None]), self.embed(x)
+        for block in self.blocks:
+            x = block(x, c)
+            if self.breaks:
+                torch._dynamo.graph_break()
+        return self.head(x)
+
+
+class CachedToy:
+    """``toy`` under ``policy``, where ``cells`` say of each site in each step whether it is forecast (``r``).
+
+    Sites are in the order of the graph. ``groups``: the slots of each group that weights are fitted to together.
+    """
+
+    def __init__(self, toy: Toy, policy: Policy, cells: Sequence[str], groups: Mapping[int, int], steps: int) -> None:
+        self.toy = toy
+        self.policy = policy.bind(RunInfo(steps))
+        self.cells = cells
+        self.groups = groups
+        self.anchors: dict[int, list[tuple[int, Tensor]]] = {}  # by slot: computed steps and values, oldest first
+        self.step = -1
+        self._rows: dict[int, list[float]] = {}
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        self.step += 1
+        self._rows = {}
+        toy = self.toy
+        scope = self.policy.scope
+        c, x = toy.time(t[:, None]), toy.embed(x)
+        blocks = list(toy.blocks)
+        if scope == "output":
+            hidden = self.slot(0, lambda: self.through(blocks, x, c))
+        elif scope in ("stack", "block"):  # block sites in a row are one site: residuals add up
+            end = len(blocks) - self.policy.layout.last
+            places = [*sorted(set(self.policy.layout.starts)), end]
+            hidden = self.through(blocks[: places[0]], x, c)
+            for number, (low, high) in enumerate(itertools.pairwise(places)):
+                part = blocks[low:high]
+                hidden = hidden + self.slot(number, lambda p=part, h=hidden: self.through(p, h, c) - h)  # type: ignore[misc]
+            hidden = self.through(blocks[end:], hidden, c)
+        else:
+            hidden = self.modules(blocks, x, c)
+        return toy.head(hidden)
+
+    def modules(self, blocks: Sequence[nn.Module], x: Tensor, c: Tensor) -> Tensor:
+        live = min(self.policy.layout.starts)
+        end = len(blocks) - self.policy.layout.last
+        number = 0
+        for place, block in enumerate(blocks):
+            gate_a, gate_m = block.gates(c).unsqueeze(1).chunk(2, dim=-1)  # type: ignore[operator]
+            for gate, part in ((gate_a, block.attention), (gate_m, block.mlp)):
+                if live <= place < end:
+                    x = x + gate * self.slot(number, lambda part=part, x=x: part(x))  # type: ignore[misc]
+                    number += 1
+                else:
+                    x = x + gate * part(x)  # type: ignore[operator]
+        return x
+
+    def through(self, blocks: Sequence[nn.Module], x: Tensor, c: Tensor) -> Tensor:
+        for block in blocks:
+            x = block(x, c)
+        return x
+
+    def slot(self, number: int, compute: object) -> Tensor:
+        if self.cells[number][self.step] != "r":
+            value: Tensor = compute()  # type: ignore[operator]
+            self.anchors.setdefault(number, []).append((self.step, value))
+            return value
+        weights = self.weights(number)
+        newest = [value for _, value in reversed(self.anchors[number])]
+        return sum((w * value for w, value in zip(weights, newest, strict=False)), torch.zeros_like(newest[0]))
+
+    def weights(self, number: int) -> list[float]:
+        steps = [step for step, _ in self.anchors[number]]
+        traits = self.policy.traits
+        if Trait.PER_SLOT in traits:
+            return self.policy.forecaster.slot_weights(self.policy.eligible(steps), self.step)[number]  # type: ignore[attr-defined]
+        if Trait.READS_ANCHORS in traits:
+            group = self.groups[number]
+            if group not in self._rows:
+                read = self.policy.eligible(steps)
+                mine = [slot for slot, at in self.groups.items() if at == group and slot in self.anchors]
+                gram = np.zeros((len(read), len(read)))
+                for slot in mine:
+                    values = [value for _, value in reversed(self.anchors[slot])][: len(read)]
+                    flat = torch.stack(values).double().flatten(1)
+                    gram += (flat @ flat.T).numpy()
+                self._rows[group] = measured_weights(
+                    self.policy.forecaster,
+                    gram,
+                    read,
+                    self.step,
+                    self.policy.smoothing,  # type: ignore[arg-type]
+                )
+            return self._rows[group]
+        return self.policy.weights(steps, self.step)

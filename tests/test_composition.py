@@ -1,0 +1,152 @@
+"""Every pair of features runs right, or stands in the table of conflicts with its reason.
+
+The reference is plain and eager (``tests.support.reference_toy``): it is given the decisions of the run and makes every
+forecast by hand. Sparse steps read every key and compute every unit here, so they are dense up to rounding; attention
+over partitions (DiTango) is compared with itself without the other feature.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hicache_compile import HiCacheError, Policy, hicache_compile
+from hicache_compile.export.stepping import stepping
+from hicache_compile.frontend.dynamo_backend import inspect
+from hicache_compile.policy.compatibility import CONFLICTS
+from hicache_compile.runtime.replay.capture import capture_call
+from tests.support.features import FEATURES, SPARSE, STEPS, Feature, policy_of
+from tests.support.reference_toy import CachedToy, Toy
+
+MOST_CONFLICTS = 14
+PAIRS = [
+    pair
+    for pair in itertools.combinations_with_replacement(FEATURES, 2)
+    if pair[0] is pair[1] or pair[0].family != pair[1].family
+]
+
+
+def noise() -> Tensor:
+    return torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def sampled(denoise: Any) -> Tensor:
+    x = noise()
+    for step in range(STEPS):
+        with torch.no_grad():
+            x = x - denoise(x, torch.full((1,), 1 - step / STEPS)) / STEPS
+    return x
+
+
+def run(features: tuple[Feature, ...], policy: Policy) -> tuple[Tensor, list[str], str, str]:
+    """The sample, the cells of each site, the decisions, and the scope that a budget chose."""
+    toy = Toy(3, breaks=any(feature.graphs > 1 for feature in features))
+    options: dict[str, Any] = {"backend": "eager"}
+    for feature in features:
+        options |= dict(feature.options)
+    way = next((feature.way for feature in features if feature.way != "call"), "call")
+    if way == "export":
+        options.pop("backend")
+        return exported(toy, policy, **options)
+    if way == "entry":
+        torch._dynamo.reset()
+        compiled = torch.compile(toy, backend="hicache", options={"policy": policy, **options})
+        handle = inspect(compiled)
+    else:
+        compiled = handle = hicache_compile(toy, policy, **options)
+    with handle.trajectory(STEPS):
+        x = sampled(compiled)
+    report = handle.report()
+    rows = next(iter(report.rows.values()), [])
+    chosen = report.memory.split(",")[0].removeprefix("scope ") or policy.scope
+    return x, [row.cells for row in rows], report.decisions(), chosen
+
+
+def exported(toy: Toy, policy: Policy, sparsity: Any = None, **_: Any) -> tuple[Tensor, list[str], str, str]:
+    """The same by the exported graph, driven by its manifest."""
+    call = capture_call(toy, {"x": noise(), "t": torch.ones(1)}, "export")
+    module, manifest, _ = stepping(call, policy, STEPS, sparsity)
+    state = [torch.zeros(port.shape, dtype=getattr(torch, port.dtype)) for port in manifest.state]  # type: ignore[arg-type]
+    names = [port.name for port in manifest.state]
+    for name, first in manifest.first.items():
+        state[names.index(name)] = torch.tensor(first, dtype=torch.float64)
+    letters, cells = "", dict.fromkeys(manifest.groups, "")
+    x = noise()
+    for step in range(STEPS):
+        controls = []
+        for port in manifest.controls:
+            value = manifest.constants.get(port.name)
+            value = manifest.plan[port.name][step] if value is None else value
+            if isinstance(value, dict):
+                made = torch.zeros(value["shape"])
+                made[value["index"]] = torch.tensor(value["rows"])
+            else:
+                made = torch.tensor(value, dtype=getattr(torch, port.dtype)).reshape(port.shape)  # type: ignore[arg-type]
+            controls.append(made)
+        with torch.no_grad():
+            out, *state = module(x, torch.full((1,), 1 - step / STEPS), *controls, *state)
+        x = x - out / STEPS
+        code = int(state[names.index("run")][3]) if "run" in names else 0
+        for group in cells:
+            taken = manifest.plan.get(f"computing_{group.replace('-', '_')}" if group else "computing", [True] * STEPS)
+            others = [name for name in manifest.plan if name.startswith("computing") and manifest.plan[name][step]]
+            computed = (not code) if "run" in names else taken[step] or (not group and bool(others))
+            cells[group] += "c" if computed else "r"
+        letters += "F" if all(row[-1] == "c" for row in cells.values()) else "."
+    places = manifest.group_of
+    return x, [cells[manifest.groups[place]] for place in places], letters, policy.scope
+
+
+def least_budget(policy: Policy) -> int:
+    """The least budget the policy can be served with."""
+    try:
+        with (compiled := hicache_compile(Toy(3), policy, backend="eager", memory_budget=1)).trajectory(STEPS):
+            sampled(compiled)
+    except HiCacheError as error:
+        return int(str(error).split("must be at least ")[1].split(" ")[0].replace(",", ""))
+    raise AssertionError("one byte is no budget")
+
+
+def kinds_of(policy: Policy, cells: list[str]) -> dict[int, int]:
+    """The group of each slot: of kinds in the order attention, MLP, ..., else all in one."""
+    return {slot: slot % 2 if policy.layout.groups else 0 for slot in range(len(cells))}
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: " x ".join(dict.fromkeys(feature.name for feature in pair)))
+def test_a_pair(pair: tuple[Feature, Feature]) -> None:
+    features = tuple(dict.fromkeys(pair))
+    try:
+        policy = policy_of(features)
+        if any(feature.family == "anchors" for feature in features):
+            least = (("memory_budget", least_budget(policy)),)
+            features = tuple(
+                Feature(f.name, f.family, f.apply, least) if f.family == "anchors" else f for f in features
+            )
+        x, cells, decisions, scope = run(features, policy)
+    except HiCacheError as error:
+        reasons = [conflict.reason for conflict in CONFLICTS]
+        assert any(str(error).endswith(reason) for reason in reasons), error
+        return
+    if policy.layout.partitions is not None:
+        expected, _, same, _ = run((), policy)
+        assert decisions.replace("S", "F") == same or any(feature.graphs > 1 for feature in features)
+    else:
+        reference = CachedToy(Toy(3), replace(policy, scope=scope), cells, kinds_of(policy, cells), STEPS)
+        expected = sampled(reference)
+        if not any(f.family == "verifying guard" for f in features):
+            assert any("r" in row for row in cells), decisions
+    stored_narrow = any(feature.family == "anchors" for feature in features)
+    planned_apart = policy.layout.partitions is not None and any(feature.graphs > 1 for feature in features)
+    rough = stored_narrow or planned_apart
+    assert (x - expected).norm() / expected.norm() < (2e-2 if rough else 1e-5)
+
+
+def test_conflicts_are_few_and_explained() -> None:
+    assert len(CONFLICTS) <= MOST_CONFLICTS
+    assert len({conflict.reason for conflict in CONFLICTS}) == len(CONFLICTS)
+    assert SPARSE.top_keys == SPARSE.mlp_keys == 1.0
