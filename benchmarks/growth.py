@@ -21,8 +21,8 @@ from hicache_compile.benchmarks.host import measure as host_time
 from hicache_compile.benchmarks.memory import forget_peak, in_own_process, peak_bytes
 from hicache_compile.benchmarks.models import Flux
 from hicache_compile.benchmarks.record import environment
-from hicache_compile.passes import build
-from hicache_compile.passes.transforms.capture import capture
+from hicache_compile.passes import capture, rewrite
+from hicache_compile.policy.layout import Layout
 
 Line = dict[str, Any]
 
@@ -120,7 +120,7 @@ def _pass_seconds(model: torch.nn.Module, arguments: dict[str, Any], point: Poin
 
     def receive(program: torch.fx.GraphModule, inputs: list[Any]) -> Any:
         began = time.perf_counter()
-        build(capture(program), "stack", point.order + 1)
+        rewrite(capture(program), Layout("stack", depth=point.order + 1))
         took.append(time.perf_counter() - began)
         return program.forward
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hicache_compile import HiCache, hicache_compile
 from hicache_compile.frontend.denoiser import CompiledDenoiser
-from hicache_compile.runtime.compiled_graph import CapturedStep
+from hicache_compile.runtime.compiled_graph import CompiledGraph
 from tests.zoo import CASES, Case
 
 STEPS = 12
@@ -75,12 +75,13 @@ def examine(
 def _at(scope: str, case: Case, compiled: CompiledDenoiser, x: Tensor, size: int, expected: Tensor) -> Coverage:
     compiled.policy = HiCache(interval=1, order=1, scope=scope)
     identical = torch.equal(trajectory(case, compiled, x, size), expected)
-    captured = len(compiled._steps)
+    captured = len(compiled._graphs)
     compiled.policy = HiCache(interval=4, order=1, scope=scope)
     cached = trajectory(case, compiled, x, size)
     report = compiled.report()
-    used = [step for step in compiled._session.last_graphs if isinstance(step, CapturedStep)]
-    rewrites = [step.current.rewrite for step in used if step.current]
+    session = compiled._session
+    used = [graph for graph in session.last_graphs if isinstance(graph, CompiledGraph)]
+    rewrites = [session.live[graph].programs.rewrite for graph in used if graph in session.live]
     sites = [site for rewrite in rewrites for site in rewrite.sites]
     moved = (expected - x).float().norm()
     return Coverage(
@@ -88,7 +89,7 @@ def _at(scope: str, case: Case, compiled: CompiledDenoiser, x: Tensor, size: int
         sites=len(sites),
         kinds=Counter(site.kind for site in sites),
         graphs=len(used),
-        recompiles=len(compiled._steps) - captured,
+        recompiles=len(compiled._graphs) - captured,
         identical=identical,
         error=float((cached - expected).float().norm() / moved),
         flops_full=report.flops_full,

@@ -22,7 +22,8 @@ from hicache_compile.benchmarks.peers import PEERS
 from hicache_compile.benchmarks.record import records
 from hicache_compile.benchmarks.scenarios import SCENARIOS, Scenario
 from hicache_compile.cli import app
-from hicache_compile.passes import Choice, build
+from hicache_compile.passes import Choice, rewrite
+from hicache_compile.policy.layout import Layout
 from tests.support.captured_graphs import captured
 
 TINY = Flux(layers=1, single_layers=2, heads=2, head_dim=16, image_tokens=16, text_tokens=8)
@@ -105,7 +106,7 @@ def test_scenarios_compute_nine_of_fifty() -> None:
 def test_bytes_of_a_forecast_are_its_rings_its_gates_and_its_ends() -> None:
     model = TINY.model()
     arguments = {**TINY.branches()["cond"], "hidden_states": TINY.noise(), "timestep": torch.ones(1)}
-    forecast = build(captured(model, **arguments), "module", 3).programs[Choice.FORECAST]
+    forecast = rewrite(captured(model, **arguments), Layout("module", depth=3)).programs[Choice.FORECAST]
     width, tokens = 32, 16
     rings = 3 * 4 * tokens * width  # three anchors of two slots of the double block and one each of two single blocks
     gates = 4 * (width * width + width)

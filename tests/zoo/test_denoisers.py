@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from hicache_compile import HiCache, hicache_compile
-from hicache_compile.passes.analysis.sites import find_sites
+from hicache_compile.passes import rewrite
+from hicache_compile.policy.layout import Layout
 from tests.support.captured_graphs import captured
 from tests.support.denoisers import AfterNorm, Duet, Hourglass, Painter
 
@@ -64,14 +65,14 @@ def test_equal_at_interval_1_and_near_at_interval_4(cls: type[nn.Module], scope:
 def test_sites_by_kind(cls: type[nn.Module], kinds: dict[str, int]) -> None:
     model = cls()
     graph = captured(model, x=X, t=torch.ones(2), **inputs(model))
-    found = find_sites(graph, "module")
+    found = rewrite(graph, Layout("module"))
     assert Counter(site.kind for site in found.sites) == kinds
     assert found.refused == []
 
 
 def test_calls_of_a_shared_block_are_told_apart() -> None:
     graph = captured(Duet(), x=X, t=torch.ones(2), y=Y)
-    names = [site.name for site in find_sites(graph, "block").sites]
+    names = [site.name for site in rewrite(graph, Layout("block"), without=("collapse",)).sites]
     assert names == ["pairs.0", "pairs.1", "pairs.0@1", "pairs.1@1"]
 
 
@@ -84,7 +85,7 @@ def test_the_outer_blocks_of_an_hourglass_stay_live() -> None:
     expected = run(model, model)
     with compiled.trajectory(12):
         cached = run(compiled, model)
-    site = compiled._steps[0].current.rewrite.sites[0]
+    site = compiled._session.live[compiled._graphs[0]].programs.rewrite.sites[0]
     assert site.name == "going_in.1..coming_out.0"
     assert (cached - expected).norm() / (expected - X).norm() < 0.01
 
@@ -104,7 +105,7 @@ def test_modulations_are_not_streams() -> None:
                 x = x + step(torch.layer_norm(x, (16,)) * (1 + scale) + shift)
             return x
 
-    found = find_sites(captured(Shifted(), x=X, t=torch.ones(2)), "module")
+    found = rewrite(captured(Shifted(), x=X, t=torch.ones(2)), Layout("module"))
     assert [site.name for site in found.sites] == ["steps.0", "steps.1", "steps.2"]
 
 
@@ -124,7 +125,7 @@ def test_writes_into_a_value_the_site_made_belong_to_it() -> None:
             return x
 
     model = Rotated()
-    assert len(find_sites(captured(model, x=X, t=torch.ones(2)), "module").sites) == 2
+    assert len(rewrite(captured(model, x=X, t=torch.ones(2)), Layout("module")).sites) == 2
     compiled = hicache_compile(model, HiCache(interval=1), backend="aot_eager")
     with compiled.trajectory(12):
         assert torch.equal(run(compiled, model), run(model, model))
@@ -145,7 +146,7 @@ def test_a_tower_of_modulations_is_left_live() -> None:
                 x = x + block(x * c)
             return x
 
-    found = find_sites(captured(Towered(), x=X, t=torch.ones(2)), "module")
+    found = rewrite(captured(Towered(), x=X, t=torch.ones(2)), Layout("module"))
     assert [site.name for site in found.sites] == ["blocks.0", "blocks.1"]
     assert ("tower.0", "it follows from the time alone: cheap, and steep") in [
         (entry.site, entry.reason) for entry in found.refused
