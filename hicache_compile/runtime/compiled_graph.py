@@ -243,7 +243,7 @@ class CompiledGraph:
         """The decider of the run of ``step``, which starts over at ``start``."""
         earlier = [self.session.live[graph] for graph in step.graphs[:-1] if graph in self.session.live]
         offset = sum(len(other.programs.rings) for other in earlier)
-        key = (self, live.layout, step.context.policy, step.num_steps, start, offset)
+        key = (self, live.layout, self.depth_of(live), step.context.policy, step.num_steps, start, offset)
         return self.session.shared_decider(
             key, lambda: self._decider(step.context.policy, live, step.num_steps, start, offset)
         )
