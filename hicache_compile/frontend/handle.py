@@ -24,6 +24,7 @@ from hicache_compile.policy.layout import Layout
 from hicache_compile.policy.policy import Policy
 from hicache_compile.runtime.compiled_graph import CompiledGraph
 from hicache_compile.runtime.session import Observer, Session
+from hicache_compile.runtime.step import Context, Step
 from hicache_compile.runtime.storage import snapshot
 from hicache_compile.runtime.storage.snapshot import Snapshot
 
@@ -135,8 +136,13 @@ class Handle:
 
     def _layout(self, graph: CompiledGraph) -> tuple[Layout, str]:
         """The layout of ``graph`` under the policy of the next trajectory, and what a memory budget has to say."""
-        live = self._session.live.get(graph)
-        return graph.layout(self.policy, bindings=live.bindings if live else {})
+        live, called = self._session.live.get(graph), self._session.last_graphs
+        earlier = called[: called.index(graph)] if graph in called else []
+        step = Step(Context("", self.policy), 0, None, graphs=earlier)  # what they take is no longer left for this one
+        return graph.layout(self.policy, step, live.bindings if live else {})
+
+    def _layouts(self) -> list[Layout]:
+        return [self._layout(graph)[0] for graph in self._newest()]
 
     def explain(self, num_steps: int = 50) -> Explanation:
         """What was found in the denoiser and what its policy makes of a run of ``num_steps``: ``print`` shows tables.
@@ -148,8 +154,8 @@ class Handle:
         """
         if not self._graphs:
             raise HiCacheError("explain(): the denoiser must have been called once, or warmup(example_inputs)")
-        layout, why = self._layout(self._newest()[0])
-        return explain(self._name(), self._views(), self.policy, num_steps, layout=layout, memory=why)
+        memory = "; ".join(why for _, why in map(self._layout, self._newest()) if why)
+        return explain(self._name(), self._views(), self.policy, num_steps, layouts=self._layouts(), memory=memory)
 
     def _views(self) -> list[View]:
         live = self._session.live
@@ -176,7 +182,7 @@ class Handle:
                     code[f"{choice}_generated" + (f".{earlier}" if earlier else "")] = text
         code["dynamo_bytecode"] = decompiled(self._frames())
         extra = {
-            "schedule.tsv": schedule(self.policy, num_steps, self._views(), self._layout(self._newest()[0])[0]),
+            "schedule.tsv": schedule(self.policy, num_steps, self._views(), self._layouts()),
             "report.json": self.report().to_json(),
         }
         write(Path(path), explained, graphs, code=code, extra=extra)

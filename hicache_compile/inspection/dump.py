@@ -59,25 +59,28 @@ def write(
     (folder / "index.html").write_text(html, encoding="utf-8")
 
 
-def schedule(policy: Policy, num_steps: int, views: Sequence[View], layout: Layout) -> str:
+def schedule(policy: Policy, num_steps: int, views: Sequence[View], layouts: Sequence[Layout]) -> str:
     """What is known of a run before it starts: one line a step and row of weights.
 
     ``decision`` is the program the step runs; ``free``: guards decide. ``row`` is the ring row a computed step writes,
     ``weight_k`` the weight of ring row ``k``. Where kinds are decided each by itself, ``group`` names the kind.
     """
-    lines = ["\t".join(["step", "decision", "group", "row", *(f"weight_{k}" for k in range(layout.depth))])]
+    depth = max(layout.depth for layout in layouts)
+    lines = ["\t".join(["step", "decision", "group", "row", *(f"weight_{k}" for k in range(depth))])]
     letters = policy.decisions(num_steps)
-    if policy.guards or layout.partitions is not None:
+    if policy.guards or layouts[0].partitions is not None:
         names = {"F": "full", ".": "free"}
-        blank = [""] * (2 + layout.depth)
+        blank = [""] * (2 + depth)
         return "\n".join([*lines, *("\t".join([str(s), names[at], *blank]) for s, at in enumerate(letters))]) + "\n"
-    for view in views:
+    offset = 0
+    for view, layout in zip(views, layouts, strict=True):
         programs = view.programs(layout)
-        spec = programs.rows(layout.depth, 0)
+        spec = programs.rows(layout.depth, offset)
+        offset += len(programs.rings)
         decider: Any = make_decider(policy, programs, num_steps, 0, spec, layout.sparsity)
         for step in range(num_steps):
             choice, rows = decider.decide(step, False).choice, decider.rows.steps[step]
-            lines += _lines(step, str(choice), rows, spec)
+            lines += [line + "\t" * (depth - layout.depth) for line in _lines(step, str(choice), rows, spec)]
     return "\n".join(lines) + "\n"
 
 

@@ -97,7 +97,7 @@ def explain(
     num_steps: int,
     scopes: Sequence[str] = SCOPES,
     sparsity: Chipmunk | None = None,
-    layout: Layout | None = None,
+    layouts: Sequence[Layout] = (),
     memory: str = "",
 ) -> Explanation:
     """What ``policy`` makes of the graphs of one denoiser call over a run of ``num_steps``; and at which other scopes.
@@ -105,23 +105,28 @@ def explain(
     Args:
         model: the name of the denoiser.
         views: its graphs.
-        layout: what a memory budget made of the policy; by default the policy's own.
+        layouts: of each graph, what a memory budget made of the policy; by default the policy's own.
         memory: what the budget has to say about it.
 
     Raises:
         HiCacheError: ``num_steps`` is not a positive integer, or not the length the policy is made for.
     """
     whole_number("explain", "num_steps", num_steps, 1)
-    layout = layout or replace(policy.layout, sparsity=sparsity)
-    sparsity = layout.sparsity
-    rewrites = [view.rewrite(layout) for view in views]
+    layouts = layouts or [replace(policy.layout, sparsity=sparsity)] * len(views)
+    layout, sparsity = layouts[0], layouts[0].sparsity
+    rewrites = [view.rewrite(own) for view, own in zip(views, layouts, strict=True)]
     sparse = [path for made in rewrites for path in made.sparse]
     decisions = letters_of(policy, num_steps, sparsity if sparse else None)
     flops_full = sum(view.flops_full for view in views)
     if layout.fixed_scope:
         scopes = (layout.scope,)  # what is measured or told apart is at this one
-    rows = [_at_scope(layout.at(scope), views, policy, decisions, flops_full) for scope in scopes]
-    chosen = next(row for row in rows if row.scope == layout.scope)
+    chosen = _at_scope(layout.scope, views, layouts, policy, decisions, flops_full)
+    rows = [
+        chosen
+        if scope == layout.scope
+        else _at_scope(scope, views, [own.at(scope) for own in layouts], policy, decisions, flops_full)
+        for scope in scopes
+    ]
     return Explanation(
         model=model,
         policy=to_dict(policy),
@@ -135,8 +140,8 @@ def explain(
         flops_forecast=chosen.flops_forecast,
         flops_speedup=chosen.ceiling,
         state_bytes=chosen.state_bytes,
-        blocks=[row for view in views for row in _blocks(view, layout)],
-        sites=[row for view in views for row in _sites(view, layout, flops_full)],
+        blocks=[row for view, own in zip(views, layouts, strict=True) for row in _blocks(view, own)],
+        sites=[row for view, own in zip(views, layouts, strict=True) for row in _sites(view, own, flops_full)],
         scopes=rows,
         sparsity=sparsity.to_dict() if sparsity is not None and sparse else None,
         sparse=sparse,
@@ -144,13 +149,16 @@ def explain(
     )
 
 
-def _at_scope(layout: Layout, views: Sequence[View], policy: Policy, decisions: str, flops_full: int) -> ScopeRow:
-    rings = [ring for view in views for ring in view.rings(layout).values()]
-    cheap = sum(view.flops_of(layout) for view in views)
-    spent = sum(view.flops_of_run(layout, policy, decisions) for view in views)
+def _at_scope(
+    scope: str, views: Sequence[View], layouts: Sequence[Layout], policy: Policy, decisions: str, flops_full: int
+) -> ScopeRow:
+    pairs = list(zip(views, layouts, strict=True))
+    rings = [ring for view, layout in pairs for ring in view.rings(layout).values()]
+    cheap = sum(view.flops_of(layout) for view, layout in pairs)
+    spent = sum(view.flops_of_run(layout, policy, decisions) for view, layout in pairs)
     return ScopeRow(
-        scope=layout.scope,
-        sites=sum(len(view.rewrite(layout).sites) for view in views),
+        scope=scope,
+        sites=sum(len(view.rewrite(layout).sites) for view, layout in pairs),
         slots=len(rings),
         flops_forecast=cheap,
         state_bytes=_nbytes(rings),
