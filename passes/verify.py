@@ -142,7 +142,10 @@ def verify_phases(work: Work) -> None:
             written = kept[Phase.SELECT].get(state)
             same = written is not None and ops.value(written).shape == ops.value(node).shape
             by_choice = state.name.startswith("units")  # chosen in sparse steps
-            _require(same or by_choice, f"program {phase}", node, "written by the step that selects")
+            kept_there = same and _is_written(written)
+            _require(
+                kept_there or by_choice, f"program {phase}", node, "written by the step that selects, in this form"
+            )
         _outputs_are_computed(f"program {phase}", made[phase])
 
 
@@ -154,6 +157,10 @@ def _outputs_are_computed(level: str, program: fx.GraphModule) -> None:
 def _memory(program: fx.GraphModule) -> dict[StateInput, fx.Node]:
     found = {state_of(node): node for node in placeholders(program)}
     return {state: node for state, node in found.items() if state is not None and state.role is Role.MEMORY}
+
+
+def _is_written(memory: fx.Node) -> bool:
+    return any(user.meta.get("side_effect") for user in memory.users)
 
 
 def _is_row(node: fx.Node) -> bool:
