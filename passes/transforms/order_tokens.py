@@ -27,7 +27,7 @@ from hicache_compile.passes.analysis.token_rules import follow_tokens
 from hicache_compile.passes.analysis.tokens import Axis, Meeting, Tokens
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.ancestry import Ancestry
-from hicache_compile.passes.graph.graphs import copy_node, fake_mode_of
+from hicache_compile.passes.graph.graphs import copy_node, drop_dead_code, fake_mode_of
 from hicache_compile.passes.work import Work
 from hicache_compile.policy.sparsity.chipmunk import ORDERS, Chipmunk
 
@@ -58,6 +58,7 @@ def order_tokens(captured: fx.GraphModule, chipmunk: Chipmunk) -> None:
             node.meta["grid"] = (found.before, grid, found.after)
     if chipmunk.order is not None:
         _Orderer(captured.graph, tokens, grid, chipmunk.order).write(entry, zone)
+        drop_dead_code(captured.graph)  # the views that were written anew in order
         captured.graph.lint()
         captured.recompile()
 
@@ -107,7 +108,7 @@ def _sources(entry: fx.Node) -> list[tuple[fx.Node, int, int]]:
 
 def _along(node: fx.Node) -> int:
     dim = ops.argument(node, 1, "dim", 0)
-    return int(dim) % ops.value(node).dim()  # type: ignore[arg-type]  # a whole number
+    return int(dim) % ops.value(node).dim()
 
 
 def _grid_of(source: fx.Node, count: int, chipmunk: Chipmunk) -> Grid | None:
