@@ -57,7 +57,6 @@ class ProgramSet:
     def __init__(self, rewrite: Rewrite, depth: int, cond: bool = False) -> None:
         self.rewrite = rewrite
         self.depth = depth
-        self.cond = cond
         self.programs: dict[object, Program] = {}
         programs = [*rewrite.programs.values(), *(rewrite.program(choice) for choice in _sparse_choices(rewrite))]
         nodes = [node for program in programs for node in placeholders(program)]
@@ -66,6 +65,7 @@ class ProgramSet:
         self.place = {state: place for place, state in enumerate(self._kept)}
         self.rings = [value for state, value in self._kept.items() if state.role is Role.ANCHORS]
         self.stateless = not self._kept
+        self.cond = cond and bool(self.rings)  # without anchors there is nothing to choose
         self.weights_dtype = torch.float32
         for ring in self.rings:
             if ring.dtype.is_floating_point:
