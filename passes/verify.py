@@ -142,7 +142,7 @@ def verify_phases(work: Work) -> None:
             written = kept[Phase.SELECT].get(state)
             same = written is not None and ops.value(written).shape == ops.value(node).shape
             by_choice = state.name.startswith("units")  # chosen in sparse steps
-            kept_there = same and _is_written(written)
+            kept_there = written is not None and same and _is_written(written)
             _require(
                 kept_there or by_choice, f"program {phase}", node, "written by the step that selects, in this form"
             )

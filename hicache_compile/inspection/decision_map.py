@@ -100,13 +100,24 @@ def rows_of(rewrite: Rewrite, decider: Decider, policy: Policy, letters: str) ->
         else:
             inner = site.group.removeprefix("from_") if site.group else ""
             live_when_inner = len(starts) > 1 and inner.isdigit() and int(inner) < max(starts)
-            computed = [letter in "FS" or (letter == "s" and live_when_inner) for letter in letters]
+            computed = [
+                _is_computed(decider, step, letter) or (letter == "s" and live_when_inner)
+                for step, letter in enumerate(letters)
+            ]
         forced = [_is_forced(policy, schedule, step, decider.num_steps) for step in range(len(letters))]
         cells = "".join(
             (FORCED if must else COMPUTED) if full else REUSED for full, must in zip(computed, forced, strict=True)
         )
         rows.append(Row(site.name, site.kind, cells))
     return rows
+
+
+def _is_computed(decider: Any, step: int, letter: str) -> bool:
+    """Whether this graph computed ``step``: of several graphs each decides by itself, and the letter is the last's."""
+    rows = getattr(decider, "rows", None)
+    if rows is None or not rows.first <= step < len(rows.steps):
+        return letter in "FS"
+    return not rows.steps[step].forecasts
 
 
 def _computes(decider: Any, step: int, group: str) -> bool:

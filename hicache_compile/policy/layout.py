@@ -43,9 +43,12 @@ class Layout:
 
     @property
     def starts(self) -> tuple[int, ...]:
-        """The block from which on each guard skips."""
-        blocks = [probe.blocks if probe.before and probe.signal is Signal.RESIDUAL else 0 for probe in self.probes]
-        return tuple(max(self.first, count) for count in blocks) or (self.first,)
+        """The block from which on each guard skips; one that measures after the step skips as late as any other."""
+        measured = [probe.blocks if probe.signal is Signal.RESIDUAL else 0 for probe in self.probes if probe.before]
+        starts = [max(self.first, count) for count in measured]
+        last = max(starts, default=self.first)
+        early = iter(starts)
+        return tuple(next(early) if probe.before else last for probe in self.probes) or (self.first,)
 
     @property
     def observed(self) -> bool:

@@ -93,7 +93,10 @@ class Policy:
                 f"Policy.guards = {self.guards!r}: must be a tuple of guards, e.g. (TeaCacheGuard(0.3),)"
             )
         object.__setattr__(self, "guards", guards)
-        starts = Layout(self.scope, self.first, probes=tuple(g.probe for g in guards if g.probe.before)).starts
+        early = [guard.probe.before for guard in guards]
+        if early != sorted(early, reverse=True):
+            raise HiCacheError(f"Policy.guards = {guards!r}: guards that measure before a step must come first")
+        starts = Layout(self.scope, self.first, probes=tuple(guard.probe for guard in guards)).starts
         if list(starts) != sorted(starts):
             raise HiCacheError(f"Policy.guards = {guards!r}: must go from the fewest blocks measured to the most")
 
@@ -117,7 +120,9 @@ class Policy:
             Trait.GUARDS: bool(self.guards),
             Trait.FORECASTS: Trait.REUSES not in traits_of(self.forecaster),
             Trait.MANY_ANCHORS: self.depth > IN_GRAPH_ANCHORS,
-            Trait.LIVE_ENDS: bool(self.first or self.last),
+            Trait.LIVE_ENDS: bool(
+                self.first or self.last or any(g.probe.measure is Measure.VERIFY for g in self.guards)
+            ),
             Trait.NOT_MODULE: self.scope != "module",
             Trait.NO_BLOCKS: self.scope not in WITH_ENDS,
             Trait.NOTHING_KEPT: self.scope == NOWHERE,

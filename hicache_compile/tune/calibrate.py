@@ -117,7 +117,8 @@ class _Fitter:
         return value
 
     def _fit(self, step: Step, call: Call, run: Callable[[], Any]) -> None:
-        plans = [state.decider.rows for state in step.context.states.values() if hasattr(state.decider, "rows")]
+        deciders: list[Any] = [state.decider for state in step.context.states.values()]
+        plans = [decider.rows for decider in deciders if hasattr(decider, "rows")]
         anchors = plans[0].anchors(step.index)
         per_slot = plans[0].spec.per_slot
         counts = [len(plan.steps[step.index].weights) for plan in plans]

@@ -61,8 +61,8 @@ def _module_drafts(graph: fx.Graph, run: Run, layout: Layout, dependent: set[fx.
             zone = frozenset().union(*(made_by[node] for node in group)) - shared
             if any(ops.op(node) in ops.HEAVY for node in zone):
                 name = _site_name(block, group)
-                slots = _named(name, [(node, None) for node in group])
-                drafts.append(Draft(name, slots, zone, _group_of(run.blocks.index(block), layout)))
+                named = _named(name, [(node, None) for node in group])
+                drafts.append(Draft(name, named, zone, _group_of(run.blocks.index(block), layout)))
     return drafts
 
 

@@ -170,7 +170,7 @@ class _PerSite(_Graph):
         """``call`` as a cond; the rings after it are what later parts read."""
         full, _, operands, carried, rings, position, weights = call.args
         rows = [weights] if isinstance(weights, fx.Node) else list(weights)  # type: ignore[arg-type]  # a list of nodes
-        read = [*operands, *filter(None, carried), *rings, position, *rows]  # type: ignore[misc,list-item]  # nodes
+        read: list[Any] = [*operands, *(node for node in carried if node is not None), *rings, position, *rows]  # type: ignore[misc,union-attr]
         given = dict.fromkeys(read)
         inner_names: Names = {place: env[node] for place, node in enumerate(given)}
         places = {node: place for place, node in enumerate(given)}
@@ -184,7 +184,7 @@ class _PerSite(_Graph):
             after = []
             for slot, stream, ring in zip(slots, carried, rings, strict=True):  # type: ignore[arg-type]  # lists
                 kept = slot if stream is None else inner.call(torch.sub, slot, mine[stream])
-                after.append(inner.remembered(mine[ring], mine[position], kept))  # type: ignore[index]  # a node
+                after.append(inner.remembered(mine[ring], mine[position], kept))
             return inner.owned([*slots, *after])
 
         def forecast_it(inner: _Part) -> list[fx.Node]:
@@ -405,7 +405,7 @@ class _Part:
         # No operand may be a view of another, as what probes hand over can be.
         operands = [node if node.op == "placeholder" else self.copied(node) for node in self.names.values()]
         call = self.graph.call_function(torch.ops.higher_order.cond, (predicate, *attributes, tuple(operands)))
-        values = [ops.value(node) for node in output_node(no.graph).args[0]]  # type: ignore[union-attr]  # a tuple
+        values = [ops.value(node) for node in output_node(no.graph).args[0]]  # type: ignore[union-attr,arg-type]  # a tuple
         call.meta = {"example_value": tuple(values), "path": ""}
         outputs = []
         for index, value in enumerate(values):

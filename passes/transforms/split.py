@@ -23,7 +23,7 @@ from hicache_compile.errors import HiCacheError
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.choices import Choice
 from hicache_compile.passes.graph.graphs import copy_graph, copy_node, drop_dead_code, module_of, placeholders
-from hicache_compile.passes.graph.inputs import Role, StateInput, add_input, is_ring
+from hicache_compile.passes.graph.inputs import Role, StateInput, add_input, is_ring, role_of
 from hicache_compile.passes.graph.regions import Contexts
 from hicache_compile.passes.transforms.narrow_linears import narrow_linears
 from hicache_compile.passes.work import Stage, Work
@@ -170,6 +170,10 @@ class _Cut:
         for node in filter(is_ring, inputs):
             env[node] = copy_node(graph, node, env.__getitem__)
         for node in self.origin.graph.nodes:
+            if node.op == "output" and node in self.nodes:
+                for given in node.all_input_nodes:
+                    if given in env and role_of(env[given]) is Role.VALUE:  # an output must not be an input
+                        env[given] = _copy_of(graph, env[given])
             if node not in env and (node.op == "get_attr" or node in self.nodes):
                 env[node] = copy_node(graph, node, env.__getitem__)
         if returned is not None:
@@ -181,6 +185,12 @@ class _Cut:
         if returned is not None:
             program.meta["returns"] = [names[number] for number in returned]
         return program
+
+
+def _copy_of(graph: fx.Graph, value: fx.Node) -> fx.Node:
+    copy = graph.call_method("clone", (value,))
+    copy.meta = {"path": "", "example_value": ops.value(value).clone()}
+    return copy
 
 
 def _drop_probes(program: fx.GraphModule) -> None:

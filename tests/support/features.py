@@ -31,7 +31,7 @@ from hicache_compile import (
 )
 
 STEPS = 6
-SLOTS = {"module": 6, "block": 1, "stack": 1, "output": 1}  # of the model of the composition test, by scope
+SLOTS = {"module": 8, "block": 1, "stack": 1, "output": 1}  # of the model of the composition test, by scope
 SPARSE = Chipmunk(top_keys=1.0, mlp_keys=1.0, full_every=3, first_dense=0, group=4, mlp_block=4)
 
 
@@ -112,8 +112,16 @@ def policy_of(features: tuple[Feature, ...]) -> Policy:
         feature.apply(fields)
     fields = {"schedule": Interval(3, warmup=1), "forecaster": Reuse(), "scope": "module"} | fields
     if fields["forecaster"] == "by slot":
-        fields["forecaster"] = Calibrated(_table(SLOTS[fields["scope"]] * max(f.graphs for f in features)), 2)
+        fields["forecaster"] = Calibrated(_table(_slots(fields, max(f.graphs for f in features))), 2)
     return Policy(**fields)
+
+
+def _slots(fields: dict[str, Any], graphs: int) -> int:
+    """Slots of the four blocks; live ones have none."""
+    if fields["scope"] != "module":
+        return SLOTS[fields["scope"]] * graphs
+    starts = Policy(**{**fields, "forecaster": Reuse()}).layout
+    return SLOTS["module"] - 2 * graphs * (min(starts.starts) + starts.last)
 
 
 def _table(slots: int) -> Table:

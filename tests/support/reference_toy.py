@@ -41,7 +41,7 @@ class Block(nn.Module):
 class Toy(nn.Module):
     """``forward(x [B, N, D], t [B]) -> [B, N, D]``; ``breaks``: the graph breaks between its blocks."""
 
-    def __init__(self, depth: int = 2, dim: int = 8, breaks: bool = False) -> None:
+    def __init__(self, depth: int = 4, dim: int = 8, breaks: bool = False) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.embed, self.time = nn.Linear(dim, dim), nn.Linear(1, dim)
@@ -51,10 +51,13 @@ class Toy(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         c, x = self.time(t[:, None]), self.embed(x)
-        for block in self.blocks:
+        half = len(self.blocks) // 2
+        for block in self.blocks[:half]:  # type: ignore[union-attr]  # a slice of a list of modules
             x = block(x, c)
-            if self.breaks:
-                torch._dynamo.graph_break()
+        if self.breaks:
+            torch._dynamo.graph_break()
+        for block in self.blocks[half:]:  # type: ignore[union-attr]
+            x = block(x, c)
         return self.head(x)
 
 
@@ -77,33 +80,35 @@ class CachedToy:
         self.step += 1
         self._rows = {}
         toy = self.toy
-        scope = self.policy.scope
         c, x = toy.time(t[:, None]), toy.embed(x)
+        half = len(toy.blocks) // 2
         blocks = list(toy.blocks)
-        if scope == "output":
-            hidden = self.slot(0, lambda: self.through(blocks, x, c))
-        elif scope in ("stack", "block"):  # block sites in a row are one site: residuals add up
-            end = len(blocks) - self.policy.layout.last
-            places = [*sorted(set(self.policy.layout.starts)), end]
-            hidden = self.through(blocks[: places[0]], x, c)
-            for number, (low, high) in enumerate(itertools.pairwise(places)):
-                part = blocks[low:high]
-                hidden = hidden + self.slot(number, lambda p=part, h=hidden: self.through(p, h, c) - h)  # type: ignore[misc]
-            hidden = self.through(blocks[end:], hidden, c)
-        else:
-            hidden = self.modules(blocks, x, c)
-        return toy.head(hidden)
+        self.number = 0
+        for segment in (blocks[:half], blocks[half:]) if toy.breaks else (blocks,):
+            x = self.segment(segment, x, c)
+        return toy.head(x)
 
-    def modules(self, blocks: Sequence[nn.Module], x: Tensor, c: Tensor) -> Tensor:
-        live = min(self.policy.layout.starts)
-        end = len(blocks) - self.policy.layout.last
-        number = 0
+    def segment(self, blocks: Sequence[nn.Module], x: Tensor, c: Tensor) -> Tensor:
+        """The blocks of one captured graph."""
+        layout = self.policy.layout
+        end = len(blocks) - layout.last
+        if layout.scope == "output":
+            return self.slot(lambda: self.through(blocks, x, c))
+        if layout.scope == "module":
+            return self.modules(blocks, x, c, min(layout.starts), end)
+        places = [*sorted(set(layout.starts)), end]  # block sites in a row are one site: residuals add up
+        hidden = self.through(blocks[: places[0]], x, c)
+        for low, high in itertools.pairwise(places):
+            part = blocks[low:high]
+            hidden = hidden + self.slot(lambda p=part, h=hidden: self.through(p, h, c) - h)  # type: ignore[misc]
+        return self.through(blocks[end:], hidden, c)
+
+    def modules(self, blocks: Sequence[nn.Module], x: Tensor, c: Tensor, start: int, end: int) -> Tensor:
         for place, block in enumerate(blocks):
             gate_a, gate_m = block.gates(c).unsqueeze(1).chunk(2, dim=-1)  # type: ignore[operator]
             for gate, part in ((gate_a, block.attention), (gate_m, block.mlp)):
-                if live <= place < end:
-                    x = x + gate * self.slot(number, lambda part=part, x=x: part(x))  # type: ignore[misc]
-                    number += 1
+                if start <= place < end:
+                    x = x + gate * self.slot(lambda part=part, x=x: part(x))  # type: ignore[misc]
                 else:
                     x = x + gate * part(x)  # type: ignore[operator]
         return x
@@ -113,7 +118,8 @@ class CachedToy:
             x = block(x, c)
         return x
 
-    def slot(self, number: int, compute: object) -> Tensor:
+    def slot(self, compute: object) -> Tensor:
+        number, self.number = self.number, self.number + 1
         if self.cells[number][self.step] != "r":
             value: Tensor = compute()  # type: ignore[operator]
             self.anchors.setdefault(number, []).append((self.step, value))

@@ -81,6 +81,7 @@ class AnchorRows:
     sparsity: Chipmunk | None = None
     tracks: dict[str, ComputedSteps] = field(init=False)
     steps: list[StepRows] = field(init=False)
+    first: int = field(init=False)  # step that is known; those before were made elsewhere
     _bound: Policy = field(init=False)
     _rest: ComputedSteps | None = field(init=False)  # of sparse sites in no group, which every step computes
     _gram: dict[str, np.ndarray] = field(default_factory=dict)
@@ -93,6 +94,7 @@ class AnchorRows:
         self._rest = ComputedSteps(self.sparsity) if apart else None
         blank = StepRows([0] * len(self.spec.groups), [0] * len(self.spec.groups), self._zeros(), [])
         self.steps = [blank] * self.start
+        self.first = self.start
         known = getattr(getattr(self.policy.forecaster, "table", None), "slots", None) if self.spec.per_slot else None
         if known is not None and self.spec.offset + self.spec.own > known:
             raise HiCacheError(
@@ -178,7 +180,7 @@ class AnchorRows:
         """Whether weights are fitted to the anchors."""
         return Trait.READS_ANCHORS in self.policy.traits
 
-    def fit(self, step: int, rings: Sequence[Sequence[torch.Tensor]], total: Any = None) -> int:
+    def fit(self, step: int, rings: Sequence[torch.Tensor], total: Any = None) -> int:
         """Fit the weights of ``step`` to the anchors, group by group.
 
         Args:
@@ -197,7 +199,7 @@ class AnchorRows:
             if group not in self._gram or group not in self.steps[step - 1].forecasts:
                 places = [(rows.known[place] - 1 - age) % self.spec.depth for age in range(len(read))]
                 mine = [ring for slot, ring in enumerate(rings) if self.spec.group_of[slot] == place]
-                gram = torch.stack([_gram(ring[places]) for ring in mine]).sum(0).double()  # type: ignore[index,call-overload]
+                gram = torch.stack([_gram(ring[places]) for ring in mine]).sum(0).double()
                 self._gram[group] = (gram if total is None else total(gram)).cpu().numpy()
                 waited += 1
             found = measured_weights(
@@ -269,6 +271,7 @@ class AnchorRows:
             self._rest.load_state_dict(state["rest"])
         blank = StepRows([0] * len(self.spec.groups), [0] * len(self.spec.groups), self._zeros(), [])
         self.steps += [blank] * max(0, step - len(self.steps))
+        self.first = step
 
 
 @dataclass(frozen=True, slots=True)

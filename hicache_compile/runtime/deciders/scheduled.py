@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from typing import Protocol
 
 import torch
 
 from hicache_compile.errors import HiCacheError
-from hicache_compile.passes.graph.choices import Choice
-from hicache_compile.passes.work import Rewrite
+from hicache_compile.passes.graph.choices import Choice, Phases
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.sparsity.chipmunk import Chipmunk
 from hicache_compile.runtime.deciders.base import Decider, Decision, Inputs
@@ -18,12 +18,20 @@ from hicache_compile.runtime.deciders.rows import POSITION, WEIGHTS, AnchorRows,
 HORIZON = 64  # steps that are laid out at a time where the length of a run is unknown
 
 
+class Branches(Protocol):
+    """The programs there are: a ``Rewrite``, or the branches of an exported graph."""
+
+    def choice(self, forecasts: Sequence[str], phases: Phases = ()) -> Choice:
+        """The choice to forecast the groups ``forecasts`` and to compute the others in ``phases``."""
+        ...
+
+
 class ScheduledDecider(Decider):
     """The decisions of a policy without guards.
 
     Args:
         policy: the policy in force.
-        rewrite: the programs.
+        branches: the programs there are.
         spec: which row a slot reads.
         num_steps: length of the run, or ``None``: decisions are then made as steps come.
         start: the step at which the rings are empty: 0, or where a run had to start over because its shape or its
@@ -34,7 +42,7 @@ class ScheduledDecider(Decider):
     def __init__(
         self,
         policy: Policy,
-        rewrite: Rewrite,
+        branches: Branches,
         spec: RowSpec,
         num_steps: int | None,
         start: int = 0,
@@ -42,7 +50,7 @@ class ScheduledDecider(Decider):
     ) -> None:
         super().__init__(num_steps, start)
         self.policy = policy
-        self.rewrite = rewrite
+        self._branches = branches
         self.rows = AnchorRows(policy, spec, num_steps, start, sparsity)
         self._decisions: list[Decision] = [Decision(Choice.FORECAST, ".")] * start
         schedules = getattr(policy.schedule, "schedules", {})
@@ -62,7 +70,7 @@ class ScheduledDecider(Decider):
                 if schedule.computes(step, self.num_steps) or step == self.start
             ]
             rows = self.rows.lay(step, computed)
-            choice = self.rewrite.choice(rows.forecasts, rows.phases)
+            choice = self._branches.choice(rows.forecasts, rows.phases)
             letter = "p" if choice.partial else "." if choice.forecasts else "S" if choice.is_sparse else "F"
             self._decisions.append(Decision(choice, letter))
 
