@@ -185,9 +185,11 @@ def test_the_page_stands_alone(dumped: Path) -> None:
 
 
 def test_the_schedule_is_the_plan() -> None:
-    lines = schedule(FORA(interval=3), 6).splitlines()
-    assert lines[0].split("\t") == ["step", "decision", "row", "weight_0"]
-    assert [line.split("\t")[1:] for line in lines[1:]] == [["full", "0", ""], *[["forecast", "", "1.0"]] * 2] * 2
+    compiled = toy(FORA(interval=3))
+    lines = schedule(compiled.policy, 6, compiled._views(), compiled._layouts()).splitlines()
+    assert lines[0].split("\t") == ["step", "decision", "group", "row", "weight_0"]
+    everything = [["full", "", "0", ""], *[["forecast", "", "", "1.0"]] * 2] * 2
+    assert [line.split("\t")[1:] for line in lines[1:]] == everything
 
 
 def test_live_blocks_are_on_the_map() -> None:
@@ -241,7 +243,7 @@ def test_the_page_works_in_a_browser(dumped: Path, tmp_path: Path) -> None:
 
 def _trace(tmp_path: Path, variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
     program = (
-        "import torch; from hicache_compile import HiCache, hicache_compile; from tests.models import ToyDiT\n"
+        "import torch; from hicache_compile import HiCache, hicache_compile; from tests.support.models import ToyDiT\n"
         "compiled = hicache_compile(ToyDiT(), HiCache(interval=2, warmup=1), backend='aot_eager')\n"
         "with torch.no_grad(), compiled.trajectory(3):\n"
         "    for _ in range(3): compiled(torch.randn(2, 5, 16), torch.rand(2))\n"
