@@ -10,7 +10,7 @@ import torch
 from hicache_compile.operators import collectives
 from hicache_compile.passes.graph.choices import Choice
 from hicache_compile.passes.graph.inputs import MEASURED, Role, StateInput, memory
-from hicache_compile.passes.lowering.cond import branches_of, computing
+from hicache_compile.passes.lowering.cond_graph import branches_of, computing
 from hicache_compile.runtime.deciders.base import Asking, Decider, Decision, Inputs
 from hicache_compile.runtime.program_set import Program, ProgramSet
 from hicache_compile.runtime.step import Step

@@ -15,7 +15,7 @@ import torch
 from hicache_compile.operators import guard_state as rules
 from hicache_compile.passes.graph.choices import Choice
 from hicache_compile.passes.graph.inputs import StateInput
-from hicache_compile.passes.lowering.cond import COMPUTING, RUN, STEP, TABLE, parameters, remembered
+from hicache_compile.passes.lowering.cond_graph import COMPUTING, RUN, STEP, TABLE, parameters, remembered
 from hicache_compile.policy.guards import Numbers
 from hicache_compile.policy.policy import Policy
 from hicache_compile.runtime.deciders.base import Decider, Decision, Inputs, Resolve
