@@ -13,20 +13,23 @@ from hicache_compile.evaluation.fidelity import fidelity
 from hicache_compile.evaluation.quality import Score
 from hicache_compile.evaluation.subjects import Drawn, Subject
 from hicache_compile.policy.policy import Policy
+from hicache_compile.runtime import session, step_counter
 
 Line = dict[str, Any]  # one picture under one policy, as plain data
 
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Inside, it is not warned about that a guard never skips: where thresholds are tried out, that is a result."""
-    logger = logging.getLogger("hicache_compile.runtime.session")
-    kept = logger.level
-    logger.setLevel(logging.ERROR)
+    """Inside, sessions do not warn: where thresholds are tried out, that a guard never skips is a result."""
+    loggers = (session.log, step_counter.log)
+    kept = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(kept)
+        for logger, level in zip(loggers, kept, strict=True):
+            logger.setLevel(level)
 
 
 class Judge:

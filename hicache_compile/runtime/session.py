@@ -1,21 +1,17 @@
-"""The step counter: where a trajectory begins and ends, and which step of which context a call is.
+"""The session: where a trajectory begins and ends, and how each of its steps is made.
 
-Three things can say so. ``with compiled.trajectory(num_steps)`` counts calls. A scheduler that announces its runs (see
-``announce``) counts its own steps, so that a step may have several calls, one for each guidance branch. With neither, a
-timestep that goes back up starts a new trajectory.
+The class it extends, ``StepCounter``, says which step a call is.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from hicache_compile import config
 from hicache_compile.errors import HiCacheError, numbers, whole_number
 from hicache_compile.policy.layout import Layout
 from hicache_compile.policy.policy import Policy
@@ -23,49 +19,29 @@ from hicache_compile.policy.run import RunInfo
 from hicache_compile.runtime.deciders.base import Decider
 from hicache_compile.runtime.options import CompileOptions, Shared
 from hicache_compile.runtime.replay.dispatch_modes import set_aside
-from hicache_compile.runtime.scheduled_run import ScheduledRun, ids
+from hicache_compile.runtime.scheduled_run import ids
 from hicache_compile.runtime.step import Context, Step
+from hicache_compile.runtime.step_counter import DEFAULT_CONTEXT, Call, StepCounter
+
+__all__ = ["DEFAULT_CONTEXT", "Call", "Observer", "Session"]
 
 log = logging.getLogger(__name__)
-
-DEFAULT_CONTEXT = "default"
-
-
-class Call(Protocol):
-    """What a call of the denoiser can be asked; nothing is read from a device unless it is."""
-
-    def time(self) -> float | None:
-        """Its timestep, or None when it has none."""
-        ...
-
-    def arguments(self) -> Mapping[str, Any]:
-        """Its arguments by name."""
-        ...
-
 
 Output = Any
 Observer = Callable[[Step, Call, Callable[[], Output]], Output]  # makes a call of the denoiser, once or several times
 
 
-class Session(threading.local):
-    """The trajectories of one compiled denoiser. Each thread has its own: only ``options`` and ``shared`` are not.
+class Session(StepCounter):
+    """The trajectories of one compiled denoiser.
 
     ``live``: how each captured graph was used last.
     """
 
     def __init__(self, options: CompileOptions, shared: Shared) -> None:
-        self.options = options
-        self.shared = shared
-        self.policy = shared.policy
+        super().__init__(options, shared)
         self.live: dict[object, Any] = {}
-        self.contexts: dict[str, Context] = {}
-        self.context_name = DEFAULT_CONTEXT
-        self.num_steps: int | None = None
-        self.trajectory: int | None = None
-        self.run: ScheduledRun | None = None
         self.step: Step | None = None
         self.latest: Step | None = None  # the step of the call before
-        self.uncached = False
         self.syncs = 0
         self.last_graphs: list[object] = []
         self.most_graphs = 0
@@ -138,44 +114,6 @@ class Session(threading.local):
             self.num_steps = self.trajectory = None
 
     @contextmanager
-    def in_context(self, name: str) -> Iterator[None]:
-        """Steps inside belong to the context ``name``."""
-        if not isinstance(name, str) or not name:
-            raise HiCacheError(f"cache_context.name = {name!r}: must be a non-empty string")
-        outer, self.context_name = self.context_name, name
-        try:
-            yield
-        finally:
-            self.context_name = outer
-
-    @contextmanager
-    def without_cache(self) -> Iterator[None]:
-        """Steps inside run uncached. Inside a trajectory they still count."""
-        outer, self.uncached = self.uncached, True
-        try:
-            yield
-        finally:
-            self.uncached = outer
-
-    def announce(
-        self, length: Callable[[], int | None], times: Callable[[], Sequence[float] | None] = lambda: None
-    ) -> None:
-        """A scheduler starts a run: earlier anchors are forgotten. ``length``, ``times``: see ``ScheduledRun``."""
-        self._free_idle()
-        self.run = ScheduledRun(length, times, self.shared.policy)
-
-    def tick(self) -> None:
-        """The scheduler that announced the run made a step."""
-        if self.run is not None:
-            self.run.tick += 1
-
-    def end_run(self) -> None:
-        """The announced run is over, or was given up: nothing continues it."""
-        if self.run is not None:
-            self.run = None
-            self.invalidate()
-
-    @contextmanager
     def observed(self, observer: Observer) -> Iterator[None]:
         """Every call inside is made by ``observer(step, call, make)``."""
         outer, self.observer = self.observer, observer
@@ -183,87 +121,6 @@ class Session(threading.local):
             yield
         finally:
             self.observer = outer
-
-    def next_step(self, call: Call) -> Step:
-        """The step that begins now with ``call``."""
-        step = self._next_step(call)
-        step.uncached = step.uncached or not config.caching()
-        step.together = self.options.decide_together
-        return step
-
-    def _next_step(self, call: Call) -> Step:
-        if self.run is not None and self.run.is_over():
-            self.end_run()
-        if self.trajectory is not None:
-            return self._counted(self.trajectory)
-        if self.run is not None:
-            return self._ticked(self.run, call)
-        if self.uncached:
-            return Step(Context("uncached", self.policy), 0, None, uncached=True)
-        context = self._context(self.context_name)
-        self._follow_time(context, call.time())
-        return Step(context, context.step, None)
-
-    def _context(self, name: str) -> Context:
-        return self.contexts.setdefault(name, Context(name, self.policy))
-
-    def _counted(self, trajectory: int) -> Step:
-        """Inside ``open``: the calls are counted, in each context."""
-        context = self._context(self.context_name)
-        if context.trajectory != trajectory:
-            context.begin(trajectory, self.policy)
-        if context.step >= self.num_steps:  # type: ignore[operator]  # set together with trajectory
-            raise HiCacheError(
-                f"step {context.step} of context {context.name!r}: the trajectory has {self.num_steps} steps; "
-                "open one `with compiled.trajectory(num_steps):` per run, and give each guidance branch its own "
-                "`with compiled.cache_context(name):`"
-            )
-        return Step(context, context.step, self.num_steps, self.uncached)
-
-    def _ticked(self, run: ScheduledRun, call: Call) -> Step:
-        """In an announced run: the scheduler counts, and a branch nobody names is told by its conditioning."""
-        run.begin()
-        name, certain = run.branch(self.context_name, call.arguments())
-        context = self._context(name)
-        if context.trajectory != run.id:
-            self.policy = run.policy
-            context.begin(run.id, run.policy)
-        assert run.origin is not None
-        if not certain and not context.ambiguous:
-            log.warning(
-                "the calls of one step are conditioned alike, so context %r may be another guidance branch and nothing "
-                "is forecast until the run ends; use cache_context(name) for each branch, or trajectory(num_steps)",
-                name,
-            )
-            context.ambiguous = True
-        return Step(context, run.tick - run.origin, run.num_steps, self.uncached)
-
-    def _follow_time(self, context: Context, time: float | None) -> None:
-        """Without an open trajectory, a timestep that goes back up starts a new one."""
-        if time is None:
-            raise HiCacheError(
-                "a call outside `with compiled.trajectory(num_steps):` needs an argument named timestep, timesteps, t, "
-                "sigma or time, to see where a trajectory starts; it has none of them"
-            )
-        if context.last_time is None or context.trajectory < 0 or time > context.last_time:
-            if context.last_time is not None and context.step == 1:
-                log.warning(
-                    "the timestep went up from %g to %g after a single step of context %r, which starts a new "
-                    "trajectory: where time runs upwards nothing is ever forecast; use trajectory(num_steps)",
-                    context.last_time,
-                    time,
-                    context.name,
-                )
-            context.begin(next(ids), self.shared.policy)
-        elif time == context.last_time and not context.ambiguous:
-            log.warning(
-                "timestep %g came twice in a row in context %r: two branches may share it, so nothing is forecast "
-                "until the timestep goes back up; use cache_context(name) for each branch, or trajectory(num_steps)",
-                time,
-                context.name,
-            )
-            context.ambiguous = True
-        context.last_time = time
 
     def run_step(self, call: Call, make: Callable[[Step], Output], step: Step | None = None) -> Output:
         """Make one step with ``make``: count it, run it without gradients, keep what it leaves behind.
@@ -341,28 +198,6 @@ class Session(threading.local):
         if made.shareable and self.observer is None:
             self._deciders = [*self._deciders[-7:], (key, made)]
         return made
-
-    def live_contexts(self) -> int:
-        """How many contexts the newest trajectory has so far."""
-        newest = max((context.trajectory for context in self.contexts.values()), default=-1)
-        return sum(context.trajectory == newest for context in self.contexts.values())
-
-    def _free_idle(self) -> None:
-        """Free the rings of contexts that the newest trajectory did not use."""
-        newest = max((context.trajectory for context in self.contexts.values()), default=-1)
-        for context in self.contexts.values():
-            if context.trajectory != newest:
-                context.states = {}
-
-    def invalidate(self) -> None:
-        """Every anchor of every context is stale."""
-        for context in self.contexts.values():
-            context.invalidate()
-
-    def reset(self) -> None:
-        """Forget contexts, anchors and history, and free their memory."""
-        self.contexts = {}
-        self.run = None
 
 
 def checked_times(timesteps: Sequence[float], num_steps: int) -> tuple[float, ...]:
