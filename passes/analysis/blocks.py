@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from os.path import commonprefix
 
 from torch import fx
 
 from hicache_compile.errors import CannotRewrite
 from hicache_compile.passes.analysis.residuals import Residual, find_residuals, stream_carriers
+from hicache_compile.passes.analysis.units import call_number, contribution_of, home_of, unit_of, units_of
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.ancestry import Ancestry, Bits
 from hicache_compile.passes.graph.graphs import numel
@@ -93,65 +93,21 @@ def find_runs(captured: fx.GraphModule) -> tuple[list[Run], list[CannotRewrite]]
 
 def _blocks(captured: fx.GraphModule, residuals: list[Residual], ancestry: Ancestry) -> list[Block]:
     """The modules that contain residual sums, one block per call, in graph order."""
-    home = {residual: _home(residual) for residual in residuals}
-    units = _units(set(home.values()))
-    of_sum = {residual.node: _unit_of(home[residual], units) for residual in residuals}
+    home = {residual: home_of(residual) for residual in residuals}
+    units = units_of(set(home.values()))
+    of_sum = {residual.node: unit_of(home[residual], units) for residual in residuals}
     blocks: dict[tuple[str, int], Block] = {}
     for node in captured.graph.nodes:
-        unit = of_sum.get(node) or _unit_of(node.meta["path"], units)
+        unit = of_sum.get(node) or unit_of(node.meta["path"], units)
         if unit is not None:
-            called_in = node if node.meta["path"].startswith(unit) else _contribution_of(node, residuals)
-            call = _call_number(called_in, unit)
+            called_in = node if node.meta["path"].startswith(unit) else contribution_of(node, residuals)
+            call = call_number(called_in, unit)
             block = blocks.setdefault((unit, call), Block(f"{unit}@{call}" if call else unit, [], []))
             block.nodes.append(node)
             block.residuals += [residual for residual in residuals if residual.node is node]
     found = [block for block in blocks.values() if block.residuals]
     _follow_streams(found)
     return sorted(found, key=lambda block: ancestry.index[block.residuals[0].node])
-
-
-def _home(residual: Residual) -> str:
-    """The path of the module that contains the sum; of its contribution where the sum is in the denoiser itself."""
-    return str(residual.node.meta["path"] or _made_in(residual.contribution).meta["path"])
-
-
-def _made_in(node: fx.Node) -> fx.Node:
-    """``node``, or its nearest ancestor that ran in a module below the denoiser."""
-    seen: set[fx.Node] = set()
-    queue = [node]
-    for current in queue:
-        if current.meta["path"]:
-            return current
-        queue += [argument for argument in current.all_input_nodes if argument not in seen]
-        seen.update(queue)
-    return node
-
-
-def _contribution_of(node: fx.Node, residuals: list[Residual]) -> fx.Node:
-    return next((_made_in(residual.contribution) for residual in residuals if residual.node is node), node)
-
-
-def _units(homes: set[str]) -> set[str]:
-    """The paths of the blocks: each path in ``homes`` up to the first number below their common prefix. A path without
-    a number is a block itself.
-    """
-    split = [home.split(".") for home in homes]
-    shared = len(commonprefix(split)) if len(split) > 1 else 0
-    units = set()
-    for parts in split:
-        number = next((i for i in range(shared, len(parts)) if parts[i].isdigit()), len(parts) - 1)
-        units.add(".".join(parts[: number + 1]))
-    return {unit for unit in units if not any(unit.startswith(f"{other}.") for other in units)}
-
-
-def _unit_of(path: str, units: set[str]) -> str | None:
-    parts = path.split(".")
-    return next((unit for end in range(1, len(parts) + 1) if (unit := ".".join(parts[:end])) in units), None)
-
-
-def _call_number(node: fx.Node, unit: str) -> int:
-    """The number of calls of the module ``unit`` before the one in which ``node`` ran."""
-    return next((call for path, call in node.meta["calls"] if path == unit), 0)
 
 
 def _follow_streams(blocks: list[Block]) -> None:

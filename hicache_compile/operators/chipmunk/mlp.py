@@ -11,7 +11,7 @@ tokens. ``activations`` ``[B, R, F, block]`` are the hidden units, contiguous pe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import register_flop_formula
 
 from hicache_compile.operators.chipmunk import columns as sets
+from hicache_compile.operators.chipmunk import mlp_flops
 from hicache_compile.operators.chipmunk.attention import groups_of
 from hicache_compile.operators.chipmunk.providers import takes_triton
 
@@ -223,43 +224,6 @@ def _means(x: Tensor, block: int) -> Tensor:
     return (totals / sizes).to(x.dtype)
 
 
-Sizes = Sequence[int]
-
-
-def _products(x: Sizes, w1: Sizes, w_up: Sizes | None, w2: Sizes) -> int:
-    batch, count, channels = x
-    units, outputs = w1[0], w2[0]
-    return 2 * batch * count * units * (channels * (1 if w_up is None else 2) + outputs)
-
-
-@register_flop_formula(torch.ops.hicache.mlp_dense)
-def _dense_flops(
-    x: Sizes, w1: Sizes, b1: object, w_up: Sizes | None, b_up: object, w2: Sizes, *_: object, **__: object
-) -> int:
-    return _products(x, w1, w_up, w2)
-
-
-@register_flop_formula(torch.ops.hicache.mlp_select)
-def _select_flops(
-    x: Sizes, w1: Sizes, b1: object, w_up: Sizes | None, b_up: object, means: Sizes, *_: object, **__: object
-) -> int:
-    batch, rows, units = means
-    return 2 * batch * rows * units * x[-1]
-
-
-@register_flop_formula(torch.ops.hicache.mlp_delta)
-def _delta_flops(
-    x: Sizes,
-    w1: Sizes,
-    b1: object,
-    w_up: Sizes | None,
-    b_up: object,
-    w2: Sizes,
-    activations: Sizes,
-    columns: Sizes,
-    activation: object,
-    fraction: float,
-    *_: object,
-    **__: object,
-) -> int:
-    return round(_products(x, w1, w_up, w2) * fraction)
+register_flop_formula(torch.ops.hicache.mlp_dense)(mlp_flops.dense_flops)
+register_flop_formula(torch.ops.hicache.mlp_select)(mlp_flops.select_flops)
+register_flop_formula(torch.ops.hicache.mlp_delta)(mlp_flops.delta_flops)

@@ -14,12 +14,19 @@ from hicache_compile.policy.presets.guarded import (
     EasyCache,
     FBCache,
     FBCacheTeaCache,
-    LeMiCa,
-    MagCache,
     SpeCa,
     TeaCache,
 )
-from hicache_compile.policy.presets.scheduled import FORA, SCM, HiCache, Spectrum, TaylorSeer, Uncached
+from hicache_compile.policy.presets.scheduled import (
+    FORA,
+    SCM,
+    HiCache,
+    LeMiCa,
+    MagCache,
+    Spectrum,
+    TaylorSeer,
+    Uncached,
+)
 
 __all__ = [
     "FORA",

@@ -1,10 +1,10 @@
-"""Presets of published methods with guards, and the related static schedules."""
+"""Presets of published methods with guards: each preset is a function that returns a ``Policy``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hicache_compile.errors import one_of, whole_number
+from hicache_compile.errors import one_of
 from hicache_compile.policy.forecasters import Forecaster, Reuse
 from hicache_compile.policy.guards import (
     TEACACHE_MODELS,
@@ -17,9 +17,7 @@ from hicache_compile.policy.guards import (
 )
 from hicache_compile.policy.guards.adacache import FAST_30
 from hicache_compile.policy.policy import Policy
-from hicache_compile.policy.schedules.base import Free, StepMask
-from hicache_compile.policy.schedules.lemica_lists import lemica_mask
-from hicache_compile.policy.schedules.magcache import MagCacheSchedule
+from hicache_compile.policy.schedules.base import Free
 
 _REUSE = Reuse()
 
@@ -215,41 +213,3 @@ def SpeCa(
 
     guard = SpeCaGuard(threshold, decay, least=least, warmup=warmup, cooldown=cooldown, max_skips=max_skips)
     return Policy(Free(), forecaster or Taylor(2), scope, (guard,))
-
-
-def MagCache(
-    threshold: float = 0.06,
-    max_skips: int = 3,
-    retention: float = 0.2,
-    table: str | Sequence[float] = "flux",
-    *,
-    scope: str = "stack",
-    cooldown: int = 0,
-    forecaster: Forecaster = _REUSE,
-) -> Policy:
-    """MagCache (2506.09045): calibrated magnitude ratios fix the schedule before the run; nothing is measured."""
-    strict = table == "qwen-image"
-    schedule = MagCacheSchedule(
-        threshold,
-        max_skips,
-        retention,
-        table if isinstance(table, str) else tuple(table),
-        inclusive=not strict,
-        rounded=not strict and table != "hunyuan-video",
-        cooldown=cooldown,
-    )
-    return Policy(schedule, forecaster, scope)
-
-
-def LeMiCa(
-    budget: int,
-    model: str = "flux",
-    *,
-    scope: str = "stack",
-    cooldown: int = 0,
-    forecaster: Forecaster = _REUSE,
-) -> Policy:
-    """LeMiCa (2511.00090): the published list of ``budget`` computed steps for ``model``."""
-    whole_number("LeMiCa", "cooldown", cooldown, 0)
-    mask = lemica_mask(model, budget)
-    return Policy(StepMask(mask[: max(1, len(mask) - cooldown)].ljust(len(mask), "1")), forecaster, scope)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hicache_compile.errors import HiCacheError, one_of, whole_number
 from hicache_compile.policy.forecasters import Forecaster, GlobalChebyshev, Hermite, Reuse, Taylor
 from hicache_compile.policy.policy import NOWHERE, Policy
 from hicache_compile.policy.schedules.base import Always, Growing, Interval, StepMask
+from hicache_compile.policy.schedules.lemica_lists import lemica_mask
+from hicache_compile.policy.schedules.magcache import MagCacheSchedule
 from hicache_compile.policy.schedules.scm_masks import SPEEDS, steps_mask
+
+_REUSE = Reuse()
 
 
 def Uncached() -> Policy:
@@ -95,6 +101,44 @@ def SCM(
     if cooldown:
         schedule = StepMask(steps[: max(1, len(steps) - cooldown)].ljust(len(steps), "1"))
     return Policy(schedule, _chosen(forecaster, Reuse()), scope)
+
+
+def MagCache(
+    threshold: float = 0.06,
+    max_skips: int = 3,
+    retention: float = 0.2,
+    table: str | Sequence[float] = "flux",
+    *,
+    scope: str = "stack",
+    cooldown: int = 0,
+    forecaster: Forecaster = _REUSE,
+) -> Policy:
+    """MagCache (2506.09045): calibrated magnitude ratios fix the schedule before the run; nothing is measured."""
+    strict = table == "qwen-image"
+    schedule = MagCacheSchedule(
+        threshold,
+        max_skips,
+        retention,
+        table if isinstance(table, str) else tuple(table),
+        inclusive=not strict,
+        rounded=not strict and table != "hunyuan-video",
+        cooldown=cooldown,
+    )
+    return Policy(schedule, forecaster, scope)
+
+
+def LeMiCa(
+    budget: int,
+    model: str = "flux",
+    *,
+    scope: str = "stack",
+    cooldown: int = 0,
+    forecaster: Forecaster = _REUSE,
+) -> Policy:
+    """LeMiCa (2511.00090): the published list of ``budget`` computed steps for ``model``."""
+    whole_number("LeMiCa", "cooldown", cooldown, 0)
+    mask = lemica_mask(model, budget)
+    return Policy(StepMask(mask[: max(1, len(mask) - cooldown)].ljust(len(mask), "1")), forecaster, scope)
 
 
 def _chosen(forecaster: Forecaster | None, published: Forecaster) -> Forecaster:
