@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from hicache_compile import HiCache, hicache_compile, passes
-from hicache_compile.passes.analysis.sites import find_sites
+from hicache_compile import HiCache, hicache_compile
+from hicache_compile.errors import CannotRewrite
+from hicache_compile.passes import rewrite
+from hicache_compile.passes.analysis.sites import Site
 from hicache_compile.passes.transforms.collapse import collapse, obstacle
-from hicache_compile.runtime import program_set as programs
-from tests.support.captured_graphs import captured
+from hicache_compile.passes.work import Work
+from hicache_compile.policy.layout import Layout
+from hicache_compile.runtime import compiled_graph
+from tests.support.captured_graphs import captured, cut
 from tests.support.models import ToyBlock, ToyDiT, flux_inputs, random_flux, sample
 
 TOY_INPUTS = (torch.zeros(2, 5, 16), torch.zeros(2))
@@ -23,18 +28,20 @@ def flux() -> torch.fx.GraphModule:
     return captured(random_flux(3, 5), **flux_inputs(), timestep=torch.ones(2))
 
 
+def collapsed(work: Work) -> tuple[list[Site], list[CannotRewrite]]:
+    return collapse(work.module.graph, work.sites)
+
+
 def test_block_sites_become_one_with_one_slot_a_stream(flux: torch.fx.GraphModule) -> None:
-    found = find_sites(flux, "block")
-    collapsed, apart = collapse(found)
-    (site,) = collapsed.sites
+    found = cut(flux, Layout("block"))
+    (site,), apart = collapsed(found)
     assert apart == []
     assert len(site.slots) == 1  # the text stream is not read after the last block
     assert {node.name for node in site.region} >= {node.name for other in found.sites for node in other.region}
 
 
 def test_with_live_blocks_behind_it_each_stream_has_a_slot(flux: torch.fx.GraphModule) -> None:
-    collapsed, _ = collapse(find_sites(flux, "block", first=1, last=1))
-    (site,) = collapsed.sites
+    (site,), _ = collapsed(cut(flux, Layout("block", first=1, last=1)))
     assert site.name == "transformer_blocks.1..single_transformer_blocks.3"
     assert len(site.slots) == 2
 
@@ -44,8 +51,8 @@ def test_collapsed_equals_uncollapsed(monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs, steps = random_flux(3, 5), flux_inputs(), 20
     results, slots = [], []
     for collapsing in (True, False):
-        build = programs.build
-        monkeypatch.setattr(programs, "build", lambda *args, c=collapsing, b=build, **kw: b(*args, collapsing=c, **kw))
+        without = () if collapsing else ("collapse",)
+        monkeypatch.setattr(compiled_graph, "rewrite", partial(rewrite, without=without))
         compiled = hicache_compile(model, HiCache(interval=4, scope="block"), backend="aot_eager")
         with compiled.trajectory(steps):
             results.append(sample(compiled, inputs, steps))
@@ -57,12 +64,12 @@ def test_collapsed_equals_uncollapsed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_it_says_what_it_did(flux: torch.fx.GraphModule, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="hicache_compile.passes"):
-        passes.build(flux, "block", depth=2)
+        rewrite(flux, Layout("block", depth=2))
     assert "8 block sites became 1" in caplog.text
 
 
 def test_live_gates_forbid_it(flux: torch.fx.GraphModule) -> None:
-    first, second = find_sites(flux, "module").sites[:2]
+    first, second = cut(flux, Layout("module")).sites[:2]
     assert "not a residual: the gate it is multiplied with is computed live" in (obstacle(first, second) or "")
 
 
@@ -74,9 +81,8 @@ def test_a_reader_between_two_blocks_forbids_it() -> None:
             heard = self.head(x)
             return self.head(self.layers[1](x, c)) + heard
 
-    found = find_sites(captured(Listener(depth=2), *TOY_INPUTS), "block")
-    collapsed, apart = collapse(found)
-    assert [site.name for site in collapsed.sites] == ["layers.0", "layers.1"]
+    sites, apart = collapsed(cut(captured(Listener(depth=2), *TOY_INPUTS), Layout("block")))
+    assert [site.name for site in sites] == ["layers.0", "layers.1"]
     assert "is read by" in apart[0].reason
 
 
@@ -95,8 +101,8 @@ def test_blocks_on_another_stream_are_not_merged() -> None:
                 y = b(y, c)
             return x + y
 
-    collapsed, apart = collapse(find_sites(captured(TwoStreams(), *TOY_INPUTS), "block"))
-    assert [site.name for site in collapsed.sites] == ["first.0..first.1", "second.0..second.1"]
+    sites, apart = collapsed(cut(captured(TwoStreams(), *TOY_INPUTS), Layout("block")))
+    assert [site.name for site in sites] == ["first.0..first.1", "second.0..second.1"]
     (entry,) = apart
     assert "which first.0..first.1 does not hand out" in entry.reason
 
@@ -104,4 +110,4 @@ def test_blocks_on_another_stream_are_not_merged() -> None:
 def test_a_hundred_blocks_collapse_to_one_site() -> None:
     """Following everything a residual feeds would take as many frames of the interpreter as the graph is deep."""
     graph = captured(ToyDiT(depth=100), torch.zeros(2, 5, 16), torch.zeros(2))
-    assert len(passes.build(graph, "block", 2).sites) == 1
+    assert len(rewrite(graph, Layout("block", depth=2)).sites) == 1

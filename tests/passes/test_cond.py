@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from hicache_compile import HiCache, HiCacheError, Policy, hicache_compile, passes
-from hicache_compile.passes.lowering.either import either
+from hicache_compile import HiCache, HiCacheError, Policy, hicache_compile
+from hicache_compile.passes import rewrite
+from hicache_compile.passes.lowering.cond import both_branches
+from hicache_compile.policy.layout import Layout
 from tests.support.captured_graphs import captured
 from tests.support.models import ToyDiT, flux_inputs, random_flux, sample
 
@@ -57,7 +59,7 @@ def test_with_offloaded_anchors() -> None:
 def test_without_rings_there_is_nothing_to_choose() -> None:
     graph = captured(torch.nn.Linear(4, 4), torch.zeros(2, 4))
     with pytest.raises(HiCacheError, match="the policy must cache something to have two branches"):
-        either(passes.build(graph, "module", 2).programs)
+        both_branches(rewrite(graph, Layout("module", depth=2)))
 
 
 def test_disabled_runs_the_denoiser() -> None:

@@ -12,8 +12,11 @@ import pytest
 import torch
 from torch import fx
 
-from hicache_compile import Chipmunk, passes
-from hicache_compile.passes.lowering.either import either
+from hicache_compile import Chipmunk
+from hicache_compile.passes import Choice, rewrite
+from hicache_compile.passes.lowering.cond import both_branches
+from hicache_compile.policy.layout import Layout
+from hicache_compile.policy.sparsity.phases import Phase
 from tests.support.captured_graphs import captured, count, listing
 from tests.support.models import ToyDiT, flux_inputs, random_flux
 
@@ -30,9 +33,9 @@ def model(request: pytest.FixtureRequest) -> tuple[str, fx.GraphModule]:
 @pytest.mark.parametrize("scope", ["module", "stack"])
 def test_every_stage(model: tuple[str, fx.GraphModule], scope: str) -> None:
     name, graph = model
-    rewrite = passes.build(graph, scope, depth=2, verify=True)
-    both = either(rewrite.programs)
-    stages = {**rewrite.levels(), "either": both}
+    made = rewrite(graph, Layout(scope, depth=2))
+    both = both_branches(made)
+    stages = {**made.levels(), "either": both}
     stages |= {f"either.{branch}": both.get_submodule(branch) for branch in ("full", "forecast")}
     for stage, module in stages.items():
         assert isinstance(module, fx.GraphModule)
@@ -42,9 +45,10 @@ def test_every_stage(model: tuple[str, fx.GraphModule], scope: str) -> None:
 def test_every_phase_of_a_sparse_step(model: tuple[str, fx.GraphModule]) -> None:
     name, graph = model
     sparsity = Chipmunk(top_keys=0.4, mlp_keys=0.25, first_dense=1, group=4, mlp_block=4)
-    rewrite = passes.build(graph, "module", depth=2, sparsity=sparsity, verify=True)
-    for phase in ("select", "refresh", "sparse"):
-        assert _is_golden(GOLDEN / f"{name}-module-{phase}.txt", rewrite.programs[phase]), phase
+    made = rewrite(graph, Layout("module", depth=2, sparsity=sparsity))
+    for phase in (Phase.SELECT, Phase.REFRESH, Phase.SPARSE):
+        program = made.programs[Choice.FULL.with_phases((("", phase),))]
+        assert _is_golden(GOLDEN / f"{name}-module-{phase}.txt", program), phase
 
 
 def _is_golden(path: Path, module: fx.GraphModule) -> bool:
@@ -56,14 +60,14 @@ def _is_golden(path: Path, module: fx.GraphModule) -> bool:
 
 @pytest.mark.parametrize("scope", ["module", "stack"])
 def test_what_the_last_stage_adds_and_loses(model: tuple[str, fx.GraphModule], scope: str) -> None:
-    rewrite = passes.build(model[1], scope, depth=2)
-    both = either(rewrite.programs)
+    made = rewrite(model[1], Layout(scope, depth=2))
+    both = both_branches(made)
     rings = sum("slot" in node.meta for node in both.graph.nodes)
     outputs = 1
-    for branch in ("full", "forecast"):
-        program, inside = rewrite.programs[passes.Choice(branch)], both.get_submodule(branch)
+    for choice in (Choice.FULL, Choice.FORECAST):
+        program, inside = made.programs[choice], both.get_submodule(str(choice))
         assert isinstance(inside, fx.GraphModule)
-        writes = rings if branch == "full" else 0
+        writes = rings if choice == Choice.FULL else 0
         before, after = count(program), count(inside)
         added = {"clone": outputs + rings - writes, "index_copy": writes, "unsqueeze": writes, "to": writes}
         assert after - before == {op: n for op, n in added.items() if n}

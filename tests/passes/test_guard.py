@@ -8,9 +8,10 @@ import pytest
 import torch
 from expecttest import assert_expected_inline
 
-from hicache_compile import passes
-from hicache_compile.passes import Choice
+from hicache_compile.passes import Choice, rewrite
 from hicache_compile.passes.graph.graphs import placeholders
+from hicache_compile.passes.graph.inputs import is_ring
+from hicache_compile.policy.layout import Layout
 from tests.support.captured_graphs import captured, count, listing
 from tests.support.models import ToyDiT, flux_inputs, random_flux
 
@@ -28,9 +29,9 @@ def flux() -> torch.fx.GraphModule:
 
 
 def test_golden_guarded_graph_at_module_scope(toy: torch.fx.GraphModule) -> None:
-    rewrite = passes.build(toy, "module", depth=2, verify=True)
+    made = rewrite(toy, Layout("module", depth=2))
     assert_expected_inline(
-        listing(rewrite.guarded),
+        listing(made.guarded),
         """\
 1_: input[2]
 0_: input[2, 5, 16]
@@ -76,9 +77,9 @@ return [linear_12]""",
 
 
 def test_golden_programs_at_stack_scope(toy: torch.fx.GraphModule) -> None:
-    rewrite = passes.build(toy, "stack", depth=2, verify=True)
+    made = rewrite(toy, Layout("stack", depth=2))
     assert_expected_inline(
-        listing(rewrite.guarded),
+        listing(made.guarded),
         """\
 1_: input[2]
 0_: input[2, 5, 16]
@@ -93,7 +94,7 @@ linear_12 = linear([x_4])
 return [linear_12]""",
     )
     assert_expected_inline(
-        listing(rewrite.programs[Choice.FORECAST]),
+        listing(made.programs[Choice.FORECAST]),
         """\
 0_: input[2, 5, 16]
 weights: input[2]
@@ -108,23 +109,23 @@ return [linear_12]""",
 
 @pytest.mark.parametrize("scope", ["module", "block", "stack", "output"])
 def test_every_op_of_the_captured_graph_is_kept_once(flux: torch.fx.GraphModule, scope: str) -> None:
-    rewrite = passes.build(flux, scope, depth=3)
-    full, original = count(rewrite.programs[Choice.FULL]), count(flux)
+    made = rewrite(flux, Layout(scope, depth=3))
+    full, original = count(made.programs[Choice.FULL]), count(flux)
     assert original - full == Counter()
     assert set(full - original) <= {"remember", "sub", "getitem"}
-    assert count(rewrite.programs[Choice.PLAIN]) == original
+    assert count(made.programs[Choice.PLAIN]) == original
 
 
 @pytest.mark.parametrize("scope", ["module", "block", "stack", "output"])
 def test_a_forecast_program_computes_no_attention_and_no_mlp(flux: torch.fx.GraphModule, scope: str) -> None:
-    ops = count(passes.build(flux, scope, depth=3).programs[Choice.FORECAST])
+    ops = count(rewrite(flux, Layout(scope, depth=3)).programs[Choice.FORECAST])
     assert ops["scaled_dot_product_attention"] == ops["gelu"] == ops["remember"] == 0
 
 
 def test_text_slots_that_nothing_reads_have_no_ring(flux: torch.fx.GraphModule) -> None:
-    rewrite = passes.build(flux, "module", depth=3)
-    assert sum(len(site.slots) for site in rewrite.sites) == 17
-    rings = [node for node in placeholders(rewrite.programs[Choice.FORECAST]) if node.meta.get("state") == "anchors"]
+    made = rewrite(flux, Layout("module", depth=3))
+    assert sum(len(site.slots) for site in made.sites) == 17
+    rings = [node for node in placeholders(made.programs[Choice.FORECAST]) if is_ring(node)]
     assert len(rings) == 3 * 2 + 5  # image attention and MLP of each double block, and the single blocks
     assert {tuple(ring.meta["example_value"].shape) for ring in rings} == {(3, 2, 16, 32)}  # image rows only
 
@@ -132,7 +133,7 @@ def test_text_slots_that_nothing_reads_have_no_ring(flux: torch.fx.GraphModule) 
 def test_the_incoming_graph_is_not_changed(flux: torch.fx.GraphModule) -> None:
     before = listing(flux)
     for scope in ("module", "block", "stack", "output"):
-        passes.build(flux, scope, depth=3)
+        rewrite(flux, Layout(scope, depth=3))
     assert listing(flux) == before
 
 
@@ -141,16 +142,16 @@ def test_the_guarded_graph_runs_as_it_is(scope: str) -> None:
     """Run it by hand with zero rings: full equals the captured graph and fills the rings; then reuse gives it back."""
     model = ToyDiT(depth=2)
     graph = captured(model, *TOY_INPUTS)
-    rewrite = passes.build(graph, scope, depth=2, collapsing=False)
+    made = rewrite(graph, Layout(scope, depth=2), without=("collapse",))
     names = {name: parameter.detach() for name, parameter in model.named_parameters()}
     given = {"l_args_0_": torch.randn(2, 5, 16), "l_args_1_": torch.rand(2)}
     inputs = [given[n.name] if n.name in given else _weight(n, names) for n in placeholders(graph)]
-    rings = [torch.zeros(n.meta["example_value"].shape) for n in placeholders(rewrite.guarded) if "slot" in n.meta]
+    rings = [torch.zeros(n.meta["example_value"].shape) for n in placeholders(made.guarded) if "slot" in n.meta]
     one = torch.tensor([1.0, 0.0])
-    (full,) = rewrite.guarded(*inputs, True, torch.tensor([0]), one, *rings)
+    (full,) = made.guarded(*inputs, True, torch.tensor([0]), one, *rings)
     torch.testing.assert_close(full, model(given["l_args_0_"], given["l_args_1_"]), rtol=0, atol=0)
     assert all(ring[0].abs().sum() > 0 and ring[1].abs().sum() == 0 for ring in rings)
-    (reused,) = rewrite.guarded(*inputs, False, torch.tensor([0]), one, *rings)
+    (reused,) = made.guarded(*inputs, False, torch.tensor([0]), one, *rings)
     # The residual is stored as out - in, so in + (out - in) rounds once more: a few units in the last place.
     torch.testing.assert_close(reused, full, rtol=1e-5, atol=1e-6)
 

@@ -85,7 +85,7 @@ def test_inference_mode_and_no_grad_can_be_mixed() -> None:
 FRESH = """
 import sys, torch
 from hicache_compile import HiCache, hicache_compile
-from tests.models import flux_inputs, random_flux, sample
+from tests.support.models import flux_inputs, random_flux, sample
 compiled = hicache_compile(random_flux(1, 2), HiCache(interval=3), backend="aot_eager")
 for seed in map(int, sys.argv[2:]):
     with compiled.trajectory(10):

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from hicache_compile.backends import lower
-from hicache_compile.passes import Choice, build
+from hicache_compile.passes import Choice, rewrite
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.graphs import copy_graph, placeholders
 from hicache_compile.passes.lowering.match_stream_layout import lay_out_streams
+from hicache_compile.policy.layout import Layout
 from tests.support.captured_graphs import captured
 from tests.support.models import ToyDiT, flux_inputs, random_flux
 
@@ -27,7 +28,7 @@ class Patches(ToyDiT):
 
 def test_a_transposed_stream_is_laid_out_once_and_stays_the_same() -> None:
     graph = captured(Patches(), torch.randn(2, 3, 8, 8), torch.rand(2))
-    program = build(graph, "module", 2).programs[Choice.FORECAST]
+    program = rewrite(graph, Layout("module", depth=2)).programs[Choice.FORECAST]
     laid, _ = copy_graph(program)
     assert lay_out_streams(laid) == 0  # an embedding comes in between, which hands out its own memory
 
@@ -39,7 +40,8 @@ def test_a_transposed_stream_is_laid_out_once_and_stays_the_same() -> None:
                 x = layer(x, c)
             return self.head(x)
 
-    program = build(captured(Straight(), torch.randn(2, 3, 8, 8), torch.rand(2)), "module", 2).programs[Choice.FORECAST]
+    graph = captured(Straight(), torch.randn(2, 3, 8, 8), torch.rand(2))
+    program = rewrite(graph, Layout("module", depth=2)).programs[Choice.FORECAST]
     laid, _ = copy_graph(program)
     assert lay_out_streams(laid) == 1
     generator = torch.Generator().manual_seed(0)
@@ -51,9 +53,9 @@ def test_a_transposed_stream_is_laid_out_once_and_stays_the_same() -> None:
 
 def test_a_stream_from_a_linear_layer_stays() -> None:
     graph = captured(random_flux(1, 1), **flux_inputs(), timestep=torch.ones(2))
-    assert lay_out_streams(build(graph, "module", 2).programs[Choice.FORECAST]) == 0
+    assert lay_out_streams(rewrite(graph, Layout("module", depth=2)).programs[Choice.FORECAST]) == 0
 
 
 def test_a_full_program_stays() -> None:
     graph = captured(Patches(), torch.randn(2, 3, 8, 8), torch.rand(2))
-    assert lay_out_streams(build(graph, "stack", 2).programs[Choice.FULL]) == 0
+    assert lay_out_streams(rewrite(graph, Layout("stack", depth=2)).programs[Choice.FULL]) == 0

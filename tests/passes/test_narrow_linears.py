@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hicache_compile.passes import Choice, build
+from hicache_compile.passes import Choice, rewrite
 from hicache_compile.passes.graph import ops
-from hicache_compile.passes.transforms.narrow_linears import narrow_rows
+from hicache_compile.passes.transforms.narrow_linears import narrow_linears
+from hicache_compile.policy.layout import Layout
 from tests.support.captured_graphs import captured
 from tests.support.models import flux_inputs, random_flux
 
@@ -58,7 +59,7 @@ class Modulated(nn.Module):
 def test_only_the_columns_that_are_read(read: str, widths: list[int]) -> None:
     model, x, c = Modulated(read), torch.randn(1, D), torch.randn(1, D)
     program = captured(model, x, c)
-    assert narrow_rows(program) == (widths != [6 * D])
+    assert narrow_linears(program) == (widths != [6 * D])
     program.graph.lint()
     linears = [node for node in program.graph.nodes if ops.op(node) == "linear"]
     assert sorted(ops.value(node).shape[-1] for node in linears) == widths
@@ -75,7 +76,7 @@ def test_only_the_columns_that_are_read(read: str, widths: list[int]) -> None:
 def test_a_forecast_of_flux_makes_its_gates_only() -> None:
     model = random_flux(2, 3)
     graph = captured(model, **flux_inputs(), timestep=torch.ones(2), return_dict=False)
-    forecasting = build(graph, "module", 3).programs[Choice.FORECAST]
+    forecasting = rewrite(graph, Layout("module", depth=3)).programs[Choice.FORECAST]
     made = [
         ops.value(n).shape[-1] for n in forecasting.graph.nodes if ops.op(n) == "linear" and "blocks" in n.meta["path"]
     ]

@@ -10,16 +10,17 @@ from torch import Tensor, fx, nn
 
 from hicache_compile import HiCache, hicache_compile
 from hicache_compile.backends import lower
-from hicache_compile.passes import Choice, build
+from hicache_compile.passes import Choice, rewrite
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.graphs import placeholders
 from hicache_compile.passes.lowering.outline import invoke_subgraph, outline
+from hicache_compile.policy.layout import Layout
 from tests.support.captured_graphs import captured
 from tests.support.models import ToyBlock, ToyDiT, flux_inputs, random_flux
 
 
 def programs(model: nn.Module, scope: str = "stack", **inputs: Tensor) -> dict[Choice, fx.GraphModule]:
-    return build(captured(model, **inputs), scope, 2, verify=True).programs
+    return rewrite(captured(model, **inputs), Layout(scope, depth=2)).programs
 
 
 def calls(program: fx.GraphModule) -> list[str]:
@@ -110,7 +111,7 @@ def test_random_numbers_stay() -> None:
         block = Noisy
 
     graph = captured(NoisyDiT(), **toy_inputs())
-    assert outline(build(graph, "output", 2).programs[Choice.PLAIN])[1] == 0
+    assert outline(rewrite(graph, Layout("output", depth=2)).programs[Choice.PLAIN])[1] == 0
 
 
 def test_gates_of_a_forecast_stay_in_one_kernel() -> None:

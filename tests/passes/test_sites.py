@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from hicache_compile import HiCacheError
-from hicache_compile.passes.analysis.sites import Sites, find_sites
 from hicache_compile.passes.graph import ops
-from tests.support.captured_graphs import captured
+from hicache_compile.passes.work import Work
+from hicache_compile.policy.layout import Layout
+from tests.support.captured_graphs import captured, cut
 from tests.support.models import ToyBlock, ToyDiT, flux_inputs, random_flux
 
 TOY_INPUTS = (torch.zeros(2, 5, 16), torch.zeros(2))
@@ -20,12 +21,12 @@ def flux() -> torch.fx.GraphModule:
     return captured(random_flux(3, 5), **flux_inputs(), timestep=torch.ones(2))
 
 
-def kinds(found: Sites) -> list[tuple[str, str, int]]:
+def kinds(found: Work) -> list[tuple[str, str, int]]:
     return [(site.name, site.kind, len(site.slots)) for site in found.sites]
 
 
 def test_module_scope_finds_the_published_slots_of_flux(flux: torch.fx.GraphModule) -> None:
-    found = find_sites(flux, "module")
+    found = cut(flux, Layout("module"))
     double = [
         site
         for i in range(3)
@@ -42,14 +43,14 @@ def test_module_scope_finds_the_published_slots_of_flux(flux: torch.fx.GraphModu
 
 
 def test_a_module_slot_is_taken_before_its_gate(flux: torch.fx.GraphModule) -> None:
-    for site in find_sites(flux, "module").sites:
+    for site in cut(flux, Layout("module")).sites:
         for slot in site.slots:
             (reader,) = slot.node.users
             assert ops.op(reader) == "mul"
 
 
 def test_block_scope_finds_one_residual_a_stream(flux: torch.fx.GraphModule) -> None:
-    found = find_sites(flux, "block")
+    found = cut(flux, Layout("block"))
     names = [f"transformer_blocks.{i}" for i in range(3)] + [f"single_transformer_blocks.{i}" for i in range(5)]
     assert [site.name for site in found.sites] == names
     assert [len(site.slots) for site in found.sites] == [2] * 7 + [1]  # the last text stream is never read
@@ -60,14 +61,14 @@ def test_block_scope_finds_one_residual_a_stream(flux: torch.fx.GraphModule) -> 
 
 
 def test_stack_scope_is_carried_from_the_embedders(flux: torch.fx.GraphModule) -> None:
-    (site,) = find_sites(flux, "stack").sites
+    (site,) = cut(flux, Layout("stack")).sites
     (slot,) = site.slots
     assert slot.carried is not None
     assert slot.carried.meta["path"] == "x_embedder"
 
 
 def test_first_and_last_blocks_stay_live(flux: torch.fx.GraphModule) -> None:
-    (site,) = find_sites(flux, "stack", first=1, last=2).sites
+    (site,) = cut(flux, Layout("stack", first=1, last=2)).sites
     assert site.name == "transformer_blocks.1..single_transformer_blocks.2"
     assert len(site.slots) == 2  # the live blocks at the end read the text stream too
     paths = {node.meta["path"] for node in site.region}
@@ -75,7 +76,7 @@ def test_first_and_last_blocks_stay_live(flux: torch.fx.GraphModule) -> None:
 
 
 def test_output_scope_caches_the_hidden_state_itself(flux: torch.fx.GraphModule) -> None:
-    (site,) = find_sites(flux, "output").sites
+    (site,) = cut(flux, Layout("output")).sites
     (slot,) = site.slots
     assert slot.carried is None
     (reader,) = slot.node.users
@@ -84,11 +85,11 @@ def test_output_scope_caches_the_hidden_state_itself(flux: torch.fx.GraphModule)
 
 def test_leaving_no_block_to_cache_is_an_error(flux: torch.fx.GraphModule) -> None:
     with pytest.raises(HiCacheError, match=r"first \+ Policy.last = 8: must be less than the 8 blocks"):
-        find_sites(flux, "stack", first=4, last=4)
+        cut(flux, Layout("stack", first=4, last=4))
 
 
 def test_user_written_blocks_are_found_without_a_name() -> None:
-    found = find_sites(captured(ToyDiT(depth=2), *TOY_INPUTS), "module")
+    found = cut(captured(ToyDiT(depth=2), *TOY_INPUTS), Layout("module"))
     expected = [
         (f"layers.{i}.{part}", kind, 1)
         for i in range(2)
@@ -107,7 +108,7 @@ class InPlaceBlock(ToyBlock):
 
 
 def test_sums_in_place_are_found_too() -> None:
-    found = find_sites(captured(toy(InPlaceBlock), *TOY_INPUTS), "block")
+    found = cut(captured(toy(InPlaceBlock), *TOY_INPUTS), Layout("block"))
     assert [site.name for site in found.sites] == ["layers.0", "layers.1"]
     assert found.refused == []
 
@@ -140,14 +141,14 @@ def toy(block: type[nn.Module]) -> ToyDiT:
 @pytest.mark.parametrize("scope", ["module", "block", "stack"])
 @pytest.mark.parametrize("block", [NoisyBlock, DropoutBlock])
 def test_random_numbers_are_declined(scope: str, block: type[nn.Module]) -> None:
-    found = find_sites(captured(toy(block), *TOY_INPUTS), scope)
+    found = cut(captured(toy(block), *TOY_INPUTS), Layout(scope))
     assert found.sites == []
     assert found.refused
     assert all("draws random numbers, which a forecast step would skip" in entry.reason for entry in found.refused)
 
 
 def test_a_site_that_writes_to_its_input_is_declined() -> None:
-    found = find_sites(captured(toy(WritesItsInput), *TOY_INPUTS), "block")
+    found = cut(captured(toy(WritesItsInput), *TOY_INPUTS), Layout("block"))
     reasons = [entry.reason for entry in found.refused]
     assert any("writes in place to" in reason for reason in reasons), reasons
 
@@ -173,7 +174,7 @@ def test_expensive_values_read_elsewhere_are_declined() -> None:
             inner = self.up(x)
             return x + self.down(inner), inner.flip(1)
 
-    found = find_sites(captured(Leaky(), *TOY_INPUTS), "module")
+    found = cut(captured(Leaky(), *TOY_INPUTS), Layout("module"))
     assert [entry.site for entry in found.refused] == ["layers.1.down"]
     assert "is also read by" in found.refused[0].reason
 
@@ -189,6 +190,6 @@ def test_lists_without_a_residual_sum_are_a_near_miss() -> None:
                 x = layer(x)
             return x
 
-    found = find_sites(captured(Chain(), *TOY_INPUTS), "block")
+    found = cut(captured(Chain(), *TOY_INPUTS), Layout("block"))
     assert found.sites == []
     assert [str(entry) for entry in found.refused] == ["layers: no output of layers.0 is a residual sum of its input"]

@@ -8,10 +8,13 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from hicache_compile import Chipmunk, CompiledDenoiser, hicache_compile
+from hicache_compile.passes import Choice
+from hicache_compile.policy.sparsity.phases import Phase
 from tests.passes.test_order_tokens import velocity_of
 from tests.runtime.test_chipmunk import error
 from tests.zoo import CASES
 
+SPARSE = Choice.FULL.with_phases((("", Phase.SPARSE),))
 EVERYTHING = Chipmunk(top_keys=1.0, mlp_keys=1.0, first_dense=0, group=16, mlp_block=16)
 
 # attentions and MLPs that are sparse, of two (FLUX's single blocks: three) blocks of each kind
@@ -50,8 +53,8 @@ def counts(denoiser: CompiledDenoiser) -> tuple[int, int]:
 
 def sparse_programs(denoiser: CompiledDenoiser) -> list[fx.GraphModule]:
     """One for each captured graph in which something is sparse."""
-    made = [step.current.rewrite.programs for step in denoiser._steps if step.current]
-    return [programs["sparse"] for programs in made if "sparse" in programs]
+    made = [live.programs.rewrite.programs for live in denoiser._session.live.values()]
+    return [programs[SPARSE] for programs in made if SPARSE in programs]
 
 
 class Layer(nn.Module):
@@ -153,6 +156,5 @@ def test_the_first_blocks_stay_dense(first_dense: int, sparse: int) -> None:
     denoiser = hicache_compile(model, None, backend="eager", sparsity=settings)
     with denoiser.trajectory(6):
         sampled(denoiser)
-    (step,) = denoiser._steps
-    assert step.current is not None
-    assert len(step.current.rewrite.sparse) == sparse
+    (live,) = denoiser._session.live.values()
+    assert len(live.programs.rewrite.sparse) == sparse

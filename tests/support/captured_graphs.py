@@ -10,7 +10,11 @@ from torch import fx, nn
 
 from hicache_compile.operators.anchors import full_or_forecast
 from hicache_compile.passes.graph import ops
+from hicache_compile.passes.graph.graphs import copy_graph
 from hicache_compile.passes.transforms.capture import capture
+from hicache_compile.passes.transforms.cut_sites import cut_sites, find_blocks
+from hicache_compile.passes.work import Work
+from hicache_compile.policy.layout import Layout
 
 
 def captured(model: nn.Module, *args: Any, **kwargs: Any) -> fx.GraphModule:
@@ -29,6 +33,14 @@ def captured(model: nn.Module, *args: Any, **kwargs: Any) -> fx.GraphModule:
         torch.compile(denoise, backend=receive)(*args, **kwargs)
     assert len(found) == 1
     return found[0]
+
+
+def cut(graph: fx.GraphModule, layout: Layout) -> Work:
+    """``graph`` with the blocks and the sites of ``layout`` found, and nothing rewritten yet."""
+    work = Work(graph, layout, copy_graph(graph)[0])
+    find_blocks(work)
+    cut_sites(work)
+    return work
 
 
 def count(module: fx.GraphModule) -> Counter[str]:
