@@ -31,8 +31,8 @@ from hicache_compile import (
     Taylor,
     hicache_compile,
 )
-from hicache_compile.policy.forecasters.kriging import cross_product, kriging_weights, squared_error
 from hicache_compile.policy.forecasters import MeasuredForecaster, measured_weights, weights
+from hicache_compile.policy.forecasters.kriging import cross_product, kriging_weights, squared_error
 from hicache_compile.policy.run import RunInfo
 from hicache_compile.tune.bases import SIGMAS, forecasts, gated, stepped_hermite
 from tests.support.models import ToyDiT
@@ -324,7 +324,7 @@ def test_a_measured_forecaster_runs_where_the_program_takes_the_branch(smoothing
 
 
 def test_a_measured_forecaster_is_refused_where_the_program_decides() -> None:
-    with pytest.raises(HiCacheError, match="fitted to the anchors .* the host does not see the anchors"):
+    with pytest.raises(HiCacheError, match=r"fitted to the anchors .* the host does not see the anchors"):
         hicache_compile(ToyDiT(), FBCache(0.1, forecaster=DMD(2, 3)), backend="cond_eager")
 
 

@@ -25,8 +25,7 @@ from hicache_compile import (
     hicache_compile,
 )
 from hicache_compile.operators import guard_state as rules
-from hicache_compile.policy.guards import GUARDS
-from hicache_compile.runtime.deciders.in_graph import weight_table
+from hicache_compile.policy.guards import GUARDS, FirstBlockGuard, Numbers
 from tests.support.host_reads import counted_reads
 from tests.support.models import ToyDiT, flux_inputs, random_flux, trace
 from tests.support.resume import assert_it_goes_on
@@ -161,22 +160,24 @@ def test_a_run_goes_on_in_another_denoiser(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_no_number_is_computed_and_counted(value: float) -> None:
-    numbers = torch.tensor([0, float("inf"), 1.0, 0, *[0.0] * 8, 1.0, 0.0], dtype=torch.float64)
-    numbers = torch.cat([numbers, torch.zeros(rules.RULE - len(numbers), dtype=torch.float64)])
-    watched, course = torch.zeros(4, dtype=torch.float64), torch.tensor([3.0, 0, 0, 0, 2], dtype=torch.float64)
-    free, step = torch.tensor([False]), torch.tensor([5.0], dtype=torch.float64)
-    good = rules.asks(numbers, watched, course, free, step, torch.tensor([0.1]))
-    bad = rules.asks(numbers, watched, course, free, step, torch.tensor([value]))
+    rule = rules.TensorRule(FirstBlockGuard(1.0), Numbers)
+    parameters, remembered, run, free, step = (
+        torch.tensor(values, dtype=torch.float64)
+        for values in (rule.parameters(20), rule.first_remembered(), [3.0, 0, 0, 0, 2], [0.0], [5.0])
+    )
+    free = free > 0
+    good = rule.ask(parameters, remembered, free, step, torch.tensor([0.1]))
+    bad = rule.ask(parameters, remembered, free, step, torch.tensor([value]))
     assert good[:3].tolist() == [1, 0, 0]
     assert bad[:3].tolist() == [0, 1, 1]
-    assert bad[3:].tolist() == watched.tolist()
-    assert rules.counted(course, bad)[2] == 1
+    assert bad[3:].tolist() == remembered.tolist()
+    assert rules.counted(run, bad)[2] == 1
 
 
 @pytest.mark.parametrize("forecaster", [Hermite(2, 0.5), Newton(2), Hermite(1)])
 def test_tables_hold_the_weights_of_every_history(forecaster: object) -> None:
     policy = TeaCache(0.5, forecaster=forecaster)  # type: ignore[arg-type]  # a forecaster
-    table = weight_table(policy, policy.depth, 30)
+    table = rules.weight_table(policy, policy.depth, 30)
     for computed, step in (([0], 1), ([0, 1], 4), ([0, 3, 9], 11), ([2, 7, 8, 20], 29), ([0, 1, 2], 3)):
         expected = policy.weights(computed, step)
         newest = [*reversed(computed)][: policy.depth]
@@ -188,8 +189,9 @@ def test_tables_hold_the_weights_of_every_history(forecaster: object) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"offload": True}, "offload, decide_together: must be false"),
-        ({"policy": TeaCache(0.5, forecaster=Chebyshev(4))}, "must read at most 3 anchors"),
+        ({"offload": True}, "the host does not see which anchors a step needs"),
+        ({"decide_together": True}, "ranks cannot agree inside one graph"),
+        ({"policy": TeaCache(0.5, forecaster=Chebyshev(4))}, "reads more than 3 anchors"),
     ],
 )
 def test_what_a_program_cannot_decide_is_refused(options: dict[str, object], message: str) -> None:
@@ -197,7 +199,11 @@ def test_what_a_program_cannot_decide_is_refused(options: dict[str, object], mes
         hicache_compile(ToyDiT(), **{"policy": TeaCache(0.5), "backend": "cond_eager", **options})  # type: ignore[arg-type]
 
 
-def test_every_guard_has_its_rule() -> None:
-    kinds = [guard().numbers(50)[0] for guard in GUARDS if "threshold" not in guard.__dataclass_fields__]
-    kinds += [guard(threshold=0.1).numbers(50)[0] for guard in GUARDS if "threshold" in guard.__dataclass_fields__]  # type: ignore[call-arg]
-    assert sorted(kinds) == list(range(6))
+def test_every_guard_has_a_rule_of_its_own() -> None:
+    given = {True: {"threshold": 0.1}, False: {}}
+    made = [guard(**given["threshold" in guard.__dataclass_fields__]) for guard in GUARDS]
+    assert len({rules.TensorRule(guard, Numbers).signature for guard in made}) == len(GUARDS) == 6
+    for guard in made:
+        rule = rules.TensorRule(guard, Numbers)
+        assert guard.numbers_are_data
+        assert len(rule.parameters(50)) == len(rule.parameters(None))

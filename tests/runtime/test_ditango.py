@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from hicache_compile import DiTango, DiTangoSchedule, FlexCache, Hermite, HiCacheError, Policy, hicache_compile
 from hicache_compile.key_partitions import Code, KeyPartitions
 from hicache_compile.operators.partial_attention import State, attend, compose
-from hicache_compile.operators.partitioned_attention import divided_attention, new_states
-from hicache_compile.runtime.deciders.partitioned import DiTangoCourse
+from hicache_compile.operators.partitioned_attention import new_states, partitioned_attention
+from hicache_compile.runtime.deciders.partitioned import PartitionDecider
 from tests.support.models import ToyDiT, flux_inputs, random_flux, trace
 
 SPLITS = [(2, 1), (2, 2), (4, 1), (4, 2), (4, 4), (6, 3), (8, 2), (8, 4), (8, 8)]  # partitions, groups
@@ -67,22 +67,22 @@ def test_any_plan_is_full_attention_of_what_stands_still(partitions: int, groups
     plans += [[chance.choice((Code.COMPUTED, Code.REUSED)) for _ in range(groups)] for _ in range(12)]
     for plan in plans:
         codes = torch.tensor([[int(code) for code in plan]])
-        out = divided_attention(q, k, v, codes, *states.values(), measured, 0, 8**-0.5, groups, partitions, False)
+        out = partitioned_attention(q, k, v, codes, *states.values(), measured, 0, 8**-0.5, groups, partitions, False)
         torch.testing.assert_close(out, whole, rtol=1e-5, atol=1e-6)
     assert measured.abs().max() == 0  # nothing drifted
 
 
-def course(ratio: float, num_steps: int, layers: int = 3, split: KeyPartitions | None = None) -> DiTangoCourse:
-    return DiTangoCourse(DiTangoSchedule(ratio, 5, 5), split or KeyPartitions(2, 4), num_steps, layers)
+def decider(ratio: float, num_steps: int, layers: int = 3, partitions: KeyPartitions | None = None) -> PartitionDecider:
+    return PartitionDecider(DiTangoSchedule(ratio, 5, 5), partitions or KeyPartitions(2, 4), num_steps, layers)
 
 
 def test_the_least_ratio_alternates_anchors_and_reuse() -> None:
     """The golden plan of ratio 0 as published; here 0 itself is off, and this what a ratio just above it does."""
-    run = course(1e-9, 30)
+    run = decider(1e-9, 30)
     for step in range(30):
         codes = run.codes(step)
         if codes[0][0] != Code.FORCED:
-            run.after(step, [[0.1, 0.2, 0.3]] * 3)
+            run.plan_next(step, [[0.1, 0.2, 0.3]] * 3)
     assert run.anchors[:10] == list(range(5, 25, 2))
     expected = {Code.FORCED: [*range(5), *range(25, 30)], Code.ANCHOR: [*range(5, 25, 2)]}
     for step in range(30):
@@ -91,32 +91,32 @@ def test_the_least_ratio_alternates_anchors_and_reuse() -> None:
 
 
 def test_the_quantile_of_the_errors_after_an_anchor_is_the_threshold() -> None:
-    run = course(0.5, 30, layers=2)
+    run = decider(0.5, 30, layers=2)
     for step in range(5):
         assert run.letter(step) == "F"
-    run.after(5, [[9.0, 9.0, 0.0]] * 2)  # the anchor: what it measured is not looked at
+    run.plan_next(5, [[9.0, 9.0, 0.0]] * 2)  # the anchor: what it measured is not looked at
     assert run.letter(6) == "."
-    run.after(6, [[0.1, 0.4, 0.1], [0.2, 0.3, 0.1]])
+    run.plan_next(6, [[0.1, 0.4, 0.1], [0.2, 0.3, 0.1]])
     assert run.threshold == 0.3  # sorted: .1 .2 .3 .4, place int(4 * .5)
     assert run.codes(7) == [[Code.REUSED, Code.COMPUTED], [Code.REUSED, Code.COMPUTED]]
     assert run.letter(7) == "p"
     assert run.reused(7) == pytest.approx(1 / 4)  # group 0 is one of four partitions
-    run.after(7, [[0.1, 0.2, 0.31], [0.2, 0.1, 0.31]])  # drifted by more than .6 * .5 on the mean
+    run.plan_next(7, [[0.1, 0.2, 0.31], [0.2, 0.1, 0.31]])  # drifted by more than .6 * .5 on the mean
     assert run.codes(8) == [[Code.ANCHOR] * 2] * 2
 
 
 def test_a_group_of_the_local_partition_alone_is_not_decided() -> None:
-    run = course(0.5, 30, layers=1, split=KeyPartitions(2, 2))
-    run.after(5, [[0.0, 0.0, 0.0]])
+    run = decider(0.5, 30, layers=1, partitions=KeyPartitions(2, 2))
+    run.plan_next(5, [[0.0, 0.0, 0.0]])
     assert run.codes(6) == [[Code.COMPUTED, Code.REUSED]]
     assert run.letter(6) == "."
     assert run.reused(6) == 0.5
 
 
 def test_what_is_no_number_makes_an_anchor(caplog: pytest.LogCaptureFixture) -> None:
-    run = course(0.5, 30)
-    run.after(5, [[0.1, 0.1, 0.0]] * 3)
-    run.after(6, [[float("nan"), 0.1, 0.0]] * 3)
+    run = decider(0.5, 30)
+    run.plan_next(5, [[0.1, 0.1, 0.0]] * 3)
+    run.plan_next(6, [[float("nan"), 0.1, 0.0]] * 3)
     assert (run.nonfinite, run.letter(7)) == (1, "F")
     assert "no finite number" in caplog.text
 
@@ -160,8 +160,8 @@ def test_runs_equal_a_plain_reference(
         for step in range(steps):
             y = y - compiled(y, torch.full((2,), 1 - step / steps)) / steps
             states.append(y)
-    plan = compiled._session.contexts["default"].states[1].plan
-    assert isinstance(plan, DiTangoCourse)
+    plan = compiled._session.contexts["default"].states[1].decider
+    assert isinstance(plan, PartitionDecider)
     assert len({plan.letter(step) for step in range(steps)}) > 1
     reference = Reference(KeyPartitions(groups, partitions), plan.codes)
     layer = itertools.count()
@@ -214,7 +214,7 @@ def test_inductor_takes_the_same_plan() -> None:
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-4, atol=1e-5)
 
 
-def test_attention_that_cannot_be_divided_is_refused() -> None:
+def test_attention_that_cannot_be_partitioned_is_refused() -> None:
     class Causal(ToyDiT):
         def forward(self, x: Tensor, t: Tensor) -> Tensor:
             q = x.unsqueeze(1)
@@ -235,14 +235,14 @@ def test_attention_that_cannot_be_divided_is_refused() -> None:
         ({"cache_ratio": 1.5}, "DiTangoSchedule.cache_ratio = 1.5: must be a number from 0 to 1"),
         ({"cache_ratio": 0.5, "warmup": 0}, "DiTangoSchedule.warmup = 0"),
         ({"cache_ratio": 0.5, "groups": 3, "partitions": 4}, "partitions = 4: must be a multiple of groups = 3"),
-        ({"cache_ratio": 0.5, "forecaster": Hermite(1)}, r"must be Reuse\(\) where the schedule is DiTangoSchedule"),
-        ({"cache_ratio": 0.5, "scope": "stack"}, "Policy.scope = 'stack': must be 'module'"),
+        ({"cache_ratio": 0.5, "forecaster": Hermite(1)}, r"so they are only reused: use forecaster=Reuse\(\)"),
+        ({"cache_ratio": 0.5, "scope": "stack"}, "cuts no other sites: use scope='module'"),
         ({"cache_ratio": 0.5, "distributed": True}, "must be used where torch.distributed is initialised"),
     ],
 )
 def test_what_is_not_allowed(given: dict[str, object], message: str) -> None:
     with pytest.raises(HiCacheError, match=message):
-        _ = DiTango(**given).cut  # type: ignore[arg-type]
+        hicache_compile(ToyDiT(), DiTango(**given), backend="eager")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("strategy", ["teacache", "pab", "ditango"])
@@ -256,6 +256,17 @@ def test_flexcache_needs_steps_between_warmup_and_cooldown(strategy: str) -> Non
 
 
 @pytest.mark.parametrize("options", [{"offload": True}, {"memory_budget": "1GiB"}, {"backend": "cond_eager"}])
-def test_what_it_does_not_go_with(options: dict[str, object]) -> None:
-    with pytest.raises(HiCacheError, match="DiTangoSchedule"):
-        hicache_compile(ToyDiT(), DiTango(0.5), **{"backend": "eager", **options})
+def test_where_its_states_are_kept_changes_nothing(options: dict[str, object]) -> None:
+    model, inputs, found = random_flux(2, 2), flux_inputs(batch=1), []
+    for given in ({}, options):
+        compiled = hicache_compile(model, DiTango(0.5, 2, 2), **{"backend": "eager", **given})  # type: ignore[arg-type]
+        with compiled.trajectory(12):
+            found.append((trace(compiled, inputs, 12), compiled.report().decisions()))
+    assert found[0][1] == found[1][1]
+    assert torch.equal(found[0][0], found[1][0])
+
+
+def test_too_small_a_budget_says_the_least_that_would_do() -> None:
+    compiled = hicache_compile(random_flux(2, 2), DiTango(0.5, 2, 2), backend="eager", memory_budget="1KB")
+    with pytest.raises(HiCacheError, match="must be at least"), compiled.trajectory(12):
+        trace(compiled, flux_inputs(batch=1), 12)

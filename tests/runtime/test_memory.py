@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from hicache_compile import HiCache, HiCacheError, hicache_compile
+from hicache_compile.policy.layout import Layout
 from hicache_compile.policy.policy import Policy
-from hicache_compile.runtime.storage.budget import Layout, choose, layout_of, parse_bytes
+from hicache_compile.runtime.storage.budget import choose, parse_bytes
 from tests.support.models import flux_inputs, random_flux, sample
 
 STEPS = 14
@@ -42,28 +43,28 @@ def test_not_bytes(text: object) -> None:
 @pytest.mark.parametrize(
     ("budget", "expected"),
     [
-        (135_168, Layout("module", 0, 0, 3)),
-        (135_167, Layout("module", 0, 0, 3, torch.bfloat16)),
-        (67_583, Layout("module", 0, 0, 2, torch.bfloat16)),
-        (45_055, Layout("block", 0, 0, 3)),  # order 1 before a finer scope
-        (12_287, Layout("block", 0, 0, 3, torch.bfloat16)),
-        (4_096, Layout("block", 0, 0, 2, torch.bfloat16)),
-        (4_095, Layout("block", 0, 0, 1, torch.bfloat16)),
+        (135_168, Layout("module", depth=3)),
+        (135_167, Layout("module", depth=3, anchors="bfloat16")),
+        (67_583, Layout("module", depth=2, anchors="bfloat16")),
+        (45_055, Layout("block", depth=3)),  # order 1 before a finer scope
+        (12_287, Layout("block", depth=3, anchors="bfloat16")),
+        (4_096, Layout("block", depth=2, anchors="bfloat16")),
+        (4_095, Layout("block", depth=1, anchors="bfloat16")),
     ],
 )
 def test_the_finest_layout_that_fits(budget: int, expected: Layout) -> None:
-    layout, why = choose(layout_of(HiCache(interval=4)), budget, None, SLOTS.__getitem__)
+    layout, why = choose(HiCache(interval=4).layout, budget, None, SLOTS.__getitem__)
     assert layout == expected
     assert f"of {budget:,} bytes" in why
 
 
 def test_too_small_a_budget_says_the_least_that_would_do() -> None:
     with pytest.raises(HiCacheError, match="must be at least 2,048"):
-        choose(layout_of(HiCache(interval=4)), 2047, None, SLOTS.__getitem__)
+        choose(HiCache(interval=4).layout, 2047, None, SLOTS.__getitem__)
 
 
 def test_a_coarse_policy_is_not_made_finer() -> None:
-    layout, _ = choose(layout_of(HiCache(interval=4, scope="stack")), 10**9, None, SLOTS.__getitem__)
+    layout, _ = choose(HiCache(interval=4, scope="stack").layout, 10**9, None, SLOTS.__getitem__)
     assert layout.scope == "stack"
 
 

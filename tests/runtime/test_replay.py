@@ -23,13 +23,13 @@ class Counted:
         self.model = model
         self.compiled: CompiledDenoiser = hicache_compile(model, HiCache(interval=1), backend="eager")
         self.guarded = 0
-        inner = self.compiled._denoise
+        inner = self.compiled._inner.denoise
 
         def count(*args: Any, **kwargs: Any) -> Any:
             self.guarded += 1
             return inner(*args, **kwargs)
 
-        object.__setattr__(self.compiled, "_denoise", count)
+        self.compiled._inner.denoise = count
 
     @torch.no_grad()
     def check(self, *args: Any, **kwargs: Any) -> bool:

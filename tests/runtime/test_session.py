@@ -158,6 +158,15 @@ def test_a_new_policy_takes_effect_at_the_next_trajectory(compiled: CompiledDeno
     assert torch.equal(result, alone(noise(1), TaylorSeer(interval=2, warmup=1)))
 
 
+def test_a_deeper_policy_in_between_changes_nothing(compiled: CompiledDenoiser) -> None:
+    """Rings grow for it; the first policy, whose plan is known already, then runs on the deeper rings."""
+    policy, deeper = compiled.policy, HiCache(interval=3, order=3, warmup=4)
+    for each in (policy, deeper, policy):
+        compiled.policy = each
+        with compiled.trajectory(STEPS):
+            assert torch.equal(run(compiled, noise(1)), alone(noise(1), each))
+
+
 def test_reset_frees_memory_and_history(compiled: CompiledDenoiser) -> None:
     with compiled.trajectory(STEPS):
         run(compiled, noise(1))

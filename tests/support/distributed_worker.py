@@ -1,4 +1,7 @@
-"""What one rank of a distributed test does; run as ``python -m tests.ranks TASK RANK WORLD STORE OUT``."""
+"""What one rank of a distributed test does.
+
+Run as ``python -m tests.support.distributed_worker TASK RANK WORLD STORE OUT``.
+"""
 
 from __future__ import annotations
 
