@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from torch import fx
 
 from hicache_compile.passes.graph import ops
 
 
-def kind_of(region: Sequence[fx.Node], streams: set[fx.Node]) -> str:
+def kind_of(region: Sequence[fx.Node], streams: set[fx.Node], zone: Set[fx.Node] = frozenset()) -> str:
     """The kind of a site, from the operations in its region.
 
     ``self-attention``, ``cross-attention`` or ``joint-attention``, by the origin of the keys; ``parallel``: attention
     and an activation between two linears (FLUX's single blocks); ``moe``: a top-k selection (a mixture of experts);
     ``mlp``: an activation only; ``blocks``: several attentions or activations; ``other``: none of these.
+
+    Args:
+        region: the nodes of the site.
+        streams: the values that blocks hand on.
+        zone: nodes that belong to the site whether or not they are read elsewhere too, as what a probe measures is.
     """
     attentions = [node for node in region if ops.op(node) in ops.ATTENTION]
     activations = [node for node in region if ops.op(node) in ops.ACTIVATIONS and _fed_by_product(node)]
@@ -27,7 +32,7 @@ def kind_of(region: Sequence[fx.Node], streams: set[fx.Node]) -> str:
     if activations:
         return "parallel"
     query, key = ops.argument(attentions[0], 0, "query"), ops.argument(attentions[0], 1, "key")
-    inside = set(region)
+    inside = set(region) | (zone - streams)
     queried, keyed = _reads(query, inside, streams), _reads(key, inside, streams)
     if not keyed & queried:
         return "cross-attention"

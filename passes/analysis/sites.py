@@ -50,7 +50,7 @@ def find_sites(module: fx.GraphModule, runs: list[Run], layout: Layout) -> tuple
         reason = refusal(draft, region, dependent)
         if reason is None:
             ordered = tuple(sorted(region, key=order.__getitem__))
-            kind = kind_of(ordered, _streams_of(draft, runs))
+            kind = kind_of(ordered, _streams_of(draft, runs), draft.zone)
             sites.append(Site(draft.name, kind, draft.slots, ordered, draft.group))
         else:
             refused.append(CannotRewrite(draft.name, reason))
