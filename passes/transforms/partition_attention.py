@@ -57,7 +57,7 @@ def partition_attention(work: Work) -> int:
     if not partitions.distributed:
         work.programs[Choice.FULL] = copy_graph(work.module)[0]  # forced steps: nothing is partitioned
     if found:
-        _write(work.module, found, partitions)
+        _write(work.module, found, partitions, len(work.sparse))
     log.info(
         "partitioned %d attentions into %d groups of %d partitions",
         len(found),
@@ -82,7 +82,8 @@ def _refusal(node: fx.Node, partitions: KeyPartitions, tokens: set[fx.Node]) -> 
     return None
 
 
-def _write(module: fx.GraphModule, found: list[fx.Node], partitions: KeyPartitions) -> None:
+def _write(module: fx.GraphModule, found: list[fx.Node], partitions: KeyPartitions, first: int) -> None:
+    """``first``: the number of the first memory; those below are of sparse MLPs."""
     graph = module.graph
     like = ops.value(arguments_of(found[0])["query"])
     with fake_mode_of(like), torch.no_grad():
@@ -95,7 +96,7 @@ def _write(module: fx.GraphModule, found: list[fx.Node], partitions: KeyPartitio
         query = ops.value(given["query"])
         with fake_mode_of(query), torch.no_grad():
             states = new_states(query, partitions)
-        kept = [add_input(graph, memory(name, layer), made) for name, made in states.items()]
+        kept = [add_input(graph, memory(name, first + layer), made) for name, made in states.items()]
         data = (given["query"], given["key"], given["value"], plan_node, *kept, measured_node)
         with graph.inserting_before(node):
             call = graph.create_node(
