@@ -218,6 +218,8 @@ class CompiledGraph:
         # with other strides or out of inference mode, and the anchors are still good.
         place = len(step.graphs)
         state = context.states.get(place)
+        if state is not None:
+            state.name_rings(kept)
         signature = (*self.signature, depth)
         if state is None or not _fits(state, kept, signature):
             if state is not None and state.token is None:

@@ -35,6 +35,7 @@ class Rings:
         self.token: Token | None = ()  # of the parameters that made them; None: the first that is seen
         self.signature: tuple[object, ...] = ()  # of the graph that wrote them
         self.suspended: dict[str, Any] | None = None  # the decider's state when the run was suspended
+        self.counted = False  # rings are told by their place among those that are read, and not by their slots
 
     @property
     def nbytes(self) -> int:
@@ -57,6 +58,11 @@ class Rings:
     def memory(self, state: StateInput) -> torch.Tensor:
         """What is kept under ``state``."""
         return self.tensors[list(self.kept).index(state)]
+
+    def name_rings(self, kept: Kept) -> None:
+        """Take the slots of rings that are only counted from ``kept``, where everything else is as it is there."""
+        if self.counted and _without_slots(self.kept) == _without_slots(kept):
+            self.kept, self.counted = kept, False
 
     def continues(self, trajectory: int, step: int, token: Token) -> bool:
         """Whether the anchors are those of this trajectory, complete, and made with these parameters."""
@@ -106,3 +112,7 @@ class Rings:
     def replace(self, after: Mapping[StateInput, torch.Tensor]) -> None:
         """Take over what a program returned in place of what is kept."""
         self.tensors = [after.get(state, kept) for state, kept in zip(self.kept, self.tensors, strict=True)]
+
+
+def _without_slots(kept: Kept) -> list[tuple[Role, str, Shape]]:
+    return [(state.role, state.name, shape) for state, shape in kept.items()]

@@ -117,13 +117,16 @@ def load(path: str | Path) -> Snapshot:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
         described = json.loads(metadata[KEY])
-        if described["format"] == 3:  # the format before
+        counted = described["format"] == 3  # the format before
+        if counted:
             described = _upgraded(described, tensors)
         if described["format"] != FORMAT:
             raise HiCacheError(f"snapshot.format = {described['format']!r}: must be {FORMAT}")
         policy = from_dict(described["policy"])
         num_steps = int(described["num_steps"])
         contexts = [_context(entry, index, tensors, policy) for index, entry in enumerate(described["contexts"])]
+        for state in (state for context in contexts for state in context.states.values()):
+            state.counted = counted
         return Snapshot(num_steps, policy, contexts, str(described["weights"]))
     except (SafetensorError, KeyError, TypeError, AttributeError, OSError, json.JSONDecodeError) as error:
         raise HiCacheError(
@@ -160,7 +163,7 @@ def _state(described: dict[str, Any], prefix: str, tensors: dict[str, torch.Tens
 
 
 def _upgraded(described: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """Format 3 as format 4; ``tensors`` get their new names."""
+    """Format 3 as format 4; ``tensors`` get their new names. Format 3 counts rings: their slots, the graph knows."""
     for index, context in enumerate(described["contexts"]):
         for old in context["states"]:
             prefix, standing = f"{index}/{old['place']}", old.pop("standing")
