@@ -348,7 +348,7 @@ def compute_what_is_forecast(program: fx.GraphModule) -> None:
         program.graph.call_function(torch._C._nn.linear, (node, node))
 
 
-def return_an_input(program: fx.GraphModule) -> None:
+def hand_out_an_input(program: fx.GraphModule) -> None:
     output_node(program.graph).args = ((placeholders(program)[0],),)
 
 
@@ -366,7 +366,7 @@ def call_a_site(program: fx.GraphModule) -> None:
 LAZY = {
     attend_again: "program forecast_mlp: `scaled_dot_product_attention` must be computed no more often than",
     compute_what_is_forecast: "program forecast_mlp: `linear` must be computed no more often than",
-    return_an_input: "program forecast_mlp: .* an output must not be an input",
+    hand_out_an_input: "program forecast_mlp: .* an output must not be an input",
     zero_a_ring: "program forecast_mlp: .* must be kept from writing to a ring except through remember",
     call_a_site: "program forecast_mlp: .* must be inlined",
 }
@@ -395,6 +395,6 @@ def test_a_lazily_made_phase_is_verified(graph: fx.GraphModule) -> None:
     choice = MLPS.with_phases((("self-attention", Phase.SPARSE),))
     program = work.specialiser.make(choice)
     verify_new(work, choice, program)
-    return_an_input(program)
+    hand_out_an_input(program)
     with pytest.raises(HiCacheError, match=r"program forecast_mlp_self-attention=sparse: .* must not be an input"):
         verify_new(work, choice, program)
