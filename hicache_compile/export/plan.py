@@ -16,7 +16,7 @@ from hicache_compile.policy.guards import Numbers
 from hicache_compile.policy.layout import Layout
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.sparsity.chipmunk import Chipmunk
-from hicache_compile.runtime.deciders.rows import RowSpec
+from hicache_compile.runtime.deciders.device_rows import RowSpec
 from hicache_compile.runtime.deciders.scheduled import ScheduledDecider
 
 Plan = dict[str, list[Any]]

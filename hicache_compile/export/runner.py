@@ -15,7 +15,7 @@ from hicache_compile.export.plan import Branches, Plan, check_fits, constants_of
 from hicache_compile.export.sizes import size_of
 from hicache_compile.policy.json_codec import as_policy
 from hicache_compile.policy.sparsity.chipmunk import Chipmunk
-from hicache_compile.runtime.deciders.rows import RowSpec
+from hicache_compile.runtime.deciders.device_rows import RowSpec
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -19,7 +19,7 @@ from hicache_compile.passes.graph.source import source_of
 from hicache_compile.policy.layout import Layout
 from hicache_compile.policy.policy import Policy
 from hicache_compile.runtime.deciders import RowSpec, make_decider
-from hicache_compile.runtime.deciders.rows import StepRows
+from hicache_compile.runtime.deciders.device_rows import StepRows
 
 
 def write(

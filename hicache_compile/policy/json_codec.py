@@ -20,27 +20,37 @@ from hicache_compile.policy.schedules.per_kind import Broadcast, KeySteps, PerKi
 
 SCHEDULES = (Interval, StepMask, Always, Free, Growing, MagCacheSchedule, PerKind, Broadcast, KeySteps, DiTangoSchedule)
 TYPES: dict[str, type] = {cls.__name__: cls for cls in (*SCHEDULES, *FORECASTERS, *GUARDS, Smoothing, Table)}
+VERSION = 1  # of the format; raised when a field changes its meaning, so that an older release refuses the file
 _OBJECTS = ("schedule", "forecaster", "smoothing")
 
 
 def to_dict(policy: Policy) -> dict[str, Any]:
-    """``policy`` as plain data; ``from_dict`` restores an equal policy.
+    """``policy`` as plain data, with the ``version`` of the format; ``from_dict`` restores an equal policy.
 
     Raises:
         HiCacheError: it contains a user-defined schedule or forecaster, which JSON cannot name.
     """
-    return {field.name: _plain(getattr(policy, field.name)) for field in dataclasses.fields(policy) if field.init}
+    fields = {field.name: _plain(getattr(policy, field.name)) for field in dataclasses.fields(policy) if field.init}
+    return {"version": VERSION, **fields}
 
 
 def from_dict(data: dict[str, Any]) -> Policy:
     """The policy written by ``to_dict``, or a preset as ``{"preset": "HiCache", "interval": 6, ...}``.
 
+    ``version`` may be left out: what is written by hand is in the newest format.
+
     Raises:
-        HiCacheError: an unknown name, a missing field, or an invalid value.
+        HiCacheError: an unknown name, a missing field, an invalid value, or the version of another release.
     """
     if not isinstance(data, dict):
         raise HiCacheError(f"policy = {data!r}: must be an object with the fields of a Policy or a preset")
-    values = {key: _rich(key, value) for key, value in data.items()}
+    version = data.get("version", VERSION)
+    if type(version) is not int or version != VERSION:
+        raise HiCacheError(
+            f"policy.version = {version!r}: must be {VERSION}, the format this release reads; "
+            "write the policy again with to_json of this release"
+        )
+    values = {key: _rich(key, value) for key, value in data.items() if key != "version"}
     if "preset" not in data:
         return _make("Policy", Policy, values)
     name = values.pop("preset")

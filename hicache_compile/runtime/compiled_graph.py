@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from math import prod
 from typing import Any
 
 from torch import fx
 
-from hicache_compile.errors import HiCacheError, switched_on
+from hicache_compile.errors import HiCacheError
 from hicache_compile.passes import Choice, rewrite
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.cost import flops_by_node
 from hicache_compile.passes.graph.graphs import placeholders
-from hicache_compile.passes.graph.inputs import Role
 from hicache_compile.passes.graph.shapes import Bindings, bind_symbols, is_dynamic
 from hicache_compile.passes.trace import trace_rewrite
 from hicache_compile.passes.transforms.partition_attention import PARTITIONED
 from hicache_compile.policy.layout import Layout
 from hicache_compile.policy.policy import Policy
+from hicache_compile.runtime.budgeted_layout import BudgetedLayout
 from hicache_compile.runtime.deciders import Decider, make_decider
 from hicache_compile.runtime.deciders.base import Inputs
 from hicache_compile.runtime.execute import execute
@@ -30,12 +29,10 @@ from hicache_compile.runtime.replay.dispatch_modes import brought_back
 from hicache_compile.runtime.replay.parameters import Parameters
 from hicache_compile.runtime.replay.replay import GraphCall
 from hicache_compile.runtime.session import Session
+from hicache_compile.runtime.shape_checks import check_shapes
 from hicache_compile.runtime.step import Step
 from hicache_compile.runtime.storage import make_storage
-from hicache_compile.runtime.storage.budget import SlotShapes, choose
-from hicache_compile.runtime.storage.rings import Kept, Rings
-
-log = logging.getLogger(__name__)
+from hicache_compile.runtime.storage.rings import Rings
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +60,7 @@ class CompiledGraph:
         self.options = session.options
         self.program_sets: dict[Layout, ProgramSet] = {}
         self.replayable = False
-        self._layouts: dict[Hashable, tuple[Layout, str]] = {}
+        self._budgeted = BudgetedLayout(captured, self.options) if self.options.memory_budget is not None else None
         self._inputs = placeholders(captured)
         self._parameters = [i for i, node in enumerate(self._inputs) if node.meta["weight"]]
         self._sized = [i for i, node in enumerate(self._inputs) if not node.meta["weight"]]
@@ -156,33 +153,11 @@ class CompiledGraph:
 
     def layout(self, policy: Policy, step: Step | None = None, bindings: Bindings | None = None) -> tuple[Layout, str]:
         """Where to cut for ``policy``: as it says, or what the memory budget leaves room for, and then why."""
-        budget = self.options.memory_budget
-        if budget is None:
+        if self._budgeted is None:
             return self.session.layout_of(policy), ""
-        wanted, sizes = self.options.layout(policy), bindings or {}
         earlier = [graph for graph in step.graphs if graph is not self] if step else []
         taken = sum(self.session.live[graph].nbytes for graph in earlier if graph in self.session.live)
-        contexts = max(1, self.session.live_contexts())
-        key = (wanted, taken, contexts, *sizes.values())
-        if key not in self._layouts:
-            rows = 1 if self.options.offload else None
-            layout, why = choose(wanted, budget // contexts - taken, rows, self._slots_at(wanted, sizes))
-            log.info("memory budget for %d contexts: %s", contexts, why)
-            self._layouts[key] = layout, why
-        return self._layouts[key]
-
-    def _slots_at(self, wanted: Layout, bindings: Bindings) -> Callable[[str], SlotShapes]:
-        """The slots each scope keeps anchors of, from shapes alone: nothing is lowered."""
-
-        @cache
-        def slots_at(scope: str) -> SlotShapes:
-            at_scope = replace(wanted.at(scope), depth=1, anchors=None, sparsity=None)
-            shapes = ProgramSet(rewrite(self.captured, at_scope), 1).shapes(bindings)
-            if wanted.partitions is not None:
-                return [(shape, dtype) for shape, dtype, _ in shapes.values()]
-            return [(shape[1:], dtype) for state, (shape, dtype, _) in shapes.items() if state.role is Role.ANCHORS]
-
-        return slots_at
+        return self._budgeted(policy, bindings or {}, taken, max(1, self.session.live_contexts()))
 
     def programs(self, layout: Layout) -> ProgramSet:
         """The programs for ``layout``: shared by every layout that differs in no more than fewer anchors."""
@@ -221,13 +196,13 @@ class CompiledGraph:
         if state is not None:
             state.name_rings(kept)
         signature = (*self.signature, depth)
-        if state is None or not _fits(state, kept, signature):
+        if state is None or not state.fits(kept, signature):
             if state is not None and state.token is None:
                 raise HiCacheError(
                     f"resume(): the anchors of context {context.name!r} are of another graph: must be continued by the "
                     "denoiser, backend and shapes that were suspended"
                 )
-            _check_shapes(state, kept, step)
+            check_shapes(state, kept, step)
             context.drop_stale(place)  # another shape or scope: what it held is of no use
             state = make_storage(kept, depth if self.options.offload else None)
             state.signature = signature
@@ -257,21 +232,3 @@ class CompiledGraph:
     def depth_of(self, live: Live) -> int:
         """Anchors that are kept of a slot, wherever they are."""
         return live.layout.depth if self.options.offload else live.programs.depth
-
-
-def _fits(state: Rings, kept: Kept, signature: tuple[object, ...]) -> bool:
-    return (state.kept is kept or state.kept == kept) and state.signature == signature
-
-
-def _check_shapes(before: Rings | None, kept: Kept, step: Step) -> None:
-    """``TS_DEBUG_SHAPES`` and ``TS_STRICT_SHAPES``: see ``hicache_compile.policy.environment``."""
-    shapes = [shape for state, (shape, _, _) in kept.items() if state.role is Role.ANCHORS]
-    if switched_on("TS_DEBUG_SHAPES"):
-        sizes = ", ".join(str(list(shape)) for shape in shapes)
-        log.warning("[TS][step %d][%s] anchors: %s", step.index, step.context.name, sizes)
-    changed = before is not None and before.trajectory == step.context.trajectory and before.kept != kept
-    if changed and switched_on("TS_STRICT_SHAPES"):
-        raise HiCacheError(
-            f"step {step.index} of context {step.context.name!r}: the shapes of the anchors changed inside a run: "
-            "must not while TS_STRICT_SHAPES is on"
-        )

@@ -22,7 +22,7 @@ from hicache_compile.passes.lowering.cond import both_branches
 from hicache_compile.passes.work import Rewrite
 from hicache_compile.policy.guards import Guard, Numbers
 from hicache_compile.policy.sparsity.phases import phases_of
-from hicache_compile.runtime.deciders.rows import RowSpec
+from hicache_compile.runtime.deciders.device_rows import RowSpec
 from hicache_compile.runtime.storage.rings import Shape
 
 log = logging.getLogger(__name__)

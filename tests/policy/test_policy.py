@@ -96,6 +96,7 @@ POLICIES = [
     Policy(Always(), Reuse(), scope="none"),
 ]
 HICACHE: dict[str, Any] = {
+    "version": 1,
     "schedule": {"type": "Interval", "interval": 6, "warmup": 3, "cooldown": 0},
     "forecaster": {"type": "Hermite", "order": 2, "sigma": 0.5},
     "scope": "module",
@@ -120,6 +121,18 @@ def test_json_gives_an_equal_policy_back(policy: Policy) -> None:
     again = from_json(to_json(policy))
     assert again == policy == from_dict(data)
     assert (again.depth, repr(again)) == (policy.depth, repr(policy))  # repr: 1 stays 1 and does not become 1.0
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", True, None])
+def test_the_json_of_another_release_is_refused(version: object) -> None:
+    with pytest.raises(HiCacheError, match=r"policy\.version = .*: must be 1, "):
+        from_dict({**to_dict(HiCache()), "version": version})
+
+
+def test_json_without_a_version_is_in_the_newest_format() -> None:
+    data = to_dict(HiCache())
+    del data["version"]
+    assert from_dict(data) == HiCache()
 
 
 def test_the_json_of_hicache_is_this() -> None:

@@ -7,10 +7,10 @@ from typing import Any
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.sparsity.chipmunk import Chipmunk
 from hicache_compile.runtime.deciders.base import Decider, Decision
+from hicache_compile.runtime.deciders.device_rows import RowSpec
 from hicache_compile.runtime.deciders.guarded import GuardedDecider
 from hicache_compile.runtime.deciders.in_graph import InGraphDecider
 from hicache_compile.runtime.deciders.partitioned import PartitionDecider
-from hicache_compile.runtime.deciders.rows import RowSpec
 from hicache_compile.runtime.deciders.scheduled import ScheduledDecider
 
 __all__ = ["Decider", "Decision", "RowSpec", "make_decider"]

@@ -16,7 +16,8 @@ from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.schedules.base import Free
 from hicache_compile.policy.sparsity.chipmunk import Chipmunk
 from hicache_compile.runtime.deciders.base import Ask, Asking, Decider, Decision, Inputs, Measured
-from hicache_compile.runtime.deciders.rows import AnchorRows, RowSpec
+from hicache_compile.runtime.deciders.device_rows import RowSpec
+from hicache_compile.runtime.deciders.rows import AnchorRows
 
 log = logging.getLogger(__name__)
 

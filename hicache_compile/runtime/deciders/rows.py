@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from hicache_compile.errors import HiCacheError
-from hicache_compile.passes.graph.choices import Phases
-from hicache_compile.passes.graph.inputs import Role, StateInput
+from hicache_compile.passes.graph.inputs import StateInput
 from hicache_compile.policy.compatibility import Trait
 from hicache_compile.policy.forecasters import measured_weights
 from hicache_compile.policy.policy import Policy
@@ -19,47 +18,7 @@ from hicache_compile.policy.run import RunInfo
 from hicache_compile.policy.sparsity.chipmunk import Chipmunk
 from hicache_compile.policy.sparsity.phases import Phase
 from hicache_compile.runtime.deciders.computed_steps import ComputedSteps
-
-POSITION, WEIGHTS = StateInput(Role.POSITION), StateInput(Role.WEIGHTS)
-KEPT = 64  # rows of guarded runs that are kept on the device
-
-
-@dataclass(frozen=True, slots=True)
-class RowSpec:
-    """Which row of weights and positions a slot reads.
-
-    Args:
-        depth: anchors a ring holds.
-        groups: groups of sites that are decided each by itself; ``("",)``: all together. Each has a position.
-        group_of: the place of each ring's group, in the order of the rings.
-        per_slot: each slot has a row of weights; else each group.
-        own: rings with a row of their own, where each slot has one; a ring beyond reads the last (SpeCa's).
-        offset: slots of the graphs that are called before this one in a step.
-    """
-
-    depth: int
-    groups: tuple[str, ...] = ("",)
-    group_of: tuple[int, ...] = ()
-    per_slot: bool = False
-    own: int = 0
-    offset: int = 0
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the weights of a step: ``[K]`` where there is one row."""
-        rows = self.own if self.per_slot else len(self.groups)
-        return (rows, self.depth) if rows > 1 or self.per_slot else (self.depth,)
-
-
-@dataclass(slots=True)
-class StepRows:
-    """One step: by group the ring row and how many anchors there are after it, and the weights ``[rows][K]``."""
-
-    positions: list[int]
-    known: list[int]
-    weights: list[list[float]]
-    forecasts: list[str]
-    phases: Phases = ()
+from hicache_compile.runtime.deciders.device_rows import DeviceRows, DeviceTable, RowSpec, StepRows
 
 
 @dataclass(slots=True)
@@ -85,9 +44,10 @@ class AnchorRows:
     _bound: Policy = field(init=False)
     _rest: ComputedSteps | None = field(init=False)  # of sparse sites in no group, which every step computes
     _gram: dict[str, np.ndarray] = field(default_factory=dict)
-    _uploaded: dict[Any, Any] = field(default_factory=dict)
+    _device: DeviceRows = field(init=False)
 
     def __post_init__(self) -> None:
+        self._device = DeviceRows(self.spec)
         self._bound = self.policy.bind(RunInfo(self.num_steps))
         self.tracks = {group: ComputedSteps(self.sparsity) for group in self.spec.groups}
         apart = self.sparsity is not None and "" not in self.tracks
@@ -173,7 +133,7 @@ class AnchorRows:
         for row, found in enumerate(weights):
             place = self.spec.group_of[row] if self.spec.per_slot else row
             rows.weights[row] = self._in_ring_order(rows.known[place], found)
-        self._refresh(step)
+        self._device.refresh(step, rows)
 
     @property
     def measures(self) -> bool:
@@ -210,53 +170,16 @@ class AnchorRows:
                 self.policy.smoothing,
             )
             rows.weights[place] = self._in_ring_order(rows.known[place], found)
-        self._refresh(step)
+        self._device.refresh(step, rows)
         return waited
 
     def inputs(self, step: int, device: torch.device, dtype: torch.dtype) -> dict[StateInput, torch.Tensor]:
-        """What the programs of ``step`` read; rows that come again are uploaded once."""
-        rows = self.steps[step]
-        place = self._kept(("position", *rows.positions), lambda: torch.tensor(rows.positions, device=device))
-        flat = tuple(weight for row in rows.weights for weight in row)
-        return {POSITION: place, WEIGHTS: self._kept(flat, lambda: self._upload([rows], device, dtype)[0])}
+        """What the programs of ``step`` read."""
+        return self._device.inputs(self.steps[step], device, dtype)
 
     def table(self, device: torch.device, dtype: torch.dtype, steps: int) -> DeviceTable:
         """The rows of the first ``steps`` on ``device``, uploaded once."""
-        found: DeviceTable | None = self._uploaded.get(DeviceTable)
-        if found is None or (found.device, found.dtype) != (device, dtype) or steps > len(found.weights):
-            positions = torch.zeros(len(self.steps), max(2, len(self.spec.groups)), dtype=torch.int64)
-            positions[:, : len(self.spec.groups)] = torch.tensor([rows.positions for rows in self.steps])
-            found = DeviceTable(
-                device,
-                dtype,
-                [place[: len(self.spec.groups)] for place in positions.to(device, non_blocking=True)],
-                self._upload(self.steps, device, dtype),
-            )
-            self._uploaded[DeviceTable] = found
-        return found
-
-    def _upload(self, steps: Sequence[StepRows], device: torch.device, dtype: torch.dtype) -> list[torch.Tensor]:
-        # Rows start at multiples of 16 bytes: a misaligned input would be copied before every forecast.
-        count = len(steps[0].weights) * self.spec.depth
-        padded = torch.zeros(len(steps), -(-count // 4) * 4, dtype=dtype)
-        flat = [[weight for row in rows.weights for weight in row] for rows in steps]
-        padded[:, :count] = torch.tensor(flat, dtype=torch.float64)
-        return [row[:count].view(self.spec.shape) for row in padded.to(device, non_blocking=True)]
-
-    def _kept(self, key: object, make: Any) -> torch.Tensor:
-        if key not in self._uploaded:
-            while len(self._uploaded) > KEPT:
-                del self._uploaded[next(iter(self._uploaded))]
-            self._uploaded[key] = make()
-        found: torch.Tensor = self._uploaded[key]
-        return found
-
-    def _refresh(self, step: int) -> None:
-        """Write the weights of ``step`` into what is on the device."""
-        table: DeviceTable | None = self._uploaded.get(DeviceTable)
-        if table is not None and step < len(table.weights):
-            rows = torch.tensor(self.steps[step].weights, dtype=torch.float64)
-            table.weights[step].copy_(rows.view(self.spec.shape))
+        return self._device.table(self.steps, device, dtype, steps)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that later rows depend on, as plain data."""
@@ -272,16 +195,6 @@ class AnchorRows:
         blank = StepRows([0] * len(self.spec.groups), [0] * len(self.spec.groups), self._zeros(), [])
         self.steps += [blank] * max(0, step - len(self.steps))
         self.first = step
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceTable:
-    """By step the positions ``[groups]`` int64 and the weights, on a device."""
-
-    device: torch.device
-    dtype: torch.dtype
-    positions: list[torch.Tensor]
-    weights: list[torch.Tensor]
 
 
 def _gram(anchors: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,8 @@ from hicache_compile.passes.graph.choices import Choice, Phases
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.sparsity.chipmunk import Chipmunk
 from hicache_compile.runtime.deciders.base import Decider, Decision, Inputs
-from hicache_compile.runtime.deciders.rows import POSITION, WEIGHTS, AnchorRows, RowSpec
+from hicache_compile.runtime.deciders.device_rows import POSITION, WEIGHTS, RowSpec
+from hicache_compile.runtime.deciders.rows import AnchorRows
 
 HORIZON = 64  # steps that are laid out at a time where the length of a run is unknown
 

@@ -13,7 +13,8 @@ import torch
 
 from hicache_compile.passes.graph.inputs import Role, StateInput
 from hicache_compile.runtime.deciders.base import Decider, Decision, Inputs
-from hicache_compile.runtime.deciders.rows import POSITION, WEIGHTS, AnchorRows
+from hicache_compile.runtime.deciders.device_rows import POSITION, WEIGHTS
+from hicache_compile.runtime.deciders.rows import AnchorRows
 from hicache_compile.runtime.storage.rings import Kept, Rings, Token
 
 

@@ -59,6 +59,10 @@ class Rings:
         """What is kept under ``state``."""
         return self.tensors[list(self.kept).index(state)]
 
+    def fits(self, kept: Kept, signature: tuple[object, ...]) -> bool:
+        """Whether programs that call for ``kept``, of the graph ``signature``, may go on with this."""
+        return (self.kept is kept or self.kept == kept) and self.signature == signature
+
     def name_rings(self, kept: Kept) -> None:
         """Take the slots of rings that are only counted from ``kept``, where everything else is as it is there."""
         if self.counted and _without_slots(self.kept) == _without_slots(kept):
