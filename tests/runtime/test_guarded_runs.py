@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,25 +16,36 @@ from hicache_compile import (
     CompiledDenoiser,
     DBCache,
     DiCache,
+    DiCacheGuard,
     DiTango,
     EasyCache,
+    EasyCacheGuard,
     FBCache,
     FBCacheTeaCache,
+    FirstBlockGuard,
+    Free,
     Hermite,
     HiCache,
     HiCacheError,
+    Interval,
     KeySteps,
+    PerKind,
     Policy,
     Reuse,
     SpeCa,
+    SpeCaGuard,
     StepMask,
+    Taylor,
     TeaCache,
+    TeaCacheGuard,
     hicache_compile,
     passes,
 )
 from hicache_compile.operators.anchors import forecast
 from hicache_compile.passes import Choice
 from hicache_compile.passes.graph import ops
+from hicache_compile.policy.guards import Guard
+from hicache_compile.policy.layout import Layout
 from tests.support.captured_graphs import captured, count
 from tests.support.host_reads import counted_reads
 from tests.support.models import ToyDiT, flux_inputs, random_flux, sample, trace
@@ -143,15 +155,16 @@ def test_what_a_probe_computed_is_not_computed_again() -> None:
     graph = captured(random_flux(), **flux_inputs(batch=1), timestep=torch.ones(1), return_dict=False)
     whole = count(graph)
     for policy in (TeaCache(0.2), FBCache(0.1), DBCache(2, 1), DiCache(0.2, 2), FBCacheTeaCache(0.1, 0.2)):
-        cut = policy.cut
-        rewrite = passes.build(graph, cut.scope, 2, cut.first, cut.last, probes=cut.probes, verify=True)
+        layout = replace(policy.layout, depth=2)
+        rewrite = passes.rewrite(graph, layout)
         for name in sorted(ops.HEAVY):
             assert sum(count(part)[name] for part in rewrite.parts(Choice.FULL)) == whole[name]
-        live = passes.build(graph, "stack", 2, min(cut.starts), cut.last).programs[Choice.FORECAST]
+        ends = Layout("stack", min(layout.starts), layout.last, depth=2)
+        live = passes.rewrite(graph, ends).programs[Choice.FORECAST]
         last = rewrite.stages[-1]
         attention = "scaled_dot_product_attention"
         spent = sum(count(part)[attention] for part in rewrite.parts(last.skip))
-        assert spent == count(live)[attention] + (max(cut.starts) - min(cut.starts))
+        assert spent == count(live)[attention] + (max(layout.starts) - min(layout.starts))
         assert any(node.target is forecast for node in rewrite.programs[last.skip].graph.nodes)
 
 
@@ -196,6 +209,76 @@ def test_skipped_steps_take_any_forecaster(forecaster: Hermite | None) -> None:
     with twin.trajectory(STEPS):
         theirs = trace(twin, inputs, STEPS)
     assert torch.equal(mine, theirs)
+
+
+ALL_IT_MAY = {"warmup": 2, "cooldown": 2, "max_skips": 2}
+
+
+@pytest.mark.parametrize(
+    ("scope", "guard", "first"),
+    [
+        *((scope, TeaCacheGuard(1e9, **ALL_IT_MAY), 0) for scope in ("module", "block", "stack", "output")),
+        *((scope, FirstBlockGuard(1e9, **ALL_IT_MAY), 1) for scope in ("module", "block", "stack")),
+        *((scope, EasyCacheGuard(1e9, **ALL_IT_MAY), 0) for scope in ("module", "block")),
+    ],
+)
+def test_at_every_scope_a_guard_that_skips_all_it_may_is_a_mask(scope: str, guard: Guard, first: int) -> None:
+    model, inputs, found = random_flux(), flux_inputs(batch=1), []
+    guarded = Policy(Free(), Taylor(1), scope, (guard,))
+    masked = Policy(StepMask("110010010011"), Taylor(1), scope, first=first)
+    for policy in (guarded, masked):
+        compiled = hicache_compile(model, policy, backend="eager")
+        with compiled.trajectory(STEPS):
+            found.append((trace(compiled, inputs, STEPS), compiled.report().decisions()))
+    assert found[0][1] == found[1][1] == "FF..F..F..FF"
+    assert torch.equal(found[0][0], found[1][0])
+
+
+@pytest.mark.parametrize("guard", [TeaCacheGuard(0.0), FirstBlockGuard(0.0), SpeCaGuard(0.0), DiCacheGuard(0.0)])
+def test_threshold_zero_is_bit_equal_at_any_scope(guard: Guard) -> None:
+    model, inputs = random_flux(), flux_inputs(batch=1)
+    expected = trace(model, inputs, STEPS)
+    for scope in ("module", "block"):
+        compiled = hicache_compile(model, Policy(Free(), Reuse(), scope, (guard,)), backend="eager")
+        with compiled.trajectory(STEPS):
+            assert torch.equal(trace(compiled, inputs, STEPS), expected)
+        assert compiled.report().decisions() == "F" * STEPS
+
+
+def test_several_guards_may_judge_the_same_draft() -> None:
+    """The stricter of two decides, wherever it stands."""
+    model, inputs = random_flux(), flux_inputs(batch=1)
+    strict, lax = (SpeCaGuard(threshold, 0.5, warmup=2) for threshold in (0.5, 1e9))
+    letters = {}
+    for name, guards in {"one": (strict,), "both": (strict, strict), "lax": (lax,)}.items():
+        compiled = hicache_compile(model, Policy(Free(), Reuse(), "stack", guards), backend="eager")
+        with compiled.trajectory(STEPS):
+            trace(compiled, inputs, STEPS)
+        letters[name] = compiled.report().decisions()
+    assert letters["one"] == letters["both"].replace("s", ".")
+    assert letters["one"].count("F") > letters["lax"].count("F")
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1e9])
+def test_kinds_follow_their_schedules_where_no_guard_skips(threshold: float) -> None:
+    """A guard that skips forecasts all kinds; where none does, attention is computed every second step, MLPs always."""
+    guard = TeaCacheGuard(threshold, warmup=2 if threshold else 1)
+    kinds = {"joint-attention": Interval(2, 1), "mlp": Free(), "parallel": Free()}
+    model, inputs = random_flux(), flux_inputs(batch=1)
+    twin = (
+        Policy(StepMask("11" + "0" * 8), Reuse(), "module")
+        if threshold
+        else Policy(
+            PerKind({**dict.fromkeys(kinds, Interval(1)), "joint-attention": Interval(2, 1)}), Reuse(), "module"
+        )
+    )
+    found = []
+    for policy in (Policy(PerKind(kinds), Reuse(), "module", (guard,)), twin):
+        compiled = hicache_compile(model, policy, backend="eager")
+        with compiled.trajectory(10):
+            found.append((trace(compiled, inputs, 10), compiled.report().decisions()))
+    assert found[0][1] == found[1][1] == ("FF........" if threshold else "FpFpFpFpFp")
+    assert torch.equal(found[0][0], found[1][0])
 
 
 def test_the_largest_change_of_a_batch_decides() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import expecttest
@@ -13,15 +14,15 @@ from torch import Tensor
 from hicache_compile import (
     Calibrated,
     Chipmunk,
-    FBCache,
     HiCacheError,
     Interval,
     Policy,
     StepMask,
     Table,
+    TeaCacheGuard,
     hicache_compile,
 )
-from hicache_compile.inspection.dump import schedule
+from hicache_compile.passes.graph.inputs import is_ring
 from hicache_compile.policy.json_codec import from_json, to_json
 from hicache_compile.tune import measure, with_weights
 from tests.support.models import ToyDiT, flux_inputs, random_flux, trace
@@ -107,7 +108,7 @@ def test_slots_that_no_forecast_reads_have_no_row() -> None:
     known = Policy(Interval(3), Calibrated(Table(STEPS, DISTANCES), 3), "module")
     shared = hicache_compile(random_flux(1, 2), known, backend="eager")
     expected = run(shared)
-    guarded = [node for node in shared.graphs["guarded"].graph.nodes if node.name.startswith("anchors_")]
+    guarded = [node for node in shared.graphs["guarded"].graph.nodes if is_ring(node)]
     (state,) = shared._session.contexts["default"].states.values()
     assert 0 < len(state.rings) < len(guarded)
     blank = Calibrated(Table(STEPS, DISTANCES, (), len(state.rings)), 3)
@@ -149,23 +150,54 @@ def test_fitted_by_slot_is_truer_where_it_was_fitted() -> None:
     assert own.error == pytest.approx(float((walk(denoiser) - reference).norm() / reference.norm()), rel=1e-3)
 
 
-def test_the_dump_has_a_line_for_each_slot() -> None:
-    lines = [line.split("\t") for line in schedule(POLICY, STEPS).splitlines()]
-    assert lines[0] == ["step", "decision", "row", "weight_0", "weight_1", "weight_2"]
+def test_the_dump_has_a_line_for_each_slot(tmp_path: Path) -> None:
+    denoiser = hicache_compile(ToyDiT(), POLICY, backend="eager")
+    walk(denoiser)
+    denoiser.dump(tmp_path, STEPS)
+    lines = [line.split("\t") for line in (tmp_path / "schedule.tsv").read_text().splitlines()]
+    assert lines[0] == ["step", "decision", "group", "row", "weight_0", "weight_1", "weight_2"]
     fifth = [line for line in lines if line[0] == "5"]
     assert len(fifth) == SLOTS
     # Anchors 0, 1, 4 lie in rows 0, 1, 2; a table has the newest first.
-    np.testing.assert_allclose([[float(w) for w in line[3:][::-1]] for line in fifth], ROWS[2][2])
+    np.testing.assert_allclose([[float(w) for w in line[4:][::-1]] for line in fifth], ROWS[2][2])
     assert len([line for line in lines if line[0] == "4"]) == 1
 
 
-def test_what_it_does_not_go_with() -> None:
-    forecaster = Calibrated(TABLE, 3)
-    with pytest.raises(HiCacheError, match="must have weights for all slots together under guards"):
-        FBCache(0.1, forecaster=forecaster)
-    for options in ({"backend": "cond_eager"}, {"offload": True}, {"sparsity": Chipmunk()}):
-        with pytest.raises(HiCacheError, match=r"for all slots together|weights for each slot"):
-            hicache_compile(ToyDiT(), POLICY, **options)
+@pytest.mark.parametrize(
+    ("options", "tolerance"),
+    [
+        ({"backend": "cond_eager"}, 0.0),
+        ({"offload": True}, 1e-6),  # the host sums in another order
+        ({"sparsity": Chipmunk(top_keys=1.0, mlp_keys=1.0, first_dense=0, group=4, mlp_block=4)}, 1e-5),  # all of it
+    ],
+    ids=["cond", "offload", "sparsity"],
+)
+def test_it_goes_with_what_changes_how_a_run_is_made(options: dict[str, Any], tolerance: float) -> None:
+    plain = walk(hicache_compile(ToyDiT(), POLICY, backend="eager"))
+    denoiser = hicache_compile(ToyDiT(), POLICY, **{"backend": "eager", **options})
+    found = walk(denoiser)
+    assert denoiser.report().decisions().replace("S", "F") == "FF..F..."
+    torch.testing.assert_close(found, plain, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("backend", ["eager", "cond_eager"])
+def test_guards_decide_when_and_slots_how(backend: str) -> None:
+    """A guard that skips all it may is the mask that computes the same steps."""
+    if backend == "cond_eager":
+        with pytest.raises(HiCacheError, match="the graph knows gaps between steps, not the run"):
+            hicache_compile(ToyDiT(), guarded(), backend=backend)
+        return
+    denoiser = hicache_compile(ToyDiT(), guarded(), backend=backend)
+    assert torch.equal(walk(denoiser), walk(hicache_compile(ToyDiT(), POLICY, backend=backend)))
+    assert denoiser.report().decisions() == "FF..F..."
+
+
+def guarded() -> Policy:
+    guard = TeaCacheGuard(1e9, warmup=2)
+    return Policy(StepMask(MASK), Calibrated(TABLE, 3), "module", (guard,))
+
+
+def test_another_number_of_slots_is_refused() -> None:
     denoiser = hicache_compile(ToyDiT(depth=2), POLICY, backend="eager")
     with pytest.raises(HiCacheError, match=r"Calibrated\.table\.slots = 6: must be 4, the slots of this denoiser"):
         walk(denoiser)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,11 +11,27 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hicache_compile import CompiledDenoiser, Handle, HiCache, HiCacheError, hicache_compile, inspect
-from tests.support.models import ToyDiT
+from hicache_compile import (
+    PAB,
+    Chipmunk,
+    CompiledDenoiser,
+    DiCache,
+    DiTango,
+    FBCache,
+    FBCacheTeaCache,
+    Handle,
+    Hermite,
+    HiCache,
+    HiCacheError,
+    Policy,
+    hicache_compile,
+    inspect,
+)
+from tests.support.models import ToyDiT, flux_inputs, random_flux
 
 STEPS, HALF = 12, 5
 POLICY = HiCache(interval=4, warmup=2)
@@ -79,7 +96,7 @@ def test_through_torch_compile(tmp_path: Path) -> None:
 ELSEWHERE = """
 import sys, torch, tests.conftest  # as many threads as here: sums depend on them
 from pathlib import Path
-from tests.test_snapshot import HALF, STEPS, compiled, walk
+from tests.runtime.test_snapshot import HALF, STEPS, compiled, walk
 folder = Path(sys.argv[1])
 denoiser = compiled()
 with denoiser.resume(folder / "run.safetensors"):
@@ -121,8 +138,6 @@ def test_another_shape_is_refused(tmp_path: Path) -> None:
 
 
 def broken(path: Path, how: str) -> None:
-    from safetensors import safe_open
-
     if how == "text":
         path.write_text("no snapshot")
     elif how == "cut":
@@ -136,9 +151,9 @@ def broken(path: Path, how: str) -> None:
         if how == "foreign":
             metadata = {}
         elif how == "shape":
-            tensors["0/1/0"] = tensors["0/1/0"][1:].contiguous()
+            tensors["0/1/anchors:0"] = tensors["0/1/anchors:0"][1:].contiguous()
         else:
-            del tensors["0/1/0"]
+            del tensors["0/1/anchors:0"]
         save_file(tensors, path, metadata=metadata)
 
 
@@ -165,4 +180,93 @@ def test_only_between_steps_of_a_trajectory(tmp_path: Path) -> None:
     suspended(tmp_path / "run.safetensors")
     open_already = pytest.raises(HiCacheError, match="while a trajectory of 3 steps is open")
     with denoiser.trajectory(3), open_already, denoiser.resume(tmp_path / "run.safetensors"):
+        pass
+
+
+def as_format_3(path: Path) -> None:
+    """Rewrite a snapshot in the format before: rings by their count, memory by name, decisions by old names."""
+    with safe_open(path, framework="pt") as file:
+        described = json.loads(file.metadata()["hicache_compile"])
+    tensors = load_file(path)
+    described["format"] = 3
+    for index, context in enumerate(described["contexts"]):
+        for state in context["states"]:
+            prefix, kept = f"{index}/{state['place']}", state.pop("kept")
+            rings = [(slot, shape) for role, _, slot, shape in kept if role == "anchors"]
+            state["shapes"] = [shape for _, shape in rings]
+            state["memory"] = {f"memory:{name}": shape for role, name, _, shape in kept if role == "memory"}
+            state["standing"] = standing_of(state.pop("state"), state["signature"][-1])
+            state["offloaded"] = state.pop("host") is not None
+            moved = [tensors.pop(f"{prefix}/anchors:{slot}") for slot, _ in rings]
+            tensors |= {f"{prefix}/{count}": ring for count, ring in enumerate(moved)}
+    save_file(tensors, path, metadata={"hicache_compile": json.dumps(described)})
+
+
+def standing_of(state: dict[str, Any], depth: int) -> dict[str, Any]:
+    """What format 3 says of a decider: nothing where the step index decides alone."""
+    course: dict[str, Any] = dict(state["decider"])
+    if "rules" in course:  # guards
+        course |= course.pop("tracks")[""]
+        course["watched"] = course.pop("rules")
+        del course["step"]
+    elif "run" in course:  # guards in the graph
+        names = {name: name.replace("remembered:", "watched_").replace("run", "course") for name in course}
+        padded = {names[name]: values + [0.0] * (4 - len(values)) for name, values in course.items()}
+        course = {"course": padded.pop("course"), **padded}
+    elif "tracks" in course:
+        course = {}
+    return {"depth": depth, "start": state["start"], **({"course": course} if course else {})}
+
+
+FORMAT_3: dict[str, tuple[Policy, dict[str, Any]]] = {
+    "schedule": (POLICY, {}),
+    "schedule, offloaded": (POLICY, {"offload": True}),
+    "schedule, cond": (POLICY, {"backend": "cond_eager"}),
+    "kinds": (PAB(2, window=None), {}),
+    "guards": (FBCacheTeaCache(0.3, 0.4, forecaster=Hermite(1)), {}),
+    "guards in the graph": (FBCacheTeaCache(0.35, 0.3), {"backend": "cond_eager"}),
+    "guard with weights": (DiCache(0.3), {}),
+    "partitions": (DiTango(0.5, 2, 2), {}),
+    "sparse": (HiCache(3), {"sparsity": Chipmunk(full_every=3, group=16, mlp_block=16, first_dense=1)}),
+    "sparse guards": (FBCache(0.2), {"sparsity": Chipmunk(full_every=3, group=16, mlp_block=16, first_dense=1)}),
+}
+
+
+@pytest.mark.parametrize("name", FORMAT_3)
+def test_the_format_before_is_read(name: str, tmp_path: Path) -> None:
+    """FLUX has slots that no forecast reads, so the rings are not counted as the slots are."""
+    policy, options = FORMAT_3[name]
+    model, inputs, path = random_flux(1, 2), flux_inputs(batch=1), tmp_path / "run.safetensors"
+    first, second = (hicache_compile(model, policy, **{"backend": "eager", **options}) for _ in range(2))
+
+    def steps(denoiser: nn.Module, x: Tensor, places: range) -> Tensor:
+        for step in places:
+            time = torch.full((1,), 1 - step / STEPS)
+            with torch.no_grad():
+                out = denoiser(**{**inputs, "hidden_states": x}, timestep=time, return_dict=False)[0]
+            x = x - out / STEPS
+        return x
+
+    with first.trajectory(STEPS):
+        x = steps(first, inputs["hidden_states"], range(HALF))
+        first.suspend(path)
+        expected = steps(first, x, range(HALF, STEPS))
+    as_format_3(path)
+    with second.resume(path):
+        x = steps(second, x, range(HALF, HALF + 3))
+        second.suspend(path)  # from here on in the format of today
+    with second.resume(path):
+        assert torch.equal(steps(second, x, range(HALF + 3, STEPS)), expected)
+    decisions = first.report().decisions()
+    assert second.report().decisions()[-(STEPS - HALF - 3) :] == decisions[-(STEPS - HALF - 3) :]
+    assert set(decisions[HALF:]) - set("FS")
+
+
+def test_other_formats_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.safetensors"
+    suspended(path)
+    with safe_open(path, framework="pt") as file:
+        described = json.loads(file.metadata()["hicache_compile"])
+    save_file(load_file(path), path, metadata={"hicache_compile": json.dumps({**described, "format": 2})})
+    with pytest.raises(HiCacheError, match="format = 2: must be 4"), compiled().resume(path):
         pass

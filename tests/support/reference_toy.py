@@ -107,10 +107,8 @@ class CachedToy:
         for place, block in enumerate(blocks):
             gate_a, gate_m = block.gates(c).unsqueeze(1).chunk(2, dim=-1)  # type: ignore[operator]
             for gate, part in ((gate_a, block.attention), (gate_m, block.mlp)):
-                if start <= place < end:
-                    x = x + gate * self.slot(lambda part=part, x=x: part(x))  # type: ignore[misc]
-                else:
-                    x = x + gate * part(x)  # type: ignore[operator]
+                cached = start <= place < end
+                x = x + gate * (self.slot(lambda part=part, x=x: part(x)) if cached else part(x))  # type: ignore
         return x
 
     def through(self, blocks: Sequence[nn.Module], x: Tensor, c: Tensor) -> Tensor:
