@@ -1,15 +1,19 @@
 # Two commands: `make demo` samples digits with a cache, `make test` runs everything CI runs.
-# Both make .venv on their first run and use it again afterwards.
+# `make check` is for every edit: style, types, policies, passes and the layout of the source.
+# All make .venv on their first run and use it again afterwards.
 
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: demo test lint clean
+.PHONY: demo check test lint clean
 
 demo: $(STAMP)
 	$(BIN)/hicache demo
+
+check: lint
+	$(BIN)/python -m pytest -n 2 -q -m "not slow" tests/policy tests/operators tests/passes tests/test_imports.py tests/test_docs.py
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
@@ -18,6 +22,7 @@ test: lint
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	rm -rf $(VENV)/typed
 	mkdir -p $(VENV)/typed/hicache_compile
 	ln -sfn $(CURDIR)/hicache_compile/* $(CURDIR)/passes $(CURDIR)/backends $(CURDIR)/benchmarks $(VENV)/typed/hicache_compile
 	cd $(VENV) && MYPYPATH=typed bin/mypy --config-file ../pyproject.toml -p hicache_compile
