@@ -45,6 +45,11 @@ class Live:
     why: str = ""  # what a memory budget made of the policy
 
     @property
+    def slots(self) -> int:
+        """Slots that have anchors of their own."""
+        return self.programs.rows(1, 0).own
+
+    @property
     def nbytes(self) -> int:
         """Bytes of what one context keeps on the device."""
         shapes = self.programs.shapes(self.bindings).values()

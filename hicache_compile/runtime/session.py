@@ -17,6 +17,7 @@ from hicache_compile.policy.layout import Layout
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.run import RunInfo
 from hicache_compile.runtime.deciders.base import Decider
+from hicache_compile.runtime.deciders.rows import check_slots
 from hicache_compile.runtime.options import CompileOptions, Shared
 from hicache_compile.runtime.replay.dispatch_modes import set_aside
 from hicache_compile.runtime.scheduled_run import ids
@@ -49,6 +50,7 @@ class Session(StepCounter):
         self.observer: Observer | None = None
         self._deciders: list[tuple[object, Decider]] = []
         self._layout: tuple[Policy, Layout] | None = None
+        self._slots: tuple[Policy, int] | None = None  # of the step before, where each has its own weights
 
     @contextmanager
     def open(
@@ -133,6 +135,8 @@ class Session(StepCounter):
         if self.step is not None:
             raise HiCacheError("the compiled denoiser was called from inside its own call")
         again = step is not None
+        if step is None:
+            self._check_slots()
         current = self.step = self.next_step(call) if step is None else step
         try:
             with torch.no_grad(), set_aside() as current.modes:
@@ -152,6 +156,7 @@ class Session(StepCounter):
         """The call returned: count it. ``again``: it was counted, and another of its graphs ran."""
         self.latest = step
         self.last_graphs = step.graphs
+        self._slots = self._slots_of(step)
         self.syncs += step.syncs
         step.context.choices.update(step.choices)
         step.choices, step.syncs = [], 0
@@ -182,6 +187,18 @@ class Session(StepCounter):
                 context.name,
                 free,
             )
+
+    def _check_slots(self) -> None:
+        """How many slots a denoiser has is known once every graph of its first step, which is computed, has run."""
+        if self._slots is not None:
+            (policy, slots), self._slots = self._slots, None
+            check_slots(policy, slots)
+
+    def _slots_of(self, step: Step) -> tuple[Policy, int] | None:
+        policy = step.context.policy
+        if step.uncached or not self.layout_of(policy).per_slot:
+            return None
+        return policy, sum(self.live[graph].slots for graph in step.graphs if graph in self.live)
 
     def layout_of(self, policy: Policy) -> Layout:
         """The layout of ``policy``; the same object while the policy is."""

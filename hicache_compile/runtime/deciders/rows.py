@@ -55,12 +55,8 @@ class AnchorRows:
         blank = StepRows([0] * len(self.spec.groups), [0] * len(self.spec.groups), self._zeros(), [])
         self.steps = [blank] * self.start
         self.first = self.start
-        known = getattr(getattr(self.policy.forecaster, "table", None), "slots", None) if self.spec.per_slot else None
-        if known is not None and self.spec.offset + self.spec.own > known:
-            raise HiCacheError(
-                f"Calibrated.table.slots = {known}: must be {self.spec.offset + self.spec.own}, the slots of "
-                f"this denoiser at scope {self.policy.scope!r}"
-            )
+        if self.spec.per_slot:
+            check_slots(self.policy, self.spec.offset + self.spec.own, complete=False)
 
     def _zeros(self) -> list[list[float]]:
         rows = self.spec.shape[0] if len(self.spec.shape) > 1 else 1
@@ -205,3 +201,18 @@ def _gram(anchors: torch.Tensor) -> torch.Tensor:
 def _finite(gram: np.ndarray) -> np.ndarray:
     """``gram``, or that of one anchor alone where a value is not finite: then the newest is reused."""
     return gram if np.isfinite(gram).all() else np.eye(len(gram))
+
+
+def check_slots(policy: Policy, slots: int, complete: bool = True) -> None:
+    """Raise unless a table with weights for each slot has those of ``slots`` slots.
+
+    Args:
+        policy: whose forecaster has the table, if it has one.
+        slots: the slots of the graphs that ran.
+        complete: they are all graphs of a step; else more may follow.
+    """
+    known = getattr(getattr(policy.forecaster, "table", None), "slots", None)
+    if known is not None and (known < slots or (complete and known > slots)):
+        raise HiCacheError(
+            f"Calibrated.table.slots = {known}: must be {slots}, the slots of this denoiser at scope {policy.scope!r}"
+        )
