@@ -32,7 +32,7 @@ from hicache_compile.runtime.compiled_graph import CompiledGraph
 from hicache_compile.runtime.options import CompileOptions, Shared
 from hicache_compile.runtime.replay.call_signature import UnknownArgumentError
 from hicache_compile.runtime.replay.capture import DATA_DEPENDENT_OPS, as_call, own_frame
-from hicache_compile.runtime.replay.replay import Replay, changes_python_state, signature_of_call, unobserved
+from hicache_compile.runtime.replay.replay import Replay, changes_python_state, signature_of_call
 from hicache_compile.runtime.session import Session
 from hicache_compile.runtime.step import Step
 
@@ -107,8 +107,7 @@ class CompiledDenoiser(Handle, OptimizedModule):
         replay = step.context.replays.find(signature, shared.changes())
         if replay is not None:
             return replay(tensors)
-        with unobserved():
-            output = self._run(step, args, kwargs)
+        output = self._run(step, args, kwargs)
         if signature is not None and len(step.calls) == len(step.graphs) == 1:
             with suppress(UnknownArgumentError):
                 step.context.replays.keep(signature, Replay(step.calls[0], tensors, output, shared.changes()))

@@ -229,3 +229,19 @@ assert not torch.equal(mine, run(model)), "nothing was forecast"
 def test_a_process_that_never_imported_the_package() -> None:
     done = subprocess.run([sys.executable, "-c", FRESH], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+class Making(ToyDiT):
+    """Makes a module in its forward, as slices of a ``ModuleList`` do."""
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return nn.Sequential(nn.GELU(), nn.Identity())(super().forward(x, t))
+
+
+@pytest.mark.parametrize("backend", ["hicache", "eager"])
+def test_a_module_made_in_the_forward_is_compiled_once(backend: str) -> None:
+    """Also by other backends, in a process that has imported the package."""
+    options = {"options": OPTIONS} if backend == "hicache" else {}
+    torch._dynamo.utils.counters.clear()
+    run(torch.compile(Making(), backend=backend, **options), 4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1

@@ -17,7 +17,6 @@ from torch.utils import _pytree as pytree
 from hicache_compile.errors import HiCacheError
 from hicache_compile.passes.transforms.capture import capture
 from hicache_compile.runtime.replay.dispatch_modes import set_aside
-from hicache_compile.runtime.replay.replay import unobserved
 
 _frames = itertools.count()
 DATA_DEPENDENT_OPS = functools.partial(torch._dynamo.config.patch, capture_dynamic_output_shape_ops=True)
@@ -93,7 +92,7 @@ def capture_call(model: nn.Module, example_inputs: Any, owner: str, dynamic: boo
 
     compiled = torch._dynamo.optimize(receive, dynamic=dynamic is True)(own_frame(model))
     floats_are_fixed = torch._dynamo.config.patch(specialize_float=True)  # else a norm's epsilon becomes an input
-    with torch.no_grad(), set_aside(), unobserved(), DATA_DEPENDENT_OPS(), floats_are_fixed:
+    with torch.no_grad(), set_aside(), DATA_DEPENDENT_OPS(), floats_are_fixed:
         returned = compiled(*args, **kwargs)
     if len(seen) != 1:
         raise HiCacheError(f"{owner}.model was captured in {len(seen)} graphs: must be one")

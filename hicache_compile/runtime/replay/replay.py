@@ -16,8 +16,7 @@ Dynamo.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,35 +38,14 @@ _registrations = next(_registered)
 
 def _count_registration(*_: Any) -> None:
     global _registrations  # noqa: PLW0603  # one counter for the process: modules may be anywhere
-    _registrations = next(_registered)
+    # A module made in a forward: Dynamo traces this, would guard on the count, and compile every call anew.
+    if not torch.compiler.is_compiling():
+        _registrations = next(_registered)
 
 
-_HANDLES = (
-    modules.register_module_module_registration_hook(_count_registration),
-    modules.register_module_parameter_registration_hook(_count_registration),
-    modules.register_module_buffer_registration_hook(_count_registration),
-)
-_HOOKS = (
-    modules._global_module_registration_hooks,
-    modules._global_parameter_registration_hooks,
-    modules._global_buffer_registration_hooks,
-)
-
-
-@contextmanager
-def unobserved() -> Iterator[None]:
-    """Registrations inside are not counted.
-
-    Around everything Dynamo does: of a module that is made in a forward it would trace the hooks, guard on what they
-    count, and compile every step anew.
-    """
-    for hooks, handle in zip(_HOOKS, _HANDLES, strict=True):
-        hooks.pop(handle.id, None)
-    try:
-        yield
-    finally:
-        for hooks, handle in zip(_HOOKS, _HANDLES, strict=True):
-            hooks[handle.id] = _count_registration
+modules.register_module_module_registration_hook(_count_registration)
+modules.register_module_parameter_registration_hook(_count_registration)
+modules.register_module_buffer_registration_hook(_count_registration)
 
 
 def registrations() -> int:
