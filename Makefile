@@ -1,5 +1,6 @@
 # Two commands: `make demo` samples digits with a cache, `make test` runs everything CI runs.
 # `make check` is for every edit: style, types, policies, passes and the layout of the source.
+# `make exhaustive` also runs the cases that `make test` leaves out (tests/support/sampled_cases.py): hours.
 # All make .venv on their first run and use it again afterwards.
 
 PYTHON ?= python3.11
@@ -7,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: demo check test lint clean
+.PHONY: demo check test exhaustive lint clean
 
 demo: $(STAMP)
 	$(BIN)/hicache demo
@@ -17,6 +18,9 @@ check: lint
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+exhaustive: lint
+	$(BIN)/python -m pytest -n 2 --dist worksteal --exhaustive
 
 # mypy does not follow an editable install, so it is shown the package the way it installs.
 lint: $(STAMP)

@@ -177,7 +177,9 @@ def _reordered(work: Work) -> bool:
 def _ops_of(module: torch.nn.Module) -> Counter[str]:
     """How often each op is called; the parts of a linear of which only some outputs are made count as one."""
     assert isinstance(module, fx.GraphModule)
-    called = [n for n in module.graph.nodes if n.op.startswith("call") and "probe" not in n.meta and not _is_row(n)]
+    added = {"probe", "carried"}  # marks of what is no op of the captured graph
+    calls = [n for n in module.graph.nodes if n.op.startswith("call")]
+    called = [n for n in calls if added.isdisjoint(n.meta) and not _is_row(n)]
     counted = Counter(ops.op(node) for node in called)
     parts = [node.args[1].args[0] for node in called if ops.op(node) == "linear" and _is_part(node)]
     counted["linear"] -= len(parts) - len(set(parts))

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 
+import pytest
 import torch
+
+from tests.support.sampled_cases import ONE_IN
 
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
@@ -13,3 +17,22 @@ os.environ.setdefault("HICACHE_VERIFY", "1")  # every graph is checked after eve
 if not torch.cuda.is_available():
     # Triton's kernels are interpreted where there is no GPU. It has to know before it is imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--exhaustive", action="store_true", help="all cases, also of tests with many costly ones")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of tests in ``ONE_IN``, keep one case in so many, unless all are asked for, by option or by name."""
+    if config.getoption("exhaustive") or any("[" in argument for argument in config.args):
+        return
+    seen = Counter[str]()
+    kept, left_out = [], []
+    for item in items:
+        name = item.nodeid.removeprefix("tests/").partition("[")[0]
+        taken = seen[name] % ONE_IN.get(name, 1) == 0
+        (kept if taken else left_out).append(item)
+        seen[name] += 1
+    items[:] = kept
+    config.hook.pytest_deselected(items=left_out)

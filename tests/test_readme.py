@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import sys
@@ -11,12 +12,24 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-TEXTS = [README, *(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md")))]
-BLOCKS = [block for text in TEXTS for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)]
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
+def blocks_of(*paths: Path) -> list[str]:
+    texts = [path.read_text(encoding="utf-8") for path in paths]
+    return [block for text in texts for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)]
+
+
+@pytest.mark.parametrize("block", blocks_of(ROOT / "README.md"), ids=itertools.count())
 def test_a_block_runs_and_prints_what_it_says(block: str, tmp_path: Path) -> None:
+    run(block, tmp_path)
+
+
+@pytest.mark.parametrize("block", blocks_of(*sorted((ROOT / "docs").glob("*.md"))), ids=itertools.count())
+def test_a_block_of_docs_runs_and_prints_what_it_says(block: str, tmp_path: Path) -> None:
+    run(block, tmp_path)
+
+
+def run(block: str, tmp_path: Path) -> None:
     """As a script of its own, the way a reader tries it."""
     script = tmp_path / "block.py"
     script.write_text(block, encoding="utf-8")

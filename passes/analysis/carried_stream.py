@@ -39,8 +39,10 @@ def carry(graph: fx.Graph, exit_node: fx.Node, streams: Streams, blocks: list[Bl
         if part is not None:
             return part
         with graph.inserting_after(max(carried.values(), key=_position(graph).__getitem__)):
-            copies.append(graph.node_copy(node, lambda argument: carried.get(argument, argument)))
-        return copies[-1]
+            copy = graph.node_copy(node, lambda argument: carried.get(argument, argument))
+        copy.meta["carried"] = True  # not an op of the captured graph
+        copies.append(copy)
+        return copy
 
     if not streams.roots(exit_node):
         return None

@@ -224,8 +224,11 @@ def _in_a_child(work: Callable[[], object]) -> multiprocessing.process.BaseProce
     return child
 
 
+KILLS = 5
+
+
 @pytest.mark.slow
-def test_killed_twenty_times_and_resumed(model: Path, tmp_path: Path) -> None:
+def test_killed_again_and_again_and_resumed(model: Path, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert generate(model, whole).failed == 0
     began = time.monotonic()
@@ -233,7 +236,7 @@ def test_killed_twenty_times_and_resumed(model: Path, tmp_path: Path) -> None:
     longest = time.monotonic() - began
     chance = random.Random(0)
     kills = 0
-    while kills < 20:
+    while kills < KILLS:
         child = _in_a_child(lambda: generate(model, broken))
         child.join(chance.uniform(0, longest))
         if child.is_alive():
