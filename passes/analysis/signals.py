@@ -34,7 +34,8 @@ class Signals:
         self.ancestry = Ancestry(module.graph)
         self.inside = {node for run in runs for block in run.blocks for node in block.nodes}
         given = [node for node in placeholders(module) if not node.meta.get("weight") and "input" in node.meta]
-        self.inputs = [node for node in given if ops.is_tensor(node) and ops.value(node).is_floating_point()]
+        self.tensors = [node for node in given if ops.is_tensor(node)]
+        self.inputs = [node for node in self.tensors if ops.value(node).is_floating_point()]
 
     def output(self) -> fx.Node:
         """The denoiser's output: the first tensor it returns."""
@@ -70,12 +71,15 @@ class Signals:
                 return next(argument for argument in ops.data_inputs(node) if argument in following)
         raise _missing("a matrix product on the stream in the first block")
 
+    def times(self) -> list[fx.Node]:
+        """The inputs that tell the time: those with a usual name of it, whole numbers too, else the small ones."""
+        named = [node for node in self.tensors if _TIME.search(node.name)]
+        return named or [node for node in self.inputs if ops.value(node).dim() < 2]
+
     def modulation(self) -> fx.Node:
         """The largest value read by block 0 that depends on the time and on no stream."""
-        times = [node for node in self.inputs if _TIME.search(node.name)]
-        times = times or [node for node in self.inputs if ops.value(node).dim() < 2]
         streams = reachable_from(entry for block in self.blocks for entry in block.entries)
-        after_time = reachable_from(times) - streams
+        after_time = reachable_from(self.times()) - streams
         own = set(self.blocks[0].nodes)
         read = [a for node in self.blocks[0].nodes for a in ops.data_inputs(node) if a not in own]
         found = [a for a in dict.fromkeys(read) if a in after_time and _is_embedding(a)]
@@ -87,7 +91,7 @@ class Signals:
         """The time embedding that the final layer also reads and from which the blocks' modulation is computed."""
         projected = self.modulation()
         above = self.ancestry.within(self.ancestry.above(projected)) | {projected}
-        times = reachable_from(node for node in self.inputs if _TIME.search(node.name)) or above
+        times = reachable_from(node for node in self.tensors if _TIME.search(node.name)) or above
         nearest_first = sorted(above & times, key=self.ancestry.index.__getitem__, reverse=True)
         for node in nearest_first:
             elsewhere = [user for user in node.users if user not in above and user not in self.inside]
