@@ -74,6 +74,39 @@ def magnitude(now: Tensor, before: Tensor) -> Tensor:
     return (now.float().norm(dim=-1) / before.float().norm(dim=-1)).mean().reshape(1)
 
 
+def low_passed(x: Tensor, time: Tensor, exponent: float | None, grid: tuple[int, ...] | None) -> Tensor:
+    """``x`` through the Wiener filter of its noise level, float32 (SeaCache 2602.18993, eq. 7).
+
+    Along an axis of ``n`` bins at ``f = min(k, n - k) / n`` cycles a sample the gain is ``1 / (1 + r^2 f^exponent)``,
+    ``r = sigma / (1 - sigma)``, divided by its mean. The filter is a product over axes, and along each a circulant
+    matrix: no FFT, so that it compiles and exports.
+
+    Args:
+        x: ``[B, C, *grid]``, or ``[B, N, C]`` with a ``grid`` of ``N`` tokens; then ``[B, *grid, C]`` is returned.
+        time: sigma, or 1000 sigma, of all or of each sample.
+        exponent: ``None``: the number of axes.
+    """
+    first = 2
+    if grid is not None:
+        x, first = x.unflatten(1, grid), 1
+    axes = range(first, x.dim() - 2 + first)
+    time = time.float().reshape(time.shape[0] if time.dim() else 1, -1).amax(1)
+    sigma = torch.where(time > 1, time / 1000, time).clamp(1e-6, 1 - 1e-6)
+    odds = (sigma / (1 - sigma)).square()[:, None]  # [B] or [1]
+    y = x.float()
+    for axis in axes:
+        n = x.shape[axis]
+        k = torch.arange(n, device=x.device)
+        frequency = torch.minimum(k, n - k) / n
+        gain = 1 / (1 + odds * frequency ** float(exponent or len(axes)))
+        gain = gain / gain.mean(1, keepdim=True)
+        kernel = gain @ torch.cos(2 * torch.pi / n * (k[:, None] * k % n)) / n
+        matrix = kernel[:, (k[:, None] - k) % n]  # [B, n, n], symmetric
+        moved = y.movedim(axis, -1)
+        y = (moved @ matrix.reshape(-1, *[1] * (moved.dim() - 3), n, n)).movedim(-1, axis)
+    return y
+
+
 def together(*values: Tensor) -> Tensor:
     """Several measurements ``[n]``, concatenated."""
     return torch.cat(values)

@@ -11,12 +11,14 @@ Raises     HiCacheError where the denoiser has no such signal
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
+from hicache_compile.errors import HiCacheError
 from hicache_compile.operators import measurements
 from hicache_compile.passes.analysis.blocks import Run
 from hicache_compile.passes.analysis.signals import Signals
@@ -24,7 +26,7 @@ from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.graphs import fake_mode_of
 from hicache_compile.passes.graph.inputs import MEASURED, add_input, memory
 from hicache_compile.passes.work import Work
-from hicache_compile.policy.guards import Measure, Probe, Signal
+from hicache_compile.policy.guards import Measure, Probe, Signal, SpectralFilter
 
 
 def insert_guard_probes(work: Work) -> int:
@@ -101,9 +103,23 @@ def _change(writer: ProbeWriter, probe: Probe, signals: Signals) -> None:
     signal = _signal(writer, probe, signals, probe.blocks)
     if probe.downsample > 1:
         signal = writer.value(_every, signal, probe.downsample)
+    if probe.filter is not None:
+        signal = _filtered(writer, probe.filter, signal, signals)
     before = writer.memory("before", signal)
     read = writer.measured(measurements.change, signal, before)
     writer.keep(before, signal, "every" if probe.every_step else "computed", after=read)
+
+
+def _filtered(writer: ProbeWriter, spectral: SpectralFilter, signal: fx.Node, signals: Signals) -> fx.Node:
+    shape, grid = tuple(ops.value(signal).shape), spectral.grid
+    if len(shape) == 3 and (grid is None or math.prod(grid) != shape[1]):
+        raise HiCacheError(
+            f"SeaCacheGuard.grid = {grid!r}: must be given as (H, W) or (T, H, W) of the {shape[1]} tokens of the input"
+        )
+    if not signals.times():
+        raise HiCacheError("SeaCacheGuard reads sigma off the denoiser's time input: it must have one")
+    tokens = grid if len(shape) == 3 else None
+    return writer.value(measurements.low_passed, signal, signals.times()[0], spectral.exponent, tokens)
 
 
 def _rate(writer: ProbeWriter, probe: Probe, signals: Signals) -> None:

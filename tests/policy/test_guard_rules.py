@@ -24,6 +24,7 @@ from hicache_compile.policy.guards import (
     Guard,
     Measure,
     Numbers,
+    SeaCacheGuard,
     SpeCaGuard,
     TeaCacheGuard,
 )
@@ -67,6 +68,7 @@ FIELDS: dict[type[Guard], dict[str, Any]] = {
     AdaCacheGuard: {
         "codebook": st.lists(st.tuples(st.floats(0, 3), st.integers(1, 5)), min_size=1, max_size=5).map(rising)
     },
+    SeaCacheGuard: {"threshold": THRESHOLDS},
     SpeCaGuard: {
         "threshold": THRESHOLDS,
         "decay": st.floats(0.01, 1),
@@ -204,6 +206,7 @@ USUAL: dict[type[Guard], tuple[Guard, float, str]] = {
     EasyCacheGuard: (EasyCacheGuard(0.5), 0.2, "FF..F..F..F..F.."),
     DiCacheGuard: (DiCacheGuard(0.5), 0.2, "F..F..F..F..F..F"),
     AdaCacheGuard: (AdaCacheGuard(((0.3, 4), (1.0, 1))), 0.2, "FF...F...F...F.."),
+    SeaCacheGuard: (SeaCacheGuard(0.5), 0.2, "F..F..F..F..F..F"),
     SpeCaGuard: (SpeCaGuard(0.1, 1.0, 0.0, 2), 0.2, "F..F..F..F..F..F"),
 }
 
@@ -233,6 +236,7 @@ def test_numbers_of_rules_are_data() -> None:
         EasyCacheGuard: (EasyCacheGuard(0.1), EasyCacheGuard(0.2, max_skips=1)),
         DiCacheGuard: (DiCacheGuard(0.1), DiCacheGuard(0.2, aligned=False, limits=(0.0, 9.0))),
         AdaCacheGuard: (AdaCacheGuard(), AdaCacheGuard(((0.3, 4),))),
+        SeaCacheGuard: (SeaCacheGuard(0.1), SeaCacheGuard(0.2, 3.0, (2, 3))),
         SpeCaGuard: (SpeCaGuard(), SpeCaGuard(1.0, 0.5, 0.2, 3)),
     }.items():
         signatures = {rules.TensorRule(guard, Numbers).signature for guard in others}

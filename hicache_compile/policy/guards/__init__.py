@@ -2,12 +2,13 @@
 
 from hicache_compile.policy.guards.adacache import AdaCacheGuard
 from hicache_compile.policy.guards.arithmetic import Arithmetic, HostArithmetic, Numbers
-from hicache_compile.policy.guards.base import Guard, HostRule, Measure, Probe, Signal
+from hicache_compile.policy.guards.base import Guard, HostRule, Measure, Probe, Signal, SpectralFilter
 from hicache_compile.policy.guards.dicache import DiCacheGuard
 from hicache_compile.policy.guards.easycache import EasyCacheGuard
 from hicache_compile.policy.guards.first_block import FirstBlockGuard
 from hicache_compile.policy.guards.models import TEACACHE_MODELS, TeaCacheModel
 from hicache_compile.policy.guards.observer import ObserverGuard
+from hicache_compile.policy.guards.seacache import SeaCacheGuard
 from hicache_compile.policy.guards.speca import SpeCaGuard
 from hicache_compile.policy.guards.teacache import TeaCacheGuard
 
@@ -18,6 +19,7 @@ GUARDS: tuple[type[Guard], ...] = (
     DiCacheGuard,
     AdaCacheGuard,
     SpeCaGuard,
+    SeaCacheGuard,
 )
 
 __all__ = [
@@ -35,8 +37,10 @@ __all__ = [
     "Numbers",
     "ObserverGuard",
     "Probe",
+    "SeaCacheGuard",
     "Signal",
     "SpeCaGuard",
+    "SpectralFilter",
     "TeaCacheGuard",
     "TeaCacheModel",
 ]

@@ -41,6 +41,19 @@ class Measure(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class SpectralFilter:
+    """The Wiener filter of a noisy input at its noise level (SeaCache).
+
+    Args:
+        exponent: of the spectrum ``1 / |f|^exponent``; ``None``: the axes of the grid.
+        grid: sizes that tokens are laid out in; ``None``: the input's own dimensions after batch and channels.
+    """
+
+    exponent: float | None
+    grid: tuple[int, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
 class Probe:
     """What the graph measures for a guard.
 
@@ -49,6 +62,7 @@ class Probe:
         blocks: how many blocks the signal needs, which then always run.
         downsample: every so many-th channel is read.
         every_step: ``now`` is compared with the step before; else with the last computed step.
+        filter: of the signal, before it is compared.
     """
 
     measure: Measure
@@ -56,6 +70,7 @@ class Probe:
     blocks: int = 0
     downsample: int = 1
     every_step: bool = True
+    filter: SpectralFilter | None = None
 
     @property
     def before(self) -> bool:

@@ -1,0 +1,59 @@
+"""SeaCache (2602.18993): changes of the noisy input, filtered to what is signal in it, are added up to a threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from hicache_compile.errors import HiCacheError, real_number, whole_number
+from hicache_compile.policy.guards.arithmetic import Arithmetic, Number, Numbers, Truth
+from hicache_compile.policy.guards.base import Guard, Measure, Probe, Signal, SpectralFilter, nonnegative
+
+
+@dataclass(frozen=True, slots=True)
+class SeaCacheGuard(Guard):
+    """Skip while ``sum change(filtered input)`` since the last computed step is below ``threshold``.
+
+    The filter is the Wiener filter of a rectified flow for a spectrum ``1 / |f|^exponent``: at the start of a run only
+    low frequencies of the noisy input are signal. It reads sigma off the denoiser's time input, ``t`` or ``t / 1000``.
+
+    Args:
+        threshold: 0 computes every step.
+        exponent: of the spectrum; ``None``: 2 for images, 3 for videos.
+        grid: tokens as ``(H, W)`` or ``(T, H, W)``, of a denoiser whose input ``[B, N, C]`` does not show them; an
+            input ``[B, C, H, W]`` or ``[B, C, T, H, W]`` does.
+    """
+
+    threshold: float = 0.25
+    exponent: float | None = None
+    grid: tuple[int, ...] | None = None
+
+    remembers: ClassVar[Mapping[str, float]] = {"accumulated": 0.0}
+    numbers_are_data: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        self.check()
+        nonnegative("SeaCacheGuard", "threshold", self.threshold)
+        if self.exponent is not None:
+            real_number("SeaCacheGuard", "exponent", self.exponent, 0.0, 10.0)
+        if self.grid is not None:
+            object.__setattr__(self, "grid", tuple(self.grid))
+            if len(self.grid) not in (2, 3):
+                raise HiCacheError(f"SeaCacheGuard.grid = {self.grid!r}: must be (H, W) or (T, H, W)")
+            for size in self.grid:
+                whole_number("SeaCacheGuard", "grid", size, 1)
+
+    @property
+    def probe(self) -> Probe:
+        return Probe(Measure.CHANGE, Signal.INPUT, filter=SpectralFilter(self.exponent, self.grid))
+
+    def parameters(self, num_steps: int | None) -> Mapping[str, float | Sequence[float]]:
+        return {"threshold": self.threshold}
+
+    def ask(self, m: Arithmetic, p: Numbers, s: Numbers, step: Number, seen: Sequence[Number]) -> tuple[Truth, Numbers]:
+        total = s.accumulated + seen[0]
+        return (p.threshold > 0) & (total < p.threshold), s.replace(accumulated=total)
+
+    def after_full(self, m: Arithmetic, p: Numbers, s: Numbers, step: Number, seen: Sequence[Number]) -> Numbers:
+        return s.replace(accumulated=0.0)
