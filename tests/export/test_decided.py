@@ -25,6 +25,7 @@ from hicache_compile import (
     HiCacheError,
     Policy,
     Reuse,
+    SeaCache,
     SpeCa,
     TeaCache,
     hicache_compile,
@@ -64,6 +65,7 @@ POLICIES = {
     "dicache": DiCache(0.2),
     "adacache": AdaCache(),
     "speca": SpeCa(),
+    "seacache": SeaCache(0.6, grid=(2, 3)),
     "own guard": Policy(Free(), Reuse(), "stack", (Patient(0.15),)),
     "pab": PAB(2, 3, 4, window=None, warmup=1),
 }

@@ -202,7 +202,7 @@ def test_what_a_program_cannot_decide_is_refused(options: dict[str, object], mes
 def test_every_guard_has_a_rule_of_its_own() -> None:
     given = {True: {"threshold": 0.1}, False: {}}
     made = [guard(**given["threshold" in guard.__dataclass_fields__]) for guard in GUARDS]
-    assert len({rules.TensorRule(guard, Numbers).signature for guard in made}) == len(GUARDS) == 6
+    assert len({rules.TensorRule(guard, Numbers).signature for guard in made}) == len(GUARDS) == 7
     for guard in made:
         rule = rules.TensorRule(guard, Numbers)
         assert guard.numbers_are_data

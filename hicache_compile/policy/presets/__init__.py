@@ -14,6 +14,7 @@ from hicache_compile.policy.presets.guarded import (
     EasyCache,
     FBCache,
     FBCacheTeaCache,
+    SeaCache,
     SpeCa,
     TeaCache,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "HiCache",
     "LeMiCa",
     "MagCache",
+    "SeaCache",
     "SpeCa",
     "Spectrum",
     "TaylorSeer",
@@ -69,6 +71,7 @@ PRESETS: dict[str, Callable[..., Policy]] = {
         DiCache,
         AdaCache,
         SpeCa,
+        SeaCache,
         PAB,
         DiTango,
         FlexCache,

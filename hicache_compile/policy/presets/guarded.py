@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hicache_compile.errors import one_of
-from hicache_compile.policy.forecasters import Forecaster, Reuse
+from hicache_compile.policy.forecasters import Forecaster, Newton, Reuse
 from hicache_compile.policy.guards import (
     TEACACHE_MODELS,
     AdaCacheGuard,
     DiCacheGuard,
     EasyCacheGuard,
     FirstBlockGuard,
+    SeaCacheGuard,
     SpeCaGuard,
     TeaCacheGuard,
 )
@@ -20,6 +21,7 @@ from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.schedules.base import Free
 
 _REUSE = Reuse()
+_LINEAR = Newton(1)
 
 
 def TeaCache(
@@ -213,3 +215,24 @@ def SpeCa(
 
     guard = SpeCaGuard(threshold, decay, least=least, warmup=warmup, cooldown=cooldown, max_skips=max_skips)
     return Policy(Free(), forecaster or Taylor(2), scope, (guard,))
+
+
+def SeaCache(
+    threshold: float = 0.25,
+    exponent: float | None = None,
+    *,
+    grid: tuple[int, ...] | None = None,
+    warmup: int = 1,
+    cooldown: int = 1,
+    max_skips: int | None = 2,
+    scope: str = "stack",
+    forecaster: Forecaster = _LINEAR,
+) -> Policy:
+    """SeaCache (2602.18993): forecast until the changes of the filtered noisy input add up to ``threshold``.
+
+    Args:
+        threshold, exponent, grid: see ``SeaCacheGuard``.
+        warmup, cooldown, max_skips: steps that are computed at the start and at the end, and skipped in a row at most.
+    """
+    guard = SeaCacheGuard(threshold, exponent, grid, warmup=warmup, cooldown=cooldown, max_skips=max_skips)
+    return Policy(Free(), forecaster, scope, (guard,))
