@@ -14,7 +14,7 @@ demo: $(STAMP)
 	$(BIN)/hicache demo
 
 check: lint
-	$(BIN)/python -m pytest -n 2 -q -m "not slow" tests/policy tests/operators tests/passes tests/test_imports.py tests/test_docs.py
+	$(BIN)/python -m pytest -n 2 -q -m "not slow" tests/policy tests/passes/test_golden.py tests/passes/test_verify.py tests/test_imports.py tests/test_docs.py tests/test_sampled_cases.py
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal

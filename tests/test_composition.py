@@ -8,7 +8,6 @@ over partitions (DiTango) is compared with itself without the other feature.
 from __future__ import annotations
 
 import itertools
-import re
 from dataclasses import replace
 from typing import Any
 
@@ -106,22 +105,6 @@ def exported(toy: Toy, policy: Policy, sparsity: Any = None, **_: Any) -> tuple[
     return x, [cells[manifest.groups[place]] for place in places], letters, policy.scope
 
 
-def least_budget(policy: Policy, breaks: bool) -> int:
-    """The least budget the policy can be served with: of every graph in turn, the message says what is missing."""
-    budget = 1
-    for _ in range(4):
-        try:
-            compiled = hicache_compile(Toy(breaks=breaks), policy, backend="eager", memory_budget=budget)
-            with compiled.trajectory(STEPS):
-                sampled(compiled)
-        except HiCacheError as error:
-            left, least = re.findall(r"(?:leaves|at least) (-?[\d,]+)", str(error))
-            budget += int(least.replace(",", "")) - int(left.replace(",", ""))
-        else:
-            return budget
-    raise AssertionError(f"{budget} bytes are not enough")
-
-
 def kinds_of(policy: Policy, cells: list[str]) -> dict[int, int]:
     """The group of each slot: of kinds in the order attention, MLP, ..., else all in one."""
     return {slot: slot % 2 if policy.layout.groups else 0 for slot in range(len(cells))}
@@ -151,11 +134,6 @@ def check(pair: tuple[Feature, Feature]) -> None:
     refused = None
     try:
         policy = policy_of(features)
-        if any(feature.family == "anchors" for feature in features):
-            least = (("memory_budget", least_budget(policy, breaks(features))),)
-            features = tuple(
-                Feature(f.name, f.family, f.apply, least) if f.family == "anchors" else f for f in features
-            )
         x, cells, decisions, scope = run(features, policy)
     except HiCacheError as error:
         refused = str(error)

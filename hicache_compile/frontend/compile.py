@@ -32,6 +32,7 @@ def hicache_compile(  # type: ignore[misc]  # the overloads leave the options to
     mode: str | None = None,
     memory_budget: str | int | None = None,
     offload: bool = False,
+    anchors: str | None = None,
     decide_together: bool = False,
 ) -> Any:
     """Compile ``model`` to sample with the cache ``policy`` describes.
@@ -52,6 +53,8 @@ def hicache_compile(  # type: ignore[misc]  # the overloads leave the options to
         memory_budget: bytes of anchors on the device over all guidance branches, like ``"4GiB"``: the finest scope,
             order and anchor dtype that fit are chosen from shapes at the first call; ``report().memory`` says which.
         offload: keep the anchors on the CPU; the device then holds one row a slot.
+        anchors: the dtype anchors are kept in: ``"float32"``, ``"float16"``, ``"bfloat16"``, or with a scale for each
+            anchor ``"float8_e4m3fn"`` or ``"int8"``. ``None``: the dtype of what is cached.
         decide_together: the ranks of ``torch.distributed`` run one sampling (sequence or tensor parallel): guards go by
             the largest measurement of all ranks, and every rank takes the same branch.
 
@@ -75,6 +78,7 @@ def hicache_compile(  # type: ignore[misc]  # the overloads leave the options to
         mode=mode,
         memory_budget=memory_budget,
         offload=offload,
+        anchors=anchors,
         decide_together=decide_together,
     )
 

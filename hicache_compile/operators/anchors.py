@@ -1,4 +1,4 @@
-"""The three functions of a guarded graph. They give the same results in eager mode, in a graph and compiled."""
+"""The functions of a guarded graph. They give the same results in eager mode, in a graph and compiled."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+QUANTISED = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}  # dtypes with a scale, and their largest values
+
 
 def remember(anchors: Tensor, position: Tensor, value: Tensor) -> None:
     """Write ``value`` ``[*S]`` into row ``position`` ``[1]`` of the ring ``anchors`` ``[K, *S]``, in place."""
-    anchors.index_copy_(0, position, value.detach().unsqueeze(0).to(anchors.dtype))
+    row = value.detach().unsqueeze(0).to(anchors.dtype)
+    if anchors.dtype in QUANTISED:  # index_copy_ is not made for all of them
+        anchors, row = anchors.view(torch.int8), row.view(torch.int8)
+    anchors.index_copy_(0, position, row)
 
 
 def forecast(anchors: Tensor, weights: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -19,11 +24,28 @@ def forecast(anchors: Tensor, weights: Tensor, dtype: torch.dtype | None = None)
     ``dtype``: the slot's, if it is not the ring's. A chain of products, so that a compiler fuses it with the gate and
     the sum around it into one pointwise kernel. Rows without an anchor hold zeros and have weight zero.
     """
-    wide = torch.promote_types(anchors.dtype, torch.float32)
+    quantised = anchors.dtype in QUANTISED
+    wide = torch.float32 if quantised else torch.promote_types(anchors.dtype, torch.float32)
     total = anchors[0].to(wide) * weights[0]
     for k in range(1, anchors.shape[0]):
         total = total + anchors[k].to(wide) * weights[k]
     return total.to(dtype or anchors.dtype)
+
+
+def scale_of(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """The scale ``[]`` float32 at which ``value`` fits the quantised ``dtype``: ``max|value| / largest``."""
+    return value.detach().abs().amax().float().clamp_min(torch.finfo(torch.float32).tiny) / QUANTISED[dtype]
+
+
+def quantised(value: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """``value / scale``, rounded to ``dtype``."""
+    scaled = value.detach().float() / scale
+    return scaled.to(dtype) if dtype.is_floating_point else scaled.round().to(dtype)
+
+
+def dequantised(anchors: Tensor, scales: Tensor) -> Tensor:
+    """The values ``[K, *S]`` float32 of a quantised ring with ``scales`` ``[K]``."""
+    return anchors.float() * scales.reshape(-1, *[1] * (anchors.dim() - 1))
 
 
 def full_or_forecast(
@@ -35,18 +57,27 @@ def full_or_forecast(
     position: Tensor,
     weights: Tensor | Sequence[Tensor],
     dtypes: Sequence[torch.dtype | None] | None = None,
+    scales: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, ...]:
     """A guarded site: if computing, run ``full`` and write its slots to the rings; else forecast the slots.
 
     A slot with a ``carried`` stream is cached as the residual to it. ``weights``: common to all slots, or a list with
-    one tensor per slot. ``dtypes``: of the slots, if the rings have other dtypes.
+    one tensor per slot. ``dtypes``: of the slots, if the rings have other dtypes. ``scales``: ``[K]`` float32 of each
+    ring, if they are quantised.
     """
+    own: Sequence[Tensor | None] = scales or [None] * len(anchors)
     if computing:
         outputs = full(*operands)
-        for output, stream, ring in zip(outputs, carried, anchors, strict=True):
-            remember(ring, position, output if stream is None else output - stream)
+        for output, stream, ring, scale in zip(outputs, carried, anchors, own, strict=True):
+            value = output if stream is None else output - stream
+            if scale is not None:
+                made = scale_of(value, ring.dtype)
+                remember(scale, position, made)
+                value = quantised(value, made, ring.dtype)
+            remember(ring, position, value)
         return outputs
     rows = [weights] * len(anchors) if isinstance(weights, Tensor) else weights
+    rows = [row if scale is None else row * scale for row, scale in zip(rows, own, strict=True)]
     kept = dtypes or [None] * len(anchors)
     forecasts = [forecast(ring, row, dtype) for ring, row, dtype in zip(anchors, rows, kept, strict=True)]
     return tuple(f if s is None else s + f for f, s in zip(forecasts, carried, strict=True))

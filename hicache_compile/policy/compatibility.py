@@ -16,7 +16,7 @@ from hicache_compile.errors import HiCacheError
 class Trait(StrEnum):
     """What a part needs or does that another may not allow. The text names it in messages."""
 
-    PER_KIND = "a schedule for each kind of site (PerKind)"
+    SITES_APART = "a schedule that tells kinds of sites apart (PerKind, DiTangoSchedule)"
     PARTITIONS = "attention over partitions of the keys (DiTangoSchedule)"
     GUARDS = "guards"
     REUSES = "plain reuse"
@@ -33,6 +33,7 @@ class Trait(StrEnum):
     SPARSE_ATTENTION = "sparse attention"
     ON_ANCHORS = "offload, memory_budget or anchors"
     OFFLOAD = "offload=True"
+    ANCHOR_DTYPE = "anchors in a dtype of their own"
     TOGETHER = "decide_together=True"
     GRAPH_DECIDES = "guards that decide in the graph (a cond backend or an export)"
     EXPORTED = "an exported graph"
@@ -49,14 +50,9 @@ class Conflict:
 
 CONFLICTS = (
     Conflict(
-        Trait.PER_KIND,
+        Trait.SITES_APART,
         Trait.NOT_MODULE,
         "only at scope 'module' are attention and MLPs sites of their own: use scope='module'",
-    ),
-    Conflict(
-        Trait.PARTITIONS,
-        Trait.NOT_MODULE,
-        "DiTango reuses parts of attentions and cuts no other sites: use scope='module'",
     ),
     Conflict(
         Trait.PARTITIONS,
@@ -72,6 +68,11 @@ CONFLICTS = (
         Trait.PARTITIONS,
         Trait.SPARSE_ATTENTION,
         "both rewrite the same attentions: use Chipmunk(top_keys=None) for sparse MLPs alone",
+    ),
+    Conflict(
+        Trait.PARTITIONS,
+        Trait.ANCHOR_DTYPE,
+        "what attention keeps of each group of keys has the dtype it is added up in: leave anchors out",
     ),
     Conflict(Trait.LIVE_ENDS, Trait.NO_BLOCKS, "no block can be left live: use scope 'module', 'block' or 'stack'"),
     Conflict(Trait.NOTHING_KEPT, Trait.ON_ANCHORS, "no anchors are kept: leave these options out"),

@@ -209,7 +209,8 @@ class CompiledGraph:
                 )
             check_shapes(state, kept, step)
             context.drop_stale(place)  # another shape or scope: what it held is of no use
-            state = make_storage(kept, depth if self.options.offload else None)
+            options = self.options
+            state = make_storage(kept, depth if options.offload else None, options.quantised_on_the_host)
             state.signature = signature
             context.states[place] = state
         token = parameters.token(self.session.shared.parameters_epoch)

@@ -6,6 +6,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import torch
 from torch._inductor import list_mode_options
 
 from hicache_compile.backends import BACKENDS, keeps_both_branches, takes_mode
@@ -13,7 +14,7 @@ from hicache_compile.errors import HiCacheError, one_of, true_or_false
 from hicache_compile.operators.collectives import require_ranks
 from hicache_compile.policy.compatibility import Trait, check
 from hicache_compile.policy.json_codec import as_policy
-from hicache_compile.policy.layout import Layout
+from hicache_compile.policy.layout import ANCHORS, QUANTISED, Layout
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.presets import HiCache, Uncached
 from hicache_compile.policy.sparsity.chipmunk import Chipmunk, as_sparsity
@@ -33,6 +34,7 @@ class CompileOptions:
         sparsity: of computed steps.
         memory_budget: bytes of anchors on the device, over all contexts.
         offload: anchors are kept on the CPU.
+        anchors: the dtype they are kept in, by torch's name; ``None``: their own.
         decide_together: the ranks of ``torch.distributed`` run one sampling.
     """
 
@@ -43,6 +45,7 @@ class CompileOptions:
     dynamic: bool | None = None
     memory_budget: int | None = None
     offload: bool = False
+    anchors: str | None = None
     decide_together: bool = False
 
     @classmethod
@@ -64,6 +67,8 @@ class CompileOptions:
         if options.dynamic not in (None, True, False):
             raise HiCacheError(f"{OWNER}.dynamic = {options.dynamic!r}: must be None, True or False")
         true_or_false(OWNER, "offload", options.offload)
+        if options.anchors is not None:
+            one_of(OWNER, "anchors", options.anchors, ANCHORS)
         true_or_false(OWNER, "decide_together", options.decide_together)
         options.check(wanted)
         return options
@@ -86,6 +91,11 @@ class CompileOptions:
         """Whether one program holds every branch."""
         return keeps_both_branches(self.backend)
 
+    @property
+    def quantised_on_the_host(self) -> torch.dtype | None:
+        """The dtype that offloaded anchors are quantised to; the one row on the device is not."""
+        return getattr(torch, self.anchors) if self.offload and self.anchors in QUANTISED else None
+
     def check(self, policy: Policy) -> None:
         """Raise unless ``policy`` can run with these options."""
         check(OWNER, policy.traits | self._traits(policy))
@@ -103,8 +113,9 @@ class CompileOptions:
         own = {
             Trait.SPARSITY: sparse,
             Trait.SPARSE_ATTENTION: sparse and self.sparsity.top_keys is not None,  # type: ignore[union-attr]
-            Trait.ON_ANCHORS: self.offload or self.memory_budget is not None,
+            Trait.ON_ANCHORS: self.offload or self.memory_budget is not None or self.anchors is not None,
             Trait.OFFLOAD: self.offload,
+            Trait.ANCHOR_DTYPE: self.anchors is not None,
             Trait.TOGETHER: self.decide_together,
             Trait.GRAPH_DECIDES: self.cond and bool(policy.guards),
         }
@@ -112,7 +123,8 @@ class CompileOptions:
 
     def layout(self, policy: Policy) -> Layout:
         """The layout of ``policy`` with these options, before a memory budget."""
-        layout = replace(policy.layout, sparsity=self.sparsity)
+        on_device = None if self.quantised_on_the_host else self.anchors
+        layout = replace(policy.layout, sparsity=self.sparsity, anchors=on_device)
         if layout.partitions is not None and layout.partitions.distributed:
             ranks = require_ranks("DiTangoSchedule.distributed")
             layout = replace(layout, partitions=replace(layout.partitions, partitions=ranks))

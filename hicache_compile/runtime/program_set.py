@@ -12,6 +12,7 @@ from torch._dynamo.convert_frame import compile_lock
 
 from hicache_compile.backends import Lowered, lower
 from hicache_compile.backends.generated import generated_code
+from hicache_compile.operators.anchors import QUANTISED
 from hicache_compile.operators.guard_state import TensorRule
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.choices import Choice
@@ -68,7 +69,7 @@ class ProgramSet:
         self.cond = cond and bool(self.rings)  # without anchors there is nothing to choose
         self.weights_dtype = torch.float32
         for ring in self.rings:
-            if ring.dtype.is_floating_point:
+            if ring.dtype.is_floating_point and ring.dtype not in QUANTISED:
                 self.weights_dtype = torch.promote_types(self.weights_dtype, ring.dtype)
         dynamic = any(isinstance(size, torch.SymInt) for value in self._kept.values() for size in value.shape)
         self._fixed = None if dynamic else self._shapes({})

@@ -49,10 +49,11 @@ class StateInput:
 
 
 MEASURED = "measured"  # memory in which a probe leaves what the host reads
+SCALE = "scale"  # memory of the scales of a quantised ring
 
 
 def memory(name: str, number: int) -> StateInput:
-    """The memory ``name`` of guard, attention or MLP ``number``."""
+    """The memory ``name`` of guard, attention, MLP or slot ``number``."""
     return StateInput(Role.MEMORY, f"{name}_{number}")
 
 

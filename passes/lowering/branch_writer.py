@@ -43,6 +43,12 @@ class Part:
             node.meta = {"path": "", "example_value": function(*tensors)}
         return node
 
+    def element(self, values: fx.Node, index: int) -> fx.Node:
+        """An element of a tuple."""
+        node = self.graph.call_function(operator.getitem, (values, index))
+        node.meta = {"path": "", "example_value": ops.value(values)[index]}
+        return node
+
     def inline(self, program: fx.GraphModule, site: Callable[..., list[fx.Node]] | None = None) -> list[fx.Node]:
         """``program``, without writing: what it would write to is from here on read under its name.
 
@@ -94,6 +100,10 @@ class Part:
 
     def remembered(self, ring: fx.Node, position: fx.Node, value: fx.Node) -> fx.Node:
         """``remember`` without writing: the ring with ``value`` in row ``position``."""
+        dtype = ops.value(ring).dtype
+        if dtype is torch.float8_e4m3fn:  # index_copy is not made for it
+            ring, value = (self.call(torch.Tensor.view, node, torch.int8) for node in (ring, value))
+            return self.copied(self.call(torch.Tensor.view, self.remembered(ring, position, value), dtype))
         row = self.graph.call_method("unsqueeze", (value, 0))
         row.meta = {"path": "", "example_value": ops.value(value).unsqueeze(0)}
         kept = self.graph.call_method("to", (row, ops.value(ring).dtype))

@@ -24,9 +24,11 @@ import torch
 from torch import fx
 
 from hicache_compile.operators.anchors import forecast
+from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.choices import Choice
 from hicache_compile.passes.graph.graphs import placeholders
 from hicache_compile.passes.graph.inputs import Role, StateInput
+from hicache_compile.passes.graph.quantised_rings import to_forecast, to_remember
 from hicache_compile.passes.lowering.branch_writer import Names, Part, key_of
 from hicache_compile.passes.lowering.cond_graph import CondGraph, branches_of, computing
 from hicache_compile.passes.lowering.guarded_cond import GuardedCond
@@ -91,34 +93,49 @@ class _PerSite(CondGraph):
 
     def _site(self, part: Part, call: fx.Node, env: dict[fx.Node, fx.Node]) -> list[fx.Node]:
         """``call`` as a cond; the rings after it are what later parts read."""
-        full, _, operands, carried, rings, position, weights = call.args
-        rows = [weights] if isinstance(weights, fx.Node) else list(weights)  # type: ignore[arg-type]  # a list of nodes
-        read: list[Any] = [*operands, *(node for node in carried if node is not None), *rings, position, *rows]  # type: ignore[misc,union-attr]
-        given = dict.fromkeys(read)
-        inner_names: Names = {place: env[node] for place, node in enumerate(given)}
-        places = {node: place for place, node in enumerate(given)}
-        program = self.rewrite.guarded.get_submodule(str(full.target))  # type: ignore[union-attr]  # a get_attr
+        arguments: Any = call.args
+        full, _, operands, carried, rings, position, weights = arguments
+        rows = [weights] if isinstance(weights, fx.Node) else list(weights)
+        scales: Any = call.kwargs.get("scales") or []
+        own = scales or [None] * len(rings)
+        read: list[Any] = [*operands, *(node for node in carried if node is not None), *rings, *scales, position, *rows]
+        # A branch reads tensors: of a tuple, each element by itself.
+        flat = [(node, index) for node in dict.fromkeys(read) for index in _elements(ops.value(node))]
+        inner_names: Names = {
+            place: env[node] if index is None else part.element(env[node], index)
+            for place, (node, index) in enumerate(flat)
+        }
+        program = self.rewrite.guarded.get_submodule(str(full.target))
         assert isinstance(program, fx.GraphModule)
 
+        def read_in(inner: Part) -> dict[fx.Node, fx.Node]:
+            found: dict[fx.Node, list[fx.Node]] = {}
+            for place, (node, _) in enumerate(flat):
+                found.setdefault(node, []).append(inner.names[place])
+            whole = {node for node, index in flat if index is None}
+            return {node: made[0] if node in whole else inner.call(_as_tuple, *made) for node, made in found.items()}
+
         def computed(inner: Part) -> list[fx.Node]:
-            mine = {node: inner.names[place] for node, place in places.items()}
-            values = dict(zip(placeholders(program), (mine[node] for node in operands), strict=True))  # type: ignore[union-attr]
+            mine = read_in(inner)
+            values = dict(zip(placeholders(program), (mine[node] for node in operands), strict=True))
             slots = inner.run(program, values)
-            after = []
-            for slot, stream, ring in zip(slots, carried, rings, strict=True):  # type: ignore[arg-type]  # lists
-                kept = slot if stream is None else inner.call(torch.sub, slot, mine[stream])
-                after.append(inner.remembered(mine[ring], mine[position], kept))
-            return inner.owned([*slots, *after])
+            after = {}
+            for slot, stream, ring, scale in zip(slots, carried, rings, own, strict=True):
+                value = slot if stream is None else inner.call(torch.sub, slot, mine[stream])
+                for kept, given in to_remember(inner.call, mine[ring], mine.get(scale), value):
+                    after[kept] = inner.remembered(kept, mine[position], given)
+            return inner.owned([*slots, *(after[mine[kept]] for kept in (*rings, *scales))])
 
         def forecast_it(inner: Part) -> list[fx.Node]:
-            mine = {node: inner.names[place] for node, place in places.items()}
-            dtypes = call.kwargs.get("dtypes") or [None] * len(rings)  # type: ignore[arg-type]  # a list of nodes
-            each = rows * len(rings) if len(rows) == 1 else rows  # type: ignore[arg-type]  # a list of nodes
+            mine = read_in(inner)
+            dtypes: Any = call.kwargs.get("dtypes") or [None] * len(rings)
+            each = rows * len(rings) if len(rows) == 1 else rows
             slots = []
-            for stream, ring, row, dtype in zip(carried, rings, each, dtypes, strict=True):  # type: ignore[arg-type]
-                made = inner.call(forecast, mine[ring], mine[row], *(() if dtype is None else (dtype,)))
+            for stream, ring, row, dtype, scale in zip(carried, rings, each, dtypes, own, strict=True):
+                factors = to_forecast(inner.call, mine[row], mine.get(scale))
+                made = inner.call(forecast, mine[ring], factors, *(() if dtype is None else (dtype,)))
                 slots.append(made if stream is None else inner.call(torch.add, mine[stream], made))
-            return inner.owned([*slots, *(mine[ring] for ring in rings)])  # type: ignore[union-attr]  # a list of nodes
+            return inner.owned([*slots, *(mine[kept] for kept in (*rings, *scales))])
 
         site = Part(part.graph, inner_names, part.attributes)
         site.origin = part.origin
@@ -126,7 +143,16 @@ class _PerSite(CondGraph):
         number = sum(node.target is torch.ops.higher_order.cond for node in part.graph.nodes)
         names = (f"full_{number}", f"forecast_{number}")
         made = site.cond(predicate, site.branch(computed), site.branch(forecast_it), names)
-        count = len(made) - len(rings)  # type: ignore[arg-type]  # a list of nodes
-        for ring, after in zip(rings, made[count:], strict=True):  # type: ignore[arg-type]  # a list of nodes
-            part.names[key_of(ring)] = env[ring] = after
+        state: list[fx.Node] = [*rings, *scales]
+        count = len(made) - len(state)
+        for kept, after in zip(state, made[count:], strict=True):
+            part.names[key_of(kept)] = env[kept] = after
         return made[:count]
+
+
+def _elements(value: Any) -> Sequence[int | None]:
+    return range(len(value)) if isinstance(value, tuple | list) else (None,)
+
+
+def _as_tuple(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return values

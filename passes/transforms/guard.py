@@ -7,7 +7,8 @@ after    (attn,) = full_or_forecast(self.blocks_0_attn, computing, [x, ...], [No
 Requires   sites on a working copy of the captured graph
 Ensures    the graph runs as it is; new inputs follow the denoiser's own: computing (for each group),
            position ``[groups]`` int64, weights ``[K]`` (or ``[rows, K]``: a row for each group, or for
-           each slot), and one ring ``[K, *S]`` a slot; every op of the captured graph is there exactly
+           each slot), and one ring ``[K, *S]`` a slot, with scales ``[K]`` where it is quantised; every
+           op of the captured graph is there exactly
            once, in the graph or in one site
 Refuses    a site that would have to run both before and after something outside it
 """
@@ -30,6 +31,7 @@ from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.contracted_order import contracted_order
 from hicache_compile.passes.graph.graphs import copy_node, fake_mode_of, module_of, numel
 from hicache_compile.passes.graph.inputs import Role, StateInput, add_input
+from hicache_compile.passes.graph.quantised_rings import scale_input, to_forecast, to_remember
 from hicache_compile.passes.transforms.insert_probes import ProbeWriter
 from hicache_compile.passes.work import Work
 from hicache_compile.policy.guards import Measure, Signal
@@ -72,6 +74,7 @@ class _Writer:
         self.submodules: dict[str, fx.GraphModule] = {}
         self.slots = [slot for site in self.sites for slot in site.slots]
         self.ring_of: dict[Slot, fx.Node] = {}
+        self.scale_of: dict[fx.Node, fx.Node | None] = {}  # by ring
         self.rings = 0
         self.computing: dict[str, fx.Node] = {}  # by group
         self.groups = list(dict.fromkeys(site.group for site in self.sites)) if self.layout.groups else [""]
@@ -118,6 +121,7 @@ class _Writer:
         stored = getattr(torch, self.layout.anchors) if self.layout.anchors else None
         ring = add_input(self.graph, state, new_ring(ops.value(node), self.layout.depth, stored))
         ring.meta["slot_name"] = name
+        self.scale_of[ring] = scale_input(self.graph, ring)
         self.rings += 1
         return ring
 
@@ -159,13 +163,21 @@ class _Writer:
                 self._position_of(site.group),
                 weights[0] if shared else weights,
             ),
-            {"dtypes": [ops.value(slot.node).dtype for slot in site.slots]} if self.layout.anchors else {},
+            self._stored_otherwise(site),
         )
         call.meta = {"path": site.name, "site": site.name, "kind": site.kind, "group": site.group}
         for index, slot in enumerate(site.slots):
             output = self.graph.create_node("call_function", operator.getitem, (call, index), name=slot.node.name)
             output.meta = {"path": site.name, "example_value": ops.value(slot.node)}
             self.env[slot.node] = output
+
+    def _stored_otherwise(self, site: Site) -> dict[str, Any]:
+        """Arguments of sites whose rings have other dtypes than their slots."""
+        if not self.layout.anchors:
+            return {}
+        scales = [self.scale_of[self.ring_of[slot]] for slot in site.slots]
+        made: dict[str, Any] = {"dtypes": [ops.value(slot.node).dtype for slot in site.slots]}
+        return made | ({"scales": scales} if None not in scales else {})
 
     def _measure_late(self) -> None:
         """What guards measure of the sites themselves, or of a forecast's consequences."""
@@ -178,9 +190,12 @@ class _Writer:
                 ring = self._ring(f"verified_{stage}", added)
                 group = self.sites[-1].group  # what is verified goes along with the last site
                 weights, position = self._weights_of(self.slots[-1], group), self._position_of(group)
-                drafted = writer.value(forecast, ring, weights, ops.value(added).dtype)
-                written = self.graph.call_function(remember, (ring, position, added))
-                written.meta = {"path": "", "side_effect": True, "probe": "computed", "stage": stage}
+                scale = self.scale_of[ring]
+                row = to_forecast(writer.value, weights, scale)
+                drafted = writer.value(forecast, ring, row, ops.value(added).dtype)
+                for kept, value in to_remember(writer.value, ring, scale, added):
+                    written = self.graph.call_function(remember, (kept, position, value))
+                    written.meta = {"path": "", "side_effect": True, "probe": "computed", "stage": stage}
                 writer.measured(measurements.change, added, drafted, when="forecast")
             elif probe.signal is Signal.SITES:
                 slot = max(self.slots, key=lambda slot: numel(slot.node))

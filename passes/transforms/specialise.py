@@ -17,6 +17,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import fx
@@ -25,10 +26,11 @@ from hicache_compile.operators.anchors import forecast, full_or_forecast, rememb
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.choices import Choice
 from hicache_compile.passes.graph.graphs import copy_graph, copy_node, drop_dead_code, module_of, placeholders
-from hicache_compile.passes.graph.inputs import Role, is_ring, role_of
-from hicache_compile.passes.transforms.guard import new_ring
+from hicache_compile.passes.graph.inputs import is_ring
+from hicache_compile.passes.graph.quantised_rings import caller, to_forecast, to_remember
 from hicache_compile.passes.transforms.narrow_linears import narrow_linears
 from hicache_compile.passes.transforms.narrow_slices import Window, narrow
+from hicache_compile.passes.transforms.program_inputs import drop_unused_inputs, number_rows, resize_rings
 from hicache_compile.passes.transforms.sparsify import sparsify
 from hicache_compile.passes.work import Work
 
@@ -77,7 +79,7 @@ class Specialiser:
             self.windows |= narrow(program, whole, staged)
             if not staged:
                 narrow_linears(program)
-            _drop_unused_inputs(program)
+            drop_unused_inputs(program)
             self.read |= {node.meta["slot"] for node in placeholders(program) if is_ring(node)}
         programs = {Choice.FULL: self._inlined(()), **forecasts, Choice.PLAIN: self._plain()}
         return {choice: self._finished(program) for choice, program in programs.items()}
@@ -132,11 +134,11 @@ class Specialiser:
 
     def _finished(self, program: fx.GraphModule) -> fx.GraphModule:
         drop_dead_code(program.graph)
-        _drop_unused_inputs(program)
-        _resize_rings(program, self.windows)
+        drop_unused_inputs(program)
+        resize_rings(program, self.windows)
         if self.work.layout.per_slot:
             own = sum(len(site.slots) for site in self.work.sites)
-            _number_rows(program, sorted(slot for slot in self.read if slot < own))
+            number_rows(program, sorted(slot for slot in self.read if slot < own))
         program.recompile()
         return program
 
@@ -184,13 +186,17 @@ def _inline_full(graph: fx.Graph, call: fx.Node, env: dict[fx.Node, fx.Node], gr
 
 
 def _forecast_site(graph: fx.Graph, call: fx.Node, env: dict[fx.Node, fx.Node]) -> list[fx.Node]:
-    _, _, _, carried, rings, _, weights = call.args
+    arguments: Any = call.args
+    _, _, _, carried, rings, _, weights = arguments
     outputs = []
-    dtypes = call.kwargs.get("dtypes") or [None] * len(rings)  # type: ignore[arg-type]  # a list of nodes
-    rows = [weights] * len(rings) if isinstance(weights, fx.Node) else weights  # type: ignore[arg-type]  # a list
-    for stream, ring, row, dtype in zip(carried, rings, rows, dtypes, strict=True):  # type: ignore[arg-type]  # lists
+    dtypes: Any = call.kwargs.get("dtypes") or [None] * len(rings)
+    scales: Any = call.kwargs.get("scales") or [None] * len(rings)
+    written = caller(graph, call.meta["site"])
+    rows = [weights] * len(rings) if isinstance(weights, fx.Node) else weights
+    for stream, ring, row, dtype, scale in zip(carried, rings, rows, dtypes, scales, strict=True):
         kept_otherwise = (dtype,) if dtype is not None else ()
-        node = graph.call_function(forecast, (env[ring], env[row], *kept_otherwise))
+        factors = to_forecast(written, env[row], env.get(scale))
+        node = graph.call_function(forecast, (env[ring], factors, *kept_otherwise))
         node.meta = {"path": call.meta["site"], "example_value": ops.value(ring)[0].to(dtype or ops.value(ring).dtype)}
         if stream is not None:
             total = graph.call_function(torch.add, (env[stream], node))
@@ -208,8 +214,11 @@ def _remember(
     read: set[int],
     windows: dict[int, Window],
 ) -> None:
-    _, _, _, carried, rings, position, _ = call.args
-    for output, stream, ring in zip(outputs, carried, rings, strict=True):  # type: ignore[arg-type]  # lists of nodes
+    arguments: Any = call.args
+    _, _, _, carried, rings, position, _ = arguments
+    scales: Any = call.kwargs.get("scales") or [None] * len(rings)
+    written = caller(graph, call.meta["site"])
+    for output, stream, ring, scale in zip(outputs, carried, rings, scales, strict=True):
         slot = ring.meta["slot"]
         if slot not in read:
             continue
@@ -221,29 +230,6 @@ def _remember(
             window = graph.call_function(operator.getitem, (value, windows[slot]))
             window.meta = {"path": call.meta["site"], "example_value": ops.value(value)[windows[slot]]}
             value = window
-        write = graph.call_function(remember, (env[ring], env[position], value))  # type: ignore[index]  # nodes
-        write.meta = {"path": call.meta["site"], "side_effect": True}
-
-
-def _drop_unused_inputs(program: fx.GraphModule) -> None:
-    for node in placeholders(program):
-        if not node.users:
-            program.graph.erase_node(node)
-
-
-def _number_rows(program: fx.GraphModule, read: list[int]) -> None:
-    """Where each slot has weights of its own: one row for each slot that is read, in the order of their rings."""
-    for node in placeholders(program):
-        if role_of(node) is Role.WEIGHTS:
-            for row in list(node.users):
-                row.args = (node, read.index(row.args[1]))  # type: ignore[arg-type]  # the number of a slot
-            node.meta = {**node.meta, "example_value": ops.value(node)[: len(read)]}
-
-
-def _resize_rings(program: fx.GraphModule, windows: dict[int, Window]) -> None:
-    """A slot of which only a window is read needs a ring of that window only."""
-    for node in placeholders(program):
-        slot = node.meta.get("slot")
-        if slot in windows:
-            ring = ops.value(node)
-            node.meta = {**node.meta, "example_value": new_ring(ring[0][windows[slot]], ring.shape[0])}
+        for kept, given in to_remember(written, env[ring], env.get(scale), value):
+            write = graph.call_function(remember, (kept, env[position], given))
+            write.meta = {"path": call.meta["site"], "side_effect": True}

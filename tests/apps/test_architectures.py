@@ -34,7 +34,7 @@ def test_known_architectures_have_the_published_size(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["flux.1-dev", "pixart-sigma"])
+@pytest.mark.parametrize("name", ["pixart-sigma", "flux.1-dev"])
 def test_explain_a_full_size_model(name: str) -> None:
     done = CliRunner().invoke(app, ["explain", name, "--json", "--policy", "HiCache", "--policy", "FORA"])
     assert done.exit_code == 0, done.output

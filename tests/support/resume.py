@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,9 @@ from tests.support.models import flux_inputs, random_flux, trace
 STEPS, SUSPENDED = 12, 5
 
 
-def assert_it_goes_on(policy: Policy, backend: str, folder: Path) -> None:
+def assert_it_goes_on(policy: Policy, backend: str, folder: Path, **options: Any) -> None:
     model, inputs = random_flux(1, 2), flux_inputs(batch=1)
-    whole, first, second = (hicache_compile(model, policy, backend=backend) for _ in range(3))
+    whole, first, second = (hicache_compile(model, policy, backend=backend, **options) for _ in range(3))
     with whole.trajectory(STEPS):
         expected = trace(whole, inputs, STEPS)
 

@@ -1,4 +1,4 @@
-"""Tests with many costly cases: of each, ``make test`` runs one case in so many, and ``make exhaustive`` all.
+"""Tests with many costly cases: of each, ``make test`` runs one case in so many (0: none), and ``make exhaustive`` all.
 
 Cases count from the first in the order of the test's parameters. A test stands here where its cases differ in
 combination rather than in what they try: every model, guard, backend and scope is still run by some case of the suite.
@@ -6,8 +6,15 @@ combination rather than in what they try: every model, guard, backend and scope 
 
 ONE_IN = {
     "apps/test_architectures.py::test_a_bare_configuration_is_explained": 2,
+    "apps/test_architectures.py::test_explain_a_full_size_model": 2,
+    "apps/test_benchmarks.py::test_a_race": 0,
+    "apps/test_calibrate.py::test_calibrated_forecasts_are_truer_on_digits_they_were_not_fitted_to": 0,
     "apps/test_calibrate.py::test_the_command_writes_a_policy": 3,
     "apps/test_calibrate.py::test_weights_are_the_least_squares_solution": 5,
+    "apps/test_demo.py::test_a_classifier_reads_its_digits": 0,
+    "apps/test_generate.py::test_two_processes_share_the_prompts": 0,
+    "apps/test_search.py::test_a_search_is_taken_up_again_and_keeps_its_promise": 0,
+    "apps/test_tune.py::test_fitted_policies_compute_about_as_many_steps": 3,
     "export/test_decided.py::test_an_exported_graph_decides_as_the_denoiser_does": 3,
     "export/test_export.py::test_onnx_samples_like_torch": 3,
     "frontend/test_dynamo_backend.py::test_it_samples_like_hicache_compile": 2,
@@ -26,12 +33,20 @@ ONE_IN = {
     "passes/test_identity.py::test_interval_one_is_bit_equal": 3,
     "passes/test_order_tokens.py::test_ordered_tokens_change_nothing_but_the_order_of_sums": 2,
     "runtime/test_chipmunk.py::test_a_refresh_is_late_but_never_missed": 2,
+    "runtime/test_chipmunk.py::test_a_suspended_run_goes_on": 2,
+    "runtime/test_chipmunk.py::test_after_a_warmup_nothing_is_compiled": 3,
     "runtime/test_chipmunk.py::test_equals_plain_formulas": 4,
+    "runtime/test_chipmunk.py::test_forecasts_over_sparse_steps_stay_far_from_noise": 0,
+    "runtime/test_chipmunk.py::test_guards_decide_when_and_sparsity_how": 2,
     "runtime/test_chipmunk.py::test_hicache_with_interval_1_changes_nothing_over_dense_or_sparse": 4,
     "runtime/test_chipmunk.py::test_however_anchors_are_fed_unchanged_inputs_give_unchanged_outputs": 2,
+    "runtime/test_chipmunk.py::test_inductor_runs_what_eager_runs": 0,
     "runtime/test_chipmunk.py::test_on_unchanged_inputs_a_sparse_step_is_a_dense_one": 2,
-    "runtime/test_cond_guards.py::test_compiled_programs_decide_alike": 3,
+    "runtime/test_chipmunk.py::test_what_reuses_attention_is_sparse_in_what_it_computes": 2,
+    "runtime/test_chipmunk.py::test_with_every_key_and_unit_sparse_is_dense": 2,
+    "runtime/test_cond_guards.py::test_compiled_programs_decide_alike": 0,
     "runtime/test_cond_guards.py::test_the_program_decides_as_the_host_does": 3,
+    "runtime/test_ditango.py::test_inductor_takes_the_same_plan": 0,
     "runtime/test_ditango.py::test_ratio_zero_is_off_bit_for_bit": 3,
     "runtime/test_ditango.py::test_runs_equal_a_plain_reference": 4,
     "runtime/test_guard_parity.py::test_a_guard_decides_as_described": 2,
@@ -44,7 +59,9 @@ ONE_IN = {
     "runtime/test_parity.py::test_the_sign_bug_would_be_seen": 4,
     "runtime/test_parity.py::test_trajectories_agree": 4,
     "runtime/test_parity.py::test_trajectories_agree_at_other_scales": 4,
+    "runtime/test_quantised_anchors.py::test_every_way_to_run_keeps_the_same": 2,
     "runtime/test_ranks.py::test_context_parallel_runs_equal_those_of_one_device": 2,
+    "runtime/test_seacache.py::test_steps_are_decided_as_published": 2,
     "test_composition.py::test_a_pair": 2,
     "test_composition.py::test_a_pair_compiled": 5,
     "test_readme.py::test_a_block_of_docs_runs_and_prints_what_it_says": 3,

@@ -124,7 +124,7 @@ class PerKind:
 
     schedules: Mapping[str, Any]
 
-    traits: ClassVar[frozenset[Trait]] = frozenset({Trait.PER_KIND})
+    traits: ClassVar[frozenset[Trait]] = frozenset({Trait.SITES_APART})
 
     def __post_init__(self) -> None:
         if not isinstance(self.schedules, Mapping) or not self.schedules:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from hicache_compile.errors import HiCacheError
-from hicache_compile.policy.layout import SCOPES, Layout
+from hicache_compile.policy.layout import QUANTISED, SCOPES, Layout
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,8 @@ SlotShapes = Sequence[tuple[tuple[int, ...], torch.dtype]]
 def bytes_of(layout: Layout, slots: SlotShapes, rows: int | None = None) -> int:
     """Bytes of the rings of ``slots``, at ``rows`` anchors each (by default the layout's depth)."""
     stored = getattr(torch, layout.anchors) if layout.anchors else None
-    row = sum(int(prod(shape)) * (stored or dtype).itemsize for shape, dtype in slots)
+    scale = torch.float32.itemsize if layout.anchors in QUANTISED else 0
+    row = sum(int(prod(shape)) * (stored or dtype).itemsize + scale for shape, dtype in slots)
     return row * (layout.depth if rows is None else rows)
 
 
@@ -86,7 +87,7 @@ def _finest_first(wanted: Layout, slots_at: Callable[[str], SlotShapes]) -> Iter
     for depths in (range(wanted.depth, 1, -1), range(1, 0, -1)):
         for scope in scopes:
             own = {dtype for _, dtype in slots_at(scope)}
-            narrower = {_NARROW[dtype] for dtype in own if dtype in _NARROW}
+            narrower = {_NARROW[dtype] for dtype in own if dtype in _NARROW and wanted.anchors is None}
             for depth in depths:
                 for dtype in (wanted.anchors, *sorted(narrower)):
                     yield replace(wanted.at(scope), depth=depth, anchors=dtype)

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 import torch
 
-from hicache_compile.passes.graph.inputs import Role, StateInput
+from hicache_compile.operators.anchors import dequantised, quantised, scale_of
+from hicache_compile.passes.graph.inputs import SCALE, Role, StateInput, memory
 from hicache_compile.runtime.deciders.base import Decider, Decision, Inputs
 from hicache_compile.runtime.deciders.device_rows import POSITION, WEIGHTS
 from hicache_compile.runtime.deciders.rows import AnchorRows
@@ -24,31 +25,38 @@ class HostRings(Rings):
     Args:
         kept: shapes on the device, rings ``[1, *S]``.
         depth: anchors kept on the CPU.
+        quantised: the dtype they are kept in there, each with a scale; ``None``: in their own.
     """
 
-    def __init__(self, kept: Kept, depth: int) -> None:
+    def __init__(self, kept: Kept, depth: int, quantised: torch.dtype | None = None) -> None:
         super().__init__(kept)
         self.depth = depth
+        self.quantised = quantised
         shapes = [shape for state, shape in kept.items() if state.role is Role.ANCHORS]
         pinned = any(device.type == "cuda" for _, _, device in shapes)
         with torch.inference_mode(False), torch.no_grad():
-            self.host = [torch.zeros((depth, *shape[1:]), dtype=dtype, pin_memory=pinned) for shape, dtype, _ in shapes]
+            self.host = [
+                torch.zeros((depth, *shape[1:]), dtype=quantised or dtype, pin_memory=pinned)
+                for shape, dtype, _ in shapes
+            ]
+            self.scales = [torch.zeros(depth, pin_memory=pinned) for _ in shapes] if quantised else []
             self.sums = [torch.empty(shape[1:], dtype=dtype, pin_memory=pinned) for shape, dtype, _ in shapes]
         self._copied = torch.cuda.Event() if pinned else None
         self._inputs: dict[tuple[int, ...], Inputs] = {}
 
     @property
     def anchors(self) -> list[torch.Tensor]:
-        return self.host
+        return [*map(dequantised, self.host, self.scales)] if self.quantised else self.host
 
     def named(self) -> dict[StateInput, torch.Tensor]:
         host = iter(self.host)
-        return {state: next(host) if state.role is Role.ANCHORS else kept for state, kept in super().named().items()}
+        kept = {state: next(host) if state.role is Role.ANCHORS else on for state, on in super().named().items()}
+        return kept | {memory(SCALE, slot): scales for slot, scales in enumerate(self.scales)}
 
     def start(self, decider: Decider, trajectory: int, token: Token) -> None:
         super().start(decider, trajectory, token)
         self._wait()
-        torch._foreach_zero_(self.host)
+        torch._foreach_zero_([*self.host, *self.scales])
 
     def device_rows(self, inputs: Inputs) -> Inputs:
         weights, position = inputs[WEIGHTS], inputs[POSITION]
@@ -63,9 +71,10 @@ class HostRings(Rings):
         self._wait()
         super().prepare(decision, step, together)  # the Gram matrix is made on the host
         for slot, ring, anchors in self._slots(step, forecast=True):
-            wide = torch.promote_types(anchors.dtype, torch.float32)
+            wide = torch.float32 if self.quantised else torch.promote_types(anchors.dtype, torch.float32)
             row = torch.tensor(self._rows.row_of(step, slot), dtype=wide)
-            self.sums[slot].copy_(torch.tensordot(row, anchors.to(wide), dims=1))
+            factors = row * self.scales[slot] if self.quantised else row
+            self.sums[slot].copy_(torch.tensordot(factors, anchors.to(wide), dims=1))
             ring[0].copy_(self.sums[slot], non_blocking=True)
         self._mark()
         return 0
@@ -74,7 +83,12 @@ class HostRings(Rings):
         self._wait()
         for slot, ring, anchors in self._slots(step, forecast=False):
             place = self._rows.steps[step].positions[self._rows.spec.group_of[slot]]
-            anchors[place].copy_(ring[0], non_blocking=True)
+            value = ring[0]
+            if self.quantised is not None:
+                scale = scale_of(value, self.quantised)
+                value = quantised(value, scale, self.quantised)
+                self.scales[slot][place].copy_(scale, non_blocking=True)
+            anchors[place].copy_(value, non_blocking=True)
         self._mark()
 
     @property

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from hicache_compile.operators import collectives
-from hicache_compile.passes.graph.inputs import Role, StateInput
+from hicache_compile.operators.anchors import dequantised
+from hicache_compile.passes.graph.inputs import SCALE, Role, StateInput, memory
 from hicache_compile.runtime.deciders.base import Decider, Decision, Inputs
 
 Shape = tuple[tuple[int, ...], torch.dtype, torch.device]
@@ -48,8 +49,10 @@ class Rings:
 
     @property
     def anchors(self) -> list[torch.Tensor]:
-        """The anchors, by slot, ``[K, *S]``: wherever they are."""
-        return self.rings
+        """The values of the anchors, by slot, ``[K, *S]``: wherever and however they are kept."""
+        kept = self.named()
+        scales = [kept.get(memory(SCALE, state.slot)) for state in kept if state.role is Role.ANCHORS]
+        return [r if s is None else dequantised(r, s) for r, s in zip(self.rings, scales, strict=True)]
 
     def named(self) -> dict[StateInput, torch.Tensor]:
         """Everything a run keeps."""

@@ -87,6 +87,7 @@ def _described(context: Context, index: int, tensors: dict[str, torch.Tensor]) -
                 "next_step": state.next_step,
                 "state": decided,
                 "host": state.depth if isinstance(state, HostRings) else None,
+                "quantised": str(getattr(state, "quantised", None)).removeprefix("torch."),
             }
         )
     return {"name": context.name, "step": context.step, "letters": context.letters(), "states": states}
@@ -149,7 +150,8 @@ def _state(described: dict[str, Any], prefix: str, tensors: dict[str, torch.Tens
     kept = {
         StateInput(Role(role), name, slot): _shape_from_list(shape) for role, name, slot, shape in described["kept"]
     }
-    state = Rings(kept) if described["host"] is None else HostRings(kept, int(described["host"]))
+    quantised = getattr(torch, described.get("quantised", "None"), None)
+    state = Rings(kept) if described["host"] is None else HostRings(kept, int(described["host"]), quantised)
     for key, into in state.named().items():
         saved = tensors[f"{prefix}/{key}"]
         if (into.shape, into.dtype) != (saved.shape, saved.dtype):
