@@ -12,6 +12,7 @@ from torch import fx
 from hicache_compile.errors import whole_number
 from hicache_compile.inspection.findings import BlockRow, Findings, ScopeRow, SiteRow
 from hicache_compile.inspection.tables import render
+from hicache_compile.operators.anchors import QUANTISED
 from hicache_compile.passes import Choice, Rewrite, rewrite
 from hicache_compile.passes.graph.cost import flops_by_node
 from hicache_compile.passes.graph.inputs import Role
@@ -197,4 +198,5 @@ def _sites(view: View, layout: Layout, flops_full: int) -> list[SiteRow]:
 
 
 def _nbytes(rings: Sequence[tuple[tuple[int, ...], torch.dtype]]) -> int:
-    return sum(prod(shape) * dtype.itemsize for shape, dtype in rings)
+    scales = sum(shape[0] * torch.float32.itemsize for shape, dtype in rings if dtype in QUANTISED)
+    return sum(prod(shape) * dtype.itemsize for shape, dtype in rings) + scales

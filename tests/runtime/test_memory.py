@@ -45,11 +45,13 @@ def test_not_bytes(text: object) -> None:
     [
         (135_168, Layout("module", depth=3)),
         (135_167, Layout("module", depth=3, anchors="bfloat16")),
-        (67_583, Layout("module", depth=2, anchors="bfloat16")),
-        (45_055, Layout("block", depth=3)),  # order 1 before a finer scope
+        (67_583, Layout("module", depth=3, anchors="int8")),  # 11 slots with 3 scales of 4 bytes each
+        (33_923, Layout("module", depth=2, anchors="int8")),
+        (22_615, Layout("block", depth=3)),  # order 1 before a finer scope
         (12_287, Layout("block", depth=3, anchors="bfloat16")),
-        (4_096, Layout("block", depth=2, anchors="bfloat16")),
-        (4_095, Layout("block", depth=1, anchors="bfloat16")),
+        (6_143, Layout("block", depth=3, anchors="int8")),
+        (2_056, Layout("block", depth=2, anchors="int8")),
+        (2_055, Layout("block", depth=1, anchors="bfloat16")),
     ],
 )
 def test_the_finest_layout_that_fits(budget: int, expected: Layout) -> None:
@@ -59,8 +61,8 @@ def test_the_finest_layout_that_fits(budget: int, expected: Layout) -> None:
 
 
 def test_too_small_a_budget_says_the_least_that_would_do() -> None:
-    with pytest.raises(HiCacheError, match="must be at least 2,048"):
-        choose(HiCache(interval=4).layout, 2047, None, SLOTS.__getitem__)
+    with pytest.raises(HiCacheError, match="must be at least 1,028"):
+        choose(HiCache(interval=4).layout, 1027, None, SLOTS.__getitem__)
 
 
 def test_a_coarse_policy_is_not_made_finer() -> None:
@@ -95,7 +97,7 @@ def test_a_second_branch_halves_the_room(flux: nn.Module) -> None:
 
 def test_an_impossible_budget_is_one_clear_error(flux: nn.Module) -> None:
     compiled = hicache_compile(flux, HiCache(interval=4), backend="eager", memory_budget="1KB")
-    with pytest.raises(HiCacheError, match="must be at least 2,048"):
+    with pytest.raises(HiCacheError, match="must be at least 1,028"):
         sample(compiled, flux_inputs(), 4)
 
 

@@ -65,7 +65,7 @@ def choose(wanted: Layout, budget: int, rows: int | None, slots_at: Callable[[st
     """
     needs = bytes_of(wanted, slots_at(wanted.scope), rows)
     least = (needs, wanted)
-    for layout in _finest_first(wanted, slots_at):
+    for layout in _finest_first(wanted, slots_at, quantise=rows is None):
         nbytes = bytes_of(layout, slots_at(layout.scope), rows)
         least = min(least, (nbytes, layout), key=lambda entry: entry[0])
         if nbytes and nbytes <= budget:
@@ -79,7 +79,7 @@ def choose(wanted: Layout, budget: int, rows: int | None, slots_at: Callable[[st
     )
 
 
-def _finest_first(wanted: Layout, slots_at: Callable[[str], SlotShapes]) -> Iterator[Layout]:
+def _finest_first(wanted: Layout, slots_at: Callable[[str], SlotShapes], quantise: bool) -> Iterator[Layout]:
     if wanted.partitions is not None:  # their states are what they are
         yield wanted
         return
@@ -87,7 +87,7 @@ def _finest_first(wanted: Layout, slots_at: Callable[[str], SlotShapes]) -> Iter
     for depths in (range(wanted.depth, 1, -1), range(1, 0, -1)):
         for scope in scopes:
             own = {dtype for _, dtype in slots_at(scope)}
-            narrower = {_NARROW[dtype] for dtype in own if dtype in _NARROW and wanted.anchors is None}
+            narrower = sorted({_NARROW[dtype] for dtype in own if dtype in _NARROW}) + ["int8"] * quantise
             for depth in depths:
-                for dtype in (wanted.anchors, *sorted(narrower)):
+                for dtype in (None, *narrower) if wanted.anchors is None else (wanted.anchors,):
                     yield replace(wanted.at(scope), depth=depth, anchors=dtype)
