@@ -8,7 +8,7 @@ import inspect
 import logging
 import re
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,17 +21,15 @@ from torch._inductor import list_mode_options
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
-from hicache_compile.errors import HiCacheError, whole_number
+from hicache_compile.errors import HiCacheError
 from hicache_compile.frontend.handle import Handle
 from hicache_compile.frontend.layerwise_casting import cast_in_the_graph
 from hicache_compile.passes.transforms.capture import capture
-from hicache_compile.policy.policy import NOWHERE
-from hicache_compile.policy.schedules.base import StepMask
 from hicache_compile.runtime.call_arguments import DenoiserCall
 from hicache_compile.runtime.compiled_graph import CompiledGraph
 from hicache_compile.runtime.options import CompileOptions, Shared
 from hicache_compile.runtime.replay.call_signature import UnknownArgumentError
-from hicache_compile.runtime.replay.capture import DATA_DEPENDENT_OPS, as_call, own_frame
+from hicache_compile.runtime.replay.capture import DATA_DEPENDENT_OPS, own_frame
 from hicache_compile.runtime.replay.replay import Replay, changes_python_state, signature_of_call
 from hicache_compile.runtime.session import Session
 from hicache_compile.runtime.step import Step
@@ -131,30 +129,6 @@ class CompiledDenoiser(Handle, OptimizedModule):
             step.context.invalidate()
             return inner.denoise(*args, **kwargs)
 
-    def warmup(self, example_inputs: Mapping[str, Any] | Sequence[Any], num_steps: int = 50) -> None:
-        """Capture the denoiser and compile every program of the policy now, for inputs that look like these.
-
-        The denoiser is called, a full step and where the step alone decides a forecast one; no anchors and no history
-        stay.
-
-        Args:
-            example_inputs: the arguments of one call, by name or in order, as they will be given.
-            num_steps: how long the runs will be, which matters where the policy forecasts kinds of sites apart.
-
-        Raises:
-            HiCacheError: it is neither, or a trajectory is open, or the policy cannot serve ``num_steps``.
-        """
-        args, kwargs = as_call(example_inputs, "warmup")
-        whole_number("warmup", "num_steps", num_steps, 1)
-        policy, layout = self.policy, self.policy.layout
-        decided = not (layout.probes or layout.groups or layout.partitions or layout.scope == NOWHERE)
-        rehearsed, calls = (replace(policy, schedule=StepMask("10")), 2) if decided else (policy, 1)
-        with torch.no_grad(), self._session.rehearse(rehearsed, 2 if decided else num_steps):
-            for _ in range(calls):
-                self(*args, **kwargs)
-            for graph in self._newest():
-                graph.lower_all(policy, num_steps)
-
     @contextmanager
     def cache_context(self, name: str, **hints: Any) -> Iterator[None]:
         """``with compiled.cache_context(name):`` calls inside belong to the guidance branch ``name``.
@@ -167,6 +141,9 @@ class CompiledDenoiser(Handle, OptimizedModule):
                 theirs: Any = self._orig_mod.cache_context
                 stack.enter_context(theirs(name, **hints))
             yield
+
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
+        return self(*args, **kwargs)
 
     def _frames(self) -> list[types.CodeType]:
         return [self._inner.code]

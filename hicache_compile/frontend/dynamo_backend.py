@@ -60,6 +60,7 @@ class CompiledFunction(Handle):
         self._graphs = []
         self._dumped = [0, 0]
         self._first_code: types.CodeType | None = None
+        self._compiled: Callable[..., Any] | None = None
 
     def receive(self, dynamo_graph: fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
         """What Dynamo calls for each graph it captures."""
@@ -92,6 +93,10 @@ class CompiledFunction(Handle):
         outputs = session.run_step(GraphCallInputs(inputs, values), lambda _: graph(*values), step)
         self._dump_where_asked()
         return outputs
+
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
+        assert self._compiled is not None  # `inspect`, which hands this out, sets it
+        return self._compiled(*args, **kwargs)
 
     def _frames(self) -> list[types.CodeType]:
         return [self._first_code] if self._first_code else []
@@ -206,5 +211,6 @@ def inspect(compiled: Any) -> Handle:
         )
     handle = hicache.handle(wrapper)
     module = getattr(compiled, "_orig_mod", compiled)
+    handle._compiled = compiled
     handle._model = module if isinstance(module, torch.nn.Module) else None
     return handle

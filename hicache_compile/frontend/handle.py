@@ -5,14 +5,16 @@ from __future__ import annotations
 import itertools
 import os
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import fx, nn
 
-from hicache_compile.errors import HiCacheError
+from hicache_compile.errors import HiCacheError, whole_number
 from hicache_compile.inspection.bytecode import decompiled
 from hicache_compile.inspection.dump import schedule, write
 from hicache_compile.inspection.explanation import Explanation, View, explain
@@ -21,8 +23,10 @@ from hicache_compile.passes import Choice
 from hicache_compile.passes.graph.source import printable
 from hicache_compile.policy.json_codec import as_policy
 from hicache_compile.policy.layout import Layout
-from hicache_compile.policy.policy import Policy
+from hicache_compile.policy.policy import NOWHERE, Policy
+from hicache_compile.policy.schedules.base import StepMask
 from hicache_compile.runtime.compiled_graph import CompiledGraph
+from hicache_compile.runtime.replay.capture import as_call
 from hicache_compile.runtime.session import Observer, Session
 from hicache_compile.runtime.step import Context, Step
 from hicache_compile.runtime.storage import snapshot
@@ -52,6 +56,30 @@ class Handle:
                 ``num_steps`` in one context.
         """
         return self._session.open(num_steps, timesteps=timesteps)
+
+    def warmup(self, example_inputs: Mapping[str, Any] | Sequence[Any], num_steps: int = 50) -> None:
+        """Capture the denoiser and compile every program of the policy now, for inputs that look like these.
+
+        The denoiser is called, a full step and where the step alone decides a forecast one; no anchors and no history
+        stay.
+
+        Args:
+            example_inputs: the arguments of one call, by name or in order, as they will be given.
+            num_steps: how long the runs will be, which matters where the policy forecasts kinds of sites apart.
+
+        Raises:
+            HiCacheError: it is neither, or a trajectory is open, or the policy cannot serve ``num_steps``.
+        """
+        args, kwargs = as_call(example_inputs, "warmup")
+        whole_number("warmup", "num_steps", num_steps, 1)
+        policy, layout = self.policy, self.policy.layout
+        decided = not (layout.probes or layout.groups or layout.partitions or layout.scope == NOWHERE)
+        rehearsed, calls = (replace(policy, schedule=StepMask("10")), 2) if decided else (policy, 1)
+        with torch.no_grad(), self._session.rehearse(rehearsed, 2 if decided else num_steps):
+            for _ in range(calls):
+                self._call(*args, **kwargs)
+            for graph in self._newest():
+                graph.lower_all(policy, num_steps)
 
     def suspend(self, path: str | Path) -> None:
         """Write the open trajectory to ``path``: its policy, its step counter, every anchor of every context.
@@ -197,6 +225,10 @@ class Handle:
             number = self._dumped[1] if self._dumped[0] else next(_dumps)
             self._dumped[:] = programs, number
             self.dump(Path(folder) / f"{number:02}_{self._name().replace(' ', '_')}")
+
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
+        """Call what was compiled."""
+        raise NotImplementedError
 
     def _frames(self) -> list[types.CodeType]:
         """The code Dynamo compiled to call the graphs."""

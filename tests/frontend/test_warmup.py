@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hicache_compile import HiCache, HiCacheError, hicache_compile
+from hicache_compile import HiCache, HiCacheError, hicache_compile, inspect
 from tests.support.models import ToyDiT
 
 
@@ -37,3 +37,17 @@ def test_not_a_lone_tensor() -> None:
     compiled = hicache_compile(ToyDiT(), HiCache(interval=3), backend="eager")
     with pytest.raises(HiCacheError, match=r"example_inputs is a Tensor: must be a dict, a tuple or a list"):
         compiled.warmup(torch.randn(2, 5, 16))
+
+
+def test_through_torch_compile() -> None:
+    policy = HiCache(interval=3, warmup=2, order=1)
+    model = torch.compile(ToyDiT(), backend="hicache", options={"policy": policy, "backend": "aot_eager"})
+    compiled = inspect(model)
+    compiled.warmup(inputs())
+    report = compiled.report()
+    assert (report.programs, report.recompiles, report.state_bytes, report.history) == (2, 0, 0, {})
+    with torch.no_grad(), compiled.trajectory(6):
+        for _ in range(6):
+            model(**inputs())
+    report = compiled.report()
+    assert (report.programs, report.recompiles, report.decisions()) == (2, 0, "FF..F.")
