@@ -70,10 +70,12 @@ def run(features: tuple[Feature, ...], policy: Policy) -> tuple[Tensor, list[str
     return x, [row.cells for row in rows], report.decisions(), chosen
 
 
-def exported(toy: Toy, policy: Policy, sparsity: Any = None, **_: Any) -> tuple[Tensor, list[str], str, str]:
+def exported(
+    toy: Toy, policy: Policy, sparsity: Any = None, anchors: str | None = None, **_: Any
+) -> tuple[Tensor, list[str], str, str]:
     """The same by the exported graph, driven by its manifest."""
     call = capture_call(toy, {"x": noise(), "t": torch.ones(1)}, "export")
-    module, manifest, _ = stepping(call, policy, STEPS, sparsity)
+    module, manifest, _ = stepping(call, policy, STEPS, sparsity, anchors)
     state = [torch.zeros(port.shape, dtype=getattr(torch, port.dtype)) for port in manifest.state]  # type: ignore[arg-type]
     names = [port.name for port in manifest.state]
     for name, first in manifest.first.items():

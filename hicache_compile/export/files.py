@@ -11,12 +11,13 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from hicache_compile.errors import HiCacheError, whole_number
+from hicache_compile.errors import HiCacheError, one_of, whole_number
 from hicache_compile.export.manifest import Manifest, Port
 from hicache_compile.export.plan import traits_when_exported
 from hicache_compile.export.stepping import stepping
 from hicache_compile.policy.compatibility import check
 from hicache_compile.policy.json_codec import as_policy
+from hicache_compile.policy.layout import ANCHORS
 from hicache_compile.policy.sparsity.chipmunk import as_sparsity
 from hicache_compile.runtime.replay.capture import capture_call
 
@@ -26,18 +27,26 @@ MANIFEST = "hicache_compile.manifest"  # the key under which an ONNX file holds 
 
 
 def _exported(
-    model: nn.Module, policy: Any, example_inputs: Any, num_steps: int, dynamic: bool | str, sparsity: Any
+    model: nn.Module,
+    policy: Any,
+    example_inputs: Any,
+    num_steps: int,
+    dynamic: bool | str,
+    sparsity: Any,
+    anchors: str | None,
 ) -> tuple[ExportedProgram, Manifest]:
     whole_number("export", "num_steps", num_steps, 1)
     if not isinstance(model, nn.Module):
         raise HiCacheError(f"export.model = {type(model).__name__}: must be a torch.nn.Module")
     if dynamic not in (True, False, "batch"):
         raise HiCacheError(f"export.dynamic = {dynamic!r}: must be True, False or 'batch'")
+    if anchors is not None:
+        one_of("export", "anchors", anchors, ANCHORS)
     wanted = as_policy(policy)
     wanted.decisions(num_steps)
     check("export.policy", traits_when_exported(wanted))
     call = capture_call(getattr(model, "_orig_mod", model), example_inputs, "export", dynamic)
-    module, manifest, examples = stepping(call, wanted, num_steps, as_sparsity(sparsity))
+    module, manifest, examples = stepping(call, wanted, num_steps, as_sparsity(sparsity), anchors)
     shapes = None
     if dynamic:
         sizes = {port.name: port.shape for port in (*manifest.arguments, *manifest.controls, *manifest.state)}
@@ -78,12 +87,13 @@ def export_program(
     num_steps: int = 50,
     dynamic: bool | str = False,
     sparsity: Any = None,
+    anchors: str | None = None,
 ) -> Manifest:
     """Save the guarded denoiser as a ``torch.export`` program: ``torch.export.load(path).module()`` runs it.
 
     Args and errors: see ``export_onnx``. ``PATH.json`` is the manifest.
     """
-    program, manifest = _exported(model, policy, example_inputs, num_steps, dynamic, sparsity)
+    program, manifest = _exported(model, policy, example_inputs, num_steps, dynamic, sparsity, anchors)
     torch.export.save(program, path)
     _beside(path).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
@@ -98,6 +108,7 @@ def export_aoti(
     num_steps: int = 50,
     dynamic: bool | str = False,
     sparsity: Any = None,
+    anchors: str | None = None,
 ) -> Manifest:
     """Compile the guarded denoiser with AOTInductor into one package, weights included.
 
@@ -106,7 +117,7 @@ def export_aoti(
     """
     if Path(path).suffix != ".pt2":
         raise HiCacheError(f"export_aoti.path = {str(path)!r}: must end in .pt2")
-    program, manifest = _exported(model, policy, example_inputs, num_steps, dynamic, sparsity)
+    program, manifest = _exported(model, policy, example_inputs, num_steps, dynamic, sparsity, anchors)
     torch._inductor.aoti_compile_and_package(program, package_path=str(path))
     _beside(path).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
@@ -121,6 +132,7 @@ def export_onnx(
     num_steps: int = 50,
     dynamic: bool | str = False,
     sparsity: Any = None,
+    anchors: str | None = None,
 ) -> Manifest:
     """Write the guarded denoiser as ONNX: one ``If`` whose branches are the full and the forecast step.
 
@@ -136,7 +148,7 @@ def export_onnx(
         example_inputs: the arguments of one call, by name or in order; the denoiser is called with them once.
         path: the file to write.
         num_steps: length of the run whose plan goes into the manifest.
-        sparsity: how sparse computed steps are, as in ``hicache_compile``.
+        sparsity, anchors: how sparse computed steps are, and the dtype anchors are kept in, as in ``hicache_compile``.
         dynamic: let every size vary, or with ``"batch"`` the batch alone: where a denoiser cuts its sample into
             patches, torch cannot export a branch on sizes of the sample. The example has two of what may vary.
 
@@ -144,7 +156,9 @@ def export_onnx(
         HiCacheError: nothing is cached under ``policy``, the denoiser is captured in several graphs, its sizes cannot
             vary, or an argument is not what is allowed.
     """
-    program, manifest = _exported(model, policy, example_inputs, num_steps, dynamic, sparsity)
+    if anchors == "float8_e4m3fn":  # its rows are written as bytes
+        raise HiCacheError("export_onnx.anchors = 'float8_e4m3fn': must be another dtype, ONNX has no views as bytes")
+    program, manifest = _exported(model, policy, example_inputs, num_steps, dynamic, sparsity, anchors)
     names = [node.name for node in program.module().graph.find_nodes(op="placeholder")]
     converted = torch.onnx.export(
         program,

@@ -41,7 +41,11 @@ def _name_of(state: StateInput) -> str:
 
 
 def stepping(
-    call: CapturedCall, policy: Policy, num_steps: int, sparsity: Chipmunk | None = None
+    call: CapturedCall,
+    policy: Policy,
+    num_steps: int,
+    sparsity: Chipmunk | None = None,
+    anchors: str | None = None,
 ) -> tuple[fx.GraphModule, Manifest, list[torch.Tensor]]:
     """The stepping graph of ``call`` under ``policy``, its manifest, and example values of its inputs.
 
@@ -49,9 +53,10 @@ def stepping(
         HiCacheError: nothing is cached, a part of the policy cannot be exported, or the denoiser returns something that
             is no tensor.
     """
-    sparse = frozenset() if sparsity is None else frozenset({Trait.SPARSITY})
-    check("export.policy", traits_when_exported(policy) | sparse)
-    made = rewrite(call.captured, replace(policy.layout, sparsity=sparsity))
+    options = {Trait.SPARSITY: sparsity is not None, Trait.ANCHOR_DTYPE: anchors is not None}
+    asked = frozenset(trait for trait, given in options.items() if given)
+    check("export.policy", traits_when_exported(policy) | asked)
+    made = rewrite(call.captured, replace(policy.layout, sparsity=sparsity, anchors=anchors))
     if not made.sites:
         nearest = made.refused[0] if made.refused else "no list of modules with a residual stream was found"
         raise HiCacheError(f"export.policy: must cache something, scope {policy.scope!r} has no site; {nearest}")

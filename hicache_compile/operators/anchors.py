@@ -13,7 +13,7 @@ QUANTISED = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}  # dtypes with a sca
 def remember(anchors: Tensor, position: Tensor, value: Tensor) -> None:
     """Write ``value`` ``[*S]`` into row ``position`` ``[1]`` of the ring ``anchors`` ``[K, *S]``, in place."""
     row = value.detach().unsqueeze(0).to(anchors.dtype)
-    if anchors.dtype in QUANTISED:  # index_copy_ is not made for all of them
+    if anchors.dtype is torch.float8_e4m3fn:  # index_copy_ is not made for it
         anchors, row = anchors.view(torch.int8), row.view(torch.int8)
     anchors.index_copy_(0, position, row)
 
@@ -34,7 +34,9 @@ def forecast(anchors: Tensor, weights: Tensor, dtype: torch.dtype | None = None)
 
 def scale_of(value: Tensor, dtype: torch.dtype) -> Tensor:
     """The scale ``[]`` float32 at which ``value`` fits the quantised ``dtype``: ``max|value| / largest``."""
-    return value.detach().abs().amax().float().clamp_min(torch.finfo(torch.float32).tiny) / QUANTISED[dtype]
+    return (
+        value.detach().abs().reshape(-1).amax(0).float().clamp_min(torch.finfo(torch.float32).tiny) / QUANTISED[dtype]
+    )
 
 
 def quantised(value: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:

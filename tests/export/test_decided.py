@@ -83,6 +83,22 @@ def sampled(denoise: object, x: Tensor) -> Tensor:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("policy", [HiCache(interval=3), FBCache(0.1)], ids=["HiCache", "FBCache"])
+def test_anchors_in_int8(policy: Policy, tmp_path: Path) -> None:
+    model, x = ToyDiT(), torch.randn(1, 6, 16, generator=torch.Generator().manual_seed(1))
+    path, example = tmp_path / "toy.onnx", {"x": x, "t": torch.ones(1)}
+    manifest = export_onnx(model, policy, example, path, num_steps=STEPS, anchors="int8")
+    assert {port.dtype for port in manifest.state if port.name.startswith("anchors")} == {"int8"}
+    compiled = hicache_compile(model, policy, backend="eager", anchors="int8")
+    denoiser = OnnxDenoiser(path)
+    with compiled.trajectory(STEPS), denoiser.trajectory(STEPS):
+        expected, found = sampled(compiled, x), sampled(denoiser, x)
+    assert "." in compiled.report().decisions()
+    assert (found - expected).norm() / expected.norm() < 1e-6
+    with pytest.raises(HiCacheError, match=r"export_onnx.anchors = 'float8_e4m3fn': must be another dtype"):
+        export_onnx(model, policy, example, path, anchors="float8_e4m3fn")
+
+
 @pytest.mark.parametrize("name", POLICIES)
 def test_an_exported_graph_decides_as_the_denoiser_does(name: str, tmp_path: Path) -> None:
     model, x = ToyDiT(), torch.randn(1, 6, 16, generator=torch.Generator().manual_seed(1))
