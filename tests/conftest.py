@@ -24,8 +24,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of tests in ``ONE_IN``, keep one case in so many, unless all are asked for, by option or by name."""
-    if config.getoption("exhaustive") or any("[" in argument for argument in config.args):
+    """Of tests in ``ONE_IN``, keep one case in so many, unless ``--exhaustive``, ``-k`` or a name asks for more."""
+    named = config.option.keyword or any("::" in argument for argument in config.args)
+    if config.getoption("exhaustive") or named:
         return
     seen = Counter[str]()
     kept, left_out = [], []

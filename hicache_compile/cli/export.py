@@ -23,6 +23,7 @@ def export(
     width: shared.WidthOfSquare = None,
     frames: shared.Frames = None,
     batch: shared.Batch = 1,
+    anchors: shared.Anchors = None,
     dynamic: Annotated[str, typer.Option(help="Which sizes may vary: none, batch or all.")] = "none",
     json: shared.AsJson = False,
 ) -> None:
@@ -35,8 +36,10 @@ def export(
     one_of("export", "dynamic", dynamic, DYNAMIC)
     denoiser = resolve(model).with_weights()
     inputs = example_inputs(denoiser, Request(height, width, frames, batch))
-    manifest = formats[format](denoiser, policy, inputs, out, num_steps=steps, dynamic=DYNAMIC[dynamic])
-    arguments, rings = len(manifest.arguments), len(manifest.state)
+    manifest = formats[format](
+        denoiser, policy, inputs, out, num_steps=steps, dynamic=DYNAMIC[dynamic], anchors=anchors
+    )
+    arguments, rings = len(manifest.arguments), sum(port.name.startswith("anchors") for port in manifest.state)
     if json:
         shared.print_json({"file": str(out), "arguments": arguments, "rings": rings, "anchors": manifest.depth})
     else:

@@ -38,6 +38,7 @@ def generate(
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
     memory_budget: Annotated[str | None, typer.Option(help='Bytes of anchors, like "4GiB".')] = None,
     offload: Annotated[bool, typer.Option(help="Keep the anchors on the CPU.")] = False,
+    anchors: shared.Anchors = None,
     sparsity: Annotated[str | None, typer.Option(help="Chipmunk, a YAML file of it, or JSON of its fields.")] = None,
     json: shared.AsJson = False,
 ) -> None:
@@ -58,6 +59,7 @@ def generate(
         dtype=dtype or "",
         memory_budget=memory_budget,
         offload=offload,
+        anchors=anchors,
         sparsity=sparsity,
         arguments=shared.given(
             height=height,

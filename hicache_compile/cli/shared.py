@@ -30,6 +30,7 @@ Frames = Annotated[int | None, typer.Option(min=1, help="Frames of a clip.")]
 Batch = Annotated[int, typer.Option(min=1)]
 GuidanceScale = Annotated[float | None, typer.Option()]
 Backend = Annotated[str, typer.Option(help="What compiles the programs, by its name in torch.compile.")]
+Anchors = Annotated[str | None, typer.Option(help="The dtype anchors are kept in: bfloat16, int8, ...")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the same as JSON.")]
 
 

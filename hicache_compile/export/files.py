@@ -171,7 +171,7 @@ def export_onnx(
     converted.model.metadata_props[MANIFEST] = manifest.to_json()
     weights = sum(tensor.nbytes for tensor in program.state_dict.values())
     converted.save(str(path), external_data=weights > 1 << 30)
-    log.info("wrote %s: %d arguments, %d rings", path, len(manifest.arguments), len(manifest.state))
+    log.info("wrote %s: %d arguments, %d states", path, len(manifest.arguments), len(manifest.state))
     return manifest
 
 

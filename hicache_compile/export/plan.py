@@ -64,7 +64,13 @@ def _structure(policy: Policy) -> dict[str, object]:
     layout: Layout = policy.layout
     guards = tuple(rules.TensorRule(guard, Numbers).signature for guard in policy.guards)
     ends = (layout.first, layout.last)
-    return {"scope": layout.scope, "first, last": ends, "kinds": layout.groups, "guards": guards}
+    return {
+        "scope": layout.scope,
+        "first, last": ends,
+        "kinds": layout.groups,
+        "guards": guards,
+        "probes": layout.probes,
+    }
 
 
 def plan_of(

@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from hicache_compile.errors import HiCacheError, whole_number
@@ -61,21 +60,21 @@ class Handle:
         """Capture the denoiser and compile every program of the policy now, for inputs that look like these.
 
         The denoiser is called, a full step and where the step alone decides a forecast one; no anchors and no history
-        stay.
+        stay. Call it in the mode of the runs (``torch.no_grad()``, ``torch.inference_mode()``), on which Dynamo guards.
 
         Args:
             example_inputs: the arguments of one call, by name or in order, as they will be given.
             num_steps: how long the runs will be, which matters where the policy forecasts kinds of sites apart.
 
         Raises:
-            HiCacheError: it is neither, or a trajectory is open, or the policy cannot serve ``num_steps``.
+            HiCacheError: the inputs are neither, or a trajectory is open, or the policy cannot serve ``num_steps``.
         """
         args, kwargs = as_call(example_inputs, "warmup")
         whole_number("warmup", "num_steps", num_steps, 1)
         policy, layout = self.policy, self.policy.layout
         decided = not (layout.probes or layout.groups or layout.partitions or layout.scope == NOWHERE)
         rehearsed, calls = (replace(policy, schedule=StepMask("10")), 2) if decided else (policy, 1)
-        with torch.no_grad(), self._session.rehearse(rehearsed, 2 if decided else num_steps):
+        with self._session.rehearse(rehearsed, 2 if decided else num_steps):
             for _ in range(calls):
                 self._call(*args, **kwargs)
             for graph in self._newest():

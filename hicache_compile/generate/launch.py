@@ -23,6 +23,7 @@ from hicache_compile.generate.pipelines import DTYPES, folder_of_pipeline, load_
 from hicache_compile.generate.ranks import Ranks
 from hicache_compile.generate.record import Record, put
 from hicache_compile.policy.json_codec import as_policy, to_dict
+from hicache_compile.policy.layout import ANCHORS
 from hicache_compile.policy.sparsity.chipmunk import as_sparsity
 from hicache_compile.runtime.storage.budget import parse_bytes
 
@@ -45,6 +46,7 @@ class Settings:
     dtype: str = ""
     memory_budget: str | None = None
     offload: bool = False
+    anchors: str | None = None
     sparsity: Any = None
     arguments: dict[str, Any] = field(default_factory=dict)
 
@@ -54,6 +56,8 @@ class Settings:
         self.dtype = self.dtype or usual_dtype(self.device)
         one_of("generate", "dtype", self.dtype, DTYPES)
         parse_bytes(self.memory_budget)
+        if self.anchors is not None:
+            one_of("generate", "anchors", self.anchors, ANCHORS)
         self.policy, self.sparsity = as_policy(self.policy), as_sparsity(self.sparsity)
         self.policy.decisions(self.steps)  # a mask of another length says so before anything is loaded
 
@@ -90,6 +94,7 @@ class Launcher:
             backend=settings.backend,
             memory_budget=settings.memory_budget,
             offload=settings.offload,
+            anchors=settings.anchors,
             sparsity=settings.sparsity,
         )
 

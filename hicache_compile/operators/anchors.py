@@ -34,9 +34,8 @@ def forecast(anchors: Tensor, weights: Tensor, dtype: torch.dtype | None = None)
 
 def scale_of(value: Tensor, dtype: torch.dtype) -> Tensor:
     """The scale ``[]`` float32 at which ``value`` fits the quantised ``dtype``: ``max|value| / largest``."""
-    return (
-        value.detach().abs().reshape(-1).amax(0).float().clamp_min(torch.finfo(torch.float32).tiny) / QUANTISED[dtype]
-    )
+    largest = value.detach().abs().reshape(-1).amax(0).float()
+    return (largest / QUANTISED[dtype]).clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def quantised(value: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:

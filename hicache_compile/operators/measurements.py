@@ -74,7 +74,9 @@ def magnitude(now: Tensor, before: Tensor) -> Tensor:
     return (now.float().norm(dim=-1) / before.float().norm(dim=-1)).mean().reshape(1)
 
 
-def low_passed(x: Tensor, time: Tensor, exponent: float | None, grid: tuple[int, ...] | None) -> Tensor:
+def low_passed(
+    x: Tensor, time: Tensor, exponent: float | None, grid: tuple[int, ...] | None, rising: bool = False
+) -> Tensor:
     """``x`` through the Wiener filter of its noise level, float32 (SeaCache 2602.18993, eq. 7).
 
     Along an axis of ``n`` bins at ``f = min(k, n - k) / n`` cycles a sample the gain is ``1 / (1 + r^2 f^exponent)``,
@@ -83,15 +85,17 @@ def low_passed(x: Tensor, time: Tensor, exponent: float | None, grid: tuple[int,
 
     Args:
         x: ``[B, C, *grid]``, or ``[B, N, C]`` with a ``grid`` of ``N`` tokens; then ``[B, *grid, C]`` is returned.
-        time: sigma, or 1000 sigma, of all or of each sample.
+        time: sigma (a float up to 1) or 1000 sigma, of all or of each sample.
         exponent: ``None``: the number of axes.
+        rising: ``time`` is 1 - sigma, or 1000 times that.
     """
     first = 2
     if grid is not None:
         x, first = x.unflatten(1, grid), 1
     axes = range(first, x.dim() - 2 + first)
-    time = time.float().reshape(time.shape[0] if time.dim() else 1, -1).amax(1)
-    sigma = torch.where(time > 1, time / 1000, time).clamp(1e-6, 1 - 1e-6)
+    share = time.to(x.device, torch.float32).reshape(time.shape[0] if time.dim() else 1, -1).amax(1)
+    share = torch.where(share > 1, share / 1000, share) if time.is_floating_point() else share / 1000
+    sigma = (1 - share if rising else share).clamp(1e-6, 1 - 1e-6)
     odds = (sigma / (1 - sigma)).square()[:, None]  # [B] or [1]
     y = x.float()
     for axis in axes:

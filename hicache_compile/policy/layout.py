@@ -10,7 +10,7 @@ from hicache_compile.policy.sparsity.chipmunk import Chipmunk
 
 SCOPES = ("module", "block", "stack", "output")
 ANCHORS = ("float32", "float16", "bfloat16", "float8_e4m3fn", "int8")  # dtypes that anchors can be kept in
-QUANTISED = ANCHORS[3:]  # with a scale for each anchor
+QUANTISED = ("float8_e4m3fn", "int8")  # with a scale for each anchor
 NOWHERE = "none"  # the scope of a policy that computes every step and keeps nothing
 WITH_ENDS = ("module", "block", "stack")  # scopes at which the first and last blocks can stay live
 

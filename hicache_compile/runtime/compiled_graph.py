@@ -200,7 +200,8 @@ class CompiledGraph:
         state = context.states.get(place)
         if state is not None:
             state.name_rings(kept)
-        signature = (*self.signature, depth)
+        quantised = self.options.quantised_on_the_host
+        signature = (*self.signature, depth, *(() if quantised is None else (str(quantised),)))
         if state is None or not state.fits(kept, signature):
             if state is not None and state.token is None:
                 raise HiCacheError(
@@ -209,8 +210,7 @@ class CompiledGraph:
                 )
             check_shapes(state, kept, step)
             context.drop_stale(place)  # another shape or scope: what it held is of no use
-            options = self.options
-            state = make_storage(kept, depth if options.offload else None, options.quantised_on_the_host)
+            state = make_storage(kept, depth if self.options.offload else None, quantised)
             state.signature = signature
             context.states[place] = state
         token = parameters.token(self.session.shared.parameters_epoch)

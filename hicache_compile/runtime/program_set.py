@@ -12,12 +12,11 @@ from torch._dynamo.convert_frame import compile_lock
 
 from hicache_compile.backends import Lowered, lower
 from hicache_compile.backends.generated import generated_code
-from hicache_compile.operators.anchors import QUANTISED
 from hicache_compile.operators.guard_state import TensorRule
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.choices import Choice
 from hicache_compile.passes.graph.graphs import copy_graph, placeholders
-from hicache_compile.passes.graph.inputs import KEPT, Role, StateInput, state_of
+from hicache_compile.passes.graph.inputs import KEPT, Role, StateInput, role_of, state_of
 from hicache_compile.passes.graph.shapes import Bindings, concrete
 from hicache_compile.passes.lowering.cond import both_branches
 from hicache_compile.passes.work import Rewrite
@@ -67,10 +66,8 @@ class ProgramSet:
         self.rings = [value for state, value in self._kept.items() if state.role is Role.ANCHORS]
         self.stateless = not self._kept
         self.cond = cond and bool(self.rings)  # without anchors there is nothing to choose
-        self.weights_dtype = torch.float32
-        for ring in self.rings:
-            if ring.dtype.is_floating_point and ring.dtype not in QUANTISED:
-                self.weights_dtype = torch.promote_types(self.weights_dtype, ring.dtype)
+        weights = [ops.value(node).dtype for node in nodes if role_of(node) is Role.WEIGHTS]
+        self.weights_dtype = weights[0] if weights else torch.float32
         dynamic = any(isinstance(size, torch.SymInt) for value in self._kept.values() for size in value.shape)
         self._fixed = None if dynamic else self._shapes({})
 

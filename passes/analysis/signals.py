@@ -71,10 +71,13 @@ class Signals:
                 return next(argument for argument in ops.data_inputs(node) if argument in following)
         raise _missing("a matrix product on the stream in the first block")
 
+    def named_times(self) -> list[fx.Node]:
+        """The inputs with a usual name of the time."""
+        return [node for node in self.tensors if _TIME.search(node.name)]
+
     def times(self) -> list[fx.Node]:
-        """The inputs that tell the time: those with a usual name of it, whole numbers too, else the small ones."""
-        named = [node for node in self.tensors if _TIME.search(node.name)]
-        return named or [node for node in self.inputs if ops.value(node).dim() < 2]
+        """The inputs that tell the time: by name, else the small ones (given in order, they have no names)."""
+        return self.named_times() or [node for node in self.inputs if ops.value(node).dim() < 2]
 
     def modulation(self) -> fx.Node:
         """The largest value read by block 0 that depends on the time and on no stream."""
@@ -91,7 +94,7 @@ class Signals:
         """The time embedding that the final layer also reads and from which the blocks' modulation is computed."""
         projected = self.modulation()
         above = self.ancestry.within(self.ancestry.above(projected)) | {projected}
-        times = reachable_from(node for node in self.tensors if _TIME.search(node.name)) or above
+        times = reachable_from(self.named_times()) or above
         nearest_first = sorted(above & times, key=self.ancestry.index.__getitem__, reverse=True)
         for node in nearest_first:
             elsewhere = [user for user in node.users if user not in above and user not in self.inside]

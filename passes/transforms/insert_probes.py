@@ -114,12 +114,13 @@ def _filtered(writer: ProbeWriter, spectral: SpectralFilter, signal: fx.Node, si
     shape, grid = tuple(ops.value(signal).shape), spectral.grid
     if len(shape) == 3 and (grid is None or math.prod(grid) != shape[1]):
         raise HiCacheError(
-            f"SeaCacheGuard.grid = {grid!r}: must be given as (H, W) or (T, H, W) of the {shape[1]} tokens of the input"
+            f"SeaCacheGuard.grid = {grid!r}: must be (H, W) or (T, H, W) of the {shape[1]} tokens of the signal"
         )
-    if not signals.times():
+    times = signals.times()
+    if not times:
         raise HiCacheError("SeaCacheGuard reads sigma off the denoiser's time input: it must have one")
     tokens = grid if len(shape) == 3 else None
-    return writer.value(measurements.low_passed, signal, signals.times()[0], spectral.exponent, tokens)
+    return writer.value(measurements.low_passed, signal, times[0], spectral.exponent, tokens, spectral.rising)
 
 
 def _rate(writer: ProbeWriter, probe: Probe, signals: Signals) -> None:

@@ -99,6 +99,7 @@ def test_anchors_in_int8(policy: Policy, tmp_path: Path) -> None:
         export_onnx(model, policy, example, path, anchors="float8_e4m3fn")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", POLICIES)
 def test_an_exported_graph_decides_as_the_denoiser_does(name: str, tmp_path: Path) -> None:
     model, x = ToyDiT(), torch.randn(1, 6, 16, generator=torch.Generator().manual_seed(1))

@@ -43,7 +43,8 @@ def test_through_torch_compile() -> None:
     policy = HiCache(interval=3, warmup=2, order=1)
     model = torch.compile(ToyDiT(), backend="hicache", options={"policy": policy, "backend": "aot_eager"})
     compiled = inspect(model)
-    compiled.warmup(inputs())
+    with torch.no_grad():
+        compiled.warmup(inputs())
     report = compiled.report()
     assert (report.programs, report.recompiles, report.state_bytes, report.history) == (2, 0, 0, {})
     with torch.no_grad(), compiled.trajectory(6):

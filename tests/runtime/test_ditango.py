@@ -236,7 +236,7 @@ def test_attention_that_cannot_be_partitioned_is_refused() -> None:
         ({"cache_ratio": 0.5, "warmup": 0}, "DiTangoSchedule.warmup = 0"),
         ({"cache_ratio": 0.5, "groups": 3, "partitions": 4}, "partitions = 4: must be a multiple of groups = 3"),
         ({"cache_ratio": 0.5, "forecaster": Hermite(1)}, r"so they are only reused: use forecaster=Reuse\(\)"),
-        ({"cache_ratio": 0.5, "scope": "stack"}, "cuts no other sites: use scope='module'"),
+        ({"cache_ratio": 0.5, "scope": "stack"}, "sites of their own: use scope='module'"),
         ({"cache_ratio": 0.5, "distributed": True}, "must be used where torch.distributed is initialised"),
     ],
 )

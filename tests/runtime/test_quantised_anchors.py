@@ -54,13 +54,15 @@ def test_a_quarter_of_the_bytes_and_nearly_the_same_run(dtype: str, scope: str) 
 
 @pytest.mark.parametrize(
     ("backend", "options"),
-    [("aot_eager", {}), ("cond_eager", {}), ("eager", {"offload": True})],
-    ids=["aot_eager", "cond_eager", "offload"],
+    [("inductor", {}), ("aot_eager", {}), ("cond_eager", {}), ("eager", {"offload": True})],
+    ids=["inductor", "aot_eager", "cond_eager", "offload"],
 )
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_way_to_run_keeps_the_same(dtype: str, backend: str, options: dict[str, Any]) -> None:
     policy = HiCache(interval=3)
-    torch.testing.assert_close(run(policy, backend, anchors=dtype, **options)[0], run(policy, anchors=dtype)[0])
+    tolerance = {"rtol": 1e-4, "atol": 1e-4} if backend == "inductor" else {}  # one rounding may fall the other way
+    found, expected = run(policy, backend, anchors=dtype, **options)[0], run(policy, anchors=dtype)[0]
+    torch.testing.assert_close(found, expected, **tolerance)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hicache_compile import HiCacheError, SeaCache, hicache_compile
+from hicache_compile.export.plan import check_fits
 from hicache_compile.operators.measurements import change, low_passed
 from tests.support.models import ToyDiT, flux_inputs, random_flux, trace
 
@@ -101,7 +102,7 @@ def test_threshold_zero_is_the_denoiser_itself() -> None:
 @pytest.mark.parametrize("grid", [None, (3, 4)])
 def test_a_grid_that_does_not_fit_says_what_would(grid: tuple[int, ...] | None) -> None:
     compiled = hicache_compile(random_flux(1, 2), SeaCache(grid=grid), backend="eager")
-    said = r"SeaCacheGuard.grid = .*: must be given .* of the 16 tokens"
+    said = r"SeaCacheGuard.grid = .*: must be .* of the 16 tokens"
     with pytest.raises(HiCacheError, match=said), compiled.trajectory(4):
         trace(compiled, flux_inputs(), 4)
 
@@ -120,3 +121,20 @@ def test_a_denoiser_without_a_time_says_so() -> None:
     compiled = hicache_compile(Timeless(), SeaCache(), backend="eager")
     with pytest.raises(HiCacheError, match="time input: it must have one"), compiled.trajectory(4):
         compiled(torch.ones(1, 3, 4, 4))
+
+
+def test_the_modulated_input_and_a_time_that_rises() -> None:
+    """The filter of 1 - t as 1 - sigma is the filter of t."""
+    x = torch.tensor(signal((1, 3, 4, 4), 0.7), dtype=torch.float32)
+    torch.testing.assert_close(
+        low_passed(x, torch.tensor(0.3), None, None, rising=True), low_passed(x, torch.tensor(0.7), None, None)
+    )
+    compiled = hicache_compile(random_flux(1, 2), SeaCache(1e9, grid=(4, 4), signal="modulated"), backend="eager")
+    with compiled.trajectory(6):
+        trace(compiled, flux_inputs(), 6)
+    assert compiled.report().decisions() == "F..F.F"
+
+
+def test_a_file_exported_with_another_filter_is_refused() -> None:
+    with pytest.raises(HiCacheError, match="has probes"):
+        check_fits(SeaCache(exponent=3.0), SeaCache(exponent=2.0))

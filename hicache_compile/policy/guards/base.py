@@ -42,15 +42,17 @@ class Measure(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SpectralFilter:
-    """The Wiener filter of a noisy input at its noise level (SeaCache).
+    """The Wiener filter of a signal at its noise level (SeaCache).
 
     Args:
         exponent: of the spectrum ``1 / |f|^exponent``; ``None``: the axes of the grid.
-        grid: sizes that tokens are laid out in; ``None``: the input's own dimensions after batch and channels.
+        grid: sizes that tokens are laid out in; ``None``: the signal's own dimensions after batch and channels.
+        rising: the time input is 1 - sigma.
     """
 
     exponent: float | None
     grid: tuple[int, ...] | None
+    rising: bool = False
 
 
 @dataclass(frozen=True, slots=True)

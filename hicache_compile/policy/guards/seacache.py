@@ -1,4 +1,4 @@
-"""SeaCache (2602.18993): changes of the noisy input, filtered to what is signal in it, are added up to a threshold."""
+"""SeaCache (2602.18993): changes of a signal, filtered to what is no noise in it, are added up to a threshold."""
 
 from __future__ import annotations
 
@@ -6,28 +6,34 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from hicache_compile.errors import HiCacheError, real_number, whole_number
+from hicache_compile.errors import HiCacheError, one_of, real_number, true_or_false, whole_number
 from hicache_compile.policy.guards.arithmetic import Arithmetic, Number, Numbers, Truth
 from hicache_compile.policy.guards.base import Guard, Measure, Probe, Signal, SpectralFilter, nonnegative
 
 
 @dataclass(frozen=True, slots=True)
 class SeaCacheGuard(Guard):
-    """Skip while ``sum change(filtered input)`` since the last computed step is below ``threshold``.
+    """Skip while ``sum change(filtered signal)`` since the last computed step is below ``threshold``.
 
     The filter is the Wiener filter of a rectified flow for a spectrum ``1 / |f|^exponent``: at the start of a run only
-    low frequencies of the noisy input are signal. It reads sigma off the denoiser's time input, ``t`` or ``t / 1000``.
+    low frequencies are signal. It reads sigma off the denoiser's time input: a float up to 1 is sigma, anything else
+    1000 sigma. Denoisers that are no rectified flows (DiT, PixArt, SDXL) have another sigma: use another guard.
 
     Args:
         threshold: 0 computes every step.
         exponent: of the spectrum; ``None``: 2 for images, 3 for videos.
-        grid: tokens as ``(H, W)`` or ``(T, H, W)``, of a denoiser whose input ``[B, N, C]`` does not show them; an
-            input ``[B, C, H, W]`` or ``[B, C, T, H, W]`` does.
+        grid: tokens as ``(H, W)`` or ``(T, H, W)``, where the signal is ``[B, N, C]``; ``[B, C, H, W]`` and
+            ``[B, C, T, H, W]`` show their grid.
+        signal: ``"input"``, the noisy input (as diffusers does), or ``"modulated"``, the modulated input of block 0 (as
+            the authors do).
+        rising: the time input is 1 - sigma (Lumina, Z-Image).
     """
 
     threshold: float = 0.25
     exponent: float | None = None
     grid: tuple[int, ...] | None = None
+    signal: str = "input"
+    rising: bool = False
 
     remembers: ClassVar[Mapping[str, float]] = {"accumulated": 0.0}
     numbers_are_data: ClassVar[bool] = True
@@ -38,15 +44,17 @@ class SeaCacheGuard(Guard):
         if self.exponent is not None:
             real_number("SeaCacheGuard", "exponent", self.exponent, 0.0, 10.0)
         if self.grid is not None:
-            object.__setattr__(self, "grid", tuple(self.grid))
-            if len(self.grid) not in (2, 3):
+            if not isinstance(self.grid, tuple | list) or len(self.grid) not in (2, 3):
                 raise HiCacheError(f"SeaCacheGuard.grid = {self.grid!r}: must be (H, W) or (T, H, W)")
+            object.__setattr__(self, "grid", tuple(self.grid))
             for size in self.grid:
                 whole_number("SeaCacheGuard", "grid", size, 1)
+        one_of("SeaCacheGuard", "signal", self.signal, (Signal.INPUT, Signal.MODULATED))
+        true_or_false("SeaCacheGuard", "rising", self.rising)
 
     @property
     def probe(self) -> Probe:
-        return Probe(Measure.CHANGE, Signal.INPUT, filter=SpectralFilter(self.exponent, self.grid))
+        return Probe(Measure.CHANGE, Signal(self.signal), filter=SpectralFilter(self.exponent, self.grid, self.rising))
 
     def parameters(self, num_steps: int | None) -> Mapping[str, float | Sequence[float]]:
         return {"threshold": self.threshold}

@@ -222,6 +222,8 @@ def SeaCache(
     exponent: float | None = None,
     *,
     grid: tuple[int, ...] | None = None,
+    signal: str = "input",
+    rising: bool = False,
     warmup: int = 1,
     cooldown: int = 1,
     max_skips: int | None = 2,
@@ -230,9 +232,13 @@ def SeaCache(
 ) -> Policy:
     """SeaCache (2602.18993): forecast until the changes of the filtered noisy input add up to ``threshold``.
 
+    Defaults are those of diffusers' hook. The authors filter the modulated input (``signal="modulated"``), reuse
+    (``forecaster=Reuse()``) and skip any number of steps (``max_skips=None``).
+
     Args:
-        threshold, exponent, grid: see ``SeaCacheGuard``.
+        threshold, exponent, grid, signal, rising: see ``SeaCacheGuard``.
         warmup, cooldown, max_skips: steps that are computed at the start and at the end, and skipped in a row at most.
     """
-    guard = SeaCacheGuard(threshold, exponent, grid, warmup=warmup, cooldown=cooldown, max_skips=max_skips)
+    window = {"warmup": warmup, "cooldown": cooldown, "max_skips": max_skips}
+    guard = SeaCacheGuard(threshold, exponent, grid, signal, rising, **window)  # type: ignore[arg-type]  # of ints
     return Policy(Free(), forecaster, scope, (guard,))

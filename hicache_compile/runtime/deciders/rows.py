@@ -154,8 +154,8 @@ class AnchorRows:
             read = self.anchors(step, group)
             if group not in self._gram or group not in self.steps[step - 1].forecasts:
                 places = [(rows.known[place] - 1 - age) % self.spec.depth for age in range(len(read))]
-                mine = [ring for slot, ring in enumerate(rings) if self.spec.group_of[slot] == place]
-                gram = torch.stack([_gram(ring[places]) for ring in mine]).sum(0).double()
+                mine = [slot for slot in range(len(rings)) if self.spec.group_of[slot] == place]
+                gram = torch.stack([_gram(rings[slot][places]) for slot in mine]).sum(0).double()
                 self._gram[group] = (gram if total is None else total(gram)).cpu().numpy()
                 waited += 1
             found = measured_weights(

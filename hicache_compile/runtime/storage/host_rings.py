@@ -7,16 +7,16 @@ one slot runs while the host sums the next.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
-from hicache_compile.operators.anchors import dequantised, quantised, scale_of
+from hicache_compile.operators.anchors import quantised, scale_of
 from hicache_compile.passes.graph.inputs import SCALE, Role, StateInput, memory
 from hicache_compile.runtime.deciders.base import Decider, Decision, Inputs
 from hicache_compile.runtime.deciders.device_rows import POSITION, WEIGHTS
 from hicache_compile.runtime.deciders.rows import AnchorRows
-from hicache_compile.runtime.storage.rings import Kept, Rings, Token
+from hicache_compile.runtime.storage.rings import Kept, Rings, Token, Values
 
 
 class HostRings(Rings):
@@ -45,8 +45,8 @@ class HostRings(Rings):
         self._inputs: dict[tuple[int, ...], Inputs] = {}
 
     @property
-    def anchors(self) -> list[torch.Tensor]:
-        return [*map(dequantised, self.host, self.scales)] if self.quantised else self.host
+    def anchors(self) -> Sequence[torch.Tensor]:
+        return Values(self.host, self.scales or [None] * len(self.host))
 
     def named(self) -> dict[StateInput, torch.Tensor]:
         host = iter(self.host)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,20 @@ from hicache_compile.runtime.deciders.base import Decider, Decision, Inputs
 Shape = tuple[tuple[int, ...], torch.dtype, torch.device]
 Kept = Mapping[StateInput, Shape]  # what lasts from step to step, in the order of programs
 Token = tuple[object, ...]
+
+
+class Values(Sequence[torch.Tensor]):
+    """The values of anchors by slot; those of a quantised ring are made when they are asked for."""
+
+    def __init__(self, rings: Sequence[torch.Tensor], scales: Sequence[torch.Tensor | None]) -> None:
+        self.rings, self.scales = rings, scales
+
+    def __len__(self) -> int:
+        return len(self.rings)
+
+    def __getitem__(self, slot: Any) -> Any:
+        ring, scale = self.rings[slot], self.scales[slot]
+        return ring if scale is None else dequantised(ring, scale)
 
 
 class Rings:
@@ -48,11 +62,10 @@ class Rings:
         return [t for state, t in zip(self.kept, self.tensors, strict=True) if state.role is Role.ANCHORS]
 
     @property
-    def anchors(self) -> list[torch.Tensor]:
+    def anchors(self) -> Sequence[torch.Tensor]:
         """The values of the anchors, by slot, ``[K, *S]``: wherever and however they are kept."""
         kept = self.named()
-        scales = [kept.get(memory(SCALE, state.slot)) for state in kept if state.role is Role.ANCHORS]
-        return [r if s is None else dequantised(r, s) for r, s in zip(self.rings, scales, strict=True)]
+        return Values(self.rings, [kept.get(memory(SCALE, state.slot)) for state in kept if state.role is Role.ANCHORS])
 
     def named(self) -> dict[StateInput, torch.Tensor]:
         """Everything a run keeps."""

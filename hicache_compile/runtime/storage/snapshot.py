@@ -87,15 +87,19 @@ def _described(context: Context, index: int, tensors: dict[str, torch.Tensor]) -
                 "next_step": state.next_step,
                 "state": decided,
                 "host": state.depth if isinstance(state, HostRings) else None,
-                "quantised": str(getattr(state, "quantised", None)).removeprefix("torch."),
+                "quantised": _name_of(getattr(state, "quantised", None)),
             }
         )
     return {"name": context.name, "step": context.step, "letters": context.letters(), "states": states}
 
 
+def _name_of(dtype: torch.dtype | None) -> str | None:
+    return None if dtype is None else str(dtype).removeprefix("torch.")
+
+
 def _shape_to_list(shape: Shape) -> list[Any]:
     sizes, dtype, device = shape
-    return [list(sizes), str(dtype).removeprefix("torch."), str(device)]
+    return [list(sizes), _name_of(dtype), str(device)]
 
 
 def _shape_from_list(described: Sequence[Any]) -> Shape:
@@ -150,7 +154,8 @@ def _state(described: dict[str, Any], prefix: str, tensors: dict[str, torch.Tens
     kept = {
         StateInput(Role(role), name, slot): _shape_from_list(shape) for role, name, slot, shape in described["kept"]
     }
-    quantised = getattr(torch, described.get("quantised", "None"), None)
+    name = described.get("quantised")
+    quantised = getattr(torch, name) if name else None
     state = Rings(kept) if described["host"] is None else HostRings(kept, int(described["host"]), quantised)
     for key, into in state.named().items():
         saved = tensors[f"{prefix}/{key}"]
