@@ -1,4 +1,7 @@
-"""One thread a test process: the models are tiny, and two OpenMP threads on a busy machine wait for each other."""
+"""How tests run: one thread a process, every graph verified, and of tests with many costly cases a sample.
+
+The models are tiny, and two OpenMP threads on a busy machine wait for each other.
+"""
 
 from __future__ import annotations
 

@@ -122,15 +122,15 @@ def is_compiled(pair: tuple[Feature, Feature]) -> bool:
 
 @pytest.mark.parametrize("pair", [pair for pair in PAIRS if not is_compiled(pair)], ids=name_of)
 def test_a_pair(pair: tuple[Feature, Feature]) -> None:
-    check(pair)
+    assert_it_is_right_or_refused(pair)
 
 
 @pytest.mark.parametrize("pair", [pair for pair in PAIRS if is_compiled(pair)], ids=name_of)
 def test_a_pair_compiled(pair: tuple[Feature, Feature]) -> None:
-    check(pair)
+    assert_it_is_right_or_refused(pair)
 
 
-def check(pair: tuple[Feature, Feature]) -> None:
+def assert_it_is_right_or_refused(pair: tuple[Feature, Feature]) -> None:
     torch._dynamo.reset()  # models of one class reach its limit of recompiling where the graph breaks
     features = tuple(dict.fromkeys(pair))
     refused = None

@@ -21,15 +21,15 @@ def blocks_of(*paths: Path) -> list[str]:
 
 @pytest.mark.parametrize("block", blocks_of(ROOT / "README.md"), ids=itertools.count())
 def test_a_block_runs_and_prints_what_it_says(block: str, tmp_path: Path) -> None:
-    run(block, tmp_path)
+    assert_it_runs(block, tmp_path)
 
 
 @pytest.mark.parametrize("block", blocks_of(*sorted((ROOT / "docs").glob("*.md"))), ids=itertools.count())
 def test_a_block_of_docs_runs_and_prints_what_it_says(block: str, tmp_path: Path) -> None:
-    run(block, tmp_path)
+    assert_it_runs(block, tmp_path)
 
 
-def run(block: str, tmp_path: Path) -> None:
+def assert_it_runs(block: str, tmp_path: Path) -> None:
     """As a script of its own, the way a reader tries it."""
     script = tmp_path / "block.py"
     script.write_text(block, encoding="utf-8")

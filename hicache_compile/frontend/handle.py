@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +40,7 @@ class Handle:
     _session: Session
     _graphs: list[CompiledGraph]
     _model: nn.Module | None = None  # whose weights they are, where that is known
+    _call: Callable[..., Any]  # calls what was compiled
     _dumped: list[int]  # programs in the newest dump, and its number
 
     def trajectory(self, num_steps: int, timesteps: Sequence[float] | None = None) -> AbstractContextManager[None]:
@@ -67,7 +68,8 @@ class Handle:
             num_steps: how long the runs will be, which matters where the policy forecasts kinds of sites apart.
 
         Raises:
-            HiCacheError: the inputs are neither, or a trajectory is open, or the policy cannot serve ``num_steps``.
+            HiCacheError: ``example_inputs`` is no dict, tuple or list, or a trajectory is open, or the policy cannot
+                serve ``num_steps``.
         """
         args, kwargs = as_call(example_inputs, "warmup")
         whole_number("warmup", "num_steps", num_steps, 1)
@@ -224,10 +226,6 @@ class Handle:
             number = self._dumped[1] if self._dumped[0] else next(_dumps)
             self._dumped[:] = programs, number
             self.dump(Path(folder) / f"{number:02}_{self._name().replace(' ', '_')}")
-
-    def _call(self, *args: Any, **kwargs: Any) -> Any:
-        """Call what was compiled."""
-        raise NotImplementedError
 
     def _frames(self) -> list[types.CodeType]:
         """The code Dynamo compiled to call the graphs."""

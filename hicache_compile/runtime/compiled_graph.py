@@ -70,7 +70,9 @@ class CompiledGraph:
         self._parameters = [i for i, node in enumerate(self._inputs) if node.meta["weight"]]
         self._sized = [i for i, node in enumerate(self._inputs) if not node.meta["weight"]]
         sizes = [str(getattr(ops.value(self._inputs[i]), "shape", "")) for i in self._sized]
-        self.signature = (len(captured.graph.nodes), *sizes)
+        self._quantised = self.options.quantised_on_the_host
+        kept_as = () if self._quantised is None else (str(self._quantised),)
+        self.signature = (len(captured.graph.nodes), *sizes, *kept_as)
         self._flops: dict[Hashable, int] = {}
         self._dynamic = any(is_dynamic(ops.value(self._inputs[i])) for i in self._sized)
 
@@ -200,8 +202,7 @@ class CompiledGraph:
         state = context.states.get(place)
         if state is not None:
             state.name_rings(kept)
-        quantised = self.options.quantised_on_the_host
-        signature = (*self.signature, depth, *(() if quantised is None else (str(quantised),)))
+        signature = (*self.signature, depth)
         if state is None or not state.fits(kept, signature):
             if state is not None and state.token is None:
                 raise HiCacheError(
@@ -210,7 +211,7 @@ class CompiledGraph:
                 )
             check_shapes(state, kept, step)
             context.drop_stale(place)  # another shape or scope: what it held is of no use
-            state = make_storage(kept, depth if self.options.offload else None, quantised)
+            state = make_storage(kept, depth if self.options.offload else None, self._quantised)
             state.signature = signature
             context.states[place] = state
         token = parameters.token(self.session.shared.parameters_epoch)

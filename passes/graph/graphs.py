@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import fx
 from torch._subclasses import FakeTensor, FakeTensorMode
 
 from hicache_compile.passes.graph import ops
+
+
+def call_node(graph: fx.Graph, function: Callable[..., Any], args: Sequence[Any], **meta: Any) -> fx.Node:
+    """A call of ``function`` where ``graph`` inserts, with its example value; ``meta``: what else is known of it."""
+    node = graph.call_function(function, tuple(args))
+    examples = fx.node.map_arg(tuple(args), ops.value)
+    with fake_mode_of(next(example for example in examples if isinstance(example, torch.Tensor))), torch.no_grad():
+        node.meta = {"path": "", **meta, "example_value": function(*examples)}
+    return node
 
 
 def copy_node(graph: fx.Graph, node: fx.Node, arg_of: Callable[[fx.Node], fx.Node]) -> fx.Node:

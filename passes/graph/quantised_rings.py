@@ -7,14 +7,13 @@ forecast(ring, weights)            forecast(ring, weights * scale)
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import fx
 
 from hicache_compile.operators.anchors import QUANTISED, quantised, scale_of
 from hicache_compile.passes.graph import ops
-from hicache_compile.passes.graph.graphs import fake_mode_of
+from hicache_compile.passes.graph.graphs import call_node, fake_mode_of
 from hicache_compile.passes.graph.inputs import SCALE, add_input, memory
 
 Call = Callable[..., fx.Node]
@@ -47,11 +46,4 @@ def to_forecast(call: Call, weights: fx.Node, scale: fx.Node | None) -> fx.Node:
 def caller(graph: fx.Graph, path: str) -> Call:
     """Adds calls at the end of ``graph`` for the site at ``path``, which no one counts among the denoiser's ops."""
 
-    def call(function: Callable[..., Any], *args: Any) -> fx.Node:
-        node = graph.call_function(function, args)
-        examples = [ops.value(a) if isinstance(a, fx.Node) else a for a in args]
-        with fake_mode_of(next(e for e in examples if isinstance(e, torch.Tensor))), torch.no_grad():
-            node.meta = {"path": path, "probe": "value", "example_value": function(*examples)}
-        return node
-
-    return call
+    return lambda function, *args: call_node(graph, function, args, path=path, probe="value")

@@ -17,7 +17,7 @@ from torch import fx
 from hicache_compile.operators import measurements
 from hicache_compile.operators.anchors import full_or_forecast, remember
 from hicache_compile.passes.graph import ops
-from hicache_compile.passes.graph.graphs import copy_node, fake_mode_of, module_of, output_node, placeholders
+from hicache_compile.passes.graph.graphs import call_node, copy_node, module_of, output_node, placeholders
 from hicache_compile.passes.graph.inputs import StateInput, state_of
 
 Key = int | StateInput  # an input of the denoiser by its place, or of the rewrite
@@ -37,11 +37,7 @@ class Part:
 
     def call(self, function: Callable[..., Any], *args: Any) -> fx.Node:
         """A call of ``function``."""
-        node = self.graph.call_function(function, args)
-        tensors = [ops.value(a) if isinstance(a, fx.Node) else a for a in args]
-        with fake_mode_of(next(t for t in tensors if isinstance(t, torch.Tensor))), torch.no_grad():
-            node.meta = {"path": "", "example_value": function(*tensors)}
-        return node
+        return call_node(self.graph, function, args)
 
     def element(self, values: fx.Node, index: int) -> fx.Node:
         """An element of a tuple."""

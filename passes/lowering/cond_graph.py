@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -41,7 +42,7 @@ def branches_of(rewrite: Rewrite) -> list[Choice]:
     return [Choice.FULL, *(Choice.FULL.with_phases((("", phase),)) for phase in phases)]
 
 
-class CondGraph:
+class CondGraph(ABC):
     """The outermost graph: its inputs, a part that makes the outputs, what is kept."""
 
     rows: tuple[StateInput, ...] = (POSITION, WEIGHTS)  # inputs; where guards decide they are made in the graph
@@ -58,13 +59,13 @@ class CondGraph:
             raise HiCacheError("cond: the policy must cache something to have two branches; nothing is")
         self.like = ops.value(next(self.given[key] for key in self.kept if key.role is Role.ANCHORS))
 
+    @abstractmethod
     def declared(self) -> dict[StateInput, torch.Tensor]:
         """The inputs that decide, with example values."""
-        raise NotImplementedError
 
+    @abstractmethod
     def outputs(self, part: Part) -> list[fx.Node]:
         """What the denoiser returns, then ``part.after`` of everything that is kept."""
-        raise NotImplementedError
 
     def write(self) -> fx.GraphModule:
         graph, names = fx.Graph(), Names()

@@ -23,7 +23,7 @@ from hicache_compile.operators import measurements
 from hicache_compile.passes.analysis.blocks import Run
 from hicache_compile.passes.analysis.signals import Signals
 from hicache_compile.passes.graph import ops
-from hicache_compile.passes.graph.graphs import fake_mode_of
+from hicache_compile.passes.graph.graphs import call_node, fake_mode_of
 from hicache_compile.passes.graph.inputs import MEASURED, add_input, memory
 from hicache_compile.passes.work import Work
 from hicache_compile.policy.guards import Measure, Probe, Signal, SpectralFilter
@@ -61,11 +61,7 @@ class ProbeWriter:
     def value(self, function: Callable[..., Any], *args: Any) -> fx.Node:
         """A call of ``function``."""
         with self.graph.inserting_after(self._latest(args)):
-            node = self.graph.call_function(function, args)
-        examples = fx.node.map_arg(args, ops.value)
-        with fake_mode_of(next(value for value in examples if isinstance(value, torch.Tensor))), torch.no_grad():
-            node.meta = {"path": "", "calls": (), "probe": "value", "example_value": function(*examples)}
-        return node
+            return call_node(self.graph, function, args, calls=(), probe="value")
 
     def memory(self, name: str, like: fx.Node) -> fx.Node:
         """An input that lasts from step to step, made zero at the start of a run, of the form of ``like``."""

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from hicache_compile import DMD, PAB, DiTango, FBCache, HiCache, HiCacheError, Policy, Report, SpeCa, hicache_compile
-from hicache_compile.operators.anchors import dequantised, forecast, quantised, remember, scale_of
+from hicache_compile.operators.anchors import QUANTISED, dequantised, forecast, quantised, remember, scale_of
+from hicache_compile.policy import layout
 from tests.support.models import ToyDiT, flux_inputs, random_flux, trace
 from tests.support.resume import assert_it_goes_on
 
@@ -23,6 +24,10 @@ def run(policy: Policy, backend: str = "eager", **options: Any) -> tuple[Tensor,
     with compiled.trajectory(STEPS):
         states = trace(compiled, flux_inputs(), STEPS)
     return states, compiled.report()
+
+
+def test_policies_and_operators_mean_the_same_dtypes() -> None:
+    assert {getattr(torch, name) for name in layout.QUANTISED} == set(QUANTISED)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -46,7 +47,7 @@ Measured = list[Any]  # what a probe measured, as plain numbers
 Asking = Generator[Ask, Measured, Decision]
 
 
-class Decider:
+class Decider(ABC):
     """The decisions of one captured graph in one run of one context.
 
     Args:
@@ -62,17 +63,17 @@ class Decider:
         self.start = start
         self.nonfinite = 0  # measurements that could not be decided by
 
+    @abstractmethod
     def choices(self, num_steps: int) -> Iterable[Choice]:
         """Every program that a run of ``num_steps`` may need."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decide(self, step: int, forced: bool) -> Decision | Asking:
         """What ``step`` does; a generator where probes have to run first. ``forced``: it is computed."""
-        raise NotImplementedError
 
+    @abstractmethod
     def inputs(self, step: int, decision: Decision, device: torch.device, dtype: torch.dtype) -> Inputs:
         """What the program of ``step`` reads besides the denoiser's inputs and what is kept."""
-        raise NotImplementedError
 
     def after(self, step: int, decision: Decision, measured: Mapping[int, Measured]) -> None:
         """``step`` was made; ``measured``: by the guards in ``decision.reads``."""

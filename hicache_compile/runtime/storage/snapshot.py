@@ -87,7 +87,7 @@ def _described(context: Context, index: int, tensors: dict[str, torch.Tensor]) -
                 "next_step": state.next_step,
                 "state": decided,
                 "host": state.depth if isinstance(state, HostRings) else None,
-                "quantised": _name_of(getattr(state, "quantised", None)),
+                "quantised": _name_of(state.quantised) if isinstance(state, HostRings) else None,
             }
         )
     return {"name": context.name, "step": context.step, "letters": context.letters(), "states": states}
