@@ -114,7 +114,7 @@ def _filtered(writer: ProbeWriter, spectral: SpectralFilter, signal: fx.Node, si
         )
     times = signals.times()
     if not times:
-        raise HiCacheError("SeaCacheGuard reads sigma off the denoiser's time input: it must have one")
+        raise HiCacheError("SeaCacheGuard reads sigma off the denoiser's time input: its graph must have one")
     tokens = grid if len(shape) == 3 else None
     return writer.value(measurements.low_passed, signal, times[0], spectral.exponent, tokens, spectral.rising)
 

@@ -119,7 +119,7 @@ def test_a_denoiser_without_a_time_says_so() -> None:
             return x
 
     compiled = hicache_compile(Timeless(), SeaCache(), backend="eager")
-    with pytest.raises(HiCacheError, match="time input: it must have one"), compiled.trajectory(4):
+    with pytest.raises(HiCacheError, match="time input: its graph must have one"), compiled.trajectory(4):
         compiled(torch.ones(1, 3, 4, 4))
 
 
