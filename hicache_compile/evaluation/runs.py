@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
+from hicache_compile import runtime
 from hicache_compile.evaluation.fidelity import fidelity
 from hicache_compile.evaluation.quality import Score
 from hicache_compile.evaluation.subjects import Drawn, Subject
 from hicache_compile.policy.policy import Policy
-from hicache_compile.runtime import session, step_counter
 
 Line = dict[str, Any]  # one picture under one policy, as plain data
 
@@ -21,15 +21,13 @@ Line = dict[str, Any]  # one picture under one policy, as plain data
 @contextmanager
 def quietly() -> Iterator[None]:
     """Inside, sessions do not warn: where thresholds are tried out, that a guard never skips is a result."""
-    loggers = (session.log, step_counter.log)
-    kept = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    logger = logging.getLogger(runtime.__name__)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, kept, strict=True):
-            logger.setLevel(level)
+        logger.setLevel(level)
 
 
 class Judge:

@@ -87,7 +87,7 @@ class CompiledDenoiser(Handle, OptimizedModule):
         self._refuse_gradients(args, kwargs)
         if self._inner.graphed:
             torch.compiler.cudagraph_mark_step_begin()  # a replayed step does not enter Dynamo, which would say so
-        call = DenoiserCall(self._session, self._inner.signature, args, kwargs)
+        call = DenoiserCall(self._inner.signature, args, kwargs)
         try:
             output = self._session.run_step(call, lambda step: self._replay_or_run(step, args, kwargs))
         except BackendCompilerFailed as error:

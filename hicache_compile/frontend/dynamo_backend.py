@@ -28,7 +28,6 @@ from hicache_compile.frontend.handle import Handle
 from hicache_compile.passes.graph.arguments import argument_of
 from hicache_compile.passes.graph.graphs import placeholders
 from hicache_compile.passes.transforms.capture import capture
-from hicache_compile.runtime.call_arguments import time_of
 from hicache_compile.runtime.compiled_graph import CompiledGraph
 from hicache_compile.runtime.options import CompileOptions, Shared
 from hicache_compile.runtime.session import Session
@@ -74,7 +73,7 @@ class CompiledFunction(Handle):
             self._first_code = frame.f_code
         begins = frame.f_code is self._first_code
         forward = getattr(frame.f_locals.get("self"), "forward", None)
-        inputs = GraphInputs(self._session, captured.captured, introspection.signature(forward) if forward else None)
+        inputs = GraphInputs(captured.captured, introspection.signature(forward) if forward else None)
         self._graphs.append(captured)
         return functools.partial(self._run, captured, inputs, begins)
 
@@ -111,8 +110,7 @@ class CompiledFunction(Handle):
 class GraphInputs:
     """The inputs of a captured graph that are arguments of the denoiser."""
 
-    def __init__(self, session: Session, captured: fx.GraphModule, signature: introspection.Signature | None) -> None:
-        self.session = session
+    def __init__(self, captured: fx.GraphModule, signature: introspection.Signature | None) -> None:
         self.places: dict[str, int] = {}
         self._tensors = [i for i, node in enumerate(placeholders(captured)) if not node.meta["weight"]]
         ordered = list(signature.parameters) if signature else []
@@ -136,9 +134,6 @@ class GraphCallInputs:
 
     def arguments(self) -> Mapping[str, Any]:
         return {name: self.values[place] for name, place in self.inputs.places.items()}
-
-    def time(self) -> float | None:
-        return time_of(self.arguments(), self.inputs.session)
 
 
 class Backend:

@@ -1,19 +1,16 @@
-"""Pipelines: every denoiser of one compiled in place, its scheduler wired to say where a run begins and ends."""
+"""Pipelines: every denoiser of one compiled in place, those of the pipelines it holds too; nothing else is changed."""
 
 from __future__ import annotations
 
-import functools
 import inspect
 import sys
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from hicache_compile.errors import HiCacheError
 from hicache_compile.frontend.denoiser import CompiledDenoiser
-from hicache_compile.frontend.scheduler_hooks import can_announce, connect
 from hicache_compile.runtime.call_arguments import TIME_NAMES
 
 # Called with a timestep like a denoiser, but what they return steers one.
@@ -21,39 +18,50 @@ _HELPERS = ("controlnet", "adapter", "ip_adapter")
 
 
 def is_pipeline(value: Any) -> bool:
-    """Whether ``value`` is a diffusers pipeline. Who has one has diffusers imported."""
+    """Whether ``value`` is a pipeline of diffusers, modular ones too. Who has one has diffusers imported."""
     diffusers = sys.modules.get("diffusers")
-    return diffusers is not None and isinstance(value, diffusers.DiffusionPipeline)
+    return diffusers is not None and isinstance(value, diffusers.DiffusionPipeline | diffusers.ModularPipeline)
 
 
 def compile_pipeline(pipeline: Any, wrap: Callable[[torch.nn.Module], CompiledDenoiser]) -> Any:
-    """Replace each denoiser of ``pipeline`` by what ``wrap`` makes of it, and wire its scheduler.
+    """Replace each denoiser of ``pipeline`` by what ``wrap`` makes of it, and follow the pipeline's runs.
 
     Raises:
         HiCacheError: the pipeline has no denoiser; it is left as it was.
     """
-    found = denoisers(pipeline)
+    parts = list(_with_inner(pipeline))
+    found = {id(module): module for part in parts for module in denoisers(part).values()}
     if not found:
-        names = ", ".join(pipeline.components)
-        raise HiCacheError(
-            f"hicache_compile.model = {type(pipeline).__name__}: none of its components ({names}) is called with a "
-            f"timestep (an argument named {', '.join(TIME_NAMES)}): must have a denoiser"
-        )
-    compiled = {name: wrap(module) for name, module in found.items()}
-    for name, module in compiled.items():
-        setattr(pipeline, name, module)
-    if getattr(type(pipeline), "_announces_runs", False):
-        return pipeline
-    pipeline.__class__ = _announcing(type(pipeline))  # type: ignore[arg-type]  # classes are hashable
-    _wire(pipeline)
+        raise _without_denoiser(pipeline)
+    compiled = {id(module): wrap(module) for module in found.values()}
+    for part in parts:
+        for name, module in denoisers(part).items():
+            setattr(part, name, compiled[id(module)])
+    for module in compiled.values():
+        for part in parts:
+            module._session.shared.watch(part)
     return pipeline
+
+
+def _with_inner(pipeline: Any) -> Iterator[Any]:
+    """``pipeline`` and the pipelines it holds, which may hold others."""
+    yield pipeline
+    for held in vars(pipeline).values():
+        if is_pipeline(held):
+            yield from _with_inner(held)
+
+
+def _components(pipeline: Any) -> dict[str, Any]:
+    """Modules by name: registered components, and those that are optional arguments with a default."""
+    held = {name: value for name, value in vars(pipeline).items() if isinstance(value, torch.nn.Module)}
+    return {**pipeline.components, **held}
 
 
 def denoisers(pipeline: Any) -> dict[str, torch.nn.Module]:
     """The components that are modules called with a timestep, by name."""
     return {
         name: component
-        for name, component in pipeline.components.items()
+        for name, component in _components(pipeline).items()
         if isinstance(component, torch.nn.Module) and not name.startswith(_HELPERS) and _takes_time(component)
     }
 
@@ -64,27 +72,17 @@ def _takes_time(module: torch.nn.Module) -> bool:
     return any(name in TIME_NAMES for name in inspect.signature(module.forward).parameters)
 
 
-def _wire(pipeline: Any) -> list[CompiledDenoiser]:
-    """Let the pipeline's schedulers announce to its denoisers, which are returned."""
-    compiled = [module for module in pipeline.components.values() if isinstance(module, CompiledDenoiser)]
-    for component in pipeline.components.values():
-        if can_announce(component):
-            connect(component, [module._session for module in compiled])
-    return compiled
-
-
-@cache
-def _announcing(cls: Any) -> type:
-    """A subclass of the pipeline class ``cls``, of the same name, that wires the scheduler it has at each call."""
-
-    @functools.wraps(cls.__call__)
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        compiled = _wire(self)  # the scheduler may have been replaced
-        try:
-            return cls.__call__(self, *args, **kwargs)
-        finally:
-            for denoiser in compiled:
-                denoiser._session.end_run()
-
-    body = {"__call__": call, "_announces_runs": True, "__doc__": cls.__doc__}
-    return type(cls.__name__, (cls,), {**body, "__module__": cls.__module__, "__qualname__": cls.__qualname__})
+def _without_denoiser(pipeline: Any) -> HiCacheError:
+    """Why none was found: it is hidden by ``torch.compile``, or there is none."""
+    owner = f"hicache_compile.model = {type(pipeline).__name__}"
+    for name, component in _components(pipeline).items():
+        if isinstance(component, torch._dynamo.eval_frame.OptimizedModule):
+            return HiCacheError(
+                f"{owner}: its {name} is compiled by torch.compile already: must be given as it was before "
+                f"(pipe.{name} = pipe.{name}._orig_mod); hicache_compile compiles it itself"
+            )
+    names = ", ".join(_components(pipeline))
+    return HiCacheError(
+        f"{owner}: none of its components ({names}) is called with a timestep (an argument named "
+        f"{', '.join(TIME_NAMES)}): must have a denoiser"
+    )

@@ -1,39 +1,47 @@
-"""The arguments of one call of the denoiser, as the step counter asks for them."""
+"""The arguments of one call of the denoiser, as following a run asks for them."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Protocol
 
 import torch
 
-from hicache_compile.runtime.session import Session
-
 TIME_NAMES = ("timestep", "timesteps", "t", "sigma", "sigmas", "time")
+SAMPLE_NAMES = ("hidden_states", "sample", "x", "latents", "z")
 
 
-@dataclass(frozen=True, slots=True)
-class DenoiserCall:
-    """The arguments of one call, read only where the step counter needs them."""
-
-    session: Session
-    signature: inspect.Signature
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+class Call(Protocol):
+    """One call of the denoiser; nothing of it is read from a device here."""
 
     def arguments(self) -> Mapping[str, Any]:
-        return self.signature.bind_partial(*self.args, **self.kwargs).arguments
-
-    def time(self) -> float | None:
-        return time_of(self.arguments(), self.session)
+        """Its arguments by name."""
+        ...
 
 
-def time_of(arguments: Mapping[str, Any], session: Session) -> float | None:
-    """The timestep, read back from the device: outside a known run it tells where one starts."""
-    value = next((arguments[name] for name in TIME_NAMES if arguments.get(name) is not None), None)
-    if isinstance(value, torch.Tensor):
-        session.syncs += value.device.type != "cpu"
-        return float(value.max())
-    return None if value is None else float(value)
+class DenoiserCall:
+    """A call of a denoiser whose ``forward`` has ``signature``."""
+
+    def __init__(self, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._signature, self._args, self._kwargs = signature, args, kwargs
+
+    @cached_property
+    def _bound(self) -> Mapping[str, Any]:
+        return self._signature.bind_partial(*self._args, **self._kwargs).arguments
+
+    def arguments(self) -> Mapping[str, Any]:
+        return self._bound
+
+
+def time_argument(arguments: Mapping[str, Any]) -> tuple[str, Any]:
+    """The name of the timestep and the timestep as it was given; ``("", None)`` where there is none."""
+    return next(((name, arguments[name]) for name in TIME_NAMES if arguments.get(name) is not None), ("", None))
+
+
+def as_number(moment: Any) -> tuple[float, bool]:
+    """A timestep as a number, the mean where each frame or sample has its own; and whether a device was waited for."""
+    if isinstance(moment, torch.Tensor):
+        return float(moment.double().mean()), moment.device.type != "cpu"
+    return float(moment), False

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, fields, replace
+import logging
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -18,8 +19,11 @@ from hicache_compile.policy.layout import ANCHORS, QUANTISED, Layout
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.presets import HiCache, Uncached
 from hicache_compile.policy.sparsity.chipmunk import Chipmunk, as_sparsity
+from hicache_compile.runtime.following.pipeline_calls import WatchedPipeline
 from hicache_compile.runtime.replay.replay import registrations
 from hicache_compile.runtime.storage.budget import parse_bytes
+
+log = logging.getLogger(__name__)
 
 OWNER = "hicache_compile"
 
@@ -138,7 +142,26 @@ class Shared:
     policy: Policy  # of the next trajectory
     parameters_epoch: int = 0  # counts changes of parameters that their versions do not show
     touched: int = 0  # counts what may have changed the denoiser in another way
+    pipelines: list[WatchedPipeline] = field(default_factory=list)  # that the denoiser is a component of
+    said: set[str] = field(default_factory=set)  # warnings
 
     def changes(self) -> Hashable:
         """Different when the denoiser may have changed."""
         return self.parameters_epoch, self.touched, registrations()
+
+    def watch(self, pipeline: Any) -> None:
+        """Follow the runs of ``pipeline``."""
+        if all(each.pipeline is not pipeline for each in self.pipelines):
+            self.pipelines.append(WatchedPipeline(pipeline))
+
+    def watched(self) -> Sequence[WatchedPipeline]:
+        """The pipelines that still exist."""
+        if any(each.pipeline is None for each in self.pipelines):
+            self.pipelines = [each for each in self.pipelines if each.pipeline is not None]
+        return self.pipelines
+
+    def warn_once(self, message: str, *values: object) -> None:
+        """Log the warning ``message`` for the first time only."""
+        if message not in self.said:
+            self.said.add(message)
+            log.warning(message, *values)

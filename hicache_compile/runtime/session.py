@@ -16,13 +16,14 @@ from hicache_compile.errors import HiCacheError, numbers, whole_number
 from hicache_compile.policy.layout import Layout
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.run import RunInfo
+from hicache_compile.runtime.call_arguments import Call
 from hicache_compile.runtime.deciders.base import Decider
 from hicache_compile.runtime.deciders.rows import check_slots
+from hicache_compile.runtime.following.announced_run import ids
+from hicache_compile.runtime.following.step_counter import DEFAULT_CONTEXT, StepCounter
 from hicache_compile.runtime.options import CompileOptions, Shared
 from hicache_compile.runtime.replay.dispatch_modes import set_aside
-from hicache_compile.runtime.scheduled_run import ids
 from hicache_compile.runtime.step import Context, Step
-from hicache_compile.runtime.step_counter import DEFAULT_CONTEXT, Call, StepCounter
 
 __all__ = ["DEFAULT_CONTEXT", "Call", "Observer", "Session"]
 
@@ -43,7 +44,6 @@ class Session(StepCounter):
         self.live: dict[object, Any] = {}
         self.step: Step | None = None
         self.latest: Step | None = None  # the step of the call before
-        self.syncs = 0
         self.last_graphs: list[object] = []
         self.most_graphs = 0
         self.warned_eager = False

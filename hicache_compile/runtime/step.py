@@ -28,7 +28,7 @@ class Context:
     policy: Policy
     trajectory: int = -1
     step: int = 0
-    last_time: float | None = None
+    follows: bool = False  # the next call may go on with this run, where the timestep tells
     ambiguous: bool = False
     history: deque[list[str]] = field(default_factory=lambda: deque(maxlen=HISTORY))
     states: dict[int, Rings] = field(default_factory=dict)  # by the graph's place in a call
@@ -40,7 +40,6 @@ class Context:
         self.trajectory = trajectory
         self.policy = policy
         self.step = 0
-        self.last_time = None
         self.ambiguous = False
         self.replays.clear()
         self.history.append([])
@@ -57,7 +56,7 @@ class Context:
 
     def invalidate(self) -> None:
         """The anchors are no longer what they should be: the next step starts over."""
-        self.last_time = None
+        self.follows = False
         self.replays.clear()
         for state in self.states.values():
             state.invalidate()
@@ -78,6 +77,7 @@ class Step:
         context, index: which step it is.
         num_steps: of the run; ``None``: unknown.
         uncached: nothing is cached in this step.
+        doubtful: whether it goes on with the run before it is only known later, so it is computed.
         together: all ranks decide as one.
         letter: of the newest graph that cached something.
         graphs: those that ran.
@@ -91,6 +91,7 @@ class Step:
     index: int
     num_steps: int | None
     uncached: bool = False
+    doubtful: bool = False
     together: bool = False
     letter: str = "F"
     graphs: list[object] = field(default_factory=list)
@@ -102,7 +103,7 @@ class Step:
     @property
     def forced(self) -> bool:
         """Whether nothing may be forecast in this step."""
-        return self.uncached or self.context.ambiguous
+        return self.uncached or self.doubtful or self.context.ambiguous
 
     def record(self, graph: object, decision: Decision) -> None:
         """``graph`` made the step as ``decision`` says."""

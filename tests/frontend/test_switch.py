@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from hicache_compile import PAB, FBCache, HiCache, HiCacheError, Policy, config, hicache_compile
-from hicache_compile.frontend.scheduler_hooks import connect, times_left
+from hicache_compile.runtime.following.pipeline_calls import times_from
 from tests.support.models import ToyDiT, flux_inputs, random_flux, trace
 
 STEPS = 8
@@ -70,22 +69,25 @@ def test_timesteps_of_a_caller_decide_windows() -> None:
 
 
 def test_timesteps_of_a_scheduler_decide_windows() -> None:
-    model = ToyDiT()
-    compiled = hicache_compile(model, PAB(2, window=(450, 930), mlp=None), backend="eager")
+    from diffusers import DiffusionPipeline
+
+    class Pipeline(DiffusionPipeline):
+        def __init__(self, transformer: ToyDiT, scheduler: FlowMatchEulerDiscreteScheduler) -> None:
+            super().__init__()
+            self.register_modules(transformer=transformer, scheduler=scheduler)
+
+        def __call__(self) -> None: ...
+
     scheduler = FlowMatchEulerDiscreteScheduler(shift=7.0)  # stays long at high timesteps
-    connect(scheduler, [compiled._session])
+    pipeline = hicache_compile(Pipeline(ToyDiT(), scheduler), PAB(2, window=(450, 930), mlp=None), backend="eager")
     scheduler.set_timesteps(6)
-    times = times_left(scheduler)
+    times = times_from(scheduler.timesteps, 0)
     assert times == [float(time) for time in scheduler.timesteps]
     x = torch.randn(2, 6, 16)
     with torch.no_grad():
         for time in scheduler.timesteps:
-            out = compiled(x, torch.full((2,), float(time) / 1000))
+            out = pipeline.transformer(x, torch.full((2,), float(time) / 1000))
             x = scheduler.step(out, time, x, return_dict=False)[0]
     expected = "".join("." if step % 2 and 450 < time < 930 else "F" for step, time in enumerate(times))
-    assert compiled.report().decisions() == expected
+    assert pipeline.transformer.report().decisions() == expected
     assert set(expected) == {"F", "."}
-
-
-def test_a_scheduler_without_timesteps() -> None:
-    assert times_left(SimpleNamespace()) is None

@@ -1,0 +1,91 @@
+"""Which guidance branch a call belongs to, when nobody names it: told by what the call is conditioned on.
+
+A branch is called with the same conditioning at every step, while the sample and the time change. So a branch is
+known by the arguments that stay the same (for tensors: the same memory, not written to), and a call belongs to the
+branch whose constant arguments it shares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+Leaves = dict[tuple[Any, ...], tuple[Any, int]]  # with the version of each tensor
+
+
+def leaves_of(arguments: Mapping[str, Any]) -> Leaves:
+    """What a call is given, by its place among the arguments."""
+    found = pytree.tree_flatten_with_path(dict(arguments))[0]
+    return {tuple(path): (leaf, _version(leaf)) for path, leaf in found}
+
+
+def shared(known: Leaves, leaves: Leaves, read: bool = False) -> Leaves:
+    """Those of ``known`` that ``leaves`` has too. ``read``: tensors elsewhere in memory are compared by value."""
+    return {path: leaves[path] for path, leaf in known.items() if path in leaves and _same(leaf, leaves[path], read)}
+
+
+@dataclass(slots=True)
+class Branch:
+    """One guidance branch of a run, and the arguments its calls have in common so far.
+
+    The tensors are held on to, so that their memory cannot become that of another argument.
+    """
+
+    name: str
+    constant: Leaves
+    step: int
+    calls: int = 1
+
+
+class Branches:
+    """The guidance branches of one run, in the order they were first called."""
+
+    def __init__(self, base: str) -> None:
+        self.base = base
+        self.known: list[Branch] = []
+
+    def waiting(self, leaves: Leaves, step: int) -> tuple[str, bool] | None:
+        """The branch that a call with ``leaves`` in ``step`` belongs to and whether that is certain; ``None``: none
+        of those that were not called in this step.
+        """
+        fitting = []
+        for branch in self.known:
+            common = shared(branch.constant, leaves)
+            settled = branch.calls > 1
+            if not settled or len(common) == len(branch.constant):
+                fitting.append((branch, common))
+        most = max((len(common) for _, common in fitting), default=0)
+        best = [(branch, common) for branch, common in fitting if len(common) == most]
+        found = next(((branch, common) for branch, common in best if branch.step < step), None)
+        if found is None:
+            return None
+        branch, branch.constant = found
+        branch.step, branch.calls = step, branch.calls + 1
+        return branch.name, len(best) == 1
+
+    def new(self, leaves: Leaves, step: int) -> str:
+        """A branch that begins in ``step``: of the first one, or where guidance was switched on."""
+        name = f"{self.base}.{len(self.known)}" if self.known else self.base
+        self.known.append(Branch(name, leaves, step))
+        return name
+
+
+def _version(leaf: Any) -> int:
+    return leaf._version if isinstance(leaf, torch.Tensor) and not leaf.is_inference() else 0
+
+
+def _same(a: tuple[Any, int], b: tuple[Any, int], read: bool) -> bool:
+    (left, earlier), (right, later) = a, b
+    if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
+        if (left.dtype, left.shape, left.device) != (right.dtype, right.shape, right.device):
+            return False
+        if left is right or (left.numel() and left.stride() == right.stride() and left.data_ptr() == right.data_ptr()):
+            return earlier == later
+        return read and torch.equal(left, right)
+    if type(left) is not type(right) or isinstance(left, torch.Tensor):
+        return False
+    return left is right or (isinstance(left, str | int | float | bool) and left == right)

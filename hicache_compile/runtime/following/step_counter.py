@@ -1,0 +1,216 @@
+"""The step counter: which run a call of the denoiser belongs to, which step of it, which guidance branch.
+
+The signals, in the order they are asked:
+
+1. ``with compiled.trajectory(num_steps)``: calls are counted, in each ``cache_context``.
+2. A compiled pipeline whose call is running in this thread: its scheduler says which run it was set to and which step
+   it is at. A scheduler of such a pipeline that a loop of one's own drives says the same.
+3. The timestep of the call, and what the call is conditioned on (see ``timed_run``).
+
+Each thread is followed by itself. Where the signals do not settle it, the step is computed, and one warning says which
+signal was missing.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from hicache_compile import config
+from hicache_compile.errors import HiCacheError
+from hicache_compile.runtime.call_arguments import TIME_NAMES, Call, as_number, time_argument
+from hicache_compile.runtime.following.announced_run import AnnouncedRun, ids
+from hicache_compile.runtime.following.pipeline_calls import running
+from hicache_compile.runtime.following.timed_run import Found, TimedBranches
+from hicache_compile.runtime.options import CompileOptions, Shared
+from hicache_compile.runtime.step import Context, Step
+
+log = logging.getLogger(__name__)
+
+DEFAULT_CONTEXT = "default"
+
+
+class StepCounter(threading.local):
+    """The contexts of one compiled denoiser, and where each of them is. Each thread has its own: only ``options`` and
+    ``shared`` are not.
+    """
+
+    def __init__(self, options: CompileOptions, shared: Shared) -> None:
+        self.options = options
+        self.shared = shared
+        self.policy = shared.policy
+        self.contexts: dict[str, Context] = {}
+        self.context_name = DEFAULT_CONTEXT
+        self.num_steps: int | None = None
+        self.trajectory: int | None = None
+        self.run: AnnouncedRun | None = None
+        self.uncached = False
+        self.syncs = 0
+        self._seen: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()  # timesteps of schedulers
+        self._timed: dict[str, TimedBranches] = {}
+
+    @contextmanager
+    def in_context(self, name: str) -> Iterator[None]:
+        """Steps inside belong to the context ``name``."""
+        if not isinstance(name, str) or not name:
+            raise HiCacheError(f"cache_context.name = {name!r}: must be a non-empty string")
+        outer, self.context_name = self.context_name, name
+        try:
+            yield
+        finally:
+            self.context_name = outer
+
+    @contextmanager
+    def without_cache(self) -> Iterator[None]:
+        """Steps inside run uncached. Inside a trajectory they still count."""
+        outer, self.uncached = self.uncached, True
+        try:
+            yield
+        finally:
+            self.uncached = outer
+
+    def next_step(self, call: Call) -> Step:
+        """The step that begins now with ``call``."""
+        step = self._next_step(call)
+        step.uncached = step.uncached or not config.caching()
+        step.together = self.options.decide_together
+        return step
+
+    def _next_step(self, call: Call) -> Step:
+        if self.trajectory is not None:
+            return self._counted(self.trajectory)
+        return self._announced(call) or self._timed_step(call)
+
+    def _context(self, name: str) -> Context:
+        return self.contexts.setdefault(name, Context(name, self.policy))
+
+    def _counted(self, trajectory: int) -> Step:
+        """Inside ``open``: the calls are counted, in each context."""
+        context = self._context(self.context_name)
+        if context.trajectory != trajectory:
+            context.begin(trajectory, self.policy)
+        if context.step >= self.num_steps:  # type: ignore[operator]  # set together with trajectory
+            raise HiCacheError(
+                f"step {context.step} of context {context.name!r}: the trajectory has {self.num_steps} steps; "
+                "open one `with compiled.trajectory(num_steps):` per run, and give each guidance branch its own "
+                "`with compiled.cache_context(name):`"
+            )
+        return Step(context, context.step, self.num_steps, self.uncached)
+
+    def _announced(self, call: Call) -> Step | None:
+        """In a run of a scheduler, which counts; a branch nobody names is told by its conditioning."""
+        watched = self.shared.watched()
+        if not watched:
+            return None
+        inside = running(watched)
+        found = [pair for each in ([inside] if inside else watched) for pair in each.announced()]
+        fresh = [pair for pair in found if self._seen.get(pair[0]) is not pair[1]]
+        if self.run is not None and (fresh or not self.run.goes_on(inside)):
+            self.end_run()
+        for scheduler, timesteps in fresh:
+            self._seen[scheduler] = timesteps
+        if fresh and (inside or len({id(timesteps) for _, timesteps in fresh}) == 1):
+            self._free_idle()
+            self.run = AnnouncedRun(*fresh[0], inside, self.shared.policy, call)
+        if self.run is None:
+            return None
+        run = self.run
+        followed = run.follow(call, self.context_name, self.read)
+        if followed is None:
+            self.end_run()
+            return None
+        name, certain = followed
+        context = self._context(name)
+        if context.trajectory != run.id:
+            self.policy = run.policy
+            context.begin(run.id, run.policy)
+        if not certain and not context.ambiguous:
+            self.shared.warn_once(
+                "the calls of one step are conditioned alike, so context %r may be another guidance branch and nothing "
+                "is forecast until the run ends; use cache_context(name) for each branch, or trajectory(num_steps)",
+                name,
+            )
+            context.ambiguous = True
+        return Step(context, run.index, run.num_steps, self.uncached)
+
+    def _timed_step(self, call: Call) -> Step:
+        """In a loop of one's own: the timestep and the conditioning tell."""
+        if self.uncached:
+            return Step(Context("uncached", self.policy), 0, None, uncached=True)
+        arguments = call.arguments()
+        name, moment = time_argument(arguments)
+        if moment is None:
+            raise HiCacheError(
+                "a call outside `with compiled.trajectory(num_steps):` needs an argument named "
+                f"{', '.join(TIME_NAMES[:-1])} or {TIME_NAMES[-1]}, to see where a trajectory starts; it has none of "
+                "them"
+            )
+        time = self.read(moment)
+        branches = self._timed.setdefault(self.context_name, TimedBranches(self.context_name))
+        found = branches.find(arguments, name, time)
+        for ended in branches.drop_ended():
+            self._context(ended).states = {}
+        context = self._context(found.name)
+        if found.begins or not context.follows:
+            context.begin(next(ids), self.shared.policy)
+            context.follows = True
+        self._say_what_is_missing(found, context, time)
+        return Step(context, context.step, None, doubtful=found.doubtful)
+
+    def _say_what_is_missing(self, found: Found, context: Context, time: float) -> None:
+        if found.alike and not context.ambiguous:
+            context.ambiguous = True
+            self.shared.warn_once(
+                "timestep %g came twice in a row in context %r: two branches may share it, so nothing is forecast "
+                "until the timestep goes back; use cache_context(name) for each branch, or trajectory(num_steps)",
+                time,
+                context.name,
+            )
+        if found.unrelated:
+            self.shared.warn_once(
+                "the sample at timestep %g in context %r has nothing to do with that of the call before: a run begins; "
+                "use trajectory(num_steps) where it does not",
+                time,
+                context.name,
+            )
+
+    def read(self, moment: Any) -> float:
+        """A timestep as a number, read back from the device."""
+        value, waited = as_number(moment)
+        self.syncs += waited
+        return value
+
+    def live_contexts(self) -> int:
+        """How many contexts the newest trajectory has so far."""
+        newest = max((context.trajectory for context in self.contexts.values()), default=-1)
+        timed = sum(len(branches.known) for branches in self._timed.values())
+        return max(timed, sum(context.trajectory == newest for context in self.contexts.values()))
+
+    def _free_idle(self) -> None:
+        """Free the rings of contexts that the newest trajectory did not use."""
+        newest = max((context.trajectory for context in self.contexts.values()), default=-1)
+        self._timed.clear()
+        for context in self.contexts.values():
+            if context.trajectory != newest:
+                context.states = {}
+
+    def end_run(self) -> None:
+        """The announced run is over, or was given up: nothing continues it."""
+        if self.run is not None:
+            self.run = None
+            self.invalidate()
+
+    def invalidate(self) -> None:
+        """Every anchor of every context is stale."""
+        for context in self.contexts.values():
+            context.invalidate()
+
+    def reset(self) -> None:
+        """Forget contexts, anchors and history, and free their memory."""
+        self.contexts = {}
+        self.run = None
+        self._timed = {}

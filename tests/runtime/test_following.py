@@ -1,0 +1,210 @@
+"""Which run, step and branch a call is of where nobody opens a trajectory: pipelines, schedulers, bare loops."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+
+from hicache_compile import CompiledDenoiser, HiCache, HiCacheError, hicache_compile
+from tests.support.models import ToyDiT
+
+STEPS = 9
+DECISIONS = HiCache(interval=3).decisions(STEPS)
+
+
+class Conditioned(ToyDiT):
+    def forward(self, x: Tensor, t: Tensor, prompt: Tensor, scale: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        out = super().forward(x + prompt, t)
+        return out if scale is None else out * scale
+
+
+class Pipeline(DiffusionPipeline):  # type: ignore[misc]
+    """Steps its scheduler, or copies of it, or none."""
+
+    def __init__(self, transformer: Any, scheduler: Any = None) -> None:
+        super().__init__()
+        self.register_modules(transformer=transformer, scheduler=scheduler or FlowMatchEulerDiscreteScheduler())
+
+    @torch.no_grad()
+    def __call__(self, loop: Callable[..., Tensor], seed: int = 0) -> Tensor:
+        self.scheduler.set_timesteps(STEPS)
+        return loop(self, noise(seed))
+
+
+class Outer(DiffusionPipeline):  # type: ignore[misc]
+    """Holds another pipeline."""
+
+    def __init__(self, transformer: Any, scheduler: Any) -> None:
+        super().__init__()
+        self.register_modules(transformer=transformer, scheduler=scheduler)
+        self.inner = Pipeline(transformer, scheduler)
+
+    def __call__(self, loop: Callable[..., Tensor]) -> Tensor:
+        return self.inner(loop)
+
+
+def noise(seed: int = 0) -> Tensor:
+    return torch.randn(1, 6, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def steps_scheduler(pipe: Any, x: Tensor) -> Tensor:
+    for t in pipe.scheduler.timesteps:
+        x = pipe.scheduler.step(pipe.transformer(x, t[None] / 1000), t, x)[0]
+    return x
+
+
+def steps_a_copy(pipe: Any, x: Tensor) -> Tensor:
+    scheduler = copy.deepcopy(pipe.scheduler)
+    for t in scheduler.timesteps:
+        x = scheduler.step(pipe.transformer(x, t[None] / 1000), t, x)[0]
+    return x
+
+
+def steps_by_itself(pipe: Any, x: Tensor) -> Tensor:
+    for t in pipe.scheduler.timesteps:
+        x = x - pipe.transformer(x, t[None] / 1000) / STEPS
+    return x
+
+
+@torch.no_grad()
+def bare(model: Any, times: list[float], *prompts: Tensor, seed: int = 0) -> Tensor:
+    x = noise(seed)
+    for time in times:
+        outs = [model(x, torch.tensor([time]), prompt) for prompt in prompts] or [model(x, torch.tensor([time]))]
+        x = x - sum(outs) / STEPS / len(outs)
+    return x
+
+
+def down(start: float = 1.0, steps: int = STEPS) -> list[float]:
+    return [start * (1 - step / steps) for step in range(steps)]
+
+
+def cached(model: Any = None) -> CompiledDenoiser:
+    return hicache_compile(model or ToyDiT(depth=2), HiCache(interval=3), backend="eager")
+
+
+@pytest.fixture(autouse=True)
+def warnings(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
+    with caplog.at_level(logging.WARNING, logger="hicache_compile"):
+        yield caplog.messages
+
+
+class TestPipelines:
+    @pytest.mark.parametrize("loop", [steps_scheduler, steps_a_copy, steps_by_itself])
+    @pytest.mark.parametrize("scheduler", [FlowMatchEulerDiscreteScheduler(), DDIMScheduler(), None])
+    def test_its_runs_are_followed(self, loop: Any, scheduler: Any, warnings: list[str]) -> None:
+        pipe = hicache_compile(Pipeline(ToyDiT(depth=2), scheduler), HiCache(interval=3), backend="eager")
+        for seed in (0, 1):
+            pipe(loop, seed)
+        assert pipe.transformer.report().history == {"default": [DECISIONS] * 2}
+        assert warnings == []
+
+    def test_a_pipeline_in_a_pipeline(self) -> None:
+        pipe = hicache_compile(Outer(ToyDiT(depth=2), DDIMScheduler()), HiCache(interval=3), backend="eager")
+        assert pipe.inner.transformer is pipe.transformer
+        pipe(steps_scheduler)
+        assert pipe.transformer.report().decisions() == DECISIONS
+
+    def test_what_is_called_after_a_pipeline_gave_up_is_another_run(self) -> None:
+        """The scheduler still shows the run it was set to."""
+        model = ToyDiT(depth=2)
+        pipe = hicache_compile(Pipeline(model), HiCache(interval=3), backend="eager")
+
+        def fails(pipe: Any, x: Tensor) -> Tensor:
+            for t in pipe.scheduler.timesteps[:5]:
+                x = pipe.scheduler.step(pipe.transformer(x, t[None] / 1000), t, x)[0]
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            pipe(fails)
+        times = down(0.4)
+        assert torch.equal(bare(pipe.transformer, times, seed=3), bare(cached(model), times, seed=3))
+
+    def test_a_compiled_denoiser_is_said_to_be_one(self) -> None:
+        pipe = Pipeline(torch.compile(ToyDiT(depth=2), backend="eager"))
+        with pytest.raises(HiCacheError, match=r"its transformer is compiled by torch.compile already"):
+            hicache_compile(pipe, HiCache(interval=3), backend="eager")
+
+
+class TestLoopsOfOnesOwn:
+    def test_branches_are_told_by_their_conditioning(self, warnings: list[str]) -> None:
+        compiled = cached(Conditioned(depth=2))
+        for _ in range(2):
+            bare(compiled, down(), noise(1), noise(2))
+        history = compiled.report().history
+        assert set(history) == {"default", "default.1"}
+        assert history["default.1"] == [DECISIONS] * 2
+        assert warnings == []
+
+    @pytest.mark.parametrize("prompt", [1, 2], ids=["same prompt", "another prompt"])
+    @pytest.mark.parametrize("given_up_after", [1, 4])
+    def test_a_run_that_starts_lower_is_another_one(self, prompt: int, given_up_after: int) -> None:
+        """Where it is told by the sample alone, that is said."""
+        model = Conditioned(depth=2)
+        compiled = cached(model)
+        bare(compiled, down()[:given_up_after], noise(1))
+        times = down(down()[given_up_after])
+        alone = bare(cached(model), times, noise(prompt), seed=5)
+        assert torch.equal(bare(compiled, times, noise(prompt), seed=5), alone)
+
+    def test_prompts_made_anew_in_every_step_are_compared_by_value(self) -> None:
+        compiled = cached(Conditioned(depth=2))
+        x = noise()
+        with torch.no_grad():
+            for time in down():
+                x = x - compiled(x, torch.tensor([time]), noise(1)) / STEPS
+        assert compiled.report().history == {"default": [DECISIONS]}
+
+    def test_a_prompt_written_over_is_another_one(self) -> None:
+        model, prompt = Conditioned(depth=2), noise(1)
+        compiled = cached(model)
+        bare(compiled, down()[:4], prompt)
+        prompt.copy_(noise(2))
+        times = down(0.5)
+        assert torch.equal(bare(compiled, times, prompt, seed=0), bare(cached(model), times, prompt, seed=0))
+
+    def test_requests_in_turn(self) -> None:
+        """The second begins while the first is under way: its anchors are its own."""
+        compiled = cached(Conditioned(depth=2))
+        expected = [bare(cached(Conditioned(depth=2)), down(), noise(seed + 1), seed=seed) for seed in (0, 1)]
+        xs, prompts = [noise(0), noise(1)], [noise(1), noise(2)]
+        with torch.no_grad():
+            for step in range(STEPS + 2):
+                for request, late in enumerate((0, 2)):
+                    if 0 <= step - late < STEPS:
+                        time = torch.tensor([down()[step - late]])
+                        xs[request] = xs[request] - compiled(xs[request], time, prompts[request]) / STEPS
+        for x, alone in zip(xs, expected, strict=True):
+            assert (x - alone).norm() / alone.norm() < 1e-3
+        assert compiled.report().history.keys() == {"default", "default.1"}
+
+    def test_names_and_anchors_do_not_pile_up(self) -> None:
+        compiled = cached(Conditioned(depth=2))
+        for seed in range(12):
+            bare(compiled, down(1 - seed / 20)[:4], noise(seed), seed=seed)
+        kept = compiled.report().state_bytes
+        assert len(compiled.report().history) <= 4
+        assert kept <= 4 * cached_bytes()
+
+    def test_a_residual_that_changes_in_every_step_is_no_branch(self) -> None:
+        """One step is computed anew: until the second call it may be another run."""
+        compiled = cached(Conditioned(depth=2))
+        x, prompt = noise(), noise(1)
+        with torch.no_grad():
+            for step, time in enumerate(down()):
+                x = x - compiled(x, torch.tensor([time]), prompt, torch.full((1, 1, 16), 1 + step / 9)) / STEPS
+        assert "".join(compiled.report().history["default"]) == "F" + HiCache(interval=3).decisions(STEPS - 1)
+
+
+def cached_bytes() -> int:
+    """Bytes of the anchors of one run."""
+    compiled = cached(Conditioned(depth=2))
+    bare(compiled, down(), noise(1))
+    return compiled.report().state_bytes
