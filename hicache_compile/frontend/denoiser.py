@@ -8,6 +8,7 @@ import inspect
 import logging
 import re
 import types
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._dynamo.eval_frame import OptimizedModule
+from torch._dynamo.eval_frame import OptimizedModule, remove_from_cache
 from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
 from torch._inductor import list_mode_options
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
@@ -27,11 +28,12 @@ from hicache_compile.frontend.layerwise_casting import cast_in_the_graph
 from hicache_compile.passes.transforms.capture import capture
 from hicache_compile.runtime.call_arguments import DenoiserCall
 from hicache_compile.runtime.compiled_graph import CompiledGraph
-from hicache_compile.runtime.options import CompileOptions, Shared
+from hicache_compile.runtime.options import CompileOptions
+from hicache_compile.runtime.per_thread import PerThread
 from hicache_compile.runtime.replay.call_signature import UnknownArgumentError
 from hicache_compile.runtime.replay.capture import DATA_DEPENDENT_OPS, own_frame
 from hicache_compile.runtime.replay.replay import Replay, changes_python_state, signature_of_call
-from hicache_compile.runtime.session import Session
+from hicache_compile.runtime.session import Session, sessions
 from hicache_compile.runtime.step import Step
 
 log = logging.getLogger(__name__)
@@ -62,11 +64,11 @@ class CompiledDenoiser(Handle, OptimizedModule):
 
     def __init__(self, model: torch.nn.Module, options: CompileOptions) -> None:
         cast_in_the_graph(model)
-        session = Session(options, Shared(options.policy))
+        per_thread = sessions(options)
         graphs: list[CompiledGraph] = []
 
         def receive(dynamo_graph: fx.GraphModule, example_inputs: list[Any]) -> CompiledGraph:
-            graph = CompiledGraph(capture(dynamo_graph), session)
+            graph = CompiledGraph(capture(dynamo_graph), per_thread)
             graph.replayable = not changes_python_state()
             graph.lower_now()  # may ask Dynamo to start over
             graphs.append(graph)
@@ -77,10 +79,11 @@ class CompiledDenoiser(Handle, OptimizedModule):
         frame = own_frame(model)
         graphed = bool(options.mode and list_mode_options(options.mode).get("triton.cudagraphs"))
         inner = _Inner(inspect.signature(model.forward), context(frame), frame.__code__, graphed)
-        for name, value in {"_session": session, "_model": model, "_graphs": graphs, "_inner": inner}.items():
+        for name, value in {"_sessions": per_thread, "_model": model, "_graphs": graphs, "_inner": inner}.items():
             object.__setattr__(self, name, value)
         object.__setattr__(self, "_dumped", [0, 0])
         self.forward = self._sample
+        weakref.finalize(self, _release, frame.__code__, per_thread).atexit = False
 
     def _sample(self, *args: Any, **kwargs: Any) -> Any:
         """One step: count it, run the compiled graphs, which read the count."""
@@ -214,6 +217,12 @@ class CompiledDenoiser(Handle, OptimizedModule):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         return self._orig_mod.load_state_dict(state_dict, *args, **kwargs)
+
+
+def _release(code: types.CodeType, per_thread: PerThread[Session]) -> None:
+    """The denoiser is gone. Dynamo's map from compiled code to its origin would keep both, and all they read."""
+    remove_from_cache(code)
+    per_thread.clear()
 
 
 def _own(output: torch.Tensor) -> torch.Tensor:

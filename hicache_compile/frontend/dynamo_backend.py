@@ -29,8 +29,8 @@ from hicache_compile.passes.graph.arguments import argument_of
 from hicache_compile.passes.graph.graphs import placeholders
 from hicache_compile.passes.transforms.capture import capture
 from hicache_compile.runtime.compiled_graph import CompiledGraph
-from hicache_compile.runtime.options import CompileOptions, Shared
-from hicache_compile.runtime.session import Session
+from hicache_compile.runtime.options import CompileOptions
+from hicache_compile.runtime.session import sessions
 
 log = logging.getLogger(__name__)
 
@@ -55,16 +55,17 @@ class CompiledFunction(Handle):
 
     def __init__(self, options: Mapping[str, Any], mode: str | None) -> None:
         made = CompileOptions.from_mapping(options, mode)
-        self._session = Session(made, Shared(made.policy))
+        self._sessions = sessions(made)
         self._graphs = []
         self._dumped = [0, 0]
         self._first_code: types.CodeType | None = None
-        self._compiled: Callable[..., Any] | None = None
+        self._compiled: Callable[[], Any] = lambda: None  # weak: Dynamo keeps this handle with its code
+        self._module: Callable[[], Any] = lambda: None
 
     def receive(self, dynamo_graph: fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
         """What Dynamo calls for each graph it captures."""
         frame = InstructionTranslator.current_tx().output.root_tx
-        captured = CompiledGraph(capture(dynamo_graph), self._session)
+        captured = CompiledGraph(capture(dynamo_graph), self._sessions)
         if captured.programs(
             captured.layout(self.policy)[0]
         ).stateless:  # the passes have warned, with the nearest miss
@@ -94,8 +95,17 @@ class CompiledFunction(Handle):
         return outputs
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
-        assert self._compiled is not None  # `inspect`, which hands this out, sets it
-        return self._compiled(*args, **kwargs)
+        return self._compiled()(*args, **kwargs)
+
+    @property
+    def _model(self) -> torch.nn.Module | None:  # type: ignore[override]  # known once it is inspected
+        found: torch.nn.Module | None = self._module()
+        return found
+
+    def stands_for(self, compiled: Any, module: torch.nn.Module | None) -> None:
+        """This is the handle of ``compiled``, which compiled ``module``."""
+        self._compiled = weakref.ref(compiled)
+        self._module = weakref.ref(module) if module is not None else lambda: None
 
     def _frames(self) -> list[types.CodeType]:
         return [self._first_code] if self._first_code else []
@@ -206,6 +216,5 @@ def inspect(compiled: Any) -> Handle:
         )
     handle = hicache.handle(wrapper)
     module = getattr(compiled, "_orig_mod", compiled)
-    handle._compiled = compiled
-    handle._model = module if isinstance(module, torch.nn.Module) else None
+    handle.stands_for(compiled, module if isinstance(module, torch.nn.Module) else None)
     return handle

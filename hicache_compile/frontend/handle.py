@@ -25,6 +25,7 @@ from hicache_compile.policy.layout import Layout
 from hicache_compile.policy.policy import NOWHERE, Policy
 from hicache_compile.policy.schedules.base import StepMask
 from hicache_compile.runtime.compiled_graph import CompiledGraph
+from hicache_compile.runtime.per_thread import PerThread
 from hicache_compile.runtime.replay.capture import as_call
 from hicache_compile.runtime.session import Observer, Session
 from hicache_compile.runtime.step import Context, Step
@@ -37,11 +38,16 @@ _dumps = itertools.count()
 class Handle:
     """User-facing methods shared by ``CompiledDenoiser`` and the handle that ``inspect()`` returns."""
 
-    _session: Session
+    _sessions: PerThread[Session]
     _graphs: list[CompiledGraph]
     _model: nn.Module | None = None  # whose weights they are, where that is known
     _call: Callable[..., Any]  # calls what was compiled
     _dumped: list[int]  # programs in the newest dump, and its number
+
+    @property
+    def _session(self) -> Session:
+        """That of this thread."""
+        return self._sessions.mine()
 
     def trajectory(self, num_steps: int, timesteps: Sequence[float] | None = None) -> AbstractContextManager[None]:
         """``with compiled.trajectory(num_steps):`` one sampling run; anchors of earlier runs are forgotten.
@@ -129,7 +135,9 @@ class Handle:
         return self._session.without_cache()
 
     def reset(self) -> None:
-        """Forget every anchor and every decision of this thread, and free their memory."""
+        """Forget every anchor and every decision of this thread, and free their memory; and that of anchors of other
+        threads, but for those that a run is under way in.
+        """
         if self._session.step is not None:
             raise HiCacheError("reset(): must not be called in the middle of a step")
         self._session.reset()

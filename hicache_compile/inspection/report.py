@@ -116,7 +116,12 @@ def gather(session: Session, graphs: Sequence[CompiledGraph]) -> Report:
         flops_full=full,
         flops_forecast=cheap,
         flops_speedup=len(letters) * full / spent if spent else 1.0,
-        state_bytes=sum(state.nbytes for state in states),
+        state_bytes=sum(
+            state.nbytes
+            for each in session.shared.sessions.all()
+            for context in list(each.contexts.values())
+            for state in list(context.states.values())
+        ),
         programs=sum(len(made.programs) for graph in graphs for made in graph.program_sets.values()),
         recompiles=len(graphs) - len({graph.signature for graph in graphs}),
         graph_breaks=max(0, session.most_graphs - 1),

@@ -24,6 +24,7 @@ from hicache_compile.runtime.budgeted_layout import BudgetedLayout
 from hicache_compile.runtime.deciders import Decider, make_decider
 from hicache_compile.runtime.deciders.base import Inputs
 from hicache_compile.runtime.execute import execute
+from hicache_compile.runtime.per_thread import PerThread
 from hicache_compile.runtime.program_set import Program, ProgramSet
 from hicache_compile.runtime.replay.dispatch_modes import brought_back
 from hicache_compile.runtime.replay.parameters import Parameters
@@ -59,10 +60,10 @@ class Live:
 class CompiledGraph:
     """One captured graph of the denoiser, and everything compiled from it. Dynamo calls it once a step."""
 
-    def __init__(self, captured: fx.GraphModule, session: Session) -> None:
+    def __init__(self, captured: fx.GraphModule, sessions: PerThread[Session]) -> None:
         self.captured = captured
-        self.session = session
-        self.options = session.options
+        self._sessions = sessions
+        self.options = sessions.mine().options
         self.program_sets: dict[Layout, ProgramSet] = {}
         self.replayable = False
         self._budgeted = BudgetedLayout(captured, self.options) if self.options.memory_budget is not None else None
@@ -75,6 +76,11 @@ class CompiledGraph:
         self.signature = (len(captured.graph.nodes), *sizes, *kept_as)
         self._flops: dict[Hashable, int] = {}
         self._dynamic = any(is_dynamic(ops.value(self._inputs[i])) for i in self._sized)
+
+    @property
+    def session(self) -> Session:
+        """That of this thread."""
+        return self._sessions.mine()
 
     def __call__(self, *inputs: Any) -> Any:
         """Called by what Dynamo compiled."""

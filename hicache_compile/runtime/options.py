@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -144,6 +145,8 @@ class Shared:
     touched: int = 0  # counts what may have changed the denoiser in another way
     pipelines: list[WatchedPipeline] = field(default_factory=list)  # that the denoiser is a component of
     said: set[str] = field(default_factory=set)  # warnings
+    lock: threading.Lock = field(default_factory=threading.Lock)  # of what begins a run, and of what frees anchors
+    sessions: Any = None  # of the threads
 
     def changes(self) -> Hashable:
         """Different when the denoiser may have changed."""

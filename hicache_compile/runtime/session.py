@@ -22,6 +22,7 @@ from hicache_compile.runtime.deciders.rows import check_slots
 from hicache_compile.runtime.following.announced_run import ids
 from hicache_compile.runtime.following.step_counter import DEFAULT_CONTEXT, StepCounter
 from hicache_compile.runtime.options import CompileOptions, Shared
+from hicache_compile.runtime.per_thread import PerThread
 from hicache_compile.runtime.replay.dispatch_modes import set_aside
 from hicache_compile.runtime.step import Context, Step
 
@@ -34,7 +35,7 @@ Observer = Callable[[Step, Call, Callable[[], Output]], Output]  # makes a call 
 
 
 class Session(StepCounter):
-    """The trajectories of one compiled denoiser.
+    """The trajectories of one compiled denoiser in one thread.
 
     ``live``: how each captured graph was used last.
     """
@@ -74,7 +75,8 @@ class Session(StepCounter):
         policy.decisions(num_steps)  # a policy that cannot serve it says so now
         self._free_idle()
         self.policy = policy
-        self.num_steps, self.trajectory = num_steps, next(ids)
+        with self.shared.lock:
+            self.num_steps, self.trajectory = num_steps, next(ids)
         try:
             yield
         except BaseException:
@@ -82,6 +84,9 @@ class Session(StepCounter):
             raise
         finally:
             self.num_steps = self.trajectory = None
+            for other in self.shared.sessions.all():
+                if other is not self:
+                    other.free_if_idle()
 
     @contextmanager
     def open_again(self, num_steps: int, policy: Policy, contexts: list[Context]) -> Iterator[None]:
@@ -159,7 +164,7 @@ class Session(StepCounter):
         self._slots = self._slots_of(step)
         self.syncs += step.syncs
         step.context.choices.update(step.choices)
-        step.choices, step.syncs = [], 0
+        step.choices, step.calls, step.syncs = [], [], 0
         self.most_graphs = max(self.most_graphs, len(step.graphs))
         if step.context.history and again:
             step.context.history[-1][-1] = step.letter
@@ -187,6 +192,15 @@ class Session(StepCounter):
                 context.name,
                 free,
             )
+
+    def reset(self) -> None:
+        """Forget the anchors and the history of this thread, and the anchors of threads that no run is under way in."""
+        super().reset()
+        self.last_graphs, self.latest = [], None
+        self._deciders, self._slots = [], None
+        self.live.clear()
+        for other in self.shared.sessions.all():
+            other.free_if_idle()
 
     def _check_slots(self) -> None:
         """How many slots a denoiser has is known once every graph of its first step, which is computed, has run."""
@@ -227,3 +241,11 @@ def checked_times(timesteps: Sequence[float], num_steps: int) -> tuple[float, ..
     if len(times) != num_steps:
         raise HiCacheError(f"trajectory.timesteps: {len(times)} of them, must be {num_steps}")
     return times
+
+
+def sessions(options: CompileOptions) -> PerThread[Session]:
+    """The sessions of one compiled denoiser, one a thread."""
+    shared = Shared(options.policy)
+    made: PerThread[Session] = PerThread(lambda: Session(options, shared))
+    shared.sessions = made
+    return made

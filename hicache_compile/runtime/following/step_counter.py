@@ -14,7 +14,6 @@ signal was missing.
 from __future__ import annotations
 
 import logging
-import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,10 +33,8 @@ log = logging.getLogger(__name__)
 DEFAULT_CONTEXT = "default"
 
 
-class StepCounter(threading.local):
-    """The contexts of one compiled denoiser, and where each of them is. Each thread has its own: only ``options`` and
-    ``shared`` are not.
-    """
+class StepCounter:
+    """The contexts of one compiled denoiser in one thread, and where each of them is. ``shared``: with other threads."""
 
     def __init__(self, options: CompileOptions, shared: Shared) -> None:
         self.options = options
@@ -203,6 +200,20 @@ class StepCounter(threading.local):
         if self.run is not None:
             self.run = None
             self.invalidate()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no run can be under way here."""
+        announced = self.run is not None and self.run.index + 1 < self.run.num_steps
+        return self.trajectory is None and not announced and not any(each.known for each in self._timed.values())
+
+    def free_if_idle(self) -> None:
+        """Free the anchors of runs that are over."""
+        with self.shared.lock:
+            if self.is_idle:
+                for context in self.contexts.values():
+                    context.invalidate()
+                    context.states = {}
 
     def invalidate(self) -> None:
         """Every anchor of every context is stale."""
