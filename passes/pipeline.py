@@ -31,7 +31,7 @@ from hicache_compile.passes.verify import (
     verify_programs,
 )
 from hicache_compile.passes.work import Pass, PassRecord, Rewrite, Work
-from hicache_compile.policy.layout import NOWHERE, Layout
+from hicache_compile.policy.layout import Layout
 
 log = logging.getLogger(__name__)
 
@@ -133,11 +133,3 @@ def _log_outcome(work: Work) -> None:
     log.info("scope %s: %d blocks, %d sites, %d slots", layout.scope, blocks, len(sites), slots)
     for entry in work.refused:
         log.info("refused %s", entry)
-    nearest = work.refused[0] if work.refused else "no list of modules with a residual stream was found"
-    if layout.partitions is not None:
-        if not work.partitioned:
-            nearest = work.refused[0] if work.refused else "it has no attention"
-            log.warning("nothing is cached: no attention can be partitioned; nearest miss: %s", nearest)
-    elif not sites and layout.scope != NOWHERE and not layout.observed:
-        where = f"{blocks} blocks, 0 sites at scope {layout.scope}"
-        log.warning("nothing is cached: %s; nearest miss: %s", where, nearest)

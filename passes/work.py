@@ -12,7 +12,7 @@ from hicache_compile.errors import CannotRewrite
 from hicache_compile.passes.analysis.blocks import Run
 from hicache_compile.passes.analysis.sites import Site
 from hicache_compile.passes.graph.choices import Choice, Phases
-from hicache_compile.policy.layout import Layout
+from hicache_compile.policy.layout import NOWHERE, Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +117,26 @@ class Rewrite:
     sparse: list[str]
     records: list[PassRecord]
     make: Callable[[Choice], fx.GraphModule]
+
+    @property
+    def why_nothing(self) -> str:
+        """Why nothing is cached, with the nearest miss; empty where something is, or nothing was asked for."""
+        layout = self.layout
+        if layout.partitions is not None:
+            if self.partitioned:
+                return ""
+            return f"no attention can be partitioned; nearest miss: {self._nearest_miss('it has no attention')}"
+        if self.sites or layout.scope == NOWHERE or layout.observed:
+            return ""
+        found = f"{len(self.block_nodes)} blocks, 0 sites at scope {layout.scope}"
+        missed = self._nearest_miss("no list of modules with a residual stream was found")
+        return f"{found}; nearest miss: {missed}"
+
+    def _nearest_miss(self, otherwise: str) -> str:
+        """What was refused: of blocks that were found, else the first."""
+        blocks = [name.rpartition(".")[0] for name in self.block_nodes]
+        of_blocks = [entry for entry in self.refused if any(entry.site.startswith(name) for name in blocks)]
+        return str(next(iter(of_blocks or self.refused), otherwise))
 
     def program(self, choice: Choice) -> fx.GraphModule:
         """The program of ``choice``, made now if it was not yet."""

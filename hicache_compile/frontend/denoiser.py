@@ -31,7 +31,7 @@ from hicache_compile.runtime.compiled_graph import CompiledGraph
 from hicache_compile.runtime.options import CompileOptions
 from hicache_compile.runtime.per_thread import PerThread
 from hicache_compile.runtime.replay.call_signature import UnknownArgumentError
-from hicache_compile.runtime.replay.capture import DATA_DEPENDENT_OPS, own_frame
+from hicache_compile.runtime.replay.capture import DATA_DEPENDENT_OPS, ENTRIES, MOST_ENTRIES, own_frame
 from hicache_compile.runtime.replay.replay import Replay, changes_python_state, signature_of_call
 from hicache_compile.runtime.session import Session, sessions
 from hicache_compile.runtime.step import Step
@@ -65,6 +65,7 @@ class CompiledDenoiser(Handle, OptimizedModule):
     def __init__(self, model: torch.nn.Module, options: CompileOptions) -> None:
         cast_in_the_graph(model)
         per_thread = sessions(options)
+        per_thread.mine().shared.model = weakref.ref(model)
         graphs: list[CompiledGraph] = []
 
         def receive(dynamo_graph: fx.GraphModule, example_inputs: list[Any]) -> CompiledGraph:
@@ -109,6 +110,9 @@ class CompiledDenoiser(Handle, OptimizedModule):
         if replay is not None:
             return replay(tensors)
         output = self._run(step, args, kwargs)
+        why = self._session.why_nothing(step)
+        if why:
+            shared.warn_once("nothing is cached: %s", why)
         if signature is not None and len(step.calls) == len(step.graphs) == 1:
             with suppress(UnknownArgumentError):
                 step.context.replays.keep(signature, Replay(step.calls[0], tensors, output, shared.changes()))
@@ -119,9 +123,10 @@ class CompiledDenoiser(Handle, OptimizedModule):
         (a mask that picks tokens, a router of experts); where Dynamo cannot, the graph breaks there instead."""
         inner = self._inner
         if inner.breaks_at_data:
-            return inner.denoise(*args, **kwargs)
+            with ENTRIES():
+                return inner.denoise(*args, **kwargs)
         try:
-            with DATA_DEPENDENT_OPS():
+            with ENTRIES(), DATA_DEPENDENT_OPS():
                 return inner.denoise(*args, **kwargs)
         except (TorchDynamoException, GuardOnDataDependentSymNode) as error:
             if isinstance(getattr(error, "inner_exception", None), HiCacheError):
@@ -130,7 +135,8 @@ class CompiledDenoiser(Handle, OptimizedModule):
             inner.breaks_at_data = True
             step.graphs.clear()
             step.context.invalidate()
-            return inner.denoise(*args, **kwargs)
+            with ENTRIES():
+                return inner.denoise(*args, **kwargs)
 
     @contextmanager
     def cache_context(self, name: str, **hints: Any) -> Iterator[None]:
@@ -165,7 +171,12 @@ class CompiledDenoiser(Handle, OptimizedModule):
         session = self._session
         if not session.last_graphs and not session.warned_eager:
             session.warned_eager = True
-            log.warning("Dynamo ran the denoiser without compiling it, so nothing is cached: see TORCH_LOGS=recompiles")
+            log.warning(
+                "Dynamo ran the denoiser without compiling it, so nothing is cached. It does so beyond its limit of %d "
+                "entries for one piece of code (with dynamic=False, of sizes: use dynamic=True), and for frames it "
+                "skips: see TORCH_LOGS=recompiles,dynamo",
+                MOST_ENTRIES,
+            )
 
     @property  # type: ignore[misc]  # of every object, and never assigned here
     def __class__(self) -> Any:

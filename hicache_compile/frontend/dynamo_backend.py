@@ -57,6 +57,7 @@ class CompiledFunction(Handle):
         made = CompileOptions.from_mapping(options, mode)
         self._sessions = sessions(made)
         self._graphs = []
+        self._reasons: list[str] = []
         self._dumped = [0, 0]
         self._first_code: types.CodeType | None = None
         self._compiled: Callable[[], Any] = lambda: None  # weak: Dynamo keeps this handle with its code
@@ -66,9 +67,9 @@ class CompiledFunction(Handle):
         """What Dynamo calls for each graph it captures."""
         frame = InstructionTranslator.current_tx().output.root_tx
         captured = CompiledGraph(capture(dynamo_graph), self._sessions)
-        if captured.programs(
-            captured.layout(self.policy)[0]
-        ).stateless:  # the passes have warned, with the nearest miss
+        programs = captured.programs(captured.layout(self.policy)[0])
+        if programs.stateless:
+            self._say_why_nothing(programs.rewrite.why_nothing)
             return self._plainly(dynamo_graph, example_inputs)
         if self._first_code is None:
             self._first_code = frame.f_code
@@ -77,6 +78,13 @@ class CompiledFunction(Handle):
         inputs = GraphInputs(captured.captured, introspection.signature(forward) if forward else None)
         self._graphs.append(captured)
         return functools.partial(self._run, captured, inputs, begins)
+
+    def _say_why_nothing(self, reason: str) -> None:
+        """Warn once where no graph of the denoiser caches anything: known when the last of them was captured."""
+        self._reasons.append(reason)
+        ended = InstructionTranslator.current_tx().output.compile_subgraph_reason
+        if not self._graphs and not (ended is not None and ended.graph_break):
+            self._session.shared.warn_once("nothing is cached: %s", max(self._reasons, key=len))
 
     def _plainly(self, graph: fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
         options = self._session.options

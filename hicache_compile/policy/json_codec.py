@@ -158,7 +158,13 @@ def _make(name: str, factory: Any, fields: dict[str, Any]) -> Any:
     missing = [key for key, required in parameters.items() if required and key not in fields]
     if missing:
         raise HiCacheError(f"{name}.{missing[0]} is missing: must be given")
-    return factory(**fields)
+    try:
+        return factory(**fields)
+    except HiCacheError:
+        raise
+    except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, RecursionError) as error:
+        given = ", ".join(fields)
+        raise HiCacheError(f"{name}: one of its fields ({given}) is not of the type it must have: {error}") from None
 
 
 def _parameters(factory: Any) -> dict[str, bool]:

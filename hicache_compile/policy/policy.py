@@ -149,6 +149,11 @@ class Policy:
         """Whether ``step`` is computed whatever the guards measure."""
         return self.schedule.computes(step, num_steps) or any(g.forces(step, num_steps) for g in self.guards)
 
+    def check_open_ended(self) -> None:
+        """Raise ``HiCacheError`` unless the policy can serve a run whose length is not known."""
+        for guard in self.guards:
+            guard.forces(1, None)
+
     def eligible(self, computed: Sequence[int]) -> list[int]:
         """The anchors a forecast may read, newest first, out of the ``computed`` steps in order.
 

@@ -43,6 +43,7 @@ class Live:
     layout: Layout
     programs: ProgramSet
     bindings: Bindings
+    signature: tuple[object, ...] = ()  # of what writes the anchors
     why: str = ""  # what a memory budget made of the policy
 
     @property
@@ -68,12 +69,14 @@ class CompiledGraph:
         self.replayable = False
         self._budgeted = BudgetedLayout(captured, self.options) if self.options.memory_budget is not None else None
         self._inputs = placeholders(captured)
-        self._parameters = [i for i, node in enumerate(self._inputs) if node.meta["weight"]]
+        # What the denoiser itself writes (a call counter, running statistics) does not change what it is.
+        written = {ops.mutated(node) for node in captured.graph.nodes}
+        weights = [i for i, node in enumerate(self._inputs) if node.meta["weight"]]
+        self._parameters = [i for i in weights if self._inputs[i] not in written]
         self._sized = [i for i, node in enumerate(self._inputs) if not node.meta["weight"]]
         sizes = [str(getattr(ops.value(self._inputs[i]), "shape", "")) for i in self._sized]
         self._quantised = self.options.quantised_on_the_host
-        kept_as = () if self._quantised is None else (str(self._quantised),)
-        self.signature = (len(captured.graph.nodes), *sizes, *kept_as)
+        self.signature = (len(captured.graph.nodes), *sizes)
         self._flops: dict[Hashable, int] = {}
         self._dynamic = any(is_dynamic(ops.value(self._inputs[i])) for i in self._sized)
 
@@ -120,7 +123,17 @@ class CompiledGraph:
         known = self.session.live.get(self)
         if known is not None and known.layout is layout and known.bindings == bindings:
             return known
-        return Live(layout, self.programs(layout), bindings, why)
+        programs = self.programs(layout)
+        return Live(layout, programs, bindings, self._signature_of(programs, layout), why)
+
+    def _signature_of(self, programs: ProgramSet, layout: Layout) -> tuple[object, ...]:
+        """Where anchors belong and how they are kept: the same for every capture of a denoiser, whatever is symbolic
+        in it.
+        """
+        made = programs.rewrite
+        places = (*(site.name for site in made.sites), *made.partitioned, *made.sparse)
+        depth = layout.depth if self.options.offload else programs.depth
+        return (*places, str(self._quantised or ""), depth)
 
     def _run(
         self,
@@ -173,13 +186,12 @@ class CompiledGraph:
         return self._budgeted(policy, bindings or {}, taken, max(1, self.session.live_contexts()))
 
     def programs(self, layout: Layout) -> ProgramSet:
-        """The programs for ``layout``: shared by every layout that differs in no more than fewer anchors."""
+        """The programs for ``layout``, and so for every policy that has it."""
         depth = 1 if self.options.offload else layout.depth
-        exact = self.options.memory_budget is not None
-        key = replace(layout, depth=depth if exact else 1)
+        key = replace(layout, depth=depth)
         found = self.program_sets.get(key)
-        if found is None or found.depth < depth:
-            made = rewrite(self.captured, replace(layout, depth=depth))
+        if found is None:
+            made = rewrite(self.captured, key)
             trace_rewrite(made, layout.scope)
             cond = self.options.cond and layout.partitions is None
             found = self.program_sets[key] = ProgramSet(made, depth, cond)
@@ -208,8 +220,7 @@ class CompiledGraph:
         state = context.states.get(place)
         if state is not None:
             state.name_rings(kept)
-        signature = (*self.signature, depth)
-        if state is None or not state.fits(kept, signature):
+        if state is None or not state.fits(kept, live.signature):
             if state is not None and state.token is None:
                 raise HiCacheError(
                     f"resume(): the anchors of context {context.name!r} are of another graph: must be continued by the "
@@ -218,7 +229,7 @@ class CompiledGraph:
             check_shapes(state, kept, step)
             context.drop_stale(place)  # another shape or scope: what it held is of no use
             state = make_storage(kept, depth if self.options.offload else None, self._quantised)
-            state.signature = signature
+            state.signature = live.signature
             context.states[place] = state
         token = parameters.token(self.session.shared.parameters_epoch)
         if not state.continues(context.trajectory, step.index, token):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.presets import HiCache, Uncached
 from hicache_compile.policy.sparsity.chipmunk import Chipmunk, as_sparsity
 from hicache_compile.runtime.following.pipeline_calls import WatchedPipeline
+from hicache_compile.runtime.replay.attributes import Attributes
 from hicache_compile.runtime.replay.replay import registrations
 from hicache_compile.runtime.storage.budget import parse_bytes
 
@@ -143,14 +144,21 @@ class Shared:
     policy: Policy  # of the next trajectory
     parameters_epoch: int = 0  # counts changes of parameters that their versions do not show
     touched: int = 0  # counts what may have changed the denoiser in another way
+    model: Callable[[], torch.nn.Module | None] | None = None  # weak
     pipelines: list[WatchedPipeline] = field(default_factory=list)  # that the denoiser is a component of
     said: set[str] = field(default_factory=set)  # warnings
     lock: threading.Lock = field(default_factory=threading.Lock)  # of what begins a run, and of what frees anchors
     sessions: Any = None  # of the threads
+    _attributes: tuple[int, Attributes] | None = None  # of its modules, and the registrations they were found after
 
     def changes(self) -> Hashable:
         """Different when the denoiser may have changed."""
-        return self.parameters_epoch, self.touched, registrations()
+        registered = registrations()
+        model = self.model() if self.model is not None else None
+        if model is not None and (self._attributes is None or self._attributes[0] != registered):
+            self._attributes = registered, Attributes(model)
+        attributes = self._attributes[1].state() if self._attributes is not None else None
+        return self.parameters_epoch, self.touched, registered, attributes
 
     def watch(self, pipeline: Any) -> None:
         """Follow the runs of ``pipeline``."""

@@ -97,7 +97,8 @@ class Session(StepCounter):
         """
         if self.trajectory is not None:
             raise HiCacheError(f"resume(): must not be called while a trajectory of {self.num_steps} steps is open")
-        with self.open(num_steps, policy):
+        before = self.contexts
+        with self._given_back(before), self.open(num_steps, policy):
             assert self.trajectory is not None
             self.contexts = {context.name: context for context in contexts}
             for context in contexts:
@@ -105,6 +106,15 @@ class Session(StepCounter):
                 for state in context.states.values():
                     state.trajectory = state.run = self.trajectory
             yield
+
+    @contextmanager
+    def _given_back(self, contexts: dict[str, Context]) -> Iterator[None]:
+        """After an exception ``contexts`` are those of before."""
+        try:
+            yield
+        except BaseException:
+            self.contexts = contexts
+            raise
 
     @contextmanager
     def rehearse(self, policy: Policy, num_steps: int) -> Iterator[None]:
@@ -201,6 +211,15 @@ class Session(StepCounter):
         self.live.clear()
         for other in self.shared.sessions.all():
             other.free_if_idle()
+
+    def why_nothing(self, step: Step) -> str:
+        """Why no graph of ``step`` caches anything: the reason of the largest; empty where one does."""
+        live = [self.live[graph] for graph in step.graphs if graph in self.live]
+        reasons = [each.programs.rewrite.why_nothing for each in live]
+        if not all(reasons):
+            return ""
+        sizes = [len(each.programs.rewrite.captured.graph.nodes) for each in live]
+        return max(zip(sizes, reasons, strict=True), default=(0, ""))[1]
 
     def _check_slots(self) -> None:
         """How many slots a denoiser has is known once every graph of its first step, which is computed, has run."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hicache_compile.errors import one_of
+from hicache_compile.errors import numbers, one_of
 from hicache_compile.policy.forecasters import Forecaster, Newton, Reuse
 from hicache_compile.policy.guards import (
     TEACACHE_MODELS,
@@ -61,7 +61,7 @@ def _teacache(
     fit = TEACACHE_MODELS[model]
     return TeaCacheGuard(
         threshold,
-        fit.coefficients if coefficients is None else tuple(coefficients),
+        fit.coefficients if coefficients is None else numbers("TeaCache", "coefficients", coefficients),
         fit.signal,
         exact,
         warmup=fit.warmup if warmup is None else warmup,
@@ -189,7 +189,7 @@ def AdaCache(
     forecaster: Forecaster = _REUSE,
 ) -> Policy:
     """AdaCache (2411.02397): the change of the residual between computed steps sets the distance to the next one."""
-    guard = AdaCacheGuard(tuple(codebook), warmup=warmup, cooldown=cooldown)
+    guard = AdaCacheGuard(codebook, warmup=warmup, cooldown=cooldown)  # type: ignore[arg-type]  # made tuples and checked there
     return Policy(Free(), forecaster, scope, (guard,))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hicache_compile.errors import HiCacheError, one_of, whole_number
+from hicache_compile.errors import HiCacheError, numbers, one_of, whole_number
 from hicache_compile.policy.forecasters import Forecaster, GlobalChebyshev, Hermite, Reuse, Taylor
 from hicache_compile.policy.policy import NOWHERE, Policy
 from hicache_compile.policy.schedules.base import Always, Growing, Interval, StepMask
@@ -119,7 +119,7 @@ def MagCache(
         threshold,
         max_skips,
         retention,
-        table if isinstance(table, str) else tuple(table),
+        table if isinstance(table, str) else numbers("MagCache", "table", table),
         inclusive=not strict,
         rounded=not strict and table != "hunyuan-video",
         cooldown=cooldown,
@@ -136,6 +136,7 @@ def LeMiCa(
     forecaster: Forecaster = _REUSE,
 ) -> Policy:
     """LeMiCa (2511.00090): the published list of ``budget`` computed steps for ``model``."""
+    whole_number("LeMiCa", "budget", budget, 1)
     whole_number("LeMiCa", "cooldown", cooldown, 0)
     mask = lemica_mask(model, budget)
     return Policy(StepMask(mask[: max(1, len(mask) - cooldown)].ljust(len(mask), "1")), forecaster, scope)

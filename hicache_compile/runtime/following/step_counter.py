@@ -34,7 +34,7 @@ DEFAULT_CONTEXT = "default"
 
 
 class StepCounter:
-    """The contexts of one compiled denoiser in one thread, and where each of them is. ``shared``: with other threads."""
+    """The contexts of one compiled denoiser in one thread, and where each is. ``shared``: with other threads."""
 
     def __init__(self, options: CompileOptions, shared: Shared) -> None:
         self.options = options
@@ -153,6 +153,7 @@ class StepCounter:
             self._context(ended).states = {}
         context = self._context(found.name)
         if found.begins or not context.follows:
+            self.shared.policy.check_open_ended()
             context.begin(next(ids), self.shared.policy)
             context.follows = True
         self._say_what_is_missing(found, context, time)

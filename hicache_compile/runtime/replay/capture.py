@@ -20,6 +20,11 @@ from hicache_compile.runtime.replay.dispatch_modes import set_aside
 
 _frames = itertools.count()
 DATA_DEPENDENT_OPS = functools.partial(torch._dynamo.config.patch, capture_dynamic_output_shape_ops=True)
+# Entries for one piece of code: the sizes of a denoiser, or submodules that break the graph in many denoisers.
+MOST_ENTRIES = 256
+ENTRIES = functools.partial(
+    torch._dynamo.config.patch, recompile_limit=MOST_ENTRIES, accumulated_recompile_limit=8 * MOST_ENTRIES
+)
 
 
 def own_frame(model: nn.Module) -> types.FunctionType:

@@ -6,10 +6,11 @@ forecast step. They run at the first step of every run and of every signature of
 - the arguments: types, shapes, strides, dtypes, devices, which of them are one tensor, and every plain value;
 - torch's global state: autocast, default dtype, determinism, modes; the denoiser's training flag;
 - the weights: the version of each (in ``dispatch``), where the first and the last live, and what the denoiser's
-  methods and the registration of any module, parameter or buffer changed since.
+  methods and the registration of any module, parameter or buffer changed since;
+- the attributes of its modules (see ``attributes``).
 
-Anything else that changes in the middle of a run (a plain attribute of a submodule, a forward hook, one parameter's
-``.data``) is noticed at the next run. A call that changes Python state, or whose graph breaks, always goes through
+Anything else that changes in the middle of a run (a forward hook, one parameter's ``.data``) is noticed at the next
+run. A call that changes Python state, or whose graph breaks, always goes through
 Dynamo.
 """
 

@@ -39,11 +39,11 @@ def parse_bytes(value: Any) -> int | None:
     """
     if value is None:
         return None
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B?)\s*", str(value))
+    found = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,9})?)\s*([KMGT]?i?B?)\s*", str(value)[:40])
     unit = found.group(2) if found else None
     if found is None or unit not in _UNITS or isinstance(value, bool) or float(found.group(1)) <= 0:
         raise HiCacheError(
-            f'hicache_compile.memory_budget = {value!r}: must be bytes as an integer or like "4GiB", "500MB"'
+            f'hicache_compile.memory_budget = {str(value)[:40]!r}: must be bytes as an integer or like "4GiB", "500MB"'
         )
     return int(float(found.group(1)) * _UNITS[unit])
 

@@ -15,6 +15,7 @@ from hicache_compile.runtime.deciders.base import Decider, Decision, Inputs
 Shape = tuple[tuple[int, ...], torch.dtype, torch.device]
 Kept = Mapping[StateInput, Shape]  # what lasts from step to step, in the order of programs
 Token = tuple[object, ...]
+UNKNOWN = ("unknown",)  # the signature of anchors of an older format
 
 
 class Values(Sequence[torch.Tensor]):
@@ -77,7 +78,9 @@ class Rings:
 
     def fits(self, kept: Kept, signature: tuple[object, ...]) -> bool:
         """Whether programs that call for ``kept``, of the graph ``signature``, may go on with this."""
-        return (self.kept is kept or self.kept == kept) and self.signature == signature
+        if self.signature is not signature and self.signature not in (UNKNOWN, signature):
+            return False
+        return self.kept is kept or self.kept == kept
 
     def name_rings(self, kept: Kept) -> None:
         """Take the slots of rings that are only counted from ``kept``, where everything else is as it is there."""

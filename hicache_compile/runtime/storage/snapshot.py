@@ -21,7 +21,7 @@ from hicache_compile.policy.json_codec import from_dict, to_dict
 from hicache_compile.policy.policy import Policy
 from hicache_compile.runtime.step import Context
 from hicache_compile.runtime.storage.host_rings import HostRings
-from hicache_compile.runtime.storage.rings import Rings, Shape
+from hicache_compile.runtime.storage.rings import UNKNOWN, Rings, Shape
 
 FORMAT = 4
 KEY = "hicache_compile"
@@ -163,7 +163,8 @@ def _state(described: dict[str, Any], prefix: str, tensors: dict[str, torch.Tens
             raise HiCacheError(f"snapshot: '{key}' has shape {list(saved.shape)}: must be {list(into.shape)}")
         into.copy_(saved)
     state.suspended = described["state"]
-    state.signature = tuple(described["signature"])
+    signature = tuple(described["signature"])
+    state.signature = UNKNOWN if isinstance(signature[0], int) and len(signature) > 1 else signature
     state.next_step = int(described["next_step"])
     state.token = None  # the parameters of this process, whatever their versions are
     return state
