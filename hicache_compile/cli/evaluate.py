@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hicache_compile.cli import shared
+from hicache_compile.policy.files import write_whole
 
 if TYPE_CHECKING:
     from hicache_compile.evaluation.intervals import Interval95
@@ -75,7 +76,7 @@ def evaluate(
         compared = compare(judge, named, batches, pictures=sheet is not None, on_run=bar.update)
     if out is not None:
         rows = [{"policy": name, **line} for name, mine in compared.lines.items() for line in mine]
-        out.write_text(json_lines(rows), encoding="utf-8")
+        write_whole(out, json_lines(rows))
     if sheet is not None:
         drawn = {name: (images, _caption(compared.found[name])) for name, images in compared.pictures.items()}
         draw_sheet(drawn, sheet)

@@ -16,6 +16,7 @@ from hicache_compile.export.manifest import Manifest, Port
 from hicache_compile.export.plan import traits_when_exported
 from hicache_compile.export.stepping import stepping
 from hicache_compile.policy.compatibility import check
+from hicache_compile.policy.files import write_whole
 from hicache_compile.policy.json_codec import as_policy
 from hicache_compile.policy.layout import ANCHORS
 from hicache_compile.policy.sparsity.chipmunk import as_sparsity
@@ -95,7 +96,7 @@ def export_program(
     """
     program, manifest = _exported(model, policy, example_inputs, num_steps, dynamic, sparsity, anchors)
     torch.export.save(program, path)
-    _beside(path).write_text(manifest.to_json(), encoding="utf-8")
+    write_whole(_beside(path), manifest.to_json())
     return manifest
 
 
@@ -119,7 +120,7 @@ def export_aoti(
         raise HiCacheError(f"export_aoti.path = {str(path)!r}: must end in .pt2")
     program, manifest = _exported(model, policy, example_inputs, num_steps, dynamic, sparsity, anchors)
     torch._inductor.aoti_compile_and_package(program, package_path=str(path))
-    _beside(path).write_text(manifest.to_json(), encoding="utf-8")
+    write_whole(_beside(path), manifest.to_json())
     return manifest
 
 

@@ -21,7 +21,8 @@ from hicache_compile.frontend.denoiser import CompiledDenoiser
 from hicache_compile.generate.items import Item
 from hicache_compile.generate.pipelines import DTYPES, folder_of_pipeline, load_pipeline, usual_dtype
 from hicache_compile.generate.ranks import Ranks
-from hicache_compile.generate.record import Record, put
+from hicache_compile.generate.record import Record
+from hicache_compile.policy.files import write_whole
 from hicache_compile.policy.json_codec import as_policy, to_dict
 from hicache_compile.policy.layout import ANCHORS
 from hicache_compile.policy.sparsity.chipmunk import as_sparsity
@@ -115,7 +116,7 @@ class Launcher:
         output = self.pipeline(**self._arguments(item))
         seconds = time.perf_counter() - began
         path = self.folder / f"{item.file}{suffix(output)}"
-        put(path, lambda unfinished: write(output, unfinished))
+        write_whole(path, lambda unfinished: write(output, unfinished))
         if item.metadata:
             _describe(path.parent.parent / "metadata.jsonl", item)
         self.record.add(
@@ -168,4 +169,4 @@ def write(output: Any, path: Path) -> None:
 
 
 def _describe(path: Path, item: Item) -> None:
-    put(path, lambda unfinished: unfinished.write_text(json.dumps(item.metadata), encoding="utf-8"))
+    write_whole(path, json.dumps(item.metadata))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from hicache_compile.policy.files import UNFINISHED, add_line, write_whole
 
 RESULTS = "results.jsonl"
 
@@ -14,14 +16,6 @@ RESULTS = "results.jsonl"
 def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
     """A line of JSON for each of ``rows``."""
     return "".join(json.dumps(row) + "\n" for row in rows)
-
-
-def put(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` make a file beside ``path`` and move it there once it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{os.getpid()}.{path.name}")
-    write(unfinished)
-    os.replace(unfinished, path)
 
 
 class Record:
@@ -35,9 +29,7 @@ class Record:
     def __init__(self, folder: Path, rank: int = 0) -> None:
         self.folder = folder
         self.path = folder / f".results.rank{rank}.jsonl"
-        folder.mkdir(parents=True, exist_ok=True)
-        whole = _lines(self.path)
-        put(self.path, lambda path: _write(path, whole))  # a kill may have torn the last line
+        write_whole(self.path, json_lines(_lines(self.path)))  # a kill may have torn the last line
 
     def done(self) -> dict[str, dict[str, Any]]:
         """The line of every file that is in place, by its name."""
@@ -48,18 +40,22 @@ class Record:
 
     def add(self, line: dict[str, Any]) -> None:
         """Write down that ``line["file"]`` is in place."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json_lines([line]))
-            file.flush()
-            os.fsync(file.fileno())
+        add_line(self.path, json_lines([line]))
 
     def merge(self) -> list[dict[str, Any]]:
         """Join all lines into ``results.jsonl``, ordered by prompt and sample, and remove the rest."""
         lines = sorted(self.done().values(), key=lambda line: (line["index"], line["sample"]))
-        put(self.folder / RESULTS, lambda path: _write(path, lines))
-        for path in [*self.folder.glob(".results.rank*.jsonl"), *self.folder.glob("**/.[0-9]*.*")]:
-            path.unlink()
+        write_whole(self.folder / RESULTS, json_lines(lines))
+        for path in [*self.folder.glob(".results.rank*.jsonl"), *self._unfinished()]:
+            path.unlink(missing_ok=True)
         return lines
+
+    def _unfinished(self) -> Iterator[Path]:
+        """What processes that were killed left behind."""
+        for path in self.folder.glob(f"**/.*{UNFINISHED}*"):
+            process = path.name[1:].partition(UNFINISHED)[0]
+            if process.isdigit() and not _is_alive(int(process)):
+                yield path
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -76,5 +72,11 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _write(path: Path, lines: Iterable[dict[str, Any]]) -> None:
-    path.write_text(json_lines(lines), encoding="utf-8")
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # of another user
+        return True
+    return process != os.getpid()

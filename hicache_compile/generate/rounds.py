@@ -12,6 +12,7 @@ from hicache_compile.generate.items import Item
 from hicache_compile.generate.launch import Launcher, Settings
 from hicache_compile.generate.ranks import Ranks
 from hicache_compile.generate.record import Record
+from hicache_compile.policy.files import only_one
 
 ROUNDS = 3
 
@@ -45,7 +46,7 @@ def generate(items: Sequence[Item], folder: Path, settings: Settings) -> Outcome
     Raises:
         HiCacheError: the model is no pipeline, or takes none of the arguments.
     """
-    with Ranks().together() as ranks:
+    with Ranks().together() as ranks, only_one(folder / f".rank{ranks.rank}.lock", "generates into this folder"):
         record = Record(folder, ranks.rank)
         ranks.gather(None)  # every torn line is mended before any is read
         done = {Path(name).with_suffix("").as_posix() for name in record.done()}

@@ -11,6 +11,7 @@ from hicache_compile.inspection.decision_map_png import draw
 from hicache_compile.inspection.decision_rows import ANCHOR, COMPUTED, FORCED, REUSED, UNKNOWN, DecisionRows, Row
 from hicache_compile.key_partitions import Code
 from hicache_compile.passes import Rewrite
+from hicache_compile.policy.files import write_whole
 from hicache_compile.policy.policy import Policy
 from hicache_compile.runtime.deciders import Decider
 
@@ -45,7 +46,6 @@ class DecisionMap(DecisionRows):
         """
         if not self.steps:
             raise HiCacheError("map: there must have been a run under a policy that caches something")
-        Path(folder).mkdir(parents=True, exist_ok=True)
         if self.strategy == "ditango":
             path = Path(folder) / "ditango_policy_step_layer_group.ppm"
             lines = [line for number, row in enumerate(self.rows) for line in self._lines(number, row)]
@@ -53,7 +53,8 @@ class DecisionMap(DecisionRows):
             path = Path(folder) / f"{self.strategy}_policy_timestep_pos.ppm"
             lines = [[colour for colour in self._strip() for _ in range(12)]] * 12
         header = f"P6\n{len(lines[0])} {len(lines)}\n255\n".encode()
-        path.write_bytes(header + bytes(part for line in lines for colour in line for part in colour))
+        pixels = bytes(part for line in lines for colour in line for part in colour)
+        write_whole(path, lambda unfinished: unfinished.write_bytes(header + pixels))
         return path
 
     def _lines(self, number: int, row: Row) -> list[list[Colour]]:

@@ -16,6 +16,7 @@ from hicache_compile.inspection.page import page
 from hicache_compile.inspection.tables import render
 from hicache_compile.passes import Choice
 from hicache_compile.passes.graph.source import source_of
+from hicache_compile.policy.files import write_whole
 from hicache_compile.policy.layout import Layout
 from hicache_compile.policy.policy import Policy
 from hicache_compile.runtime.deciders import RowSpec, make_decider
@@ -54,9 +55,9 @@ def write(
         **(extra or {}),
     }
     for name, text in files.items():
-        (folder / name).write_text(text, encoding="utf-8")
+        write_whole(folder / name, text)
     html = page(explained, numbered, sorted(files), versions(), compared)
-    (folder / "index.html").write_text(html, encoding="utf-8")
+    write_whole(folder / "index.html", html)
 
 
 def schedule(policy: Policy, num_steps: int, views: Sequence[View], layouts: Sequence[Layout]) -> str:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from hicache_compile.errors import one_of
 from hicache_compile.evaluation.subjects import DEMO, Subject
+from hicache_compile.policy.files import check_writable, write_whole
 from hicache_compile.policy.json_codec import to_json
 from hicache_compile.policy.policy import Policy
 from hicache_compile.tune.calibrated import FITS, fit_forecasts, measure
@@ -57,9 +58,10 @@ def fit_subject(subject: Subject, fitting: Fitting, out: Path) -> dict[str, Any]
     Raises:
         HiCacheError: a setting is not what is allowed.
     """
+    check_writable(out)
     computed = fitting.computed or -(-subject.steps // 3)
     policy, found = (_guard if fitting.method in METHODS else _forecasts)(subject, fitting, computed)
-    out.write_text(to_json(policy) + "\n", encoding="utf-8")
+    write_whole(out, to_json(policy) + "\n")
     return {"fitted": fitting.method, **found, "policy": str(out)}
 
 

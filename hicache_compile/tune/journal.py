@@ -9,6 +9,7 @@ from typing import Any
 
 from hicache_compile.errors import HiCacheError
 from hicache_compile.generate.record import json_lines
+from hicache_compile.policy.files import add_line, write_whole
 
 Line = dict[str, Any]
 
@@ -27,14 +28,13 @@ class Journal:
         self.path = path
         self._lines: dict[tuple[str, int], list[Line]] = {}
         wanted = json.loads(json.dumps(settings))
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._write([{"settings": wanted}])
-            return
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
         whole, _, torn = text.rpartition("\n")  # a line that was being written when the search was killed
+        if not whole:
+            write_whole(path, json_lines([{"settings": wanted}]))
+            return
         if torn:
-            path.write_text(whole + "\n", encoding="utf-8")
+            write_whole(path, whole + "\n")
         try:
             first, *lines = [json.loads(line) for line in whole.splitlines()]
             found = first["settings"]
@@ -65,6 +65,4 @@ class Journal:
         return [line for (name, _), lines in self._lines.items() if name == candidate for line in lines]
 
     def _write(self, lines: list[Line]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json_lines(lines))
-            file.flush()
+        add_line(self.path, json_lines(lines))

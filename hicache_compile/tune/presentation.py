@@ -13,6 +13,7 @@ import torch
 from hicache_compile.evaluation.intervals import as_data
 from hicache_compile.evaluation.sheet import draw_sheet
 from hicache_compile.evaluation.subjects import batches_of
+from hicache_compile.policy.files import write_whole
 from hicache_compile.policy.policy import Policy
 from hicache_compile.runtime.session import Call
 from hicache_compile.runtime.step import Step
@@ -47,9 +48,9 @@ def show(
         text = f"{one.flops_speedup:.2f}x FLOPs, error {one.error.value:.4f}"
         rows[one.level] = _drawn(tuner, policies[one.level], numbers, seed), text
     draw_sheet(rows, folder / "pictures.png")
-    (folder / "report.md").write_text(_page(tuner, candidates, found, recommended), encoding="utf-8")
+    write_whole(folder / "report.md", _page(tuner, candidates, found, recommended))
     data = {name: as_data(one) for name, one in found.items()}
-    (folder / "summary.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / "summary.json", json.dumps(data, indent=2) + "\n")
 
 
 def _guards(candidates: Mapping[str, Candidate]) -> dict[str, Policy]:

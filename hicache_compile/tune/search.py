@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hicache_compile.evaluation.runs import quietly
 from hicache_compile.evaluation.subjects import Subject
+from hicache_compile.policy.files import write_whole
 from hicache_compile.tune.presentation import show
 from hicache_compile.tune.recommend import Recommendation, choose
 from hicache_compile.tune.tuner import Search, Tuner
@@ -28,5 +29,5 @@ def run(subject: Subject, search: Search, folder: Path) -> list[Recommendation]:
         recommended = [tuner.promised(level, candidates[name].policy, name) for level, name in chosen.items()]
         show(tuner, candidates, found, chosen, recommended)
     data = [one.as_data() for one in recommended]
-    (folder / "recommendations.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / "recommendations.json", json.dumps(data, indent=2) + "\n")
     return recommended

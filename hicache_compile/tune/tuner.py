@@ -16,6 +16,7 @@ from hicache_compile.evaluation.intervals import Interval95, summary
 from hicache_compile.evaluation.quality import real_features, scores_of
 from hicache_compile.evaluation.runs import Judge
 from hicache_compile.evaluation.subjects import DEMO, Subject, batches_of
+from hicache_compile.policy.files import write_whole
 from hicache_compile.policy.json_codec import as_policy, to_json
 from hicache_compile.policy.policy import Policy
 from hicache_compile.tune.calibrated import fit_forecasts, measure
@@ -127,7 +128,7 @@ class Tuner:
                 self.journal.add(key, place, self.judge.lines(policy, numbers, self.wanted.seed + FRESH + place))
         lines = self.journal.of(f"fresh {name}")
         found = summary(lines, self.real)
-        (self.folder / f"{level}.json").write_text(to_json(policy) + "\n", encoding="utf-8")
+        write_whole(self.folder / f"{level}.json", to_json(policy) + "\n")
         most = dict(zip(LEVELS, self.wanted.errors, strict=True))[level]
         error, speed = promise(found["relative_error"]), found["flops_speedup"].value
         return Recommendation(level, most, name, error, speed, found["computed"].value)
@@ -141,8 +142,7 @@ class Tuner:
         return self.folder / "fitted" / f"{name}_{hashlib.sha256(of.encode()).hexdigest()[:8]}.json"
 
     def _keep(self, name: str, policy: Policy) -> None:
-        self._file(name).parent.mkdir(parents=True, exist_ok=True)
-        self._file(name).write_text(to_json(policy) + "\n", encoding="utf-8")
+        write_whole(self._file(name), to_json(policy) + "\n")
 
     def _kept(self, name: str, make: Callable[[], Policy]) -> Policy:
         """The policy that an earlier search fitted, or now."""

@@ -268,5 +268,5 @@ def test_other_formats_are_refused(tmp_path: Path) -> None:
     with safe_open(path, framework="pt") as file:
         described = json.loads(file.metadata()["hicache_compile"])
     save_file(load_file(path), path, metadata={"hicache_compile": json.dumps({**described, "format": 2})})
-    with pytest.raises(HiCacheError, match="format = 2: must be 4"), compiled().resume(path):
+    with pytest.raises(HiCacheError, match="format = 2: must be 5"), compiled().resume(path):
         pass

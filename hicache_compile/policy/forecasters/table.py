@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from hicache_compile.errors import HiCacheError, whole_number
+from hicache_compile.policy.files import write_whole
 
 Weights = tuple[float, ...] | tuple[tuple[float, ...], ...]  # common to all slots, or one tuple per slot
 Row = tuple[int, tuple[int, ...], Weights]  # a step, its anchors newest first, their weights
@@ -97,10 +98,11 @@ class Table:
             from safetensors.numpy import save_file
 
             kept = {name: json.dumps(getattr(self, name)) for name in ("rows", "num_steps", "slots")}
-            save_file({"distances": np.array(self.distances)}, path, metadata=kept)
+            distances = {"distances": np.array(self.distances)}
+            write_whole(path, lambda unfinished: save_file(distances, unfinished, metadata=kept))
             return
         data = {field.name: getattr(self, field.name) for field in fields(Table)}
-        path.write_text(json.dumps(data) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(data) + "\n")
 
     @staticmethod
     def load(path: str | Path) -> Table:

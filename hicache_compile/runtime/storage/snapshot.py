@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,15 @@ import torch
 
 from hicache_compile.errors import HiCacheError
 from hicache_compile.passes.graph.inputs import Role, StateInput
+from hicache_compile.policy.files import write_whole
 from hicache_compile.policy.json_codec import from_dict, to_dict
 from hicache_compile.policy.policy import Policy
 from hicache_compile.runtime.step import Context
 from hicache_compile.runtime.storage.host_rings import HostRings
 from hicache_compile.runtime.storage.rings import UNKNOWN, Rings, Shape
 
-FORMAT = 4
+FORMAT = 5
+SUM = "sha256"
 KEY = "hicache_compile"
 SAMPLED = 64
 
@@ -63,12 +64,19 @@ def save(path: str | Path, snapshot: Snapshot) -> None:
         "weights": snapshot.weights,
         "contexts": contexts,
     }
-    partial = Path(f"{path}.{os.getpid()}.part")
-    try:
-        save_file(tensors, partial, metadata={KEY: json.dumps(described)})
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    text = json.dumps(described)
+    metadata = {KEY: text, SUM: _checksum(text, tensors)}
+    write_whole(path, lambda unfinished: save_file(tensors, unfinished, metadata=metadata))
+
+
+def _checksum(described: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over everything in the file."""
+    digest = hashlib.sha256(described.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]  # numpy has buffers
+    return digest.hexdigest()
 
 
 def _described(context: Context, index: int, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
@@ -122,18 +130,22 @@ def load(path: str | Path) -> Snapshot:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
         described = json.loads(metadata[KEY])
-        counted = described["format"] == 3  # the format before
+        if described["format"] not in (3, 4, FORMAT):
+            raise HiCacheError(f"snapshot.format = {described['format']!r}: must be {FORMAT}")
+        if described["format"] == FORMAT and metadata[SUM] != _checksum(metadata[KEY], tensors):
+            raise HiCacheError(f"snapshot {str(path)!r}: is damaged (its checksum is another): must be as written")
+        counted = described["format"] == 3
         if counted:
             described = _upgraded(described, tensors)
-        if described["format"] != FORMAT:
-            raise HiCacheError(f"snapshot.format = {described['format']!r}: must be {FORMAT}")
         policy = from_dict(described["policy"])
         num_steps = int(described["num_steps"])
         contexts = [_context(entry, index, tensors, policy) for index, entry in enumerate(described["contexts"])]
         for state in (state for context in contexts for state in context.states.values()):
             state.counted = counted
         return Snapshot(num_steps, policy, contexts, str(described["weights"]))
-    except (SafetensorError, KeyError, TypeError, AttributeError, OSError, json.JSONDecodeError) as error:
+    except HiCacheError:
+        raise
+    except (SafetensorError, LookupError, TypeError, AttributeError, OSError, ValueError, RuntimeError) as error:
         raise HiCacheError(
             f"snapshot {str(path)!r}: must be a file written by suspend(), whole; {type(error).__name__}: {error}"
         ) from None
@@ -189,4 +201,4 @@ def _upgraded(described: dict[str, Any], tensors: dict[str, torch.Tensor]) -> di
                 course = {name.replace("watched_", "remembered:"): value for name, value in course.items()}
             old["state"] = {"start": standing["start"], "decider": course}
             old["host"] = standing["depth"] if old.pop("offloaded") else None
-    return {**described, "format": FORMAT}
+    return described

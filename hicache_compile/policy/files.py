@@ -1,0 +1,102 @@
+"""Files: written whole or not at all, lines added whole or not at all, and one error where that cannot be done."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hicache_compile.errors import HiCacheError
+
+UNFINISHED = ".part."  # in the name of what is not whole yet, between the process and the name it will have
+
+
+def write_whole(path: str | Path, content: str | Callable[[Path], object]) -> None:
+    """Write ``content``, text or a function that writes a file, beside ``path``, and move it there once it is on disk.
+
+    Raises:
+        HiCacheError: the folder cannot be made or written; ``path`` is what it was.
+    """
+    path = Path(path)
+    unfinished = path.with_name(f".{os.getpid()}{UNFINISHED}{path.name}")
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            if isinstance(content, str):
+                unfinished.write_text(content, encoding="utf-8")
+            else:
+                content(unfinished)
+            with unfinished.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise ``HiCacheError`` unless ``path`` can be written: before long work, of which it is the result."""
+    path = Path(path)
+    probe = path.with_name(f".{os.getpid()}{UNFINISHED}{path.name}")
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+
+
+def add_line(path: str | Path, line: str) -> None:
+    """Add ``line`` to the file ``path``; what another process left of a torn line stays a line of its own.
+
+    Raises:
+        HiCacheError: it cannot be written; the file is as long as it was.
+    """
+    path = Path(path)
+    with _explained(path), path.open("ab+", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        torn = file.read(1) not in (b"", b"\n")
+        data = (b"\n" if torn else b"") + line.rstrip("\n").encode() + b"\n"
+        try:
+            if file.write(data) != len(data):
+                raise OSError("the disk is full")
+            os.fsync(file.fileno())
+        except OSError:
+            os.truncate(path, size)
+            raise
+
+
+@contextmanager
+def only_one(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock file ``path``, where the system has locks.
+
+    Raises:
+        HiCacheError: another process holds it: ``what`` says of which work.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise HiCacheError(
+                f"{str(path.parent)!r}: another process {what}: must end first, or another folder be used"
+            ) from None
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise HiCacheError(f"{str(path)!r}: cannot be written ({reason}): must be in a writable folder") from None
