@@ -28,7 +28,7 @@ from hicache_compile.frontend.layerwise_casting import cast_in_the_graph
 from hicache_compile.passes.transforms.capture import capture
 from hicache_compile.runtime.call_arguments import DenoiserCall
 from hicache_compile.runtime.compiled_graph import CompiledGraph
-from hicache_compile.runtime.options import CompileOptions
+from hicache_compile.runtime.options import CompileOptions, Shared
 from hicache_compile.runtime.per_thread import PerThread
 from hicache_compile.runtime.replay.call_signature import UnknownArgumentError
 from hicache_compile.runtime.replay.capture import DATA_DEPENDENT_OPS, ENTRIES, MOST_ENTRIES, own_frame
@@ -65,26 +65,33 @@ class CompiledDenoiser(Handle, OptimizedModule):
     def __init__(self, model: torch.nn.Module, options: CompileOptions) -> None:
         cast_in_the_graph(model)
         per_thread = sessions(options)
-        per_thread.mine().shared.model = weakref.ref(model)
-        graphs: list[CompiledGraph] = []
+        shared = per_thread.mine().shared
+        shared.model = weakref.ref(model)
+        owner = weakref.ref(self)  # Dynamo keeps every backend it was ever given
 
         def receive(dynamo_graph: fx.GraphModule, example_inputs: list[Any]) -> CompiledGraph:
-            graph = CompiledGraph(capture(dynamo_graph), per_thread)
-            graph.replayable = not changes_python_state()
-            graph.lower_now()  # may ask Dynamo to start over
-            graphs.append(graph)
-            return graph
+            denoiser = owner()
+            assert denoiser is not None  # it is being called
+            return denoiser._receive(dynamo_graph)
 
         context = torch._dynamo.optimize(receive, dynamic=options.dynamic)
         super().__init__(model, context)  # type: ignore[arg-type]  # optimize is typed as a union
         frame = own_frame(model)
         graphed = bool(options.mode and list_mode_options(options.mode).get("triton.cudagraphs"))
         inner = _Inner(inspect.signature(model.forward), context(frame), frame.__code__, graphed)
-        for name, value in {"_sessions": per_thread, "_model": model, "_graphs": graphs, "_inner": inner}.items():
+        for name, value in {"_sessions": per_thread, "_model": model, "_graphs": [], "_inner": inner}.items():
             object.__setattr__(self, name, value)
         object.__setattr__(self, "_dumped", [0, 0])
         self.forward = self._sample
-        weakref.finalize(self, _release, frame.__code__, per_thread).atexit = False
+        weakref.finalize(self, _release, frame.__code__, per_thread, shared).atexit = False
+
+    def _receive(self, dynamo_graph: fx.GraphModule) -> CompiledGraph:
+        """What Dynamo calls for each graph it captures."""
+        graph = CompiledGraph(capture(dynamo_graph), self._sessions)
+        graph.replayable = not changes_python_state()
+        graph.lower_now()  # may ask Dynamo to start over
+        self._graphs.append(graph)
+        return graph
 
     def _sample(self, *args: Any, **kwargs: Any) -> Any:
         """One step: count it, run the compiled graphs, which read the count."""
@@ -230,10 +237,11 @@ class CompiledDenoiser(Handle, OptimizedModule):
         return self._orig_mod.load_state_dict(state_dict, *args, **kwargs)
 
 
-def _release(code: types.CodeType, per_thread: PerThread[Session]) -> None:
+def _release(code: types.CodeType, per_thread: PerThread[Session], shared: Shared) -> None:
     """The denoiser is gone. Dynamo's map from compiled code to its origin would keep both, and all they read."""
     remove_from_cache(code)
     per_thread.clear()
+    shared.attributes = None
 
 
 def _own(output: torch.Tensor) -> torch.Tensor:

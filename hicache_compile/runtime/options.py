@@ -149,15 +149,15 @@ class Shared:
     said: set[str] = field(default_factory=set)  # warnings
     lock: threading.Lock = field(default_factory=threading.Lock)  # of what begins a run, and of what frees anchors
     sessions: Any = None  # of the threads
-    _attributes: tuple[int, Attributes] | None = None  # of its modules, and the registrations they were found after
+    attributes: tuple[int, Attributes] | None = None  # of its modules, and the registrations they were found after
 
     def changes(self) -> Hashable:
         """Different when the denoiser may have changed."""
         registered = registrations()
         model = self.model() if self.model is not None else None
-        if model is not None and (self._attributes is None or self._attributes[0] != registered):
-            self._attributes = registered, Attributes(model)
-        attributes = self._attributes[1].state() if self._attributes is not None else None
+        if model is not None and (self.attributes is None or self.attributes[0] != registered):
+            self.attributes = registered, Attributes(model)
+        attributes = self.attributes[1].state() if self.attributes is not None else None
         return self.parameters_epoch, self.touched, registered, attributes
 
     def watch(self, pipeline: Any) -> None:
