@@ -28,6 +28,7 @@ from hicache_compile.frontend.layerwise_casting import cast_in_the_graph
 from hicache_compile.passes.transforms.capture import capture
 from hicache_compile.runtime.call_arguments import DenoiserCall
 from hicache_compile.runtime.compiled_graph import CompiledGraph
+from hicache_compile.runtime.nothing_cached import why_nothing
 from hicache_compile.runtime.options import CompileOptions, Shared
 from hicache_compile.runtime.per_thread import PerThread
 from hicache_compile.runtime.replay.call_signature import UnknownArgumentError
@@ -117,7 +118,7 @@ class CompiledDenoiser(Handle, OptimizedModule):
         if replay is not None:
             return replay(tensors)
         output = self._run(step, args, kwargs)
-        why = self._session.why_nothing(step)
+        why = why_nothing(step, self._session.live)
         if why:
             shared.warn_once("nothing is cached: %s", why)
         if signature is not None and len(step.calls) == len(step.graphs) == 1:

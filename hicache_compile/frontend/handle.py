@@ -135,9 +135,7 @@ class Handle:
         return self._session.without_cache()
 
     def reset(self) -> None:
-        """Forget every anchor and every decision of this thread, and free their memory; and that of anchors of other
-        threads, but for those that a run is under way in.
-        """
+        """Forget every anchor and decision of this thread, and every anchor of threads with no run under way."""
         if self._session.step is not None:
             raise HiCacheError("reset(): must not be called in the middle of a step")
         self._session.reset()

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from math import prod
 from typing import Any
 
 from torch import fx
@@ -24,6 +23,7 @@ from hicache_compile.runtime.budgeted_layout import BudgetedLayout
 from hicache_compile.runtime.deciders import Decider, make_decider
 from hicache_compile.runtime.deciders.base import Inputs
 from hicache_compile.runtime.execute import execute
+from hicache_compile.runtime.live import Live
 from hicache_compile.runtime.per_thread import PerThread
 from hicache_compile.runtime.program_set import Program, ProgramSet
 from hicache_compile.runtime.replay.dispatch_modes import brought_back
@@ -34,28 +34,6 @@ from hicache_compile.runtime.shape_checks import check_shapes
 from hicache_compile.runtime.step import Step
 from hicache_compile.runtime.storage import make_storage
 from hicache_compile.runtime.storage.rings import Rings
-
-
-@dataclass(frozen=True, slots=True)
-class Live:
-    """How a graph was used last in a thread: what reports and explanations are about."""
-
-    layout: Layout
-    programs: ProgramSet
-    bindings: Bindings
-    signature: tuple[object, ...] = ()  # of what writes the anchors
-    why: str = ""  # what a memory budget made of the policy
-
-    @property
-    def slots(self) -> int:
-        """Slots that have anchors of their own."""
-        return self.programs.rows(1, 0).own
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of what one context keeps on the device."""
-        shapes = self.programs.shapes(self.bindings).values()
-        return sum(prod(shape) * dtype.itemsize for shape, dtype, _ in shapes)
 
 
 class CompiledGraph:

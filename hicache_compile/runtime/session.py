@@ -21,6 +21,7 @@ from hicache_compile.runtime.deciders.base import Decider
 from hicache_compile.runtime.deciders.rows import check_slots
 from hicache_compile.runtime.following.announced_run import ids
 from hicache_compile.runtime.following.step_counter import DEFAULT_CONTEXT, StepCounter
+from hicache_compile.runtime.nothing_cached import say_what_never_hit
 from hicache_compile.runtime.options import CompileOptions, Shared
 from hicache_compile.runtime.per_thread import PerThread
 from hicache_compile.runtime.replay.dispatch_modes import set_aside
@@ -181,27 +182,7 @@ class Session(StepCounter):
         elif step.context.history:
             step.context.step += 1
             step.context.history[-1].append(step.letter)
-            self._say_what_never_hit(step)
-
-    def _say_what_never_hit(self, step: Step) -> None:
-        """A run in which no guard ever skipped was as slow as without: say so."""
-        context = step.context
-        unknown = step.letter == "?"  # on the device
-        if unknown or not context.policy.guards or step.num_steps is None or step.index + 1 != step.num_steps:
-            return
-        letters = context.letters()
-        free = context.policy.decisions(step.num_steps).count(".")
-        if free and letters and not set(letters) - set("FS") and not step.uncached:
-            names = ", ".join(type(guard).__name__ for guard in context.policy.guards)
-            log.warning(
-                "0 hits: %s skipped none of the %d steps of context %r, of which %d were free to be; the run was as "
-                "slow as without a cache. In a run of few steps too much changes from one to the next: raise the "
-                "threshold, or drop the guard",
-                names,
-                step.num_steps,
-                context.name,
-                free,
-            )
+            say_what_never_hit(step)
 
     def reset(self) -> None:
         """Forget the anchors and the history of this thread, and the anchors of threads that no run is under way in."""
@@ -211,15 +192,6 @@ class Session(StepCounter):
         self.live.clear()
         for other in self.shared.sessions.all():
             other.free_if_idle()
-
-    def why_nothing(self, step: Step) -> str:
-        """Why no graph of ``step`` caches anything: the reason of the largest; empty where one does."""
-        live = [self.live[graph] for graph in step.graphs if graph in self.live]
-        reasons = [each.programs.rewrite.why_nothing for each in live]
-        if not all(reasons):
-            return ""
-        sizes = [len(each.programs.rewrite.captured.graph.nodes) for each in live]
-        return max(zip(sizes, reasons, strict=True), default=(0, ""))[1]
 
     def _check_slots(self) -> None:
         """How many slots a denoiser has is known once every graph of its first step, which is computed, has run."""

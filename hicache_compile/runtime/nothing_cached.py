@@ -1,0 +1,42 @@
+"""Runs that were as slow as without a cache, and why."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from hicache_compile.runtime.step import Step
+
+log = logging.getLogger(__name__)
+
+
+def why_nothing(step: Step, live: Mapping[object, Any]) -> str:
+    """Why no graph of ``step`` caches anything: the reason of the largest; empty where one does. ``live``: by graph."""
+    used = [live[graph] for graph in step.graphs if graph in live]
+    reasons = [each.programs.rewrite.why_nothing for each in used]
+    if not all(reasons):
+        return ""
+    sizes = [len(each.programs.rewrite.captured.graph.nodes) for each in used]
+    return max(zip(sizes, reasons, strict=True), default=(0, ""))[1]
+
+
+def say_what_never_hit(step: Step) -> None:
+    """A run in which no guard ever skipped was as slow as without: say so."""
+    context = step.context
+    unknown = step.letter == "?"  # on the device
+    if unknown or not context.policy.guards or step.num_steps is None or step.index + 1 != step.num_steps:
+        return
+    letters = context.letters()
+    free = context.policy.decisions(step.num_steps).count(".")
+    if free and letters and not set(letters) - set("FS") and not step.uncached:
+        names = ", ".join(type(guard).__name__ for guard in context.policy.guards)
+        log.warning(
+            "0 hits: %s skipped none of the %d steps of context %r, of which %d were free to be; the run was as "
+            "slow as without a cache. In a run of few steps too much changes from one to the next: raise the "
+            "threshold, or drop the guard",
+            names,
+            step.num_steps,
+            context.name,
+            free,
+        )
