@@ -164,12 +164,13 @@ class CompiledGraph:
         return self._budgeted(policy, bindings or {}, taken, max(1, self.session.live_contexts()))
 
     def programs(self, layout: Layout) -> ProgramSet:
-        """The programs for ``layout``, and so for every policy that has it."""
+        """The programs for ``layout``: shared by every layout that differs in no more than fewer anchors."""
         depth = 1 if self.options.offload else layout.depth
-        key = replace(layout, depth=depth)
+        exact = self.options.memory_budget is not None
+        key = replace(layout, depth=depth if exact else 1)
         found = self.program_sets.get(key)
-        if found is None:
-            made = rewrite(self.captured, key)
+        if found is None or found.depth < depth:
+            made = rewrite(self.captured, replace(layout, depth=depth))
             trace_rewrite(made, layout.scope)
             cond = self.options.cond and layout.partitions is None
             found = self.program_sets[key] = ProgramSet(made, depth, cond)

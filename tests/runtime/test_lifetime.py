@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hicache_compile import FORA, CompiledDenoiser, HiCache, HiCacheError, TeaCache, hicache_compile
+from hicache_compile import CompiledDenoiser, HiCache, HiCacheError, TeaCache, hicache_compile
 from tests.support.models import ToyDiT
 
 STEPS = 8
@@ -102,20 +102,6 @@ def test_idle_threads_keep_nothing() -> None:
         assert denoiser.report().state_bytes <= 2 * alone
         denoiser.reset()
         assert denoiser.report().state_bytes == 0
-
-
-def test_rings_are_as_deep_as_the_policy(tmp_path: Path) -> None:
-    first, second = compiled(ToyDiT(depth=2), HiCache(interval=4, order=2)), compiled(ToyDiT(depth=2), FORA(interval=4))
-    sample(first, noise())
-    first.policy = FORA(interval=4)
-    with first.trajectory(STEPS):
-        x = steps(first, noise(), range(4))
-        first.suspend(tmp_path / "run")
-        expected = steps(first, x, range(4, STEPS))
-    sample(second, noise())
-    assert first.report().state_bytes == second.report().state_bytes
-    with second.resume(tmp_path / "run"):
-        assert torch.equal(steps(second, x, range(4, STEPS)), expected)
 
 
 def test_other_strides_and_symbolic_sizes_go_on(tmp_path: Path) -> None:
