@@ -80,9 +80,9 @@ class CompiledDenoiser(Handle, OptimizedModule):
         frame = own_frame(model)
         graphed = bool(options.mode and list_mode_options(options.mode).get("triton.cudagraphs"))
         inner = _Inner(inspect.signature(model.forward), context(frame), frame.__code__, graphed)
-        for name, value in {"_sessions": per_thread, "_model": model, "_graphs": [], "_inner": inner}.items():
+        own = {"_sessions": per_thread, "_model": model, "_graphs": [], "_inner": inner, "_dumped": [0, 0]}
+        for name, value in own.items():
             object.__setattr__(self, name, value)
-        object.__setattr__(self, "_dumped", [0, 0])
         self.forward = self._sample
         weakref.finalize(self, _release, frame.__code__, per_thread, shared).atexit = False
 
@@ -118,7 +118,8 @@ class CompiledDenoiser(Handle, OptimizedModule):
         if replay is not None:
             return replay(tensors)
         output = self._run(step, args, kwargs)
-        why = why_nothing(step, self._session.live)
+        live = self._session.live
+        why = why_nothing([live[graph].programs.rewrite for graph in step.graphs if graph in live])
         if why:
             shared.warn_once("nothing is cached: %s", why)
         if signature is not None and len(step.calls) == len(step.graphs) == 1:

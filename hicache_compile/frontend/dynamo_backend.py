@@ -28,7 +28,9 @@ from hicache_compile.frontend.handle import Handle
 from hicache_compile.passes.graph.arguments import argument_of
 from hicache_compile.passes.graph.graphs import placeholders
 from hicache_compile.passes.transforms.capture import capture
+from hicache_compile.passes.work import Rewrite
 from hicache_compile.runtime.compiled_graph import CompiledGraph
+from hicache_compile.runtime.nothing_cached import why_nothing
 from hicache_compile.runtime.options import CompileOptions
 from hicache_compile.runtime.session import sessions
 
@@ -57,7 +59,7 @@ class CompiledFunction(Handle):
         made = CompileOptions.from_mapping(options, mode)
         self._sessions = sessions(made)
         self._graphs = []
-        self._reasons: list[str] = []
+        self._plain: list[Rewrite] = []  # graphs that cache nothing, until the last one is known
         self._dumped = [0, 0]
         self._first_code: types.CodeType | None = None
         self._compiled: Callable[[], Any] = lambda: None  # weak: Dynamo keeps this handle with its code
@@ -69,7 +71,7 @@ class CompiledFunction(Handle):
         captured = CompiledGraph(capture(dynamo_graph), self._sessions)
         programs = captured.programs(captured.layout(self.policy)[0])
         if programs.stateless:
-            self._say_why_nothing(programs.rewrite.why_nothing)
+            self._say_why_nothing(programs.rewrite)
             return self._plainly(dynamo_graph, example_inputs)
         if self._first_code is None:
             self._first_code = frame.f_code
@@ -79,12 +81,14 @@ class CompiledFunction(Handle):
         self._graphs.append(captured)
         return functools.partial(self._run, captured, inputs, begins)
 
-    def _say_why_nothing(self, reason: str) -> None:
+    def _say_why_nothing(self, made: Rewrite) -> None:
         """Warn once where no graph of the denoiser caches anything: known when the last of them was captured."""
-        self._reasons.append(reason)
+        self._plain.append(made)
         ended = InstructionTranslator.current_tx().output.compile_subgraph_reason
         if not self._graphs and not (ended is not None and ended.graph_break):
-            self._session.shared.warn_once("nothing is cached: %s", max(self._reasons, key=len))
+            why = why_nothing(self._plain)
+            if why:
+                self._session.shared.warn_once("nothing is cached: %s", why)
 
     def _plainly(self, graph: fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
         options = self._session.options
@@ -103,7 +107,10 @@ class CompiledFunction(Handle):
         return outputs
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
-        return self._compiled()(*args, **kwargs)
+        compiled = self._compiled()
+        if compiled is None:
+            raise HiCacheError("the compiled denoiser was deleted: must be kept for as long as its handle is used")
+        return compiled(*args, **kwargs)
 
     @property
     def _model(self) -> torch.nn.Module | None:  # type: ignore[override]  # known once it is inspected

@@ -83,7 +83,7 @@ def only_one(path: Path, what: str) -> Iterator[None]:
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise HiCacheError(
                 f"{str(path.parent)!r}: another process {what}: must end first, or another folder be used"
             ) from None

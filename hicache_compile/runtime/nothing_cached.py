@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
+from hicache_compile.passes.work import Rewrite
 from hicache_compile.runtime.step import Step
 
 log = logging.getLogger(__name__)
 
 
-def why_nothing(step: Step, live: Mapping[object, Any]) -> str:
-    """Why no graph of ``step`` caches anything: the reason of the largest; empty where one does. ``live``: by graph."""
-    used = [live[graph] for graph in step.graphs if graph in live]
-    reasons = [each.programs.rewrite.why_nothing for each in used]
+def why_nothing(rewrites: Sequence[Rewrite]) -> str:
+    """Why none of the graphs of a call caches anything: the reason of the largest; empty where one does."""
+    reasons = [made.why_nothing for made in rewrites]
     if not all(reasons):
         return ""
-    sizes = [len(each.programs.rewrite.captured.graph.nodes) for each in used]
+    sizes = [len(made.captured.graph.nodes) for made in rewrites]
     return max(zip(sizes, reasons, strict=True), default=(0, ""))[1]
 
 

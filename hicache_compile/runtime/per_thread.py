@@ -21,15 +21,16 @@ class PerThread(Generic[T]):
         self._make = make
         self._values: weakref.WeakKeyDictionary[threading.Thread, T] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
+        self._near = threading.local()  # a weak reference to that of the thread: asked several times a step
 
     def mine(self) -> T:
         """That of this thread."""
-        thread = threading.current_thread()
-        found = self._values.get(thread)
+        found: T | None = getattr(self._near, "value", lambda: None)()
         if found is None:
             found = self._make()
             with self._lock:
-                self._values[thread] = found
+                self._values[threading.current_thread()] = found
+            self._near.value = weakref.ref(found)
         return found
 
     def clear(self) -> None:

@@ -7,9 +7,9 @@ branch whose constant arguments it shares.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch.utils import _pytree as pytree
@@ -23,9 +23,31 @@ def leaves_of(arguments: Mapping[str, Any]) -> Leaves:
     return {tuple(path): (leaf, _version(leaf)) for path, leaf in found}
 
 
-def shared(known: Leaves, leaves: Leaves, read: bool = False) -> Leaves:
-    """Those of ``known`` that ``leaves`` has too. ``read``: tensors elsewhere in memory are compared by value."""
-    return {path: leaves[path] for path, leaf in known.items() if path in leaves and _same(leaf, leaves[path], read)}
+class Known(Protocol):
+    """A branch, the arguments its calls have in common so far, and how many calls those are."""
+
+    constant: Leaves
+    calls: int
+
+
+B = TypeVar("B", bound=Known)
+
+
+def most_alike(known: Sequence[B], leaves: Leaves, read: bool = False) -> list[tuple[B, Leaves]]:
+    """The branches that a call with ``leaves`` shares most with, and what it shares. A branch that was called more than
+    once has constants by then: one that lacks any of them is not its call.
+
+    Args:
+        read: tensors elsewhere in memory are compared by value, which waits for the device.
+    """
+    fitting = []
+    for branch in known:
+        constant = branch.constant
+        common = {at: leaves[at] for at, leaf in constant.items() if at in leaves and _same(leaf, leaves[at], read)}
+        if branch.calls == 1 or len(common) == len(constant):
+            fitting.append((branch, common))
+    most = max((len(common) for _, common in fitting), default=0)
+    return [(branch, common) for branch, common in fitting if len(common) == most]
 
 
 @dataclass(slots=True)
@@ -52,18 +74,12 @@ class Branches:
         """The branch that a call with ``leaves`` in ``step`` belongs to and whether that is certain; ``None``: none
         of those that were not called in this step.
         """
-        fitting = []
-        for branch in self.known:
-            common = shared(branch.constant, leaves)
-            settled = branch.calls > 1
-            if not settled or len(common) == len(branch.constant):
-                fitting.append((branch, common))
-        most = max((len(common) for _, common in fitting), default=0)
-        best = [(branch, common) for branch, common in fitting if len(common) == most]
+        best = most_alike(self.known, leaves)
         found = next(((branch, common) for branch, common in best if branch.step < step), None)
         if found is None:
             return None
-        branch, branch.constant = found
+        branch, common = found
+        branch.constant = common
         branch.step, branch.calls = step, branch.calls + 1
         return branch.name, len(best) == 1
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from hicache_compile.runtime.call_arguments import SAMPLE_NAMES
-from hicache_compile.runtime.following.conditioning import Leaves, leaves_of, shared
+from hicache_compile.runtime.following.conditioning import Leaves, leaves_of, most_alike
 
 ALIKE = 0.3  # the cosine of two samples of one run is larger; that of noise and anything else is near 0
 IDLE = 2  # a branch that was not called in so many rounds of the others has ended
@@ -31,11 +31,10 @@ class TimedBranch:
     calls: int = 1
     seen: int = 0  # the call, of all branches, that was its newest
     direction: int = 0  # of time: -1, 1, or 0 while that is not known
-    sure: bool = False  # it moved that way twice
 
-    def turns(self, time: float) -> bool:
-        """Whether ``time`` lies against the direction it runs in."""
-        return (time - self.time) * (self.direction or -1) < 0
+    def turns(self, time: float, otherwise: int) -> bool:
+        """Whether ``time`` lies against the direction it runs in, or against ``otherwise`` while that is not known."""
+        return (time - self.time) * (self.direction or otherwise) < 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,43 +80,33 @@ class TimedBranches:
         changed = branch.calls == 2 and len(common) < max(len(leaves), len(branch.constant))
         branch.constant = common
         unrelated = _unrelated(before, sample)
-        if changed or unrelated or self._jumps_back(branch, time):
-            branch.time, branch.direction, branch.sure = time, self.direction, False
+        if changed or unrelated or branch.turns(time, self.direction):
+            branch.time, branch.direction = time, self.direction
             return Found(branch.name, begins=True, unrelated=unrelated)
         return self._go_on(branch, time)
 
     def _best(self, leaves: Leaves, time: float) -> tuple[TimedBranch, Leaves] | None:
         """The branch that shares most with a call; none where it is another one's, called at the same ``time``."""
-        fitting = []
-        for branch in self.known:
-            common = shared(branch.constant, leaves, read=True)
-            settled = branch.calls > 1
-            if len(common) == len(branch.constant) if settled else common or not leaves:
-                fitting.append((branch, common))
-        most = max((len(common) for _, common in fitting), default=0)
-        best = [(branch, common) for branch, common in fitting if len(common) == most]
+        best = [
+            (branch, common) for branch, common in most_alike(self.known, leaves, read=True) if common or not leaves
+        ]
         moved = [(branch, common) for branch, common in best if branch.time != time]
         if moved:
             return moved[0]
         # At the same time: the same call once more where nothing tells them apart, else another branch.
         return next(((branch, common) for branch, common in best if len(common) == len(leaves)), None)
 
-    def _jumps_back(self, branch: TimedBranch, time: float) -> bool:
-        known = branch.direction or self.direction
-        return bool(known) and (time - branch.time) * known < 0
-
     def _go_on(self, branch: TimedBranch, time: float) -> Found:
         direction = 1 if time > branch.time else -1
         doubtful = direction > 0 and not branch.direction and not self.direction
-        branch.sure = branch.direction == direction
-        branch.time, branch.direction = time, direction
-        if branch.sure:
+        if branch.direction == direction:  # it moved that way twice
             self.direction = direction
+        branch.time, branch.direction = time, direction
         return Found(branch.name, doubtful=doubtful)
 
     def _begin(self, leaves: Leaves, time: float, sample: Any) -> Found:
         """A branch that was not known: in place of one whose run has ended, if there is one."""
-        ended = [branch for branch in self.known if branch.turns(time)]
+        ended = [branch for branch in self.known if branch.turns(time, self.direction or -1)]
         old = min(ended, key=lambda branch: branch.seen, default=None)
         name = old.name if old is not None else self._free_name()
         self.known = [branch for branch in self.known if branch is not old]
