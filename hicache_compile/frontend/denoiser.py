@@ -119,8 +119,7 @@ class CompiledDenoiser(Handle, OptimizedModule):
             return replay(tensors)
         output = self._run(step, args, kwargs)
         live = self._session.live
-        why = why_nothing([live[graph].programs.rewrite for graph in step.graphs if graph in live])
-        if why:
+        if why := why_nothing([live[graph].programs.rewrite for graph in step.graphs if graph in live]):
             shared.warn_once("nothing is cached: %s", why)
         if signature is not None and len(step.calls) == len(step.graphs) == 1:
             with suppress(UnknownArgumentError):
