@@ -9,14 +9,14 @@ import logging
 import re
 import types
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import fx
-from torch._dynamo.eval_frame import OptimizedModule, remove_from_cache
+from torch._dynamo.eval_frame import remove_from_cache
 from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
 from torch._inductor import list_mode_options
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 from hicache_compile.errors import HiCacheError
 from hicache_compile.frontend.handle import Handle
 from hicache_compile.frontend.layerwise_casting import cast_in_the_graph
+from hicache_compile.frontend.stand_in import StandIn
 from hicache_compile.passes.transforms.capture import capture
 from hicache_compile.runtime.call_arguments import DenoiserCall
 from hicache_compile.runtime.compiled_graph import CompiledGraph
@@ -54,7 +55,7 @@ class _Inner:
     breaks_at_data: bool = False
 
 
-class CompiledDenoiser(Handle, OptimizedModule):
+class CompiledDenoiser(Handle, StandIn):
     """What ``hicache_compile`` returns. Everything it does not define is the wrapped module's own.
 
     It samples: it runs without gradients, one step of a trajectory a call.
@@ -64,7 +65,6 @@ class CompiledDenoiser(Handle, OptimizedModule):
     _inner: _Inner
 
     def __init__(self, model: torch.nn.Module, options: CompileOptions) -> None:
-        cast_in_the_graph(model)
         per_thread = sessions(options)
         shared = per_thread.mine().shared
         shared.model = weakref.ref(model)
@@ -83,7 +83,6 @@ class CompiledDenoiser(Handle, OptimizedModule):
         own = {"_sessions": per_thread, "_model": model, "_graphs": [], "_inner": inner, "_dumped": [0, 0]}
         for name, value in own.items():
             object.__setattr__(self, name, value)
-        self.forward = self._sample
         weakref.finalize(self, _release, frame.__code__, per_thread, shared).atexit = False
 
     def _receive(self, dynamo_graph: fx.GraphModule) -> CompiledGraph:
@@ -94,7 +93,7 @@ class CompiledDenoiser(Handle, OptimizedModule):
         self._graphs.append(graph)
         return graph
 
-    def _sample(self, *args: Any, **kwargs: Any) -> Any:
+    def _call_compiled(self, *args: Any, **kwargs: Any) -> Any:
         """One step: count it, run the compiled graphs, which read the count."""
         self._refuse_gradients(args, kwargs)
         if self._inner.graphed:
@@ -130,6 +129,7 @@ class CompiledDenoiser(Handle, OptimizedModule):
         """Run the compiled graphs. Ops whose output's shape or value depends on data are captured with the rest
         (a mask that picks tokens, a router of experts); where Dynamo cannot, the graph breaks there instead."""
         inner = self._inner
+        cast_in_the_graph(self._orig_mod)
         if inner.breaks_at_data:
             with ENTRIES():
                 return inner.denoise(*args, **kwargs)
@@ -186,11 +186,6 @@ class CompiledDenoiser(Handle, OptimizedModule):
                 MOST_ENTRIES,
             )
 
-    @property  # type: ignore[misc]  # of every object, and never assigned here
-    def __class__(self) -> Any:
-        """The wrapped module's: diffusers loads LoRAs and offloads by ``isinstance``."""
-        return type(self._orig_mod)
-
     def __getattr__(self, name: str) -> Any:
         found = super().__getattr__(name)
         if not inspect.ismethod(found):
@@ -210,7 +205,6 @@ class CompiledDenoiser(Handle, OptimizedModule):
                 return method(*args, **kwargs)
             finally:
                 self._session.shared.parameters_epoch += 1
-                cast_in_the_graph(self._orig_mod)
 
         return call
 
@@ -230,12 +224,6 @@ class CompiledDenoiser(Handle, OptimizedModule):
             "a compiled denoiser cannot be pickled: must be saved as the module it wraps (save_pretrained, state_dict, "
             "or compiled._orig_mod) with its policy as JSON, and compiled again where it is loaded"
         )
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        return self._orig_mod.state_dict(*args, **kwargs)
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        return self._orig_mod.load_state_dict(state_dict, *args, **kwargs)
 
 
 def _release(code: types.CodeType, per_thread: PerThread[Session], shared: Shared) -> None:

@@ -29,10 +29,23 @@ class DenoiserCall:
 
     @cached_property
     def _bound(self) -> Mapping[str, Any]:
-        return self._signature.bind_partial(*self._args, **self._kwargs).arguments
+        return by_name(self._signature, self._args, self._kwargs)
 
     def arguments(self) -> Mapping[str, Any]:
         return self._bound
+
+
+def by_name(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name, those that ``**kwargs`` takes among them; of a ``forward`` that was replaced by
+    one with other parameters, those that were given by name."""
+    try:
+        arguments = dict(signature.bind_partial(*args, **kwargs).arguments)
+    except TypeError:
+        return dict(kwargs)
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            arguments |= arguments.pop(name, {})
+    return arguments
 
 
 def time_argument(arguments: Mapping[str, Any]) -> tuple[str, Any]:

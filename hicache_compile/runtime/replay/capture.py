@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from hicache_compile.errors import HiCacheError
 from hicache_compile.passes.transforms.capture import capture
+from hicache_compile.runtime.call_arguments import by_name
 from hicache_compile.runtime.replay.dispatch_modes import set_aside
 
 _frames = itertools.count()
@@ -101,12 +102,9 @@ def capture_call(model: nn.Module, example_inputs: Any, owner: str, dynamic: boo
         returned = compiled(*args, **kwargs)
     if len(seen) != 1:
         raise HiCacheError(f"{owner}.model was captured in {len(seen)} graphs: must be one")
-    arguments = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
-    for name, parameter in inspect.signature(model.forward).parameters.items():
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            arguments |= arguments.pop(name, {})
+    arguments = by_name(inspect.signature(model.forward), args, kwargs)
     captured, inputs, outputs = seen[0]
-    return CapturedCall(model, captured, inputs, dict(arguments), outputs, returned)
+    return CapturedCall(model, captured, inputs, arguments, outputs, returned)
 
 
 def _batch_may_vary(args: Any, kwargs: Any, owner: str) -> Any:
