@@ -76,7 +76,7 @@ class CompiledDenoiser(Handle, StandIn):
             return denoiser._receive(dynamo_graph)
 
         context = torch._dynamo.optimize(receive, dynamic=options.dynamic)
-        super().__init__(model, context)  # type: ignore[arg-type]  # optimize is typed as a union
+        super().__init__(model, context)
         frame = own_frame(model)
         graphed = bool(options.mode and list_mode_options(options.mode).get("triton.cudagraphs"))
         inner = _Inner(inspect.signature(model.forward), context(frame), frame.__code__, graphed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -69,7 +69,7 @@ class StandIn(OptimizedModule):
         return self._orig_mod.load_state_dict(state_dict, *args, **kwargs)
 
 
-def _may_call(function: Callable[..., Any], target: types.MethodType) -> bool:
+def _may_call(function: Any, target: Any) -> bool:
     """Whether ``function`` holds ``target``: in its closure, as what it wraps, or in an object that it holds."""
     seen: set[int] = set()
     found = [function]

@@ -8,14 +8,34 @@ import torch
 from torch import Tensor
 
 QUANTISED = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}  # dtypes with a scale, and their largest values
+_NO_NUMBER = -128  # of int8, whose numbers end at -127
 
 
 def remember(anchors: Tensor, position: Tensor, value: Tensor) -> None:
-    """Write ``value`` ``[*S]`` into row ``position`` ``[1]`` of the ring ``anchors`` ``[K, *S]``, in place."""
-    row = value.detach().unsqueeze(0).to(anchors.dtype)
+    """Write ``value`` ``[*S]`` into row ``position`` ``[1]`` of the ring ``anchors`` ``[K, *S]``, in place.
+
+    Where a number is not finite the row before it stands in: a sample that overflowed in one step is left out of later
+    forecasts, and of no other sample's.
+    """
+    row = row_to_keep(anchors, position, value)
     if anchors.dtype is torch.float8_e4m3fn:  # index_copy_ is not made for it
         anchors, row = anchors.view(torch.int8), row.view(torch.int8)
     anchors.index_copy_(0, position, row)
+
+
+def row_to_keep(anchors: Tensor, position: Tensor, value: Tensor) -> Tensor:
+    """``value`` as ``remember`` writes it, ``[1, *S]`` in the dtype of ``anchors``."""
+    row = value.detach().unsqueeze(0).to(anchors.dtype)
+    good = row != _NO_NUMBER if anchors.dtype is torch.int8 else _is_finite(row)
+    bits, held = (x.view(torch.int8) if x.dtype is torch.float8_e4m3fn else x for x in (row, anchors))
+    held = held.index_select(0, (position - 1) % held.shape[0])
+    return torch.where(good, bits, held).view(anchors.dtype)
+
+
+def _is_finite(values: Tensor) -> Tensor:
+    """As ``isfinite``, in operators that every exporter has."""
+    wide = values.float() if values.dtype is torch.float8_e4m3fn else values
+    return wide.abs() <= torch.finfo(values.dtype).max
 
 
 def forecast(anchors: Tensor, weights: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -33,15 +53,21 @@ def forecast(anchors: Tensor, weights: Tensor, dtype: torch.dtype | None = None)
 
 
 def scale_of(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """The scale ``[]`` float32 at which ``value`` fits the quantised ``dtype``: ``max|value| / largest``."""
-    largest = value.detach().abs().reshape(-1).amax(0).float()
-    return (largest / QUANTISED[dtype]).clamp_min(torch.finfo(torch.float32).tiny)
+    """The scale ``[]`` float32 at which ``value`` fits the quantised ``dtype``: ``max|value| / largest`` over what is
+    finite; not a number where nothing is."""
+    sizes = value.detach().abs().reshape(-1)
+    largest = torch.where(_is_finite(sizes), sizes, -1.0).amax(0).float()
+    scale = (largest / QUANTISED[dtype]).clamp_min(torch.finfo(torch.float32).tiny)
+    return torch.where(largest < 0, torch.nan, scale)
 
 
 def quantised(value: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """``value / scale``, rounded to ``dtype``."""
+    """``value / scale``, rounded to ``dtype``; what is not finite is marked for ``remember``."""
     scaled = value.detach().float() / scale
-    return scaled.to(dtype) if dtype.is_floating_point else scaled.round().to(dtype)
+    good = _is_finite(scaled)
+    if dtype.is_floating_point:
+        return torch.where(good, scaled, torch.nan).to(dtype)
+    return torch.where(good, scaled.round(), float(_NO_NUMBER)).to(dtype)
 
 
 def dequantised(anchors: Tensor, scales: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """The functions that probes are made of. They give the same results in eager mode, in a graph and compiled.
 
 ``change(a, b) = mean|a - b| / mean|b|`` in float32, per sample (first dimension); if a call has several samples, the
-largest decides for all. A measured value is ``[n]`` float32.
+largest decides for all. A sample whose value is not finite has no say, unless all are. A measured value is ``[n]``
+float32.
 """
 
 from __future__ import annotations
@@ -20,14 +21,32 @@ def ratio(now: Tensor, before: Tensor) -> Tensor:
     return size(now.float() - before.float()) / size(before.float())
 
 
+def largest(values: Tensor) -> Tensor:
+    """The largest of values ``[B]`` >= 0 that are finite, ``[1]``; not a number where none is."""
+    found = torch.where(_is_finite(values), values, -1.0).amax(0).reshape(1)
+    return torch.where(found < 0, torch.nan, found)
+
+
+def average(values: Tensor, over: Tensor | None = None) -> Tensor:
+    """``sum(values) / sum(over)`` of the samples ``[B]`` where both are finite, ``[1]``; ``over``: by default ones."""
+    over = torch.ones_like(values) if over is None else over
+    good = _is_finite(values) & _is_finite(over)
+    total, parts = (torch.where(good, each, 0.0).sum(0).reshape(1) for each in (values, over))
+    return total / parts
+
+
+def _is_finite(values: Tensor) -> Tensor:
+    return values.abs() <= torch.finfo(values.dtype).max
+
+
 def change(now: Tensor, before: Tensor) -> Tensor:
     """The largest change over samples, ``[1]``."""
-    return ratio(now, before).amax(0).reshape(1)
+    return largest(ratio(now, before))
 
 
 def rate(x: Tensor, x_before: Tensor, factor: Tensor, output_size: Tensor) -> Tensor:
     """``factor mean|x - x_before| / output_size``, the largest over samples, ``[1]`` (EasyCache)."""
-    return (factor * size(x.float() - x_before.float()) / output_size).amax(0).reshape(1)
+    return largest(factor * size(x.float() - x_before.float()) / output_size)
 
 
 def rate_factor(y: Tensor, y_before: Tensor, x: Tensor, x_before: Tensor) -> Tensor:
@@ -37,8 +56,7 @@ def rate_factor(y: Tensor, y_before: Tensor, x: Tensor, x_before: Tensor) -> Ten
 
 def progress(residual: Tensor, newer: Tensor, older: Tensor) -> Tensor:
     """``mean|residual - older| / mean|newer - older|`` over all samples, ``[1]`` (DiCache)."""
-    moved = (newer.float() - older.float()).abs().mean()
-    return ((residual.float() - older.float()).abs().mean() / moved).reshape(1)
+    return average(size(residual.float() - older.float()), size(newer.float() - older.float()))
 
 
 def shifted(residual: Tensor, newer: Tensor) -> Tensor:
@@ -65,13 +83,13 @@ def excess(
     now: Tensor, before: Tensor, start: Tensor, start_before: Tensor, residual: Tensor, newer: Tensor, older: Tensor
 ) -> Tensor:
     """The difference of the changes of the probe's output and of its input, and the progress, ``[2]`` (DiCache)."""
-    difference = (ratio(now, before) - ratio(start, start_before)).abs().amax(0).reshape(1)
+    difference = largest((ratio(now, before) - ratio(start, start_before)).abs())
     return torch.cat([difference, progress(residual, newer, older)])
 
 
 def magnitude(now: Tensor, before: Tensor) -> Tensor:
     """``|now| / |before|`` (2-norm over the last dimension), averaged over all tokens, ``[1]`` (MagCache)."""
-    return (now.float().norm(dim=-1) / before.float().norm(dim=-1)).mean().reshape(1)
+    return average((now.float().norm(dim=-1) / before.float().norm(dim=-1)).flatten(1).mean(1))
 
 
 def low_passed(

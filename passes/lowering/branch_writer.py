@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from hicache_compile.operators import measurements
-from hicache_compile.operators.anchors import full_or_forecast, remember
+from hicache_compile.operators.anchors import full_or_forecast, remember, row_to_keep
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.graphs import call_node, copy_node, module_of, output_node, placeholders
 from hicache_compile.passes.graph.inputs import StateInput, state_of
@@ -96,14 +96,13 @@ class Part:
 
     def remembered(self, ring: fx.Node, position: fx.Node, value: fx.Node) -> fx.Node:
         """``remember`` without writing: the ring with ``value`` in row ``position``."""
+        return self._with_row(ring, position, self.call(row_to_keep, ring, position, value))
+
+    def _with_row(self, ring: fx.Node, position: fx.Node, kept: fx.Node) -> fx.Node:
         dtype = ops.value(ring).dtype
         if dtype is torch.float8_e4m3fn:  # index_copy is not made for it
-            ring, value = (self.call(torch.Tensor.view, node, torch.int8) for node in (ring, value))
-            return self.copied(self.call(torch.Tensor.view, self.remembered(ring, position, value), dtype))
-        row = self.graph.call_method("unsqueeze", (value, 0))
-        row.meta = {"path": "", "example_value": ops.value(value).unsqueeze(0)}
-        kept = self.graph.call_method("to", (row, ops.value(ring).dtype))
-        kept.meta = {"path": "", "example_value": ops.value(row).to(ops.value(ring).dtype)}
+            ring, kept = (self.call(torch.Tensor.view, node, torch.int8) for node in (ring, kept))
+            return self.copied(self.call(torch.Tensor.view, self._with_row(ring, position, kept), dtype))
         ring_after = self.graph.call_function(torch.index_copy, (ring, 0, position, kept))
         ring_after.meta = {"path": "", "example_value": ops.value(ring)}
         self._fresh.add(ring_after)
