@@ -95,13 +95,13 @@ def gather(session: Session, graphs: Sequence[CompiledGraph]) -> Report:
     states = [state for context in contexts for state in context.states.values()]
     deciders = [state.decider for state in states if state.decider is not None]
     session.syncs += sum(decider.settle() for decider in deciders)
-    used = [graph for graph in graphs if graph in session.last_graphs and graph in session.live]
-    live = [session.live[graph] for graph in used]
+    called = [graph for graph in session.last_graphs if isinstance(graph, CompiledGraph) and graph in session.live]
+    live = [session.live[graph] for graph in dict.fromkeys(called)]
     newest = max((context.trajectory for context in contexts), default=-1)
     current = [context for context in contexts if context.trajectory == newest]
     letters = "".join(context.letters() for context in current)
     computed = letters.count("F") + letters.count("S")
-    full, cheap = (sum(graph.flops(choice) for graph in used) for choice in (Choice.FULL, Choice.FORECAST))
+    full, cheap = (sum(graph.flops(choice) for graph in called) for choice in (Choice.FULL, Choice.FORECAST))
     spent = sum(
         count * graph.flops(choice, reused)
         for context in current

@@ -27,9 +27,12 @@ def row_to_keep(anchors: Tensor, position: Tensor, value: Tensor) -> Tensor:
     """``value`` as ``remember`` writes it, ``[1, *S]`` in the dtype of ``anchors``."""
     row = value.detach().unsqueeze(0).to(anchors.dtype)
     good = row != _NO_NUMBER if anchors.dtype is torch.int8 else _is_finite(row)
-    bits, held = (x.view(torch.int8) if x.dtype is torch.float8_e4m3fn else x for x in (row, anchors))
-    held = held.index_select(0, (position - 1) % held.shape[0])
-    return torch.where(good, bits, held).view(anchors.dtype)
+    held = anchors
+    narrow = anchors.dtype is torch.float8_e4m3fn
+    if narrow:
+        row, held = row.view(torch.int8), anchors.view(torch.int8)
+    kept = torch.where(good, row, held.index_select(0, (position - 1) % held.shape[0]))
+    return kept.view(anchors.dtype) if narrow else kept
 
 
 def _is_finite(values: Tensor) -> Tensor:

@@ -159,7 +159,7 @@ class CompiledGraph:
         """Where to cut for ``policy``: as it says, or what the memory budget leaves room for, and then why."""
         if self._budgeted is None:
             return self.session.layout_of(policy), ""
-        earlier = [graph for graph in step.graphs if graph is not self] if step else []
+        earlier = step.graphs[: -1 if step.graphs[-1:] == [self] else None] if step else []  # once for each call
         taken = sum(self.session.live[graph].nbytes for graph in earlier if graph in self.session.live)
         return self._budgeted(policy, bindings or {}, taken, max(1, self.session.live_contexts()))
 
@@ -199,6 +199,10 @@ class CompiledGraph:
         state = context.states.get(place)
         if state is not None:
             state.name_rings(kept)
+            # By what ran before: programs of a policy with more anchors serve those with fewer.
+            if state.trajectory == context.trajectory and state.differs_in_depth(kept, live.signature):
+                decider = self._decider_of(live, step, state.start_of_run)
+                state.change_depth(kept, live.signature, decider, live.programs.rows(depth, 0).group_of, step.index)
         if state is None or not state.fits(kept, live.signature):
             if state is not None and state.token is None:
                 raise HiCacheError(

@@ -69,7 +69,7 @@ def test_what_the_last_stage_adds_and_loses(model: tuple[str, fx.GraphModule], s
         assert isinstance(inside, fx.GraphModule)
         writes = rings if choice == Choice.FULL else 0
         before, after = count(program), count(inside)
-        added = {"clone": outputs + rings - writes, "index_copy": writes, "unsqueeze": writes, "to": writes}
+        added = {"clone": outputs + rings - writes, "index_copy": writes, "row_to_keep": writes}
         assert after - before == {op: n for op, n in added.items() if n}
         assert before - after == ({"remember": rings} if writes else {})
     assert count(both)["cond"] == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -87,6 +87,10 @@ class Decider(ABC):
 
     def carry_over(self, before: Decider | None) -> None:
         """Take over the pending decisions of the run before."""
+
+    def known(self, step: int) -> Sequence[int]:
+        """How many anchors were written before ``step``, by group."""
+        return [0]
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that later decisions depend on, as plain data."""

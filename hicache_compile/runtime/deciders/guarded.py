@@ -124,6 +124,9 @@ class GuardedDecider(Decider):
     def choices(self, num_steps: int) -> Iterable[Choice]:
         return [choice for choice in self.rewrite.programs if choice != Choice.PLAIN]
 
+    def known(self, step: int) -> Sequence[int]:
+        return self.rows.known(step)
+
     def inputs(self, step: int, decision: Decision, device: torch.device, dtype: torch.dtype) -> Inputs:
         return self.rows.inputs(step, device, dtype)
 

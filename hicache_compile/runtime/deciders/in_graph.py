@@ -6,7 +6,7 @@ Nothing is read back in a run. The decisions stay on the device until a report a
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -80,12 +80,16 @@ class InGraphDecider(Decider):
         self._pending.clear()
         return True
 
+    def known(self, step: int) -> Sequence[int]:
+        return [int(self.vectors[RUN][0])]
+
     def state_dict(self) -> dict[str, Any]:
         return {str(state): vector.tolist() for state, vector in self.vectors.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name, vector in self.vectors.items():
-            vector.copy_(torch.tensor(state[str(name)][: len(vector)], dtype=torch.float64))
+            values = torch.tensor(state[str(name)][: len(vector)], dtype=torch.float64)
+            vector[: len(values)].copy_(values)  # fewer, of shallower rings
 
 
 def _weight_table(policy: Policy, depth: int, num_steps: int) -> torch.Tensor:

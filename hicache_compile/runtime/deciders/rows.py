@@ -123,6 +123,12 @@ class AnchorRows:
         track = self.tracks[self.spec.groups[place]]
         return self.policy.eligible(track.steps[: self.steps[step].known[place]])[: self.spec.depth]
 
+    def known(self, step: int) -> list[int]:
+        """How many anchors were written before ``step``, by group."""
+        if self.first < step <= len(self.steps):
+            return self.steps[step - 1].known
+        return [len(track.steps) for track in self.tracks.values()]
+
     def assign(self, step: int, weights: Sequence[Sequence[float]]) -> None:
         """Forecast ``step`` with ``weights``, newest first, one row for each row of weights."""
         rows = self.steps[step]

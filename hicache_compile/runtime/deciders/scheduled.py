@@ -88,6 +88,9 @@ class ScheduledDecider(Decider):
         self._reach(num_steps)
         return dict.fromkeys(decision.choice for decision in self._decisions[self.start : num_steps])
 
+    def known(self, step: int) -> Sequence[int]:
+        return self.rows.known(step)
+
     def inputs(self, step: int, decision: Decision, device: torch.device, dtype: torch.dtype) -> Inputs:
         self._reach(step + 1)
         if self.num_steps is None:

@@ -144,7 +144,7 @@ class StepCounter:
             raise HiCacheError(
                 "a call outside `with compiled.trajectory(num_steps):` needs an argument named "
                 f"{', '.join(TIME_NAMES[:-1])} or {TIME_NAMES[-1]}, to see where a trajectory starts; it has none of "
-                "them"
+                "them. A block by itself (compile_repeated_blocks) has no steps: compile the whole denoiser"
             )
         time = self.read(moment)
         branches = self._timed.setdefault(self.context_name, TimedBranches(self.context_name))

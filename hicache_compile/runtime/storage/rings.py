@@ -82,6 +82,37 @@ class Rings:
             return False
         return self.kept is kept or self.kept == kept
 
+    def differs_in_depth(self, kept: Kept, signature: tuple[object, ...]) -> bool:
+        """Whether programs that call for ``kept`` may go on with this once its rings have their depth."""
+        alike = self.signature == UNKNOWN or self.signature[:-1] == signature[:-1]
+        return alike and self.kept != kept and _without_depth(self.kept) == _without_depth(kept)
+
+    def change_depth(
+        self, kept: Kept, signature: tuple[object, ...], decider: Decider, group_of: Sequence[int], step: int
+    ) -> None:
+        """Move the newest anchors to rings as deep as ``kept`` says, and go on with ``decider``, made for these.
+
+        ``group_of``: the group of each ring.
+        """
+        described = self.state_dict()
+        assert described is not None  # of a run that is under way
+        decider.load_state_dict(described["decider"])
+        decider.carry_over(self.decider)
+        known = decider.known(step)
+        rings = [state.slot for state in kept if state.role is Role.ANCHORS]
+        written = {slot: known[group] for slot, group in zip(rings, group_of, strict=True)}
+        before = self.tensors
+        with torch.inference_mode(False), torch.no_grad():
+            self.tensors = [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in kept.values()]
+            for state, old, new in zip(kept, before, self.tensors, strict=True):
+                if not _has_depth(state):
+                    new.copy_(old)
+                    continue
+                for place in range(written[state.slot])[-min(len(old), len(new)) :]:
+                    new[place % len(new)].copy_(old[place % len(old)])
+        self.kept, self.signature = kept, signature
+        self.decider, self.suspended = decider, None
+
     def name_rings(self, kept: Kept) -> None:
         """Take the slots of rings that are only counted from ``kept``, where everything else is as it is there."""
         if self.counted and _without_slots(self.kept) == _without_slots(kept):
@@ -104,6 +135,11 @@ class Rings:
     def invalidate(self) -> None:
         """The anchors are no longer complete: the next step starts over."""
         self.trajectory = -1
+
+    @property
+    def start_of_run(self) -> int:
+        """The step at which nothing was remembered."""
+        return int(self.decider.start if self.decider is not None else (self.suspended or {"start": 0})["start"])
 
     def state_dict(self) -> dict[str, Any] | None:
         """The state of the run as plain data, from which ``resume`` goes on; ``None`` before its start."""
@@ -135,6 +171,17 @@ class Rings:
     def replace(self, after: Mapping[StateInput, torch.Tensor]) -> None:
         """Take over what a program returned in place of what is kept."""
         self.tensors = [after.get(state, kept) for state, kept in zip(self.kept, self.tensors, strict=True)]
+
+
+def _has_depth(state: StateInput) -> bool:
+    return state.role is Role.ANCHORS or state == memory(SCALE, state.slot)
+
+
+def _without_depth(kept: Kept) -> list[tuple[StateInput, Shape]]:
+    return [
+        (state, (shape[1:] if _has_depth(state) else shape, dtype, device))
+        for state, (shape, dtype, device) in kept.items()
+    ]
 
 
 def _without_slots(kept: Kept) -> list[tuple[Role, str, Shape]]:
