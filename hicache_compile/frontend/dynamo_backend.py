@@ -24,6 +24,7 @@ from torch._dynamo.exc import ShortenTraceback
 from torch._dynamo.symbolic_convert import InstructionTranslator
 
 from hicache_compile.errors import HiCacheError
+from hicache_compile.frontend.calls import context_of_call, prepare_calls
 from hicache_compile.frontend.handle import Handle
 from hicache_compile.passes.graph.arguments import argument_of
 from hicache_compile.passes.graph.graphs import placeholders
@@ -32,6 +33,7 @@ from hicache_compile.passes.work import Rewrite
 from hicache_compile.runtime.compiled_graph import CompiledGraph
 from hicache_compile.runtime.nothing_cached import why_nothing
 from hicache_compile.runtime.options import CompileOptions
+from hicache_compile.runtime.replay.dispatch_modes import aside, brought_back
 from hicache_compile.runtime.session import sessions
 
 log = logging.getLogger(__name__)
@@ -93,7 +95,13 @@ class CompiledFunction(Handle):
     def _plainly(self, graph: fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
         options = self._session.options
         patches: dict[str, Any] = {"mode": options.mode} if options.mode else {}
-        return lookup_backend(options.backend)(graph, example_inputs, **patches)
+        compiled = lookup_backend(options.backend)(graph, example_inputs, **patches)
+
+        def run(*values: Any) -> Any:
+            with brought_back(aside()):
+                return compiled(*values)
+
+        return run
 
     def _run(self, graph: CompiledGraph, inputs: GraphInputs, begins: bool, *values: Any) -> Any:
         session = self._session
@@ -180,6 +188,7 @@ class Backend:
         try:
             compiler: Any = InstructionTranslator.current_tx().output.compiler_fn
             wrapper = innermost_backend(compiler)
+            prepare_calls(context_of_call())
             return self.handle(wrapper).receive(graph, example_inputs)
         except HiCacheError as error:
             raise CompileError(str(error)) from None
@@ -222,13 +231,15 @@ def inspect(compiled: Any) -> Handle:
     context = getattr(within, "dynamo_ctx", None)
     callback = getattr(context, "callback", None)
     if callback is None and hasattr(within, "_torchdynamo_orig_callable"):
-        callback = introspection.getclosurevars(within).nonlocals.get("callback")
+        found = introspection.getclosurevars(within).nonlocals
+        context, callback = found.get("self"), found.get("callback")
     wrapper = innermost_backend(callback) if callback is not None else None
     if getattr(wrapper, "compiler_fn", None) is not hicache:
         raise HiCacheError(
             f"inspect: a {type(compiled).__name__} must be compiled by hicache_compile or with "
             'torch.compile(backend="hicache")'
         )
+    prepare_calls(context)
     handle = hicache.handle(wrapper)
     module = getattr(compiled, "_orig_mod", compiled)
     handle.stands_for(compiled, module if isinstance(module, torch.nn.Module) else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from hicache_compile import HiCache, HiCacheError, hicache_compile, inspect
 from tests.support.denoisers import Hourglass
@@ -163,6 +165,31 @@ def test_it_composes_with_a_mode() -> None:
     wrong = torch.compile(ToyDiT(), backend="hicache", options={**OPTIONS, "mode": "max-autotune"})
     with pytest.raises(HiCacheError, match=r"hicache_compile\.mode = 'max-autotune': must be None with backend"):
         run(wrong)
+
+
+@pytest.mark.parametrize(("way", "counted"), [("module", 0), ("module", 4), ("function", 4), ("in place", 0)])
+def test_a_step_under_a_dispatch_mode_is_a_step(way: str, counted: int) -> None:
+    """Dynamo would skip the frame, and never look at it again."""
+    compiled = WAYS[way](ToyDiT())
+    handle, plain = inspect(compiled), hicache_compile(ToyDiT(), POLICY, backend="aot_eager")
+    totals = []
+    for denoise, trajectory in ((compiled, handle.trajectory), (plain, plain.trajectory)):
+        with torch.no_grad(), trajectory(12):
+            for step in range(12):
+                x, mode = torch.ones(2, 5, 16), FlopCounterMode(display=False)
+                with mode if step == counted else contextlib.nullcontext():
+                    denoise(x, t=torch.full((2,), 1 - step / 12))
+                totals += [mode.get_total_flops()] if step == counted else []
+    assert handle.report().decisions() == plain.report().decisions() == "FF...F...F.."
+    assert totals[0] == totals[1] > 0
+
+
+def test_more_sizes_than_dynamo_would_keep() -> None:
+    compiled = torch.compile(ToyDiT(), backend="hicache", options=OPTIONS, dynamic=False)
+    for batch in range(1, 12):
+        with inspect(compiled).trajectory(12):
+            run(compiled, batch=batch)
+    assert set(inspect(compiled).report().history["default"]) == {"FF...F...F.."}
 
 
 def test_gradients_are_refused() -> None:

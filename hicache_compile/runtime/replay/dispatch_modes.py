@@ -7,6 +7,7 @@ program runs: they see the ops that are really executed.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,31 +22,45 @@ from torch.utils._python_dispatch import (
 
 GLOBAL_HOOKS = (modules._global_forward_pre_hooks, modules._global_forward_hooks)
 
+_thread = threading.local()  # ``aside``: the modes that were taken off further out
+
 
 @contextmanager
 def set_aside() -> Iterator[list[TorchDispatchMode]]:
-    """Take the active modes off the stack and the hooks off the modules; yields the modes, outermost first."""
+    """Take the active modes off the stack and the hooks off the modules; yields the modes, outermost first, those that
+    were taken off further out too."""
+    outside = aside()
     if not is_in_torch_dispatch_mode(include_infra_modes=False):
-        yield []
+        yield outside
         return
     hooks = [dict(registered) for registered in GLOBAL_HOOKS]
     for registered in GLOBAL_HOOKS:
         registered.clear()
     try:
         with _disable_current_modes() as modes:
-            yield [mode for mode in modes if isinstance(mode, TorchDispatchMode)]
+            _thread.aside = outside + [mode for mode in modes if isinstance(mode, TorchDispatchMode)]
+            yield _thread.aside
     finally:
+        _thread.aside = outside
         for registered, hook in zip(GLOBAL_HOOKS, hooks, strict=True):
             registered.update(hook)
+
+
+def aside() -> list[TorchDispatchMode]:
+    """The modes that are set aside now in this thread."""
+    found: list[TorchDispatchMode] = getattr(_thread, "aside", [])
+    return found
 
 
 @contextmanager
 def brought_back(modes: list[TorchDispatchMode]) -> Iterator[None]:
     """Put ``modes`` on the stack again."""
+    outside, _thread.aside = aside(), []
     for mode in modes:
         _push_mode(mode)
     try:
         yield
     finally:
+        _thread.aside = outside
         for _ in modes:
             _pop_mode()
