@@ -118,7 +118,7 @@ class CompiledDenoiser(Handle, StandIn):
             return replay(tensors)
         output = self._run(step, args, kwargs)
         live = self._session.live
-        if why := why_nothing([live[graph].programs.rewrite for graph in step.graphs if graph in live]):
+        if why := why_nothing([live[graph].programs.rewrite for graph in step.graphs if graph in live], self._orig_mod):
             shared.warn_once("nothing is cached: %s", why)
         if signature is not None and len(step.calls) == len(step.graphs) == 1:
             with suppress(UnknownArgumentError):

@@ -88,7 +88,7 @@ class CompiledFunction(Handle):
         self._plain.append(made)
         ended = InstructionTranslator.current_tx().output.compile_subgraph_reason
         if not self._graphs and not (ended is not None and ended.graph_break):
-            why = why_nothing(self._plain)
+            why = why_nothing(self._plain, self._model)
             if why:
                 self._session.shared.warn_once("nothing is cached: %s", why)
 

@@ -11,6 +11,8 @@ from hicache_compile.inspection.decision_map import DecisionMap, merged, rows_of
 from hicache_compile.inspection.decision_rows import Row
 from hicache_compile.passes import Choice
 from hicache_compile.runtime.compiled_graph import CompiledGraph
+from hicache_compile.runtime.live import Live
+from hicache_compile.runtime.nothing_cached import why_nothing
 from hicache_compile.runtime.session import DEFAULT_CONTEXT, Session
 from hicache_compile.runtime.step import Context
 
@@ -127,13 +129,23 @@ def gather(session: Session, graphs: Sequence[CompiledGraph]) -> Report:
         graph_breaks=max(0, session.most_graphs - 1),
         host_syncs=session.syncs,
         nonfinite_probes=sum(decider.nonfinite for decider in deciders),
-        refused=sorted({(entry.site, entry.reason) for one in live for entry in one.programs.rewrite.refused}),
+        refused=_refused(session, live),
         memory="; ".join(one.why for one in live if one.why),
         strategy=strategy_of(policy),
         rows={context.name: _rows(context, session) for context in current},
         groups=partitions.groups if partitions else 1,
         history={context.name: ["".join(run) for run in context.history] for context in contexts},
     )
+
+
+def _refused(session: Session, live: Sequence[Live]) -> list[tuple[str, str]]:
+    """What is not cached and why; of the whole denoiser where nothing is."""
+    rewrites = [one.programs.rewrite for one in live]
+    model = session.shared.model() if session.shared.model is not None else None
+    why = why_nothing(rewrites, model)
+    sites = sorted({(entry.site, entry.reason) for made in rewrites for entry in made.refused})
+    said = any(reason in why for _, reason in sites)
+    return [("the denoiser", f"nothing is cached: {why}"), *sites] if why and not said else sites
 
 
 def _rows(context: Context, session: Session) -> list[Row]:

@@ -5,19 +5,35 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from torch import nn
+
 from hicache_compile.passes.work import Rewrite
 from hicache_compile.runtime.step import Step
 
 log = logging.getLogger(__name__)
 
 
-def why_nothing(rewrites: Sequence[Rewrite]) -> str:
-    """Why none of the graphs of a call caches anything: the reason of the largest; empty where one does."""
+def why_nothing(rewrites: Sequence[Rewrite], model: nn.Module | None = None) -> str:
+    """Why none of the graphs of a call of ``model`` caches anything: its hooks, else the reason of the largest graph;
+    empty where one does."""
     reasons = [made.why_nothing for made in rewrites]
     if not all(reasons):
         return ""
     sizes = [len(made.captured.graph.nodes) for made in rewrites]
-    return max(zip(sizes, reasons, strict=True), default=(0, ""))[1]
+    found = max(zip(sizes, reasons, strict=True), default=(0, ""))[1]
+    hooked = _hooked(model) if found and len(rewrites) > 1 and model is not None else 0
+    if hooked:
+        return (
+            f"hooks on {hooked} of its submodules (offloading) break it into {len(rewrites)} graphs: offload the whole "
+            "model (enable_model_cpu_offload) or whole blocks (group offloading at block_level) instead"
+        )
+    return found
+
+
+def _hooked(model: nn.Module) -> int:
+    """Submodules with a hook of accelerate or diffusers."""
+    inner = (module for module in model.modules() if module is not model)
+    return sum(bool({"_hf_hook", "_diffusers_hook"} & vars(module).keys()) for module in inner)
 
 
 def say_what_never_hit(step: Step) -> None:

@@ -144,3 +144,16 @@ def test_a_method_calls_the_compiled_model() -> None:
         for step in range(STEPS):
             call(**{**flux_inputs(), "timestep": torch.tensor([1 - step / STEPS])})
     assert compiled.report().decisions() == "FFF..F..F"
+
+
+def test_hooks_on_every_submodule_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    from accelerate import cpu_offload
+
+    model = random_flux(1, 1)
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    compiled = hicache_compile(model, HiCache(interval=3), backend="eager")
+    assert torch.equal(run(compiled), run(random_flux(1, 1)))
+    warned = [record.getMessage() for record in caplog.records if record.name.startswith("hicache_compile")]
+    assert len(warned) == 1
+    assert "hooks on" in warned[0]
+    assert "hooks on" in compiled.report().refused[0][1]
