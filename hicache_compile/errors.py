@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+LONGEST = 400  # characters of a message
+_VALUE = re.compile(r"( = .{60}).{20,}(?=: must |: no )", re.DOTALL)
+
 
 class HiCacheError(ValueError):
-    """Every error this package raises. The message names the field, its value and the allowed values."""
+    """Every error this package raises. The message names the field, its value and the allowed values.
+
+    A value that is long is shown by its beginning; the whole is one line of at most 400 characters.
+    """
+
+    def __init__(self, message: str) -> None:
+        line = " ".join(_VALUE.sub(r"\1...", message).split())
+        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}...")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +52,19 @@ def real_number(owner: str, field: str, value: object, low: float, high: float) 
 def numbers(owner: str, field: str, value: object, least: float | None = None) -> tuple[float, ...]:
     """``value`` as a tuple of one or more finite numbers, none below ``least``; raises ``HiCacheError`` otherwise."""
     given = tuple(value) if isinstance(value, list | tuple) else ()
-    real = all(isinstance(one, int | float) and not isinstance(one, bool) and math.isfinite(one) for one in given)
+    real = all(map(is_real, given))
     if not given or not real or (least is not None and min(given) < least):
         allowed = "one or more numbers" + ("" if least is None else f" >= {least:g}")
         raise HiCacheError(f"{owner}.{field} = {value!r}: must be {allowed}")
     return given
+
+
+def is_real(value: object) -> bool:
+    """Whether ``value`` is a number that a float can hold, and finite."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def true_or_false(owner: str, field: str, value: object) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from hicache_compile.architectures.known import KNOWN
 from hicache_compile.errors import HiCacheError
+from hicache_compile.policy.files import read_text
 
 _COMPONENTS = ("transformer", "unet")
 
@@ -62,9 +63,11 @@ def resolve(name: str) -> Architecture:
             f"{', '.join(KNOWN)}"
         )
     try:
-        config = json.loads(described.read_text(encoding="utf-8"))
+        config = json.loads(read_text("model", described))
         cls = config["_class_name"]
-    except (ValueError, KeyError, TypeError):
+    except HiCacheError:
+        raise
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise HiCacheError(f"model {str(described)!r}: must be the configuration of a diffusers model") from None
     weights = path if path.is_dir() and any(path.glob("*.safetensors*")) else None
     return Architecture(cls, _class_of(cls, name), config, weights)

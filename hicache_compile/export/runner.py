@@ -13,6 +13,7 @@ from hicache_compile.errors import HiCacheError, whole_number
 from hicache_compile.export.manifest import Manifest
 from hicache_compile.export.plan import Branches, Plan, check_fits, constants_of, dense, plan_of
 from hicache_compile.export.sizes import size_of
+from hicache_compile.policy.files import file_path
 from hicache_compile.policy.json_codec import as_policy
 from hicache_compile.policy.sparsity.chipmunk import Chipmunk
 from hicache_compile.runtime.deciders.device_rows import RowSpec
@@ -51,7 +52,8 @@ class OnnxDenoiser:
     ) -> None:
         import onnxruntime
 
-        if not Path(path).is_file():
+        path = file_path("OnnxDenoiser.path", path)
+        if not path.is_file():
             raise HiCacheError(f"OnnxDenoiser.path = {str(path)!r}: must be a file of export_onnx")
         self.session = onnxruntime.InferenceSession(str(path), session_options, providers=list(providers))
         described = self.session.get_modelmeta().custom_metadata_map.get("hicache_compile.manifest")

@@ -20,6 +20,7 @@ from hicache_compile.inspection.explanation import Explanation, View, explain
 from hicache_compile.inspection.report import Report, gather
 from hicache_compile.passes import Choice
 from hicache_compile.passes.graph.source import printable
+from hicache_compile.policy.files import file_path
 from hicache_compile.policy.json_codec import as_policy
 from hicache_compile.policy.layout import Layout
 from hicache_compile.policy.policy import NOWHERE, Policy
@@ -220,7 +221,7 @@ class Handle:
             "schedule.tsv": schedule(self.policy, num_steps, self._views(), self._layouts()),
             "report.json": self.report().to_json(),
         }
-        write(Path(path), explained, graphs, code=code, extra=extra)
+        write(file_path("dump.path", path), explained, graphs, code=code, extra=extra)
 
     def _dump_where_asked(self) -> None:
         """``HICACHE_DUMP=DIR``: dump into a folder of one's own there whenever another program was compiled."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hicache_compile.errors import HiCacheError
+from hicache_compile.policy.files import read_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +98,8 @@ def read_prompts(path: Path, owner: str = "generate") -> list[dict[str, Any]]:
     Raises:
         HiCacheError: the file cannot be read, a line is not what it should be, or there is none.
     """
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise HiCacheError(f"{owner}.prompt_file = {str(path)!r}: must be a readable text file ({error})") from None
+    text = read_text(f"{owner}.prompt_file", path)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         raise HiCacheError(f"{owner}.prompt_file = {str(path)!r}: must have at least one prompt")
     if path.suffix != ".jsonl":
@@ -109,7 +108,7 @@ def read_prompts(path: Path, owner: str = "generate") -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             given = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise HiCacheError(f"{path}, line {number}: must be JSON ({error})") from None
         if not isinstance(given, dict) or not isinstance(given.get("prompt"), str):
             raise HiCacheError(f"{path}, line {number}: must be an object with a string `prompt`")

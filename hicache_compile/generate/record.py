@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hicache_compile.policy.files import UNFINISHED, add_line, write_whole
+from hicache_compile.policy.files import UNFINISHED, add_line, read_text, write_whole
 
 RESULTS = "results.jsonl"
+_SCHEMA = {"file": str, "index": int, "sample": int}  # of a line
 
 
 def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -62,12 +63,12 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of ``path``."""
     found = []
     if path.exists():
-        for text in path.read_text(encoding="utf-8").splitlines():
+        for text in read_text("generate.out", path).splitlines():
             try:
                 line = json.loads(text)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 continue
-            if isinstance(line, dict) and {"file", "index", "sample"} <= line.keys():
+            if isinstance(line, dict) and all(type(line.get(key)) is kind for key, kind in _SCHEMA.items()):
                 found.append(line)
     return found
 

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, lines added whole or not at all, and one error where that cannot be done."""
+"""Files: read whole, written whole or not at all, lines added whole or not at all, and one error where that fails."""
 
 from __future__ import annotations
 
@@ -9,7 +9,31 @@ from pathlib import Path
 
 from hicache_compile.errors import HiCacheError
 
+LARGEST = 64 * 2**20  # bytes of a text that is read
 UNFINISHED = ".part."  # in the name of what is not whole yet, between the process and the name it will have
+
+
+def file_path(name: str, value: object) -> Path:
+    """``value`` as a path; raises ``HiCacheError`` where it is none. ``name``: of the argument, for messages."""
+    if not isinstance(value, str | os.PathLike) or "\0" in (text := os.fsdecode(value)):
+        raise HiCacheError(f"{name} = {value!r}: must be a path")
+    return Path(text)
+
+
+def read_text(name: str, path: str | Path) -> str:
+    """The text in the file ``path``. ``name``: of the argument, for messages.
+
+    Raises:
+        HiCacheError: it cannot be read, or it is larger than 64 MiB, or it is no text.
+    """
+    path = file_path(name, path)
+    try:
+        if path.stat().st_size > LARGEST:
+            raise HiCacheError(f"{name} = {str(path)!r}: must be a text of at most {LARGEST // 2**20} MiB")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise HiCacheError(f"{name} = {str(path)!r}: must be a readable text file ({reason})") from None
 
 
 def write_whole(path: str | Path, content: str | Callable[[Path], object]) -> None:
@@ -18,7 +42,7 @@ def write_whole(path: str | Path, content: str | Callable[[Path], object]) -> No
     Raises:
         HiCacheError: the folder cannot be made or written; ``path`` is what it was.
     """
-    path = Path(path)
+    path = file_path("path", path)
     unfinished = path.with_name(f".{os.getpid()}{UNFINISHED}{path.name}")
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)

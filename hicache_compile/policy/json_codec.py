@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hicache_compile.errors import HiCacheError
+from hicache_compile.policy.files import read_text
 from hicache_compile.policy.forecasters import FORECASTERS, Smoothing, Table
 from hicache_compile.policy.guards import GUARDS
 from hicache_compile.policy.policy import Policy
@@ -21,6 +22,8 @@ from hicache_compile.policy.schedules.per_kind import Broadcast, KeySteps, PerKi
 SCHEDULES = (Interval, StepMask, Always, Free, Growing, MagCacheSchedule, PerKind, Broadcast, KeySteps, DiTangoSchedule)
 TYPES: dict[str, type] = {cls.__name__: cls for cls in (*SCHEDULES, *FORECASTERS, *GUARDS, Smoothing, Table)}
 VERSION = 1  # of the format; raised when a field changes its meaning, so that an older release refuses the file
+_MOST_BITS = 1000  # of a number: more than a float has, and as many digits as can be shown
+_DEEPEST = 20
 _OBJECTS = ("schedule", "forecaster", "smoothing")
 
 
@@ -42,6 +45,7 @@ def from_dict(data: dict[str, Any]) -> Policy:
     Raises:
         HiCacheError: an unknown name, a missing field, an invalid value, or the version of another release.
     """
+    _check_sizes(data)
     if not isinstance(data, dict):
         raise HiCacheError(f"policy = {data!r}: must be an object with the fields of a Policy or a preset")
     version = data.get("version", VERSION)
@@ -59,6 +63,22 @@ def from_dict(data: dict[str, Any]) -> Policy:
     return _make(name, PRESETS[name], values)
 
 
+def _check_sizes(value: Any, place: str = "policy", depth: int = 0) -> None:
+    """Raise where a number has more digits, or a list is nested deeper, than any field takes."""
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        raise HiCacheError(f"{place}: a number of {value.bit_length()} bits; must have at most {_MOST_BITS}")
+    if depth > _DEEPEST:
+        raise HiCacheError(f"{place}: must not be nested more than {_DEEPEST} deep")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise HiCacheError(f"{place}: a field is named by a {type(key).__name__}: must be text")
+            _check_sizes(item, f"{place}.{key}"[:80], depth + 1)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_sizes(item, place, depth + 1)
+
+
 def to_json(policy: Policy) -> str:
     """``policy`` as JSON text."""
     return json.dumps(to_dict(policy), indent=2)
@@ -68,7 +88,7 @@ def from_json(text: str) -> Policy:
     """The policy in JSON ``text``; raises ``HiCacheError`` if the text is not one."""
     try:
         data = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # not JSON, a number of too many digits, too many brackets
         raise HiCacheError(f"policy = {text[:60]!r}: must be JSON ({error})") from None
     return from_dict(data)
 
@@ -82,6 +102,7 @@ def as_policy(value: Any) -> Policy:
     """
     if isinstance(value, Policy):
         return value
+    _check_sizes(value)
     if isinstance(value, dict):
         return from_dict(value)
     if isinstance(value, str) and value in PRESETS:
@@ -98,10 +119,9 @@ def as_policy(value: Any) -> Policy:
 
 
 def _from_file(path: Path) -> Policy:
+    text = read_text("policy", path)
     try:
-        return from_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise HiCacheError(f"policy = {str(path)!r}: must be a readable JSON file ({error})") from None
+        return from_json(text)
     except HiCacheError as error:
         raise HiCacheError(f"policy file {str(path)!r}: {error}") from None
 

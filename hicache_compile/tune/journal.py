@@ -9,7 +9,7 @@ from typing import Any
 
 from hicache_compile.errors import HiCacheError
 from hicache_compile.generate.record import json_lines
-from hicache_compile.policy.files import add_line, write_whole
+from hicache_compile.policy.files import add_line, read_text, write_whole
 
 Line = dict[str, Any]
 
@@ -28,7 +28,7 @@ class Journal:
         self.path = path
         self._lines: dict[tuple[str, int], list[Line]] = {}
         wanted = json.loads(json.dumps(settings))
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        text = read_text("tune.out", path) if path.exists() else ""
         whole, _, torn = text.rpartition("\n")  # a line that was being written when the search was killed
         if not whole:
             write_whole(path, json_lines([{"settings": wanted}]))
@@ -37,8 +37,10 @@ class Journal:
             write_whole(path, whole + "\n")
         try:
             first, *lines = [json.loads(line) for line in whole.splitlines()]
-            found = first["settings"]
-        except (ValueError, KeyError, TypeError):
+            found = dict(first["settings"])
+            for line in lines:
+                self._lines.setdefault((str(line["candidate"]), int(line["run"])), []).append(line)
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise HiCacheError(
                 f"tune.out: {str(path)!r} must be the results of an earlier search, or not there"
             ) from None
@@ -48,8 +50,6 @@ class Journal:
                     f"tune.out: {str(path)!r} was measured with {key} = {found.get(key)!r}, must be {wanted[key]!r}; "
                     "choose another folder"
                 )
-        for line in lines:
-            self._lines.setdefault((line["candidate"], line["run"]), []).append(line)
 
     def has(self, candidate: str, run: int) -> bool:
         return (candidate, run) in self._lines

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -12,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from hicache_compile.errors import HiCacheError, whole_number
-from hicache_compile.policy.files import write_whole
+from hicache_compile.errors import HiCacheError, is_real, whole_number
+from hicache_compile.policy.files import read_text, write_whole
 
 Weights = tuple[float, ...] | tuple[tuple[float, ...], ...]  # common to all slots, or one tuple per slot
 Row = tuple[int, tuple[int, ...], Weights]  # a step, its anchors newest first, their weights
@@ -118,7 +117,7 @@ class Table:
                 with safe_open(path, framework="numpy") as kept:
                     data = {name: json.loads(text) for name, text in kept.metadata().items()}
                     return Table(distances=kept.get_tensor("distances").tolist(), **data)
-            return Table.of(json.loads(Path(path).read_text(encoding="utf-8")))
+            return Table.of(json.loads(read_text("table", path)))
         except HiCacheError as error:
             raise HiCacheError(f"table file {str(path)!r}: {error}") from None
         except Exception as error:  # any error of the file's reader
@@ -138,5 +137,4 @@ def _floats(value: Any) -> tuple[float, ...] | None:
     """``value`` as finite floats, or None if it is anything else."""
     if not isinstance(value, tuple | list):
         return None
-    plain = all(isinstance(one, int | float) and not isinstance(one, bool) and math.isfinite(one) for one in value)
-    return tuple(map(float, value)) if plain else None
+    return tuple(map(float, value)) if all(map(is_real, value)) else None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hicache_compile.errors import HiCacheError, one_of, real_number, true_or_false, whole_number
+from hicache_compile.policy.files import file_path
 from hicache_compile.policy.sparsity.chipmunk_yaml import read
 
 PACKAGES = {"triton": "triton", "chipmunk": "chipmunk"}
@@ -132,7 +133,7 @@ class Chipmunk:
         Raises:
             HiCacheError: a key is unknown or its value is not supported.
         """
-        return cls(**{**read(Path(path)), **others})
+        return cls(**{**read(file_path("Chipmunk.from_yaml", path)), **others})
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Chipmunk:

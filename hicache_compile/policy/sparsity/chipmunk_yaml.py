@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hicache_compile.errors import HiCacheError
+from hicache_compile.policy.files import read_text
 
 log = logging.getLogger(__name__)
 
@@ -69,10 +70,11 @@ def read(path: Path) -> dict[str, Any]:
     """
     import yaml
 
+    text = read_text("Chipmunk.from_yaml", path)
     try:
-        given = _flat(yaml.safe_load(path.read_text()) or {})
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
+        given = _flat(yaml.safe_load(text) or {})
+    except (ValueError, yaml.YAMLError, AttributeError, TypeError, RecursionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise HiCacheError(f"Chipmunk.from_yaml({str(path)!r}): must be a YAML file of settings ({reason})") from None
     for key in given:
         if key not in DEFAULTS and not key.startswith(WITHOUT_EFFECT):

@@ -16,7 +16,7 @@ import torch
 
 from hicache_compile.errors import HiCacheError
 from hicache_compile.passes.graph.inputs import Role, StateInput
-from hicache_compile.policy.files import write_whole
+from hicache_compile.policy.files import file_path, write_whole
 from hicache_compile.policy.json_codec import from_dict, to_dict
 from hicache_compile.policy.policy import Policy
 from hicache_compile.runtime.step import Context
@@ -123,7 +123,8 @@ def load(path: str | Path) -> Snapshot:
     """
     from safetensors import SafetensorError, safe_open
 
-    if not Path(path).is_file():
+    path = file_path("snapshot", path)
+    if not path.is_file():
         raise HiCacheError(f"snapshot {str(path)!r}: must be a file written by suspend()")
     try:
         with safe_open(path, framework="pt") as file:
