@@ -9,17 +9,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 LONGEST = 400  # characters of a message
-_VALUE = re.compile(r"( = .{60}).{20,}(?=: must |: no )", re.DOTALL)
+_VALUE = re.compile(r"( = .{60}).{20,}(.{40}: (?:must|no) )", re.DOTALL)
 
 
 class HiCacheError(ValueError):
     """Every error this package raises. The message names the field, its value and the allowed values.
 
-    A value that is long is shown by its beginning; the whole is one line of at most 400 characters.
+    A value that is long is shown by its beginning and its end; the whole is one line of at most 400 characters.
     """
 
     def __init__(self, message: str) -> None:
-        line = " ".join(_VALUE.sub(r"\1...", message).split())
+        line = " ".join(_VALUE.sub(r"\1...\2", message).split())
         super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}...")
 
 

@@ -135,7 +135,7 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     name = type(value).__name__
     if TYPES.get(name) is not type(value):
-        raise HiCacheError(f"{name} is not one of {', '.join(TYPES)}: a policy with it cannot be written as JSON")
+        raise HiCacheError(f"{name} is none of the library's own classes: a policy with it cannot be written as JSON")
     fields = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(TYPES[name]) if field.init}
     return {"type": name, **fields}
 

@@ -394,7 +394,7 @@ def test_a_path_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "folder.json"
     folder.mkdir()
     for path in (folder, str(folder), tmp_path / "none.json", str(tmp_path / "none.json"), tmp_path / "none"):
-        with pytest.raises(HiCacheError, match=r"(folder|none).*: must be a readable JSON file \(.*director"):
+        with pytest.raises(HiCacheError, match=r"(folder|none).*: must be a readable text file \(.*director"):
             as_policy(path)
 
 
@@ -419,5 +419,5 @@ class Own:
 
 def test_a_policy_with_an_object_of_your_own_is_not_written() -> None:
     own: Forecaster = Own()
-    with pytest.raises(HiCacheError, match=r"Own is not one of Interval, .*cannot be written as JSON"):
+    with pytest.raises(HiCacheError, match=r"Own is none of the library's own classes: .*cannot be written as JSON"):
         to_json(Policy(Interval(6), own))
