@@ -98,8 +98,7 @@ class Handle:
         session = self._session
         if session.trajectory is None or session.num_steps is None or session.step is not None:
             raise HiCacheError("suspend(): must be called between two steps of an open `with compiled.trajectory(...)`")
-        running = [context for context in session.contexts.values() if context.trajectory == session.trajectory]
-        snapshot.save(path, Snapshot(session.num_steps, session.policy, running, self._weights()))
+        snapshot.save(path, Snapshot(session.num_steps, session.policy, session.under_way(), self._weights()))
 
     @contextmanager
     def resume(self, path: str | Path) -> Iterator[None]:

@@ -219,8 +219,10 @@ class CompiledGraph:
             decider = self._decider_of(live, step, step.index)
             decider.carry_over(state.decider)
             state.start(decider, context.trajectory, token)
+            state.witness = parameters.witness()
         elif state.suspended is not None:
             state.resume(self._decider_of(live, step, state.suspended["start"]))
+            state.witness = parameters.witness()
         return state
 
     def _decider_of(self, live: Live, step: Step, start: int) -> Decider:

@@ -108,6 +108,13 @@ class Session(StepCounter):
                     state.trajectory = state.run = self.trajectory
             yield
 
+    def under_way(self) -> list[Context]:
+        """The contexts of the open trajectory; anchors of other weights are stale, as the next step would find."""
+        found = [context for context in self.contexts.values() if context.trajectory == self.trajectory]
+        for state in (state for context in found for state in context.states.values()):
+            state.invalidate_if_stale(self.shared.parameters_epoch)
+        return found
+
     @contextmanager
     def _given_back(self, contexts: dict[str, Context]) -> Iterator[None]:
         """After an exception ``contexts`` are those of before."""

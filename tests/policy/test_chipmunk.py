@@ -77,7 +77,7 @@ def test_plain_data_goes_both_ways() -> None:
         ({"keys": 1}, "Chipmunk.keys"),
         (3, "must be None, a Chipmunk"),
         ("{no", "must be JSON"),
-        ("no.yml", "YAML"),
+        ("no.yml", "must be a readable text file"),
     ):
         with pytest.raises(HiCacheError, match=said):
             as_sparsity(wrong)

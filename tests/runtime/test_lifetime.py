@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hicache_compile import CompiledDenoiser, HiCache, HiCacheError, TeaCache, hicache_compile
+from hicache_compile import CompiledDenoiser, HiCache, HiCacheError, Policy, TeaCache, hicache_compile
 from tests.support.models import ToyDiT
 
 STEPS = 8
@@ -120,6 +120,57 @@ def test_other_strides_and_symbolic_sizes_go_on(tmp_path: Path) -> None:
     fresh = compiled(ToyDiT(depth=2), HiCache(interval=5))
     with fresh.resume(tmp_path / "run"):
         assert torch.equal(steps(fresh, x, range(4, STEPS)), expected)
+
+
+def test_weights_that_change_before_a_run_is_suspended_are_seen_after_it(tmp_path: Path) -> None:
+    """Its anchors are of the weights before: the next step is computed, there as here."""
+    outputs, letters = [], []
+    for suspended in (False, True):
+        model = ToyDiT(2)
+        compiled = hicache_compile(model, HiCache(interval=4, warmup=1), backend="eager")
+        with compiled.trajectory(STEPS):
+            x = steps(compiled, torch.ones(1, 5, 16), range(2))
+            with torch.no_grad():
+                model.layers[0].proj.weight.mul_(0.5)
+            if not suspended:
+                outputs.append(steps(compiled, x, range(2, STEPS)))
+                letters.append(compiled.report().decisions())
+                continue
+            compiled.suspend(tmp_path / "run")
+        other = hicache_compile(model, HiCache(), backend="eager")
+        with other.resume(tmp_path / "run"):
+            outputs.append(steps(other, x, range(2, STEPS)))
+        letters.append(other.report().decisions())
+    assert letters[0] == letters[1]
+    assert letters[0][1:3] == ".F"
+    assert torch.equal(*outputs)
+
+
+@pytest.mark.parametrize("then", ["resumed elsewhere", "other strides"])
+def test_a_policy_with_more_anchors_before_does_not_show(tmp_path: Path, then: str) -> None:
+    def new(policy: Policy) -> CompiledDenoiser:
+        return hicache_compile(ToyDiT(2), policy, backend="eager", dynamic=False)
+
+    few, x = HiCache(interval=4, order=1, warmup=2), torch.ones(2, 5, 16)
+    alone = new(few)
+    with alone.trajectory(STEPS):
+        want = steps(alone, x, range(STEPS))
+    compiled = new(HiCache(interval=4, order=3))
+    with compiled.trajectory(STEPS):
+        steps(compiled, x, range(STEPS))
+    compiled.policy = few
+    with compiled.trajectory(STEPS):
+        x = steps(compiled, x, range(3))
+        if then == "other strides":
+            got = steps(compiled, x.transpose(1, 2).contiguous().transpose(1, 2), range(3, STEPS))
+        else:
+            compiled.suspend(tmp_path / "run")
+    if then == "resumed elsewhere":
+        compiled = new(few)
+        with compiled.resume(tmp_path / "run"):
+            got = steps(compiled, x, range(3, STEPS))
+    assert compiled.report().decisions() == alone.report().decisions()
+    torch.testing.assert_close(got, want)
 
 
 def test_a_refused_resume_leaves_nothing(tmp_path: Path) -> None:

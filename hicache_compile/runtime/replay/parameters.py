@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 
 import torch
@@ -23,3 +24,13 @@ class Parameters:
     def token(self, epoch: int) -> Token:
         """Changes when a parameter is replaced or written to; ``epoch`` counts the changes no version shows."""
         return epoch, self._ids, tuple(map(_version, self._versioned))
+
+    def witness(self) -> Callable[[int], Token | None]:
+        """What gives the token later on; ``None`` once one of them is gone. It keeps none alive."""
+        known = [weakref.ref(tensor) for tensor in self.tensors]
+
+        def token(epoch: int) -> Token | None:
+            found = [tensor for reference in known if (tensor := reference()) is not None]
+            return Parameters(found).token(epoch) if len(found) == len(known) else None
+
+        return token

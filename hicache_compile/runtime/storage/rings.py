@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -50,6 +50,7 @@ class Rings:
         self.run = -1  # the trajectory that `decider` is of, though its anchors may be stale
         self.token: Token | None = ()  # of the parameters that made them; None: the first that is seen
         self.signature: tuple[object, ...] = ()  # of the graph that wrote them
+        self.witness: Callable[[int], Token | None] = lambda epoch: self.token  # of the parameters as they are now
         self.suspended: dict[str, Any] | None = None  # the decider's state when the run was suspended
         self.counted = False  # rings are told by their place among those that are read, and not by their slots
 
@@ -131,6 +132,11 @@ class Rings:
                 torch._foreach_zero_(self.tensors)
         self.decider, self.trajectory, self.token, self.suspended = decider, trajectory, token, None
         self.run = trajectory
+
+    def invalidate_if_stale(self, epoch: int) -> None:
+        """The next step starts over if parameters changed; ``epoch`` counts the changes that no version shows."""
+        if self.token != self.witness(epoch):
+            self.invalidate()
 
     def invalidate(self) -> None:
         """The anchors are no longer complete: the next step starts over."""
