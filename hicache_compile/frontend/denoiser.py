@@ -129,7 +129,8 @@ class CompiledDenoiser(Handle, StandIn):
         """Run the compiled graphs. Ops whose output's shape or value depends on data are captured with the rest
         (a mask that picks tokens, a router of experts); where Dynamo cannot, the graph breaks there instead."""
         inner = self._inner
-        cast_in_the_graph(self._orig_mod)
+        if not step.index:  # hooks are looked for once a run: it walks every module
+            cast_in_the_graph(self._orig_mod)
         if inner.breaks_at_data:
             with ENTRIES():
                 return inner.denoise(*args, **kwargs)

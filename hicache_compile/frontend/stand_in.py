@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -27,9 +28,9 @@ class StandIn(OptimizedModule):
         vars(self).update({name: getattr(model, name) for name in _HELD}, _orig_mod=model)
         self.forward = self._call_compiled
 
+    @abstractmethod
     def _call_compiled(self, *args: Any, **kwargs: Any) -> Any:
         """One call of the module."""
-        raise NotImplementedError
 
     @property  # type: ignore[misc]  # of every object, and never assigned here
     def __class__(self) -> Any:
@@ -88,8 +89,7 @@ def _parts(value: Any) -> Iterator[Any]:
     if isinstance(value, functools.partial):
         yield from (value.func, *value.args)
     for cell in getattr(value, "__closure__", None) or ():
-        with_contents = cell != types.CellType()
-        if with_contents:
+        if cell != types.CellType():  # not empty yet
             yield cell.cell_contents
     if inspect.ismethod(value):
         yield from (value.__self__, value.__func__)

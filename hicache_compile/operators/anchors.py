@@ -26,7 +26,7 @@ def remember(anchors: Tensor, position: Tensor, value: Tensor) -> None:
 def row_to_keep(anchors: Tensor, position: Tensor, value: Tensor) -> Tensor:
     """``value`` as ``remember`` writes it, ``[1, *S]`` in the dtype of ``anchors``."""
     row = value.detach().unsqueeze(0).to(anchors.dtype)
-    good = row != _NO_NUMBER if anchors.dtype is torch.int8 else _is_finite(row)
+    good = row != _NO_NUMBER if anchors.dtype is torch.int8 else is_finite(row)
     held = anchors
     narrow = anchors.dtype is torch.float8_e4m3fn
     if narrow:
@@ -35,7 +35,7 @@ def row_to_keep(anchors: Tensor, position: Tensor, value: Tensor) -> Tensor:
     return kept.view(anchors.dtype) if narrow else kept
 
 
-def _is_finite(values: Tensor) -> Tensor:
+def is_finite(values: Tensor) -> Tensor:
     """As ``isfinite``, in operators that every exporter has."""
     wide = values.float() if values.dtype is torch.float8_e4m3fn else values
     return wide.abs() <= torch.finfo(values.dtype).max
@@ -59,7 +59,7 @@ def scale_of(value: Tensor, dtype: torch.dtype) -> Tensor:
     """The scale ``[]`` float32 at which ``value`` fits the quantised ``dtype``: ``max|value| / largest`` over what is
     finite; not a number where nothing is."""
     sizes = value.detach().abs().reshape(-1)
-    largest = torch.where(_is_finite(sizes), sizes, -1.0).amax(0).float()
+    largest = torch.where(is_finite(sizes), sizes, -1.0).amax(0).float()
     scale = (largest / QUANTISED[dtype]).clamp_min(torch.finfo(torch.float32).tiny)
     return torch.where(largest < 0, torch.nan, scale)
 
@@ -67,7 +67,7 @@ def scale_of(value: Tensor, dtype: torch.dtype) -> Tensor:
 def quantised(value: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """``value / scale``, rounded to ``dtype``; what is not finite is marked for ``remember``."""
     scaled = value.detach().float() / scale
-    good = _is_finite(scaled)
+    good = is_finite(scaled)
     if dtype.is_floating_point:
         return torch.where(good, scaled, torch.nan).to(dtype)
     return torch.where(good, scaled.round(), float(_NO_NUMBER)).to(dtype)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hicache_compile.operators.anchors import is_finite
+
 
 def size(x: Tensor) -> Tensor:
     """``mean|x|`` per sample, ``[B]`` float32."""
@@ -23,20 +25,16 @@ def ratio(now: Tensor, before: Tensor) -> Tensor:
 
 def largest(values: Tensor) -> Tensor:
     """The largest of values ``[B]`` >= 0 that are finite, ``[1]``; not a number where none is."""
-    found = torch.where(_is_finite(values), values, -1.0).amax(0).reshape(1)
+    found = torch.where(is_finite(values), values, -1.0).amax(0).reshape(1)
     return torch.where(found < 0, torch.nan, found)
 
 
 def average(values: Tensor, over: Tensor | None = None) -> Tensor:
     """``sum(values) / sum(over)`` of the samples ``[B]`` where both are finite, ``[1]``; ``over``: by default ones."""
     over = torch.ones_like(values) if over is None else over
-    good = _is_finite(values) & _is_finite(over)
+    good = is_finite(values) & is_finite(over)
     total, parts = (torch.where(good, each, 0.0).sum(0).reshape(1) for each in (values, over))
     return total / parts
-
-
-def _is_finite(values: Tensor) -> Tensor:
-    return values.abs() <= torch.finfo(values.dtype).max
 
 
 def change(now: Tensor, before: Tensor) -> Tensor:

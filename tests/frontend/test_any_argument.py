@@ -24,7 +24,8 @@ METHODS = ["trajectory", "resume", "suspend", "warmup", "cache_context", "explai
 @given(st.dictionaries(st.sampled_from(OPTIONS), st.one_of(SENSIBLE, VALUES, SPARSITY), max_size=3))
 def test_any_option(options: dict[str, Any]) -> None:
     try:
-        hicache_compile(ToyDiT(1), HiCache(interval=2), **options)
+        made = hicache_compile(ToyDiT(1), HiCache(interval=2), **options)
+        assert made.policy == HiCache(interval=2)
     except HiCacheError as error:
         refusal(error)
 
@@ -65,9 +66,10 @@ def test_any_argument_of_a_method(compiled: Any, tmp_path_factory: Any, name: st
 def test_any_timesteps(compiled: Any, times: Any, num_steps: int) -> None:
     try:
         with compiled.trajectory(num_steps, timesteps=times):
-            pass
+            assert times is None or len(times) == num_steps
     except HiCacheError as error:
         refusal(error)
+    assert compiled._session.trajectory is None
 
 
 @many

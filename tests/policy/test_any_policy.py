@@ -130,6 +130,6 @@ def test_any_policy(value: Any, num_steps: int) -> None:
 @given(st.one_of(TEXTS, edited().map(lambda value: repr(value)[:-1])))
 def test_any_text(text: str) -> None:
     try:
-        from_json(text)
+        assert isinstance(from_json(text), Policy)
     except HiCacheError as error:
         refusal(error)
