@@ -56,3 +56,8 @@ def keeps_both_branches(backend: str) -> bool:
 def takes_mode(backend: str) -> bool:
     """Whether ``backend`` takes a mode of ``torch.compile``."""
     return _BACKENDS[backend].takes_mode
+
+
+def backend_module(backend: str) -> str:
+    """The backend of ``torch.compile`` that ``backend`` lowers to."""
+    return _BACKENDS[backend].module

@@ -17,15 +17,17 @@ from typing import Any
 import torch
 from torch import fx
 from torch._dynamo.eval_frame import remove_from_cache
-from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
+from torch._dynamo.exc import BackendCompilerFailed
 from torch._inductor import list_mode_options
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
 from hicache_compile.errors import HiCacheError
 from hicache_compile.frontend.handle import Handle
 from hicache_compile.frontend.layerwise_casting import cast_in_the_graph
+from hicache_compile.frontend.opaque_modules import OpaqueModules
 from hicache_compile.frontend.stand_in import StandIn
+from hicache_compile.frontend.traced import Traced
+from hicache_compile.operators.opaque import OutputChangedError
 from hicache_compile.passes.transforms.capture import capture
 from hicache_compile.runtime.call_arguments import DenoiserCall
 from hicache_compile.runtime.compiled_graph import CompiledGraph
@@ -33,8 +35,8 @@ from hicache_compile.runtime.nothing_cached import why_nothing
 from hicache_compile.runtime.options import CompileOptions, Shared
 from hicache_compile.runtime.per_thread import PerThread
 from hicache_compile.runtime.replay.call_signature import UnknownArgumentError
-from hicache_compile.runtime.replay.capture import DATA_DEPENDENT_OPS, ENTRIES, MOST_ENTRIES, own_frame
-from hicache_compile.runtime.replay.replay import Replay, changes_python_state, signature_of_call
+from hicache_compile.runtime.replay.capture import MOST_ENTRIES
+from hicache_compile.runtime.replay.replay import Replay, changes_python_state, compiled_within, signature_of_call
 from hicache_compile.runtime.session import Session, sessions
 from hicache_compile.runtime.step import Step
 
@@ -44,15 +46,13 @@ log = logging.getLogger(__name__)
 _CHANGES_MODEL = re.compile("lora|adapter|fuse_|layerwise_casting")
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Inner:
-    """What a compiled denoiser calls: ``denoise`` with Dynamo, which has the code object ``code``."""
+    """What a compiled denoiser calls: ``denoise``."""
 
     signature: inspect.Signature
-    denoise: Callable[..., Any]
-    code: types.CodeType
+    denoise: Traced
     graphed: bool  # its programs are CUDA graphs
-    breaks_at_data: bool = False
 
 
 class CompiledDenoiser(Handle, StandIn):
@@ -77,17 +77,17 @@ class CompiledDenoiser(Handle, StandIn):
 
         context = torch._dynamo.optimize(receive, dynamic=options.dynamic)
         super().__init__(model, context)
-        frame = own_frame(model)
+        traced = Traced(model, receive, options.dynamic, OpaqueModules(model, options))
         graphed = bool(options.mode and list_mode_options(options.mode).get("triton.cudagraphs"))
-        inner = _Inner(inspect.signature(model.forward), context(frame), frame.__code__, graphed)
+        inner = _Inner(inspect.signature(model.forward), traced, graphed)
         own = {"_sessions": per_thread, "_model": model, "_graphs": [], "_inner": inner, "_dumped": [0, 0]}
         for name, value in own.items():
             object.__setattr__(self, name, value)
-        weakref.finalize(self, _release, frame.__code__, per_thread, shared).atexit = False
+        weakref.finalize(self, _release, traced.code, per_thread, shared).atexit = False
 
     def _receive(self, dynamo_graph: fx.GraphModule) -> CompiledGraph:
         """What Dynamo calls for each graph it captures."""
-        graph = CompiledGraph(capture(dynamo_graph), self._sessions)
+        graph = CompiledGraph(capture(dynamo_graph, compiled_within(self._orig_mod)), self._sessions)
         graph.replayable = not changes_python_state()
         graph.lower_now()  # may ask Dynamo to start over
         self._graphs.append(graph)
@@ -115,7 +115,9 @@ class CompiledDenoiser(Handle, StandIn):
         shared = self._session.shared
         replay = step.context.replays.find(signature, shared.changes())
         if replay is not None:
-            return replay(tensors)
+            with suppress(OutputChangedError):
+                return replay(tensors)
+            step.undo()
         output = self._run(step, args, kwargs)
         live = self._session.live
         if why := why_nothing([live[graph].programs.rewrite for graph in step.graphs if graph in live], self._orig_mod):
@@ -126,26 +128,15 @@ class CompiledDenoiser(Handle, StandIn):
         return output
 
     def _run(self, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run the compiled graphs. Ops whose output's shape or value depends on data are captured with the rest
-        (a mask that picks tokens, a router of experts); where Dynamo cannot, the graph breaks there instead."""
-        inner = self._inner
+        """Run the compiled graphs."""
         if not step.index:  # hooks are looked for once a run: it walks every module
             cast_in_the_graph(self._orig_mod)
-        if inner.breaks_at_data:
-            with ENTRIES():
-                return inner.denoise(*args, **kwargs)
-        try:
-            with ENTRIES(), DATA_DEPENDENT_OPS():
-                return inner.denoise(*args, **kwargs)
-        except (TorchDynamoException, GuardOnDataDependentSymNode) as error:
-            if isinstance(getattr(error, "inner_exception", None), HiCacheError):
-                raise
-            log.info("capturing again with graph breaks at ops that depend on data: %s", error)
-            inner.breaks_at_data = True
-            step.graphs.clear()
-            step.context.invalidate()
-            with ENTRIES():
-                return inner.denoise(*args, **kwargs)
+
+        def start_over() -> None:
+            step.undo()
+            step.context.forget_anchors()
+
+        return self._inner.denoise(args, kwargs, start_over)
 
     @contextmanager
     def cache_context(self, name: str, **hints: Any) -> Iterator[None]:
@@ -164,7 +155,7 @@ class CompiledDenoiser(Handle, StandIn):
         return self(*args, **kwargs)
 
     def _frames(self) -> list[types.CodeType]:
-        return [self._inner.code]
+        return self._inner.denoise.code[:1]
 
     def _refuse_gradients(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not torch.is_grad_enabled():
@@ -227,9 +218,10 @@ class CompiledDenoiser(Handle, StandIn):
         )
 
 
-def _release(code: types.CodeType, per_thread: PerThread[Session], shared: Shared) -> None:
+def _release(code: list[types.CodeType], per_thread: PerThread[Session], shared: Shared) -> None:
     """The denoiser is gone. Dynamo's map from compiled code to its origin would keep both, and all they read."""
-    remove_from_cache(code)
+    for compiled in code:
+        remove_from_cache(compiled)
     per_thread.clear()
     shared.attributes = None
 

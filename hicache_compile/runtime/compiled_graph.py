@@ -10,6 +10,7 @@ from typing import Any
 from torch import fx
 
 from hicache_compile.errors import HiCacheError
+from hicache_compile.operators.opaque import module_of
 from hicache_compile.passes import Choice, rewrite
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.cost import flops_by_node
@@ -53,6 +54,7 @@ class CompiledGraph:
         self._parameters = [i for i in weights if self._inputs[i] not in written]
         self._sized = [i for i, node in enumerate(self._inputs) if not node.meta["weight"]]
         sizes = [str(getattr(ops.value(self._inputs[i]), "shape", "")) for i in self._sized]
+        self._opaque = [module_of(str(node.args[0])) for node in captured.graph.nodes if ops.op(node) == ops.OPAQUE]
         self._quantised = self.options.quantised_on_the_host
         self.signature = (len(captured.graph.nodes), *sizes)
         self._flops: dict[Hashable, int] = {}
@@ -65,7 +67,10 @@ class CompiledGraph:
 
     def __call__(self, *inputs: Any) -> Any:
         """Called by what Dynamo compiled."""
-        return self.replay(inputs, Parameters([inputs[i] for i in self._parameters]))
+        weights = [inputs[i] for i in self._parameters]
+        for module in self._opaque:
+            weights += module.weights()
+        return self.replay(inputs, Parameters(weights))
 
     def replay(self, inputs: Sequence[Any], parameters: Parameters) -> Any:
         """The same, called directly: ``parameters`` are those among ``inputs``."""

@@ -55,8 +55,13 @@ class Context:
         return "".join(self.history[-1]) if self.history else ""
 
     def invalidate(self) -> None:
-        """The anchors are no longer what they should be: the next step starts over."""
+        """The anchors are no longer what they should be: the next step starts over, in a run of its own where no other
+        signal says which run it is of."""
         self.follows = False
+        self.forget_anchors()
+
+    def forget_anchors(self) -> None:
+        """The step in progress starts over."""
         self.replays.clear()
         for state in self.states.values():
             state.invalidate()

@@ -19,7 +19,7 @@ from hicache_compile.passes.graph.ancestry import Ancestry, Bits
 
 @dataclass(frozen=True, slots=True)
 class Residual:
-    """One residual sum: ``node = stream + contribution``."""
+    """One residual sum: ``node = stream + contribution``; the contribution of an opaque block is ``node`` itself."""
 
     node: fx.Node
     stream: fx.Node
@@ -47,6 +47,12 @@ class _Finder:
         self.carried[node] = self.ancestry.bit(node)
         for carrier in stream_carriers(node):
             self.carried[node] |= self.carried[carrier]
+        whole = _opaque_block(node)
+        if whole is not None:
+            self.carried[node] |= self.carried[whole.stream]
+            self.found.append(whole)
+            self.sums |= self.ancestry.bit(node)
+            return
         a, b = _operands(node)
         if a is None or b is None or self.carried[a] & self.carried[b]:
             return
@@ -81,6 +87,27 @@ class _Finder:
         return False
 
 
+def _opaque_block(node: fx.Node) -> Residual | None:
+    """The sum that an output of an opaque block stands for: of the stream it was given, and what it adds inside.
+
+    A block is a numbered child of a module list. Its outputs belong to its arguments of the same shape, in order.
+    """
+    call = node.args[0] if ops.op(node) == "getitem" else None
+    if not isinstance(call, fx.Node) or ops.op(call) != ops.OPAQUE or not call.meta["path"].split(".")[-1].isdigit():
+        return None
+    streams = [given for given in call.all_input_nodes if _can_be_stream(given)]
+    for user in sorted(call.users, key=lambda user: int(user.args[1])):  # type: ignore[arg-type]  # a number
+        stream = next((s for s in streams if _can_be_stream(user) and ops.same_shape(s, user)), None)
+        if user is node:
+            return Residual(node, stream, node) if stream is not None else None
+        streams = [other for other in streams if other is not stream]
+    return None
+
+
+def _can_be_stream(node: fx.Node) -> bool:
+    return ops.is_tensor(node) and ops.value(node).is_floating_point() and ops.value(node).dim() > 1
+
+
 def stream_carriers(node: fx.Node) -> list[fx.Node]:
     """The carriers of ``node`` that can be the stream.
 
@@ -109,9 +136,8 @@ def _operands(node: fx.Node) -> tuple[fx.Node, fx.Node] | tuple[None, None]:
 
     Of ``addcmul`` (``a + gate * b``), ``a`` and ``b`` of any shape.
     """
-    floating = ops.is_tensor(node) and ops.value(node).is_floating_point() and ops.value(node).dim() > 1
     scaled = ops.op(node) == "addcmul"  # a + gate * b
-    if not floating or not (scaled or ops.op(node) in ops.ADD):
+    if not _can_be_stream(node) or not (scaled or ops.op(node) in ops.ADD):
         return None, None
     given = (node.args[0], node.args[2]) if scaled else node.args[:2]
     operands = [argument for argument in given if isinstance(argument, fx.Node) and ops.is_tensor(argument)]

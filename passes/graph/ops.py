@@ -21,7 +21,9 @@ MUL = frozenset({"mul", "imul", "mul_", "multiply"})
 DIV = frozenset({"div", "truediv", "itruediv", "div_"})
 DROPOUT = frozenset({"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout"})
 ATTENTION = frozenset({"scaled_dot_product_attention", "flex_attention", "multi_head_attention_forward"})
+OPAQUE = "opaque"  # a submodule that Dynamo cannot trace
 HEAVY = ATTENTION | {
+    OPAQUE,
     "linear",
     "bilinear",
     "matmul",

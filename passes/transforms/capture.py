@@ -20,13 +20,15 @@ _ROOT = re.compile(r"^L\['\w+'\]|^L\[\"\w+\"\]")
 _DICT_ITEM = re.compile(r"\.__dict__\['_modules'\]\['(\w+)'\]|\._modules\['(\w+)'\]|\['?(\w+)'?\]")
 
 
-def module_calls(node: fx.Node) -> tuple[tuple[str, int], ...]:
+def module_calls(node: fx.Node, within: str = "") -> tuple[tuple[str, int], ...]:
     """The modules ``node`` ran in, outermost first: dotted path, and how often it had been called before.
 
     The keys of the stack are ids, of which only the number of the call is read: ``...@2`` is the third.
     """
     stack = node.meta.get("nn_module_stack") or {}
-    return tuple((_dotted(path), int(f"{key}@0".split("@")[1])) for key, (path, _) in stack.items())
+    calls = [(_dotted(path), int(f"{key}@0".split("@")[1])) for key, (path, _) in stack.items()]
+    inner = [(f"{within}.{path}" if within else path, number) for path, number in calls if path or not within]
+    return ((within, 0), *inner) if within else tuple(inner)
 
 
 def _dotted(path: str) -> str:
@@ -43,8 +45,9 @@ def _is_weight(node: fx.Node) -> bool:
     return False
 
 
-def capture(dynamo_graph: fx.GraphModule) -> fx.GraphModule:
-    """The captured graph of ``dynamo_graph``, which is left as it is."""
+def capture(dynamo_graph: fx.GraphModule, within: str = "") -> fx.GraphModule:
+    """The captured graph of ``dynamo_graph``, which is left as it is. ``within``: the path of the submodule it is of,
+    where Dynamo does not compile what calls that one."""
     captured, _ = copy_graph(dynamo_graph)
     functionalise(captured.graph)
     drop_dead_code(captured.graph)
@@ -53,7 +56,7 @@ def capture(dynamo_graph: fx.GraphModule) -> fx.GraphModule:
         node.meta["input"] = position
         node.meta["weight"] = _is_weight(node)
     for node in captured.graph.nodes:
-        node.meta["calls"] = () if node.op == "placeholder" else module_calls(node)
+        node.meta["calls"] = () if node.op in ("placeholder", "output") else module_calls(node, within)
         node.meta["path"] = node.meta["calls"][-1][0] if node.meta["calls"] else ""
     captured.recompile()
     return captured

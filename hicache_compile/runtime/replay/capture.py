@@ -28,7 +28,7 @@ ENTRIES = functools.partial(
 )
 
 
-def own_frame(model: nn.Module) -> types.FunctionType:
+def own_frame(model: Callable[..., Any]) -> types.FunctionType:
     """A function that calls ``model``, with a code object of its own.
 
     Dynamo counts recompiles by code object, and all models of one class share that of ``forward``: many

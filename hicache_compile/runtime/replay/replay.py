@@ -63,6 +63,12 @@ def changes_python_state() -> bool:
     )
 
 
+def compiled_within(model: torch.nn.Module) -> str:
+    """The path of the submodule of ``model`` whose frame Dynamo is compiling now; empty for ``model`` itself."""
+    owner = InstructionTranslator.current_tx().output.root_tx.f_locals.get("self")
+    return next((path for path, module in model.named_modules() if module is owner), "")
+
+
 @dataclass(frozen=True, slots=True)
 class GraphCall:
     """What Dynamo handed to a captured graph in a step, and what the graph returned."""

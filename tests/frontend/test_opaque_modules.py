@@ -1,0 +1,284 @@
+"""Models that read numbers on the host: what reads them is one operator of one graph, and a forecast skips it."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu, scaled_dot_product_attention
+from torch.utils.flop_counter import FlopCounterMode
+
+from hicache_compile import HiCache, hicache_compile
+from hicache_compile.operators.opaque import RecordedCall
+
+WIDTH, STEPS = 16, 9
+CALLS: Counter[str] = Counter()  # of code that Dynamo cannot trace
+
+
+@pytest.fixture(autouse=True)
+def fresh_dynamo() -> None:
+    torch._dynamo.reset()
+    CALLS.clear()
+
+
+class Experts(nn.Module):
+    """An MLP for the tokens of each sign; how many there are is read on the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        CALLS["experts"] += not torch.compiler.is_compiling()
+        flat = x.flatten(0, -2)
+        order = (flat[:, 0] > 0).long().argsort(stable=True)
+        first = int((flat[:, 0] <= 0).sum())
+        parts = flat[order].split([first, len(flat) - first])
+        made = torch.cat([gelu(layer(part)) for layer, part in zip(self.layers, parts, strict=True)])
+        return torch.empty_like(made).index_copy(0, order, made).view_as(x)
+
+
+class Mixture(nn.Module):
+    """A block whose MLP is a mixture of experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(WIDTH)
+        self.qkv, self.proj = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.experts = Experts()
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(x)).unsqueeze(1).chunk(3, dim=-1)
+        x = x + self.proj(scaled_dot_product_attention(q, k, v).squeeze(1))
+        return x + self.experts(self.norm(x))
+
+
+class Routed(Mixture):
+    """A block that reads a number on the host itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        CALLS["block"] += not torch.compiler.is_compiling()
+        x = x + self.proj(self.norm(x).flip(1))
+        return x if int((x.mean(-1) > 9).sum()) else x + self.qkv(self.norm(x))[..., :WIDTH]
+
+
+class Pair(Mixture):
+    """Two streams, and arguments that are no tensors."""
+
+    def forward(self, x: Tensor, y: Tensor, scale: float, swap: bool = True) -> tuple[Tensor, Tensor]:
+        if swap or int((x > 99).sum()):
+            return x, x[:, :3]
+        return x + scale * self.proj(x + y.mean(1, keepdim=True)), y + self.proj(y)
+
+
+class Toy(nn.Module):
+    """A denoiser of ``[batch, tokens, 16]``."""
+
+    def __init__(self, block: type[nn.Module], depth: int = 6) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.time, self.head = nn.Linear(1, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.blocks = nn.ModuleList(block() for _ in range(depth))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        x = x + self.time(t[:, None])[:, None]
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+class TwoStreams(Toy):
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        x = x + self.time(t[:, None])[:, None]
+        y = x[:, :3].clone()
+        for block in self.blocks:
+            x, y = block(x, y, 0.5, swap=False)
+        return self.head(x) + y.mean(1, keepdim=True)
+
+
+class ReadsInALoop(Toy):
+    """Its own ``forward`` reads numbers, in a loop: Dynamo compiles its blocks only."""
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        rows = []
+        for row in x:
+            keep = row.mean(-1) > -99
+            rows.append(row[keep] * (1.0 if int(keep.sum()) else 0.0))
+        return super().forward(torch.stack(rows), t)
+
+
+MODELS = {"experts": lambda: Toy(Mixture), "blocks": lambda: Toy(Routed), "streams": lambda: TwoStreams(Pair)}
+
+
+def run(model: Any, batch: int = 1, tokens: int = 7, steps: int = STEPS) -> Tensor:
+    x = torch.randn(batch, tokens, WIDTH, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for step in range(steps):
+            x = x - model(x, torch.full((batch,), 1 - step / steps)) / steps
+    return x
+
+
+def trajectory(model: Any, **sizes: int) -> Tensor:
+    with model.trajectory(STEPS):
+        return run(model, **sizes)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "cond_eager"])
+@pytest.mark.parametrize("name", MODELS)
+def test_it_is_one_graph_and_exact_at_interval_one(name: str, backend: str) -> None:
+    model = MODELS[name]()
+    compiled = hicache_compile(model, HiCache(interval=1), backend=backend)
+    assert torch.equal(trajectory(compiled), run(model))
+    assert compiled.report().graph_breaks == 0
+    assert torch.equal(trajectory(compiled, batch=2, tokens=9), run(model, batch=2, tokens=9))
+    assert compiled.report().graph_breaks == 0
+
+
+@pytest.mark.parametrize("scope", ["module", "block", "stack", "output"])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_forecast_step_skips_it(name: str, scope: str) -> None:
+    model = MODELS[name]()
+    compiled = hicache_compile(model, HiCache(interval=3, scope=scope), backend="eager")
+    sampled = trajectory(compiled)
+    CALLS.clear()
+    assert torch.equal(trajectory(compiled), sampled)
+    assert compiled.report().decisions() == "FFF..F..F"
+    assert set(CALLS.values()) <= {5 * 6}  # five computed steps of six blocks
+    exact = run(model)
+    assert 0 < (sampled - exact).norm() < 0.1 * exact.norm()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_flops_are_those_of_an_eager_run(name: str) -> None:
+    model = MODELS[name]()
+    compiled = hicache_compile(model, HiCache(interval=3, scope="stack"), backend="eager")
+    trajectory(compiled)
+    with FlopCounterMode(display=False, custom_mapping=_cpu_attention()) as counter:
+        run(model, steps=1)
+    report = compiled.report()
+    assert report.flops_full == counter.get_total_flops()
+    assert report.flops_forecast < (0.11 if name == "streams" else 0.05) * report.flops_full  # the head and the time
+
+
+def _cpu_attention() -> dict[Any, Any]:
+    from hicache_compile.passes.graph.cost import _CPU_ATTENTION
+
+    return _CPU_ATTENTION
+
+
+def test_inductor_compiles_what_is_around_it_and_what_is_in_it() -> None:
+    model = Toy(Mixture, depth=2)
+    compiled = hicache_compile(model, HiCache(interval=1))
+    torch.testing.assert_close(trajectory(compiled), run(model))
+    assert compiled.report().graph_breaks == 0
+
+
+class Counting(Routed):
+    """Counts its calls in a buffer, and makes another one anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1
+        self.scale = torch.ones(()) + 0 * x.mean()
+        return super().forward(x) * self.scale
+
+
+def test_what_it_writes_itself_is_no_change_of_weights() -> None:
+    model = Toy(Counting, depth=2)
+    compiled = hicache_compile(model, HiCache(interval=3), backend="eager")
+    trajectory(compiled)
+    assert compiled.report().decisions() == "FFF..F..F"
+    assert [block.count.item() for block in model.blocks] == [5, 5]  # and looking at it counts for none
+
+
+def test_changed_weights_in_it_start_the_anchors_over() -> None:
+    model = Toy(Mixture)
+    compiled = hicache_compile(model, HiCache(interval=3), backend="eager")
+    x, t = torch.randn(1, 7, WIDTH), torch.ones(1)
+    with torch.no_grad(), compiled.trajectory(STEPS):
+        for step in range(5):
+            if step == 4:
+                model.blocks[0].experts.layers[0].weight.mul_(2)
+            got = compiled(x, t)
+        assert torch.equal(got, model(x, t))
+    assert compiled.report().decisions() == "FFF.F"
+
+
+class Filtered(nn.Module):
+    """Its output has as many tokens as are positive; after a sum over them the size is fixed again."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = x[0][x[0].mean(-1) > 0]
+        return kept if int(kept.shape[0]) else x[0][:1]
+
+
+class Sized(Toy):
+    def __init__(self, block: type[nn.Module] = Mixture) -> None:
+        super().__init__(block)
+        self.filtered = Filtered()
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return super().forward(x + self.filtered(x).mean(0), t)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_an_output_of_another_size_is_never_wrong(backend: str) -> None:
+    model = Sized()
+    compiled = hicache_compile(model, HiCache(interval=1), backend=backend)
+    sizes = {len(model.filtered(x)) for x in (torch.randn(1, 7, WIDTH).roll(i) for i in range(20))}
+    assert len(sizes) > 1
+    torch.manual_seed(0)
+    with torch.no_grad(), compiled.trajectory(12):
+        for _ in range(12):
+            x = torch.randn(1, 7, WIDTH)
+            assert torch.equal(compiled(x, torch.ones(1)), model(x, torch.ones(1)))
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = Toy(Routed)
+    compiled = hicache_compile(model, HiCache(interval=3), backend="eager")
+    seen: list[bool] = []
+    handle = model.head.register_forward_hook(lambda *_: seen.append(any("forward" in vars(b) for b in model.blocks)))
+    trajectory(compiled)
+    handle.remove()
+    assert not any("forward" in vars(module) for module in model.modules())
+    assert torch.equal(run(model), run(Toy(Routed)))
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_deleted_denoiser_keeps_none_of_its_weights(backend: str) -> None:
+    model = Toy(Mixture, depth=2)
+    compiled = hicache_compile(model, HiCache(interval=3), backend=backend)
+    trajectory(compiled)
+    weights = [weakref.ref(parameter) for parameter in model.parameters()]
+    del model, compiled
+    for _ in range(2):  # the first empties what Dynamo keeps of the denoiser
+        gc.collect()
+    assert not any(weight() is not None for weight in weights)
+
+
+def test_where_its_own_forward_breaks_each_block_is_forecast() -> None:
+    model = ReadsInALoop(Mixture)
+    compiled = hicache_compile(model, HiCache(interval=3, scope="stack"), backend="eager")
+    trajectory(compiled)
+    report = compiled.report()
+    assert report.decisions() == "FFF..F..F"
+    assert report.flops_forecast < 0.1 * report.flops_full
+    exact = hicache_compile(model, HiCache(interval=1), backend="eager")
+    assert torch.equal(trajectory(exact), run(model))
+
+
+def test_sizes_of_outputs_follow_those_of_inputs() -> None:
+    call = RecordedCall(((2, 7, 16), (2, 3)), (((2, 7, 16), torch.float32, torch.device("cpu")),), 0)
+    assert call.outputs([(4, 9, 16), (4, 3)])[0][0] == [4, 9, 16]
+    fixed = RecordedCall(((2, 7),), (((5, 7), torch.float32, torch.device("cpu")),), 0)
+    assert fixed.outputs([(3, 8)])[0][0] == [5, 8]
