@@ -54,7 +54,7 @@ class CompiledGraph:
         self._parameters = [i for i in weights if self._inputs[i] not in written]
         self._sized = [i for i, node in enumerate(self._inputs) if not node.meta["weight"]]
         sizes = [str(getattr(ops.value(self._inputs[i]), "shape", "")) for i in self._sized]
-        self._opaque = [module_of(str(node.args[0])) for node in captured.graph.nodes if ops.op(node) == ops.OPAQUE]
+        self._opaque = [str(node.args[0]) for node in captured.graph.nodes if ops.op(node) == ops.OPAQUE]
         self._quantised = self.options.quantised_on_the_host
         self.signature = (len(captured.graph.nodes), *sizes)
         self._flops: dict[Hashable, int] = {}
@@ -68,8 +68,8 @@ class CompiledGraph:
     def __call__(self, *inputs: Any) -> Any:
         """Called by what Dynamo compiled."""
         weights = [inputs[i] for i in self._parameters]
-        for module in self._opaque:
-            weights += module.weights()
+        for name in self._opaque:  # by name: Dynamo may keep this graph for as long as it likes
+            weights += module_of(name).weights()
         return self.replay(inputs, Parameters(weights))
 
     def replay(self, inputs: Sequence[Any], parameters: Parameters) -> Any:
