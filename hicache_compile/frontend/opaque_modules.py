@@ -8,7 +8,7 @@ import logging
 import threading
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from traceback import FrameSummary
 from types import MappingProxyType
 from typing import Any
@@ -141,9 +141,8 @@ class OpaqueModules:
 
             return forward
 
-        devices = {tensor.device for tensor in self._model.parameters() if tensor.device.type != "cpu"}
         buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
-        with self._lock, torch.no_grad(), torch.random.fork_rng(sorted(devices, key=str)):
+        with self._lock, torch.no_grad(), _random_numbers_kept():
             for module, known in tried.items():
                 vars(module)["forward"] = recorded(module, known)
             try:
@@ -161,6 +160,14 @@ class OpaqueModules:
         self._unfit |= classes
         if self._found:
             log.info("submodules that are one operator: %s", ", ".join(known.path for known in self._found.values()))
+
+
+def _random_numbers_kept() -> AbstractContextManager[None]:
+    """Inside, drawing random numbers changes nothing for what comes after."""
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator is None:
+        return torch.random.fork_rng(devices=[])
+    return torch.random.fork_rng(device_type=accelerator.type)
 
 
 def _forward(known: OpaqueModule, own: Callable[..., Any]) -> Callable[..., Any]:

@@ -64,9 +64,14 @@ def changes_python_state() -> bool:
 
 
 def compiled_within(model: torch.nn.Module) -> str:
-    """The path of the submodule of ``model`` whose frame Dynamo is compiling now; empty for ``model`` itself."""
+    """The path of the submodule of ``model`` whose frame Dynamo is compiling now; empty for ``model`` itself.
+
+    What is compiled serves every submodule of its class: the path is that of the first.
+    """
     owner = InstructionTranslator.current_tx().output.root_tx.f_locals.get("self")
-    return next((path for path, module in model.named_modules() if module is owner), "")
+    if not isinstance(owner, torch.nn.Module) or owner not in set(model.modules()):
+        return ""
+    return next(path for path, module in model.named_modules() if type(module) is type(owner))
 
 
 @dataclass(frozen=True, slots=True)
