@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 _CHANGES_MODEL = re.compile("lora|adapter|fuse_|layerwise_casting")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Inner:
     """What a compiled denoiser calls: ``denoise``."""
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from traceback import FrameSummary
 from typing import Any
 
@@ -22,6 +22,7 @@ from hicache_compile.runtime.replay.capture import DATA_DEPENDENT_OPS, ENTRIES, 
 
 log = logging.getLogger(__name__)
 
+_ADVICE = logging.getLogger("torch._dynamo.variables.tensor")
 Receive = Callable[[fx.GraphModule, list[Any]], Callable[..., Any]]
 UNTRACED = (TorchDynamoException, GuardOnDataDependentSymNode)
 
@@ -71,6 +72,8 @@ class Traced:
             stack.enter_context(ENTRIES())
             stack.enter_context(self._opaque.in_graph())
             stack.enter_context(torch._dynamo.error_on_graph_break(not breaks))
+            if not breaks:
+                stack.enter_context(_without_advice())
             if not breaks_at_data:
                 stack.enter_context(DATA_DEPENDENT_OPS())
             return compiled(*args, **kwargs)
@@ -114,3 +117,13 @@ class Traced:
         except Exception as error:  # what it is the call itself will say
             log.info("not all breaks are known: %s", error)
         return [reason.user_stack for reason in graph_break_reasons[before:]]
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Inside, Dynamo does not tell the user to capture the numbers that are read on the host."""
+    before, _ADVICE.disabled = _ADVICE.disabled, True
+    try:
+        yield
+    finally:
+        _ADVICE.disabled = before

@@ -58,5 +58,7 @@ def capture(dynamo_graph: fx.GraphModule, within: str = "") -> fx.GraphModule:
     for node in captured.graph.nodes:
         node.meta["calls"] = () if node.op in ("placeholder", "output") else module_calls(node, within)
         node.meta["path"] = node.meta["calls"][-1][0] if node.meta["calls"] else ""
+        if "frontend/opaque_modules.py" in str(node.stack_trace).rpartition("File ")[2]:
+            node.stack_trace = str(node.stack_trace).rpartition("  File ")[0]  # where the submodule is called
     captured.recompile()
     return captured
