@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,9 +29,11 @@ def read_text(name: str, path: str | Path) -> str:
     """
     path = file_path(name, path)
     try:
-        if path.stat().st_size > LARGEST:
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)  # a device may have no end
+        if len(content) > LARGEST:
             raise HiCacheError(f"{name} = {str(path)!r}: must be a text of at most {LARGEST // 2**20} MiB")
-        return path.read_text(encoding="utf-8")
+        return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8").read()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise HiCacheError(f"{name} = {str(path)!r}: must be a readable text file ({reason})") from None
@@ -42,8 +45,7 @@ def write_whole(path: str | Path, content: str | Callable[[Path], object]) -> No
     Raises:
         HiCacheError: the folder cannot be made or written; ``path`` is what it was.
     """
-    path = file_path("path", path)
-    unfinished = path.with_name(f".{os.getpid()}{UNFINISHED}{path.name}")
+    path, unfinished = _places(path)
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -60,12 +62,24 @@ def write_whole(path: str | Path, content: str | Callable[[Path], object]) -> No
 
 def check_writable(path: str | Path) -> None:
     """Raise ``HiCacheError`` unless ``path`` can be written: before long work, of which it is the result."""
-    path = Path(path)
-    probe = path.with_name(f".{os.getpid()}{UNFINISHED}{path.name}")
+    path, probe = _places(path)
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
+
+
+def _places(path: str | Path) -> tuple[Path, Path]:
+    """Where a file is written to, through links, and where it stands until it is whole.
+
+    Raises:
+        HiCacheError: a folder or a device is there.
+    """
+    path = file_path("path", path)
+    if not path.name or (os.path.lexists(path) and os.path.exists(path) and not os.path.isfile(path)):
+        raise HiCacheError(f"{str(path)!r}: cannot be written: must be a file, or not be there")
+    path = Path(os.path.realpath(path))
+    return path, path.with_name(f".{os.getpid()}{UNFINISHED}{path.name}")
 
 
 def add_line(path: str | Path, line: str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,7 +59,8 @@ class Search:
     scopes: tuple[str, ...] = ("stack", "module")
 
     def __post_init__(self) -> None:
-        if len(self.errors) != len(LEVELS) or list(self.errors) != sorted(self.errors) or min(self.errors) <= 0:
+        rising = all(0 < low <= high < math.inf for low, high in itertools.pairwise(self.errors))
+        if len(self.errors) != len(LEVELS) or not rising:
             raise HiCacheError(f"tune.errors = {list(self.errors)}: must be three rising numbers > 0")
 
 
