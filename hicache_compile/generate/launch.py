@@ -110,6 +110,8 @@ class Launcher:
             for item in bar:
                 try:
                     self.make(item)
+                except HiCacheError:  # no other prompt could be made or written either
+                    raise
                 except Exception as error:  # one bad prompt must not stop the others
                     failed[item] = f"{type(error).__name__}: {error}"
         return failed

@@ -52,12 +52,22 @@ def write_whole(path: str | Path, content: str | Callable[[Path], object]) -> No
             if isinstance(content, str):
                 unfinished.write_text(content, encoding="utf-8")
             else:
-                content(unfinished)
+                _made(content, unfinished)
             with unfinished.open("rb+") as file:
                 os.fsync(file.fileno())
             os.replace(unfinished, path)
         finally:
             unfinished.unlink(missing_ok=True)
+
+
+def _made(content: Callable[[Path], object], unfinished: Path) -> None:
+    """Have ``content`` write its file. Libraries have errors of their own for a disk that is full."""
+    try:
+        content(unfinished)
+    except (OSError, HiCacheError):
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 def check_writable(path: str | Path) -> None:
@@ -137,4 +147,6 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or error
-        raise HiCacheError(f"{str(path)!r}: cannot be written ({reason}): must be in a writable folder") from None
+        raise HiCacheError(
+            f"{str(path)!r}: cannot be written ({reason}): must be in a writable folder, with room for it"
+        ) from error.__cause__
