@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hicache_compile.benchmarks.contenders import BASELINE, MODULE
+from hicache_compile.inspection.figures import save_figure
 
 Line = dict[str, Any]
 GREY, OURS, THEIRS = "#9a9a9a", "#1f6f8b", "#d08c60"
@@ -47,7 +48,7 @@ def _bars(scenario: str, raced: Sequence[Line], folder: Path) -> Path:
     axes.set_title(f"{scenario}: {_about(ordered[0])}", fontsize=9, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     path = folder / f"{scenario}-time.png"
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path, dpi=130)
     plt.close(figure)
     return path
 
@@ -71,6 +72,6 @@ def _plane(scenario: str, raced: Sequence[Line], folder: Path) -> Path:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
     path = folder / f"{scenario}-fidelity.png"
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path, dpi=130)
     plt.close(figure)
     return path

@@ -36,6 +36,7 @@ from hicache_compile.benchmarks.record import records
 from hicache_compile.benchmarks.scenarios import SCENARIOS
 from hicache_compile.errors import HiCacheError
 from hicache_compile.generate.record import json_lines
+from hicache_compile.policy.files import add_line, check_writable
 
 Line = dict[str, Any]
 OTHERS: dict[str, Callable[[], list[Line]]] = {
@@ -72,13 +73,15 @@ def run(
     for name in names:
         if name not in SCENARIOS and name not in OTHERS:
             raise HiCacheError(f"bench {name!r}: must be one of {', '.join([*SCENARIOS, *OTHERS])}")
+    for place in (out, charts and charts / "chart.png"):
+        if place is not None:
+            check_writable(place)
     lines: list[Line] = []
     for name in names:
         measured = _race(name, rounds, only) if name in SCENARIOS else OTHERS[name]()
         lines += measured
         if out is not None:
-            with out.open("a", encoding="utf-8") as file:
-                file.write(json_lines(measured))
+            add_line(out, json_lines(measured))
         if as_json:
             print(json_lines(measured), end="", flush=True)
         else:

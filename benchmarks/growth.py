@@ -21,6 +21,7 @@ from hicache_compile.benchmarks.host import measure as host_time
 from hicache_compile.benchmarks.memory import forget_peak, in_own_process, peak_bytes
 from hicache_compile.benchmarks.models import Flux
 from hicache_compile.benchmarks.record import environment
+from hicache_compile.inspection.figures import save_figure
 from hicache_compile.passes import capture, rewrite
 from hicache_compile.policy.layout import Layout
 
@@ -146,7 +147,7 @@ def draw(lines: Sequence[Line], folder: Path) -> list[Path]:
             panel.spines[["top", "right"]].set_visible(False)
         figure.suptitle(f"growth with {axis}: FLUX of width 128, stack scope, {along[0]['hardware']}", fontsize=11)
         paths.append(folder / f"growth-{axis}.png")
-        figure.savefig(paths[-1], dpi=120)
+        save_figure(figure, paths[-1], dpi=120)
         plt.close(figure)
     return paths
 

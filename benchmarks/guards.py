@@ -42,6 +42,7 @@ from hicache_compile.benchmarks.record import environment
 from hicache_compile.demo.sampling import load_model, sample
 from hicache_compile.evaluation.runs import quietly
 from hicache_compile.frontend.denoiser import CompiledDenoiser
+from hicache_compile.inspection.figures import save_figure
 from hicache_compile.policy.guards.adacache import FAST_30
 from hicache_compile.policy.schedules.scm_masks import SPEEDS
 from hicache_compile.tune import fit
@@ -240,6 +241,6 @@ def draw(lines: Sequence[Line], folder: Path) -> list[Path]:
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8.5)
     path = folder / "guards.png"
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path, dpi=130)
     plt.close(figure)
     return [path]

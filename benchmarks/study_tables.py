@@ -8,6 +8,8 @@ from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hicache_compile.inspection.figures import save_figure
+
 Line = dict[str, Any]
 FITTED = ("calibrated", "calibrated by slot", "sigma", "gates")
 NAMES = {"sigma": "Hermite 2, sigma of each step", "gates": "Hermite 2, .71, gate of each step"}
@@ -132,7 +134,7 @@ def draw(lines: Sequence[Line], folder: Path) -> list[Path]:
     known["other bases"] = plt.Line2D([], [], color=_colour({"method": ""}), ls="--", marker="o", ms=4)
     figure.legend(list(known.values()), list(known), loc="outside right center", frameon=False, fontsize=8)
     path = folder / "study.png"
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path, dpi=130)
     plt.close(figure)
     return [path]
 

@@ -19,8 +19,13 @@ class HiCacheError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        line = " ".join(_VALUE.sub(r"\1...\2", message).split())
-        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}...")
+        super().__init__(one_line(_VALUE.sub(r"\1...\2", message)))
+
+
+def one_line(message: str) -> str:
+    """``message`` in one line of at most 400 characters."""
+    line = " ".join(message.split())
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}..."
 
 
 @dataclass(frozen=True, slots=True)

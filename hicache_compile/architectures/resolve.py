@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from os.path import isdir, isfile  # False too where a name is none
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,7 @@ class Architecture:
 
     def without_weights(self) -> nn.Module:
         """The denoiser on the ``meta`` device: shapes without data."""
-        with torch.device("meta"):
+        with self._explained(), torch.device("meta"):
             model: nn.Module = self.cls.from_config(self.config)  # type: ignore[attr-defined]  # of diffusers' ConfigMixin
         return model.eval()
 
@@ -40,8 +43,20 @@ class Architecture:
         """
         if self.folder is None:
             raise HiCacheError(f"model {self.name!r}: must be a folder with weights (save_pretrained)")
-        model: nn.Module = self.cls.from_pretrained(self.folder, torch_dtype=dtype)  # type: ignore[attr-defined]  # of diffusers' ModelMixin
+        with self._explained():
+            model: nn.Module = self.cls.from_pretrained(self.folder, torch_dtype=dtype)  # type: ignore[attr-defined]  # of diffusers' ModelMixin
         return model.eval().requires_grad_(False)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """What diffusers raises of a configuration or weights that are none of the class, as one error."""
+        try:
+            yield
+        except Exception as error:
+            raise HiCacheError(
+                f"model {self.name!r}: must have the configuration and weights of a {self.cls.__name__} "
+                f"({type(error).__name__}: {error})"
+            ) from error
 
 
 def resolve(name: str) -> Architecture:
@@ -54,22 +69,22 @@ def resolve(name: str) -> Architecture:
         cls, config = KNOWN[name.lower()]
         return Architecture(name.lower(), _class_of(cls, name), config)
     path = Path(name)
-    if path.is_dir() and (path / "model_index.json").is_file():
-        path = next((path / part for part in _COMPONENTS if (path / part / "config.json").is_file()), path)
-    described = path / "config.json" if path.is_dir() else path
-    if not described.is_file():
+    if isfile(path / "model_index.json"):
+        path = next((path / part for part in _COMPONENTS if isfile(path / part / "config.json")), path)
+    described = path / "config.json" if isdir(path) else path
+    if not isfile(described):
         raise HiCacheError(
             f"model {name!r}: must be a folder of a diffusers model or pipeline, a config.json, or one of "
             f"{', '.join(KNOWN)}"
         )
     try:
         config = json.loads(read_text("model", described))
-        cls = config["_class_name"]
+        cls = str(config["_class_name"])
     except HiCacheError:
         raise
     except (ValueError, KeyError, TypeError, RecursionError):
         raise HiCacheError(f"model {str(described)!r}: must be the configuration of a diffusers model") from None
-    weights = path if path.is_dir() and any(path.glob("*.safetensors*")) else None
+    weights = path if isdir(path) and any(path.glob("*.safetensors*")) else None
     return Architecture(cls, _class_of(cls, name), config, weights)
 
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import typer
+from typer.core import TyperGroup
 
 from hicache_compile.cli.bench import bench
 from hicache_compile.cli.demo import demo
@@ -12,8 +17,34 @@ from hicache_compile.cli.export import export
 from hicache_compile.cli.generate import generate
 from hicache_compile.cli.shared import reporting
 from hicache_compile.cli.tune import tune
+from hicache_compile.errors import one_line
 
-app = typer.Typer(help="Make diffusion transformers sample several times faster.", no_args_is_help=True)
+UsageError: Any = typer.BadParameter.__mro__[1]  # typer's own or click's, as its release has it
+
+
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    """What is said of wrong usage repeats what was given, which may be long."""
+    try:
+        yield
+    except UsageError as error:
+        error.message = one_line(error.message)
+        raise
+
+
+class Commands(TyperGroup):
+    """The commands; usage errors are as short as others."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        with _in_one_line():
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _in_one_line():
+            return super().invoke(ctx)
+
+
+app = typer.Typer(cls=Commands, help="Make diffusion transformers sample several times faster.", no_args_is_help=True)
 
 app.command("demo")(reporting("demo")(demo))
 app.command("explain")(reporting("explain")(explain))

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from hicache_compile.cli import shared
+
 
 def bench(
     names: Annotated[
@@ -15,7 +17,7 @@ def bench(
             help="Scenarios, or host, compile, memory, growth, onnx, guards, study-stack and its kin (docs/study.md)."
         ),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Trajectories of each contender.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, max=shared.MOST, help="Trajectories of each contender.")] = 3,
     only: Annotated[
         str | None, typer.Option(help="Only contenders with this in their name, and torch.compile.")
     ] = None,

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 def demo(
-    steps: Annotated[int, typer.Option(min=4, help="Sampling steps.")] = 50,
-    per_class: Annotated[int, typer.Option(min=1, help="Digits sampled of each class.")] = 10,
+    steps: Annotated[int, typer.Option(min=4, max=shared.MOST, help="Sampling steps.")] = 50,
+    per_class: Annotated[int, typer.Option(min=1, max=shared.MOST, help="Digits sampled of each class.")] = 10,
     seed: shared.Seed = 0,
     backend: shared.Backend = "inductor",
     sparse: Annotated[bool, typer.Option("--sparse", help="Also with sparse attention and MLPs (Chipmunk).")] = False,
@@ -34,8 +34,10 @@ def demo(
     from hicache_compile.backends import BACKENDS
     from hicache_compile.demo.compare import CONTESTANTS, SPARSE, compare, trajectories_of
     from hicache_compile.demo.picture import draw
+    from hicache_compile.inspection.figures import check_picture
 
     one_of("demo", "backend", backend, BACKENDS)
+    check_picture("demo.out", out)
     others = SPARSE if sparse else ()
     total = steps * trajectories_of(CONTESTANTS, others)
     with tqdm(total=total, desc="sampling", unit="step", file=sys.stderr) as bar:

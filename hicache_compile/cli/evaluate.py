@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hicache_compile.cli import shared
-from hicache_compile.policy.files import write_whole
+from hicache_compile.policy.files import check_writable, write_whole
 
 if TYPE_CHECKING:
     from hicache_compile.evaluation.intervals import Interval95
@@ -38,8 +38,10 @@ def evaluate(
     policy: shared.Policies = None,
     prompt: shared.Prompts = None,
     prompt_file: Annotated[Path | None, typer.Option(help="One prompt a line, or .jsonl with prompt.")] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Pictures of each prompt.")] = 10,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures drawn together; guards decide for all of them.")] = 1,
+    samples: Annotated[int, typer.Option(min=1, max=shared.MOST, help="Pictures of each prompt.")] = 10,
+    batch: Annotated[
+        int, typer.Option(min=1, max=shared.MOST, help="Pictures drawn together; guards decide for all of them.")
+    ] = 1,
     steps: shared.TwoOrMoreSteps = 50,
     seed: shared.Seed = 0,
     height: shared.Height = None,
@@ -64,7 +66,12 @@ def evaluate(
     from hicache_compile.evaluation.subjects import batches_of, open_subject
     from hicache_compile.generate.items import read_prompts
     from hicache_compile.generate.record import json_lines
+    from hicache_compile.inspection.figures import check_picture
 
+    if out is not None:
+        check_writable(out)
+    if sheet is not None:
+        check_picture("eval.sheet", sheet)
     more = read_prompts(prompt_file, "eval") if prompt_file else []
     prompts = [*(prompt or []), *(line["prompt"] for line in more)]
     named = named_policies(policy or [])

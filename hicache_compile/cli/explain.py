@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hicache_compile.cli import shared
-from hicache_compile.errors import one_of
+from hicache_compile.errors import HiCacheError, one_of
 from hicache_compile.policy.json_codec import as_policy
 from hicache_compile.policy.presets import FORA, HiCache, TaylorSeer
 
@@ -45,13 +45,19 @@ def explain(
     from hicache_compile.inspection import explanation
     from hicache_compile.inspection.dump import sources, write
     from hicache_compile.inspection.tables import WIDTH, comparison, tables
+    from hicache_compile.policy.files import check_writable
     from hicache_compile.runtime.replay.capture import capture_call
 
     chosen = [(text, as_policy(text)) for text in policy or ()] or [("HiCache N=6", HiCache())]
     architecture = resolve(model)
     one_of("explain", "dtype", dtype, DTYPES)
     denoiser = architecture.without_weights().to(DTYPES[dtype])
-    call = capture_call(denoiser, example_inputs(denoiser, Request(height, width, frames, batch)), "explain")
+    if dump is not None:
+        check_writable(dump / "index.html")
+    try:
+        call = capture_call(denoiser, example_inputs(denoiser, Request(height, width, frames, batch)), "explain")
+    except RuntimeError as error:  # torch's: of sizes that do not fit one another, or that no tensor can have
+        raise HiCacheError(f"model {architecture.name!r}: cannot be called at this size ({error})") from error
     name, views = architecture.name, [explanation.View(call.captured, {})]
     first = explanation.explain(name, views, chosen[0][1], steps)
     others = chosen[1:] or [(text, one) for text, one in COMPARED.items() if one != chosen[0][1]]

@@ -18,7 +18,7 @@ def export(
     out: Annotated[Path, typer.Option(help="The file to write.")],
     policy: Annotated[str, typer.Option(help="A preset name, a .json file or JSON.")] = "HiCache",
     format: Annotated[str, typer.Option(help="onnx, pt2 (torch.export) or aoti (AOTInductor).")] = "onnx",
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the run whose plan goes along.")] = 50,
+    steps: Annotated[int, typer.Option(min=1, max=shared.MOST, help="Steps of the run whose plan goes along.")] = 50,
     height: shared.Height = None,
     width: shared.WidthOfSquare = None,
     frames: shared.Frames = None,
@@ -30,10 +30,12 @@ def export(
     """Write a denoiser with its cache as one graph that needs neither this library nor Python."""
     from hicache_compile.architectures import Request, example_inputs, resolve
     from hicache_compile.export.files import export_aoti, export_onnx, export_program
+    from hicache_compile.policy.files import check_writable
 
     formats = {"onnx": export_onnx, "pt2": export_program, "aoti": export_aoti}
     one_of("export", "format", format, formats)
     one_of("export", "dynamic", dynamic, DYNAMIC)
+    check_writable(out)
     denoiser = resolve(model).with_weights()
     inputs = example_inputs(denoiser, Request(height, width, frames, batch))
     manifest = formats[format](

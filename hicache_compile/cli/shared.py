@@ -11,7 +11,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from hicache_compile.errors import HiCacheError
+from hicache_compile.errors import HiCacheError, one_line
 
 Arguments = ParamSpec("Arguments")
 
@@ -20,14 +20,18 @@ Policies = Annotated[
     list[str] | None, typer.Option("--policy", help="A preset name, a .json file or JSON; several are compared.")
 ]
 Prompts = Annotated[list[str] | None, typer.Option("--prompt", help="A prompt; may be given several times.")]
-Steps = Annotated[int, typer.Option(min=1, help="Sampling steps.")]
-TwoOrMoreSteps = Annotated[int, typer.Option(min=2, help="Sampling steps.")]
-Seed = Annotated[int, typer.Option(help="Seed of the noise of the first run.")]
-Height = Annotated[int | None, typer.Option(min=1, help="Pixels; default: what the model was made for.")]
+MOST = 10_000  # steps, samples, frames, ...: more is a slip of the hand, and would not end
+MOST_PIXELS = 65_536  # of an edge
+Steps = Annotated[int, typer.Option(min=1, max=MOST, help="Sampling steps.")]
+TwoOrMoreSteps = Annotated[int, typer.Option(min=2, max=MOST, help="Sampling steps.")]
+Seed = Annotated[int, typer.Option(min=-(2**62), max=2**62, help="Seed of the noise of the first run.")]
+Height = Annotated[
+    int | None, typer.Option(min=1, max=MOST_PIXELS, help="Pixels; default: what the model was made for.")
+]
 Width = Height
-WidthOfSquare = Annotated[int | None, typer.Option(min=1, help="Pixels; default: the height.")]
-Frames = Annotated[int | None, typer.Option(min=1, help="Frames of a clip.")]
-Batch = Annotated[int, typer.Option(min=1)]
+WidthOfSquare = Annotated[int | None, typer.Option(min=1, max=MOST_PIXELS, help="Pixels; default: the height.")]
+Frames = Annotated[int | None, typer.Option(min=1, max=MOST, help="Frames of a clip.")]
+Batch = Annotated[int, typer.Option(min=1, max=MOST)]
 GuidanceScale = Annotated[float | None, typer.Option()]
 Backend = Annotated[str, typer.Option(help="What compiles the programs, by its name in torch.compile.")]
 Anchors = Annotated[str | None, typer.Option(help="The dtype anchors are kept in: bfloat16, int8, ...")]
@@ -35,15 +39,18 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the same as JSON.")]
 
 
 def reporting(name: str) -> Callable[[Callable[Arguments, None]], Callable[Arguments, None]]:
-    """The decorator of the command ``name``: a ``HiCacheError`` becomes one red line on stderr, and exit status 2."""
+    """The decorator of the command ``name``: a ``HiCacheError`` becomes one red line on stderr, and exit status 2.
+
+    So does what the system says of a file: that is none of ours, but no fault of the program either.
+    """
 
     def decorate(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
         @functools.wraps(command)
         def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
             try:
                 command(*args, **kwargs)
-            except HiCacheError as error:
-                typer.secho(f"hicache {name}: {error}", err=True, fg="red")
+            except (HiCacheError, OSError) as error:
+                typer.secho(f"hicache {name}: {one_line(str(error))}", err=True, fg="red")
                 raise typer.Exit(2) from None
 
         return run

@@ -30,15 +30,22 @@ def tune(
     ] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt to fit to; several are better.")] = None,
     steps: shared.TwoOrMoreSteps = 50,
-    computed: Annotated[int | None, typer.Option(min=1, help="Steps to compute; default: a third.")] = None,
+    computed: Annotated[
+        int | None, typer.Option(min=1, max=shared.MOST, help="Steps to compute; default: a third.")
+    ] = None,
     signal: Annotated[str, typer.Option(help="TeaCache's: modulated, modulation, time or residual.")] = "modulated",
     scope: Annotated[str, typer.Option(help="Of fitted forecasts: module, block, stack or output.")] = "stack",
-    samples: Annotated[int | None, typer.Option(min=1, help="Runs of each prompt to fit to.")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, max=shared.MOST, help="Runs of each prompt to fit to.")] = None,
     by_slot: Annotated[bool, typer.Option("--by-slot", help="Weights of its own for each slot (calibrated).")] = False,
     evaluations: Annotated[
-        int | None, typer.Option(min=0, help="Schedules tried for calibrated forecasts; default: 40, in a search 12.")
+        int | None,
+        typer.Option(
+            min=0, max=shared.MOST, help="Schedules tried for calibrated forecasts; default: 40, in a search 12."
+        ),
     ] = None,
-    runs: Annotated[int, typer.Option(min=1, help="Of each policy that lasts to the end of the search.")] = 16,
+    runs: Annotated[
+        int, typer.Option(min=1, max=shared.MOST, help="Of each policy that lasts to the end of the search.")
+    ] = 16,
     errors: Annotated[str, typer.Option(help="The most error of each recommended policy.")] = "0.01,0.02,0.05",
     seed: shared.Seed = 0,
     height: shared.Height = None,

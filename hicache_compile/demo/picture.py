@@ -10,6 +10,7 @@ import torch
 
 from hicache_compile.demo import digits
 from hicache_compile.demo.compare import Result
+from hicache_compile.inspection.figures import save_figure
 
 FULL, SPARSE, FORECAST = "#d1495b", "#e9a3ac", "#e7e5df"
 COLOURS = {"F": FULL, "S": SPARSE}
@@ -35,7 +36,7 @@ def draw(results: Sequence[Result], path: Path) -> None:
         _digits(figure, result, bottom, ROW / inches)
         _strip(figure, result, bottom, ROW / inches)
     _title(figure, results)
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def _title(figure: Any, results: Sequence[Result]) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from hicache_compile.inspection.figures import save_figure
+
 INK, FAINT = "#222222", "#777777"
 COLUMNS = 10
 
@@ -32,4 +34,4 @@ def draw_sheet(rows: Mapping[str, tuple[torch.Tensor, str]], path: Path) -> None
             shown = ((images[column].float().cpu() + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy()
             axes.imshow(shown.squeeze(-1) if shown.shape[-1] == 1 else shown, cmap="gray", vmin=0, vmax=1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    save_figure(figure, path)

@@ -80,10 +80,11 @@ class CompiledDenoiser(Handle, StandIn):
         traced = Traced(model, receive, options.dynamic, OpaqueModules(model, options))
         graphed = bool(options.mode and list_mode_options(options.mode).get("triton.cudagraphs"))
         inner = _Inner(inspect.signature(model.forward), traced, graphed)
-        own = {"_sessions": per_thread, "_model": model, "_graphs": [], "_inner": inner, "_dumped": [0, 0]}
+        graphs: list[CompiledGraph] = []
+        own = {"_sessions": per_thread, "_model": model, "_graphs": graphs, "_inner": inner, "_dumped": [0, 0]}
         for name, value in own.items():
             object.__setattr__(self, name, value)
-        weakref.finalize(self, _release, traced.code, per_thread, shared).atexit = False
+        weakref.finalize(self, _release, traced.code, per_thread, shared, graphs).atexit = False
 
     def _receive(self, dynamo_graph: fx.GraphModule) -> CompiledGraph:
         """What Dynamo calls for each graph it captures."""
@@ -218,10 +219,14 @@ class CompiledDenoiser(Handle, StandIn):
         )
 
 
-def _release(code: list[types.CodeType], per_thread: PerThread[Session], shared: Shared) -> None:
+def _release(
+    code: list[types.CodeType], per_thread: PerThread[Session], shared: Shared, graphs: list[CompiledGraph]
+) -> None:
     """The denoiser is gone. Dynamo's map from compiled code to its origin would keep both, and all they read."""
     for compiled in code:
         remove_from_cache(compiled)
+    for graph in graphs:  # after a graph break they belong to frames of the class, which outlives its denoisers
+        graph.program_sets.clear()
     per_thread.clear()
     shared.attributes = None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def items_of(
     Raises:
         HiCacheError: none or several are given, the file is not what it should be, or there is no file ``image``.
     """
-    if image is not None and not Path(image).exists():
+    if image is not None and not isfile(image):
         raise HiCacheError(f"generate.image = {image!r}: must be a file")
     sources = {"prompt": prompts, "prompt_file": prompt_file, "metadata_file": metadata_file}
     given = [name for name, value in sources.items() if value]

@@ -56,6 +56,10 @@ class Settings:
         self.device = self.device or (f"cuda:{Ranks().local_rank}" if torch.cuda.is_available() else "cpu")
         self.dtype = self.dtype or usual_dtype(self.device)
         one_of("generate", "dtype", self.dtype, DTYPES)
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError, ValueError) as error:  # torch's own, which differ
+            raise HiCacheError(f"generate.device = {self.device!r}: must be one of this machine ({error})") from None
         parse_bytes(self.memory_budget)
         if self.anchors is not None:
             one_of("generate", "anchors", self.anchors, ANCHORS)
@@ -106,6 +110,8 @@ class Launcher:
             for item in bar:
                 try:
                     self.make(item)
+                except HiCacheError:  # no other prompt could be made or written either
+                    raise
                 except Exception as error:  # one bad prompt must not stop the others
                     failed[item] = f"{type(error).__name__}: {error}"
         return failed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def folder_of_pipeline(folder: Path, owner: str, other: str = "") -> Path:
     Raises:
         HiCacheError: it holds none.
     """
-    if not (folder / "model_index.json").exists():
+    if not isfile(folder / "model_index.json"):
         allowed = f"{other} or a folder" if other else "a folder"
         raise HiCacheError(
             f"{owner}.model = {str(folder)!r}: must be {allowed} that save_pretrained wrote, with a model_index.json "
@@ -37,9 +38,21 @@ def folder_of_pipeline(folder: Path, owner: str, other: str = "") -> Path:
 
 
 def load_pipeline(folder: Path, dtype: str, device: str) -> Any:
-    """The diffusers pipeline in ``folder``, in one of ``DTYPES``."""
+    """The diffusers pipeline in ``folder``, in one of ``DTYPES``.
+
+    Raises:
+        HiCacheError: what is in the folder is none, or not whole.
+    """
     from diffusers import DiffusionPipeline
 
-    pipeline = DiffusionPipeline.from_pretrained(folder, dtype=DTYPES[dtype])
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(folder, dtype=DTYPES[dtype])
+    except (MemoryError, RuntimeError):  # another process may have room
+        raise
+    except Exception as error:
+        raise HiCacheError(
+            f"model {str(folder)!r}: must be a whole pipeline that save_pretrained wrote ({type(error).__name__}: "
+            f"{error})"
+        ) from error
     pipeline.to(device)
     return pipeline

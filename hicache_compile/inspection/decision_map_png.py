@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hicache_compile.inspection.decision_rows import NAMES, DecisionRows
+from hicache_compile.inspection.figures import save_figure
 
 COLOURS = {"f": "#8f8a80", "a": "#2a9d6f", "c": "#d1495b", "r": "#e7e5df", "-": "#ffffff"}
 INK, FAINT = "#222222", "#777777"
@@ -53,7 +54,7 @@ def draw(decisions: DecisionRows, path: Path) -> None:
     )
     patches = [Patch(facecolor=COLOURS[letter], edgecolor="#bbbbbb", lw=0.4, label=NAMES[letter]) for letter in seen]
     figure.legend(handles=patches, loc="lower right", ncols=len(patches), frameon=False, fontsize=7.5)
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def _cell(step: int, number: int, colour: str):  # type: ignore[no-untyped-def]  # matplotlib is half typed

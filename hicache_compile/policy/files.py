@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,9 +29,11 @@ def read_text(name: str, path: str | Path) -> str:
     """
     path = file_path(name, path)
     try:
-        if path.stat().st_size > LARGEST:
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)  # a device may have no end
+        if len(content) > LARGEST:
             raise HiCacheError(f"{name} = {str(path)!r}: must be a text of at most {LARGEST // 2**20} MiB")
-        return path.read_text(encoding="utf-8")
+        return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8").read()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise HiCacheError(f"{name} = {str(path)!r}: must be a readable text file ({reason})") from None
@@ -42,15 +45,14 @@ def write_whole(path: str | Path, content: str | Callable[[Path], object]) -> No
     Raises:
         HiCacheError: the folder cannot be made or written; ``path`` is what it was.
     """
-    path = file_path("path", path)
-    unfinished = path.with_name(f".{os.getpid()}{UNFINISHED}{path.name}")
+    path, unfinished = _places(path)
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             if isinstance(content, str):
                 unfinished.write_text(content, encoding="utf-8")
             else:
-                content(unfinished)
+                _made(content, unfinished)
             with unfinished.open("rb+") as file:
                 os.fsync(file.fileno())
             os.replace(unfinished, path)
@@ -58,14 +60,36 @@ def write_whole(path: str | Path, content: str | Callable[[Path], object]) -> No
             unfinished.unlink(missing_ok=True)
 
 
+def _made(content: Callable[[Path], object], unfinished: Path) -> None:
+    """Have ``content`` write its file. Libraries have errors of their own for a disk that is full."""
+    try:
+        content(unfinished)
+    except (OSError, HiCacheError):
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
 def check_writable(path: str | Path) -> None:
     """Raise ``HiCacheError`` unless ``path`` can be written: before long work, of which it is the result."""
-    path = Path(path)
-    probe = path.with_name(f".{os.getpid()}{UNFINISHED}{path.name}")
+    path, probe = _places(path)
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
+
+
+def _places(path: str | Path) -> tuple[Path, Path]:
+    """Where a file is written to, through links, and where it stands until it is whole.
+
+    Raises:
+        HiCacheError: a folder or a device is there.
+    """
+    path = file_path("path", path)
+    if not path.name or (os.path.lexists(path) and os.path.exists(path) and not os.path.isfile(path)):
+        raise HiCacheError(f"{str(path)!r}: cannot be written: must be a file, or not be there")
+    path = Path(os.path.realpath(path))
+    return path, path.with_name(f".{os.getpid()}{UNFINISHED}{path.name}")
 
 
 def add_line(path: str | Path, line: str) -> None:
@@ -123,4 +147,6 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or error
-        raise HiCacheError(f"{str(path)!r}: cannot be written ({reason}): must be in a writable folder") from None
+        raise HiCacheError(
+            f"{str(path)!r}: cannot be written ({reason}): must be in a writable folder, with room for it"
+        ) from error.__cause__

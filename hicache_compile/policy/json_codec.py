@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hicache_compile.errors import HiCacheError
-from hicache_compile.policy.files import read_text
+from hicache_compile.policy.files import read_text, write_whole
 from hicache_compile.policy.forecasters import FORECASTERS, Smoothing, Table
 from hicache_compile.policy.guards import GUARDS
 from hicache_compile.policy.policy import Policy
@@ -18,6 +18,7 @@ from hicache_compile.policy.schedules.base import Always, Free, Growing, Interva
 from hicache_compile.policy.schedules.ditango import DiTangoSchedule
 from hicache_compile.policy.schedules.magcache import MagCacheSchedule
 from hicache_compile.policy.schedules.per_kind import Broadcast, KeySteps, PerKind
+from hicache_compile.policy.sealed import sealed, unsealed
 
 SCHEDULES = (Interval, StepMask, Always, Free, Growing, MagCacheSchedule, PerKind, Broadcast, KeySteps, DiTangoSchedule)
 TYPES: dict[str, type] = {cls.__name__: cls for cls in (*SCHEDULES, *FORECASTERS, *GUARDS, Smoothing, Table)}
@@ -54,7 +55,8 @@ def from_dict(data: dict[str, Any]) -> Policy:
             f"policy.version = {version!r}: must be {VERSION}, the format this release reads; "
             "write the policy again with to_json of this release"
         )
-    values = {key: _rich(key, value) for key, value in data.items() if key != "version"}
+    fields = unsealed("policy", data)
+    values = {key: _rich(key, value) for key, value in fields.items() if key != "version"}
     if "preset" not in data:
         return _make("Policy", Policy, values)
     name = values.pop("preset")
@@ -82,6 +84,11 @@ def _check_sizes(value: Any, place: str = "policy", depth: int = 0) -> None:
 def to_json(policy: Policy) -> str:
     """``policy`` as JSON text."""
     return json.dumps(to_dict(policy), indent=2)
+
+
+def write_policy(path: str | Path, policy: Policy) -> None:
+    """Write ``policy`` to the file ``path``, with a checksum: once damaged, it is refused."""
+    write_whole(path, json.dumps(sealed(to_dict(policy)), indent=2) + "\n")
 
 
 def from_json(text: str) -> Policy:

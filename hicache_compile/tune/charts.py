@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hicache_compile.evaluation.intervals import Interval95
+from hicache_compile.inspection.figures import save_figure
 from hicache_compile.tune.grid import Candidate
 from hicache_compile.tune.halving import as_standing, front
 
@@ -132,4 +133,4 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
 
 def _save(figure: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    save_figure(figure, path)

@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from hicache_compile.errors import one_of
 from hicache_compile.evaluation.subjects import DEMO, Subject
-from hicache_compile.policy.files import check_writable, write_whole
-from hicache_compile.policy.json_codec import to_json
+from hicache_compile.policy.files import check_writable
+from hicache_compile.policy.json_codec import write_policy
 from hicache_compile.policy.policy import Policy
 from hicache_compile.tune.calibrated import FITS, fit_forecasts, measure
 from hicache_compile.tune.fit import METHODS, fit
@@ -61,7 +61,7 @@ def fit_subject(subject: Subject, fitting: Fitting, out: Path) -> dict[str, Any]
     check_writable(out)
     computed = fitting.computed or -(-subject.steps // 3)
     policy, found = (_guard if fitting.method in METHODS else _forecasts)(subject, fitting, computed)
-    write_whole(out, to_json(policy) + "\n")
+    write_policy(out, policy)
     return {"fitted": fitting.method, **found, "policy": str(out)}
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +18,7 @@ from hicache_compile.evaluation.intervals import Interval95, summary
 from hicache_compile.evaluation.quality import real_features, scores_of
 from hicache_compile.evaluation.runs import Judge
 from hicache_compile.evaluation.subjects import DEMO, Subject, batches_of
-from hicache_compile.policy.files import write_whole
-from hicache_compile.policy.json_codec import as_policy, to_json
+from hicache_compile.policy.json_codec import as_policy, write_policy
 from hicache_compile.policy.policy import Policy
 from hicache_compile.tune.calibrated import fit_forecasts, measure
 from hicache_compile.tune.fit import fit
@@ -58,7 +59,8 @@ class Search:
     scopes: tuple[str, ...] = ("stack", "module")
 
     def __post_init__(self) -> None:
-        if len(self.errors) != len(LEVELS) or list(self.errors) != sorted(self.errors) or min(self.errors) <= 0:
+        rising = all(0 < low <= high < math.inf for low, high in itertools.pairwise(self.errors))
+        if len(self.errors) != len(LEVELS) or not rising:
             raise HiCacheError(f"tune.errors = {list(self.errors)}: must be three rising numbers > 0")
 
 
@@ -99,7 +101,7 @@ class Tuner:
                 if not self._file(name).exists():
                     measured = measured or measure(subject.denoiser, runs, scope)
                     fitted = fit_forecasts(measured, "calibrated", computed, search.evaluations)
-                    self._keep(name, fitted.policy)
+                    write_policy(self._file(name), fitted.policy)
                 found.append(Candidate(f"calibrated, {scope}", computed, as_policy(self._file(name))))
         return {candidate.name: candidate for candidate in found}
 
@@ -128,7 +130,7 @@ class Tuner:
                 self.journal.add(key, place, self.judge.lines(policy, numbers, self.wanted.seed + FRESH + place))
         lines = self.journal.of(f"fresh {name}")
         found = summary(lines, self.real)
-        write_whole(self.folder / f"{level}.json", to_json(policy) + "\n")
+        write_policy(self.folder / f"{level}.json", policy)
         most = dict(zip(LEVELS, self.wanted.errors, strict=True))[level]
         error, speed = promise(found["relative_error"]), found["flops_speedup"].value
         return Recommendation(level, most, name, error, speed, found["computed"].value)
@@ -141,11 +143,8 @@ class Tuner:
         of = json.dumps([list(self.subject.prompts), search.steps, search.seed, search.evaluations])
         return self.folder / "fitted" / f"{name}_{hashlib.sha256(of.encode()).hexdigest()[:8]}.json"
 
-    def _keep(self, name: str, policy: Policy) -> None:
-        write_whole(self._file(name), to_json(policy) + "\n")
-
     def _kept(self, name: str, make: Callable[[], Policy]) -> Policy:
         """The policy that an earlier search fitted, or now."""
         if not self._file(name).exists():
-            self._keep(name, make())
+            write_policy(self._file(name), make())
         return as_policy(self._file(name))

@@ -122,7 +122,7 @@ def test_a_search_is_taken_up_again_and_keeps_its_promise(tmp_path: Path) -> Non
         assert one["error"]["low"] - spread <= error <= one["error"]["high"] + spread
 
 
-@pytest.mark.parametrize("errors", ["0.01", "0.1,0.05,0.2", "0,1,2", "0.1,0.2,x"])
+@pytest.mark.parametrize("errors", ["0.01", "0.1,0.05,0.2", "0,1,2", "0.1,0.2,x", "nan,nan,nan", "1,2,inf"])
 def test_levels_must_rise(errors: str) -> None:
     result = CliRunner().invoke(app, ["tune", "demo", "--errors", errors])
     assert result.exit_code == 2

@@ -13,6 +13,7 @@ import numpy as np
 
 from hicache_compile.errors import HiCacheError, is_real, whole_number
 from hicache_compile.policy.files import read_text, write_whole
+from hicache_compile.policy.sealed import SEAL, sealed, unsealed
 
 Weights = tuple[float, ...] | tuple[tuple[float, ...], ...]  # common to all slots, or one tuple per slot
 Row = tuple[int, tuple[int, ...], Weights]  # a step, its anchors newest first, their weights
@@ -93,14 +94,14 @@ class Table:
     def save(self, path: str | Path) -> None:
         """Write the table to ``path``: safetensors if the suffix is ``.safetensors``, else JSON."""
         path = Path(path)
+        data = sealed({field.name: getattr(self, field.name) for field in fields(Table)})
         if path.suffix == ".safetensors":
             from safetensors.numpy import save_file
 
-            kept = {name: json.dumps(getattr(self, name)) for name in ("rows", "num_steps", "slots")}
+            kept = {name: json.dumps(data[name]) for name in ("rows", "num_steps", "slots", SEAL)}
             distances = {"distances": np.array(self.distances)}
             write_whole(path, lambda unfinished: save_file(distances, unfinished, metadata=kept))
             return
-        data = {field.name: getattr(self, field.name) for field in fields(Table)}
         write_whole(path, json.dumps(data) + "\n")
 
     @staticmethod
@@ -116,8 +117,10 @@ class Table:
 
                 with safe_open(path, framework="numpy") as kept:
                     data = {name: json.loads(text) for name, text in kept.metadata().items()}
-                    return Table(distances=kept.get_tensor("distances").tolist(), **data)
-            return Table.of(json.loads(read_text("table", path)))
+                    data["distances"] = kept.get_tensor("distances").tolist()
+            else:
+                data = json.loads(read_text("table", path))
+            return Table.of(unsealed("table", data))
         except HiCacheError as error:
             raise HiCacheError(f"table file {str(path)!r}: {error}") from None
         except Exception as error:  # any error of the file's reader
