@@ -24,6 +24,8 @@ from hicache_compile.runtime.replay.capture import ENTRIES, own_frame
 
 log = logging.getLogger(__name__)
 
+# Whether a break is an error is one setting of Dynamo for all threads.
+BREAKS_SET = threading.RLock()
 LARGEST = 0.5  # of the denoiser's weights: what holds more is the denoiser in a wrapper, or its stack of blocks
 
 
@@ -37,7 +39,7 @@ class OpaqueModules:
         self._unfit: set[type[nn.Module]] = set()
         self._compiled: dict[type[nn.Module], Callable[..., Any]] = {}
         self.code: list[types.CodeType] = []  # that Dynamo compiled for them
-        self._lock = threading.RLock()
+        self._idle = threading.Condition()  # no call is under way
         self._users = 0
 
     def __len__(self) -> int:
@@ -46,18 +48,19 @@ class OpaqueModules:
     @contextmanager
     def in_graph(self) -> Iterator[None]:
         """Inside, Dynamo takes each for one operator. Called otherwise, also by others, it is what it ever was."""
-        with self._lock:
+        with self._idle:
             self._users += 1
             for module, known in self._found.items():
                 vars(module).setdefault("forward", _forward(known, _own_forward(module)))
         try:
             yield
         finally:
-            with self._lock:
+            with self._idle:
                 self._users -= 1
                 if not self._users:
                     for module in self._found:
                         vars(module).pop("forward", None)
+                    self._idle.notify_all()
 
     def add(self, stacks: Sequence[Sequence[FrameSummary]], args: Sequence[Any], kwargs: dict[str, Any]) -> int:
         """Take for operators the smallest submodules in which the graph broke, and all others of their classes.
@@ -77,12 +80,21 @@ class OpaqueModules:
             self._record(classes, args, kwargs)
         return len(self._found) - known
 
-    def record_again(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-        """Look once more at what the operators return; one of which that depends on data is no operator any more."""
+    def record_again(self, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+        """Look once more at what the operators return; one of which that depends on data is no operator any more.
+
+        Returns:
+            whether anything is known now that was not before.
+        """
+        before = self._known_calls()
         known, self._found = self._found, {}
         classes = set(map(type, known))
         self._unfit -= classes
         self._record(classes, args, kwargs, known)
+        return self._known_calls() != before
+
+    def _known_calls(self) -> list[tuple[str, int]]:
+        return [(known.name, len(known.calls)) for known in self._found.values()]
 
     def _by_itself(self, kind: type[nn.Module]) -> Callable[..., Any]:
         """``forward`` of the submodules of a class, compiled for all of them in as many graphs as it takes."""
@@ -96,7 +108,7 @@ class OpaqueModules:
             compiled = torch.compile(frame, backend=backend, mode=options.mode, dynamic=options.dynamic)
 
             def run(*args: Any, **kwargs: Any) -> Any:
-                with ENTRIES(), torch._dynamo.error_on_graph_break(False):
+                with BREAKS_SET, ENTRIES(), torch._dynamo.error_on_graph_break(False):
                     return compiled(*args, **kwargs)
 
             self._compiled[kind] = run
@@ -142,7 +154,8 @@ class OpaqueModules:
             return forward
 
         buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
-        with self._lock, torch.no_grad(), _random_numbers_kept():
+        with self._idle, torch.no_grad(), _random_numbers_kept():
+            self._idle.wait_for(lambda: not self._users)
             for module, known in tried.items():
                 vars(module)["forward"] = recorded(module, known)
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from traceback import FrameSummary
@@ -16,7 +17,7 @@ from torch._dynamo.utils import graph_break_reasons
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from hicache_compile.errors import HiCacheError
-from hicache_compile.frontend.opaque_modules import OpaqueModules
+from hicache_compile.frontend.opaque_modules import BREAKS_SET, OpaqueModules
 from hicache_compile.operators.opaque import OutputChangedError
 from hicache_compile.runtime.replay.capture import DATA_DEPENDENT_OPS, ENTRIES, own_frame
 
@@ -44,6 +45,8 @@ class Traced:
         self._dynamic = dynamic
         self._opaque = opaque
         self._compiled = torch._dynamo.optimize(receive, dynamic=dynamic)(self._frame)
+        self._lock = threading.Lock()  # of what follows
+        self._attempt = 0  # how often that changed
         self._breaks = False
         self._breaks_at_data = False
         self.code = opaque.code  # all that Dynamo compiled, this frame first
@@ -52,23 +55,27 @@ class Traced:
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any], start_over: Callable[[], None]) -> Any:
         """Call the model; ``start_over`` is called before each further attempt."""
         while True:
+            attempt = self._attempt
             try:
                 return self._run(self._compiled, args, kwargs, self._breaks, self._breaks_at_data)
-            except OutputChangedError as error:
-                log.info("capturing again: %s", error)
-                self._opaque.record_again(args, kwargs)
-            except UNTRACED as error:
+            except (OutputChangedError, *UNTRACED) as error:
                 cause = getattr(error, "inner_exception", error)  # of what a backend raised
-                if isinstance(cause, HiCacheError) or not self._loosen(args, kwargs):
+                if isinstance(cause, HiCacheError):
                     raise
-                log.info("not one graph: %s", str(cause).splitlines()[0])
-            remove_from_cache(self._frame.__code__)
+                with self._lock:
+                    if attempt == self._attempt:  # else another thread saw to it
+                        if not self._loosen(cause, args, kwargs):
+                            raise
+                        self._attempt += 1
+                        remove_from_cache(self._frame.__code__)
+                        log.info("captured again: %s", str(cause).splitlines()[0])
             start_over()
 
     def _run(self, compiled: Callable[..., Any], args: Any, kwargs: Any, breaks: bool, breaks_at_data: bool) -> Any:
         """Call ``compiled``. The graph may break anywhere, or at ops that depend on data, or else an error says where
         it does."""
         with ExitStack() as stack:
+            stack.enter_context(BREAKS_SET)
             stack.enter_context(ENTRIES())
             stack.enter_context(self._opaque.in_graph())
             stack.enter_context(torch._dynamo.error_on_graph_break(not breaks))
@@ -78,9 +85,11 @@ class Traced:
                 stack.enter_context(DATA_DEPENDENT_OPS())
             return compiled(*args, **kwargs)
 
-    def _loosen(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    def _loosen(self, cause: Exception, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Let one more thing break: submodules become operators; else the graph breaks at ops that depend on data; else
         wherever Dynamo wants it to. Returns whether anything was left."""
+        if isinstance(cause, OutputChangedError):
+            return self._opaque.record_again(args, kwargs)
         stack = self._first_break(args, kwargs)
         if stack and self._opaque.add([stack], args, kwargs):
             return True

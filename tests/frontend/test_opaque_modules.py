@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -264,6 +265,17 @@ def test_a_deleted_denoiser_keeps_none_of_its_weights(kind: type[Toy], backend: 
     del model, compiled
     gc.collect()
     assert not any(weight() is not None for weight in weights)
+
+
+def test_threads_that_call_it_first_all_get_what_one_gets() -> None:
+    model = Toy(Mixture, depth=2)
+    expected = trajectory(hicache_compile(model, HiCache(interval=3), backend="eager"))
+    for _ in range(3):
+        torch._dynamo.reset()
+        compiled = hicache_compile(model, HiCache(interval=3), backend="eager")
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda _: trajectory(compiled), range(4)))  # noqa: B023  # within the loop
+        assert all(torch.equal(each, expected) for each in found)
 
 
 def test_where_its_own_forward_breaks_each_block_is_forecast() -> None:
