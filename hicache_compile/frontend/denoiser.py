@@ -77,7 +77,7 @@ class CompiledDenoiser(Handle, StandIn):
 
         context = torch._dynamo.optimize(receive, dynamic=options.dynamic)
         super().__init__(model, context)
-        traced = Traced(model, receive, options.dynamic, OpaqueModules(model, options))
+        traced = Traced(model, context, options.dynamic, OpaqueModules(model, options))
         graphed = bool(options.mode and list_mode_options(options.mode).get("triton.cudagraphs"))
         inner = _Inner(inspect.signature(model.forward), traced, graphed)
         graphs: list[CompiledGraph] = []

@@ -7,10 +7,9 @@ import inspect
 import logging
 import threading
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from traceback import FrameSummary
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -35,23 +34,21 @@ class OpaqueModules:
     def __init__(self, model: nn.Module, options: CompileOptions) -> None:
         self._model = model
         self._options = options
-        self._found: dict[nn.Module, OpaqueModule] = {}
+        self._made: dict[nn.Module, OpaqueModule] = {}  # what was recorded of submodules
+        self._found: dict[nn.Module, Callable[..., Any]] = {}  # of those that are operators, what Dynamo traces
         self._unfit: set[type[nn.Module]] = set()
         self._compiled: dict[type[nn.Module], Callable[..., Any]] = {}
         self.code: list[types.CodeType] = []  # that Dynamo compiled for them
         self._idle = threading.Condition()  # no call is under way
         self._users = 0
 
-    def __len__(self) -> int:
-        return len(self._found)
-
     @contextmanager
     def in_graph(self) -> Iterator[None]:
         """Inside, Dynamo takes each for one operator. Called otherwise, also by others, it is what it ever was."""
         with self._idle:
             self._users += 1
-            for module, known in self._found.items():
-                vars(module).setdefault("forward", _forward(known, _own_forward(module)))
+            for module, forward in self._found.items():
+                vars(module).setdefault("forward", forward)
         try:
             yield
         finally:
@@ -74,7 +71,7 @@ class OpaqueModules:
         """
         known = len(self._found)
         while len(self._found) == known:
-            classes = {found for stack in stacks if (found := self._smallest(stack)) is not None}
+            classes = set().union(*map(self._smallest, stacks))
             if not classes:
                 break
             self._record(classes, args, kwargs)
@@ -87,14 +84,14 @@ class OpaqueModules:
             whether anything is known now that was not before.
         """
         before = self._known_calls()
-        known, self._found = self._found, {}
-        classes = set(map(type, known))
+        classes = set(map(type, self._found))
+        self._found = {}
         self._unfit -= classes
-        self._record(classes, args, kwargs, known)
+        self._record(classes, args, kwargs)
         return self._known_calls() != before
 
     def _known_calls(self) -> list[tuple[str, int]]:
-        return [(known.name, len(known.calls)) for known in self._found.values()]
+        return [(self._made[module].name, len(self._made[module].calls)) for module in self._found]
 
     def _by_itself(self, kind: type[nn.Module]) -> Callable[..., Any]:
         """``forward`` of the submodules of a class, compiled for all of them in as many graphs as it takes."""
@@ -114,65 +111,74 @@ class OpaqueModules:
             self._compiled[kind] = run
         return self._compiled[kind]
 
-    def _smallest(self, stack: Sequence[FrameSummary]) -> type[nn.Module] | None:
-        """The class of the submodule whose ``forward`` is the innermost one in ``stack``."""
-        inside = {type(module) for module in self._model.modules() if module is not self._model}
+    def _smallest(self, stack: Sequence[FrameSummary]) -> set[type[nn.Module]]:
+        """The class, or classes, of the submodule whose ``forward`` is the innermost one in ``stack``."""
+        fit = {type(module) for module in self._model.modules()} - self._unfit - {type(self._model)}
         for frame in reversed(stack):
-            for kind in inside - self._unfit - {type(self._model)}:
-                code = getattr(inspect.unwrap(kind.forward), "__code__", None)
-                if code is not None and _is_of(frame, code):
-                    return kind
-        return None
+            found = {kind for kind in fit if _is_of(frame, inspect.unwrap(kind.forward))}
+            if found:
+                return found
+        return set()
 
-    def _record(
-        self,
-        classes: set[type[nn.Module]],
-        args: Sequence[Any],
-        kwargs: dict[str, Any],
-        earlier: Mapping[nn.Module, OpaqueModule] = MappingProxyType({}),
-    ) -> None:
-        """Call the model, and keep those of ``classes`` that can be operators; ``earlier``: what is known of them."""
-        total = _weights(self._model)
-        tried: dict[nn.Module, OpaqueModule] = {}
-        for path, module in self._model.named_modules():
-            large = _weights(module) > LARGEST * total
-            if type(module) in classes and (large or "forward" in vars(module)):
-                self._unfit.add(type(module))
-            elif type(module) in classes and module not in self._found:
-                tried[module] = earlier.get(module) or OpaqueModule(path, module)
-                tried[module].compute = _own_forward(module)
+    def _record(self, classes: set[type[nn.Module]], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        """Call the model, and keep those of ``classes`` that can be operators."""
+        most = LARGEST * _weights(self._model)
+        modules = {module: path for path, module in self._model.named_modules() if type(module) in classes}
+        self._unfit |= {type(module) for module in modules if _weights(module) > most or "forward" in vars(module)}
+        tried = [module for module in modules if type(module) not in self._unfit]
+        for module in tried:
+            self._made.setdefault(module, OpaqueModule(modules[module], module)).compute = _own_forward(module)
 
-        def recorded(module: nn.Module, known: OpaqueModule) -> Callable[..., Any]:
+        def recorded(module: nn.Module) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:
                 try:
-                    return known.record(args, kwargs)
+                    return self._made[module].record(args, kwargs)
                 except NotOpaqueError as error:
-                    log.info("%s cannot be one operator: %s", known.path, error)
+                    log.info("%s cannot be one operator: %s", modules[module], error)
                     self._unfit.add(type(module))
                     return _own_forward(module)(*args, **kwargs)
 
             return forward
 
-        buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
         with self._idle, torch.no_grad(), _random_numbers_kept():
             self._idle.wait_for(lambda: not self._users)
-            for module, known in tried.items():
-                vars(module)["forward"] = recorded(module, known)
-            try:
-                self._model(*args, **kwargs)
-            finally:
+            with _buffers_kept(self._model):
                 for module in tried:
-                    vars(module).pop("forward", None)
-        for buffer, before in buffers:  # what a denoiser counts it counts once a call
-            if not torch.equal(buffer, before):
-                buffer.copy_(before)
-        for module, known in tried.items():
+                    vars(module)["forward"] = recorded(module)
+                try:
+                    self._model(*args, **kwargs)
+                finally:
+                    for module in tried:
+                        vars(module).pop("forward", None)
+        for module in tried:
+            known = self._made[module]
             if type(module) not in self._unfit and known.calls:
                 known.compute = functools.partial(self._by_itself(type(module)), module)
-                self._found[module] = known
+                self._found[module] = _forward(known, _own_forward(module))
         self._unfit |= classes
         if self._found:
-            log.info("submodules that are one operator: %s", ", ".join(known.path for known in self._found.values()))
+            log.info(
+                "submodules that are one operator: %s", ", ".join(self._made[module].path for module in self._found)
+            )
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Inside, ``model`` is called once more than its caller knows: what it counts in buffers is put back."""
+    before = [
+        (module, name, buffer, buffer.clone(), 0 if buffer.is_inference() else buffer._version)
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        for module, name, buffer, values, version in before:
+            if not buffer.is_inference() and buffer._version != version:
+                buffer.copy_(values)
+            if module._buffers.get(name) is not buffer:
+                module._buffers[name] = buffer
 
 
 def _random_numbers_kept() -> AbstractContextManager[None]:
@@ -202,11 +208,13 @@ def _own_forward(module: nn.Module) -> Callable[..., Any]:
     return types.MethodType(type(module).forward, module)
 
 
-def _is_of(frame: FrameSummary, code: types.CodeType) -> bool:
-    """Whether ``frame`` ran ``code``."""
+def _is_of(frame: FrameSummary, function: Any) -> bool:
+    """Whether ``frame`` ran ``function``."""
+    code = getattr(function, "__code__", None)
+    if code is None or (frame.filename, frame.name) != (code.co_filename, code.co_name):
+        return False
     lines = [line for *_, line in code.co_lines() if line is not None]
-    same = (frame.filename, frame.name) == (code.co_filename, code.co_name)
-    return same and frame.lineno is not None and min(lines) <= frame.lineno <= max(lines)
+    return frame.lineno is not None and min(lines) <= frame.lineno <= max(lines)
 
 
 def _weights(module: nn.Module) -> int:

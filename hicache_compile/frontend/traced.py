@@ -10,7 +10,7 @@ from traceback import FrameSummary
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 from torch._dynamo.eval_frame import remove_from_cache
 from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
 from torch._dynamo.utils import graph_break_reasons
@@ -24,7 +24,6 @@ from hicache_compile.runtime.replay.capture import DATA_DEPENDENT_OPS, ENTRIES, 
 log = logging.getLogger(__name__)
 
 _ADVICE = logging.getLogger("torch._dynamo.variables.tensor")
-Receive = Callable[[fx.GraphModule, list[Any]], Callable[..., Any]]
 UNTRACED = (TorchDynamoException, GuardOnDataDependentSymNode)
 
 
@@ -33,18 +32,18 @@ class _CapturedError(Exception):
 
 
 class Traced:
-    """``model`` under Dynamo, which hands its graphs to ``receive``.
+    """``model`` under Dynamo, which hands its graphs to the backend of ``context``.
 
     Ops whose output's shape depends on data are captured with the rest (a mask that picks tokens). Where Dynamo cannot
     trace the call as one graph, the smallest submodules that it cannot trace become one operator each. Only a denoiser
     whose own ``forward`` cannot be traced has several graphs.
     """
 
-    def __init__(self, model: nn.Module, receive: Receive, dynamic: bool | None, opaque: OpaqueModules) -> None:
+    def __init__(self, model: nn.Module, context: Any, dynamic: bool | None, opaque: OpaqueModules) -> None:
         self._frame = own_frame(model)
         self._dynamic = dynamic
         self._opaque = opaque
-        self._compiled = torch._dynamo.optimize(receive, dynamic=dynamic)(self._frame)
+        self._compiled = context(self._frame)
         self._lock = threading.Lock()  # of what follows
         self._attempt = 0  # how often that changed
         self._breaks = False

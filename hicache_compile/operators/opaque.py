@@ -10,15 +10,16 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
+from torch.utils.flop_counter import register_flop_formula
 
-Sizes = tuple[Any, ...]  # of a tensor
+from hicache_compile.operators.flop_counter import flop_counter
+from hicache_compile.operators.recorded_call import Output, RecordedCall, Sizes
+
 PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
 
 _numbers = itertools.count()
@@ -32,29 +33,6 @@ class NotOpaqueError(Exception):
 
 class OutputChangedError(Exception):
     """A submodule returned tensors of other sizes than the calls that were recorded of it say."""
-
-
-@dataclass(frozen=True, slots=True)
-class RecordedCall:
-    """The sizes a call of a submodule was given, what it returned, its FLOPs (two per multiply-add)."""
-
-    given: tuple[Sizes, ...]
-    returned: tuple[tuple[Sizes, torch.dtype, torch.device], ...]
-    flops: int
-
-    def outputs(self, given: Sequence[Sizes]) -> list[tuple[list[Any], torch.dtype, torch.device]]:
-        """Sizes, dtype and device of the outputs where the inputs have the sizes ``given``."""
-        found = []
-        for tensor, (sizes, dtype, device) in enumerate(self.returned):
-            places = [self._origin(size, tensor, dim) for dim, size in enumerate(sizes)]
-            now = [size if at is None else given[at[0]][at[1]] for size, at in zip(sizes, places, strict=True)]
-            found.append((now, dtype, device))
-        return found
-
-    def _origin(self, size: int, tensor: int, dim: int) -> tuple[int, int] | None:
-        """Which dimension of which input has ``size``: by preference one at the same place as in the output."""
-        same = [(t, d) for t, sizes in enumerate(self.given) for d, found in enumerate(sizes) if found == size]
-        return min(same, key=lambda place: (place[1] != dim, place[0] != tensor, place), default=None)
 
 
 class OpaqueModule:
@@ -77,6 +55,7 @@ class OpaqueModule:
         self.constants: tuple[Any, ...] = ()  # the leaves of its output that are no tensors
         self.written: set[str] = set()  # parameters and buffers that it writes to itself
         self.forms: dict[Any, CallForm] = {}
+        self._expected: dict[tuple[torch.Size, ...], list[Output]] = {}
         _MODULES[self.name] = self
 
     def record(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -91,7 +70,7 @@ class OpaqueModule:
             raise NotOpaqueError("it takes more than tensors and plain values")
         before = [tensor._version for tensor in tensors if not tensor.is_inference()]
         held = self._versions()
-        with FlopCounterMode(display=False) as counter:
+        with flop_counter() as counter:
             result = self.compute(*args, **kwargs)
         self.written |= {name for name, _ in self._versions() - held}
         if before != [tensor._version for tensor in tensors if not tensor.is_inference()]:
@@ -109,6 +88,7 @@ class OpaqueModule:
             raise NotOpaqueError("the sizes of what it returns depend on data")
         if all(call.given != given for call in self.calls):
             self.calls.append(RecordedCall(given, forms, int(counter.get_total_flops())))
+            self._expected.clear()
         self.output, self.constants = spec, constants
         return result
 
@@ -133,6 +113,12 @@ class OpaqueModule:
             return list(map(len, call.given)) != list(map(len, given)), sum(_hint(b) != a for a, b in pairs)
 
         return min(self.calls, key=distance)
+
+    def expected(self, given: tuple[torch.Size, ...]) -> list[Output]:
+        """What a call with inputs of the sizes ``given`` returns, looked up where a step asks again."""
+        if given not in self._expected:
+            self._expected[given] = self.like(given).outputs(given)
+        return self._expected[given]
 
     def form(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> CallForm:
         """How a call with these arguments is made again from its tensors and sizes."""
@@ -170,9 +156,11 @@ class CallForm:
         leaves = [next(waiting[kind]) if kind in waiting else kind[0] for kind in self._kinds]
         args, kwargs = pytree.tree_unflatten(leaves, self._spec)
         found = [leaf for leaf in pytree.tree_leaves(self.module.compute(*args, **kwargs)) if isinstance(leaf, Tensor)]
-        if [(list(made.shape), made.dtype, made.device) for made in found] != self._outputs(tensors):
+        if [(list(made.shape), made.dtype, made.device) for made in found] != self.module.expected(
+            tuple(t.shape for t in tensors)
+        ):
             raise OutputChangedError(f"{self.module.path} returned tensors of other sizes than before")
-        taken = {tensor.untyped_storage()._cdata for tensor in tensors}
+        taken = {_storage(tensor) for tensor in tensors}
         owned = []
         for made in found:
             own = made.clone(memory_format=torch.contiguous_format) if _storage(made) in taken else made.contiguous()
@@ -182,11 +170,9 @@ class CallForm:
 
     def fake(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Tensors without data like those that ``run`` returns."""
-        return [torch.empty(sizes, dtype=dtype, device=device) for sizes, dtype, device in self._outputs(tensors)]
-
-    def _outputs(self, tensors: Sequence[Tensor]) -> list[tuple[list[Any], torch.dtype, torch.device]]:
         given = [tensor.shape for tensor in tensors]
-        return self.module.like(given).outputs(given)
+        outputs = self.module.like(given).outputs(given)
+        return [torch.empty(sizes, dtype=dtype, device=device) for sizes, dtype, device in outputs]
 
 
 def opaque(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, ...]:

@@ -25,6 +25,11 @@ class Residual:
     stream: fx.Node
     contribution: fx.Node
 
+    @property
+    def opaque(self) -> bool:
+        """Whether the sum is made inside an operator, and what is added cannot be seen."""
+        return self.contribution is self.node
+
 
 def find_residuals(graph: fx.Graph, ancestry: Ancestry) -> list[Residual]:
     """The residual sums of ``graph``, in graph order."""

@@ -50,7 +50,7 @@ def _module_drafts(graph: fx.Graph, run: Run, layout: Layout, dependent: set[fx.
     drafts_of: list[tuple[Block, dict[fx.Node, frozenset[fx.Node]]]] = []
     cached = run.blocks[min(layout.starts) : len(run.blocks) - layout.last]
     for block in cached:
-        if all(residual.contribution is residual.node for residual in block.residuals):  # opaque
+        if all(residual.opaque for residual in block.residuals):
             drafts.append(_residual_draft(graph, block.name, [block], dependent))
         slots = [_strip_gate(residual.contribution, dependent) for residual in block.residuals]
         slots = [node for node in dict.fromkeys(slots) if node not in block.spine]

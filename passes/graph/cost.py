@@ -10,17 +10,10 @@ from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import DynamicOutputShapeException
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from hicache_compile.operators.flop_counter import flop_counter
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.graphs import placeholders
 from hicache_compile.passes.graph.shapes import Bindings, concrete
-
-
-def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))
-
-
-# FlopCounterMode has only the GPU attention kernels; the CPU kernel computes the same products.
-_CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
 
 
 class _Run(fx.Interpreter):
@@ -77,7 +70,7 @@ def count_flops(program: fx.GraphModule, bindings: Bindings) -> int:
 
 def flops_by_node(program: fx.GraphModule, bindings: Bindings) -> dict[str, int]:
     """FLOPs of each node, by name, as in ``count_flops``."""
-    with FakeTensorMode(), FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter, torch.no_grad():
+    with FakeTensorMode(), flop_counter() as counter, torch.no_grad():
         run = _Run(program, counter)
         run.run(*(_fake(ops.value(node), bindings) for node in placeholders(program)))
     return run.by_node

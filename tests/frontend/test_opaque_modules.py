@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
-from torch.utils.flop_counter import FlopCounterMode
 
 from hicache_compile import HiCache, hicache_compile
-from hicache_compile.operators.opaque import RecordedCall
+from hicache_compile.operators.flop_counter import flop_counter
+from hicache_compile.operators.recorded_call import RecordedCall
 
 WIDTH, STEPS = 16, 9
 CALLS: Counter[str] = Counter()  # of code that Dynamo cannot trace
@@ -159,17 +159,11 @@ def test_flops_are_those_of_an_eager_run(name: str) -> None:
     model = MODELS[name]()
     compiled = hicache_compile(model, HiCache(interval=3, scope="stack"), backend="eager")
     trajectory(compiled)
-    with FlopCounterMode(display=False, custom_mapping=_cpu_attention()) as counter:
+    with flop_counter() as counter:
         run(model, steps=1)
     report = compiled.report()
     assert report.flops_full == counter.get_total_flops()
     assert report.flops_forecast < (0.11 if name == "streams" else 0.05) * report.flops_full  # the head and the time
-
-
-def _cpu_attention() -> dict[Any, Any]:
-    from hicache_compile.passes.graph.cost import _CPU_ATTENTION
-
-    return _CPU_ATTENTION
 
 
 def test_inductor_compiles_what_is_around_it_and_what_is_in_it() -> None:
