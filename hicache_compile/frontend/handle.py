@@ -28,6 +28,7 @@ from hicache_compile.policy.schedules.base import StepMask
 from hicache_compile.runtime.compiled_graph import CompiledGraph
 from hicache_compile.runtime.per_thread import PerThread
 from hicache_compile.runtime.replay.capture import as_call
+from hicache_compile.runtime.replay.parameters import Parameters
 from hicache_compile.runtime.session import Observer, Session
 from hicache_compile.runtime.step import Context, Step
 from hicache_compile.runtime.storage import snapshot
@@ -108,15 +109,14 @@ class Handle:
         the same backend.
 
         Raises:
-            HiCacheError: ``path`` is not such a file, or other weights made it, or a trajectory is open. Nothing is
-                changed then.
+            HiCacheError: no such file, or other weights made it, or a trajectory is open. Nothing is changed then.
         """
         kept = snapshot.load(path)
         self._session.options.check(kept.policy)
         mine = self._weights()
         if mine and kept.weights and mine != kept.weights:
             raise HiCacheError(f"resume.path = {str(path)!r}: must be of a denoiser with these weights; others made it")
-        with self._session.open_again(kept.num_steps, kept.policy, kept.contexts):
+        with self._session.open_again(kept, Parameters([*self._model.parameters()] if self._model else [])):
             yield
 
     def _weights(self) -> str:

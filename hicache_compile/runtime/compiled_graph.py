@@ -219,15 +219,16 @@ class CompiledGraph:
             state = make_storage(kept, depth if self.options.offload else None, self._quantised)
             state.signature = live.signature
             context.states[place] = state
-        token = parameters.token(self.session.shared.parameters_epoch)
-        if not state.continues(context.trajectory, step.index, token):
+        epoch = self.session.shared.parameters_epoch
+        token = parameters.token(epoch)
+        if not state.continues(context.trajectory, step.index, token, epoch):
             decider = self._decider_of(live, step, step.index)
             decider.carry_over(state.decider)
             state.start(decider, context.trajectory, token)
-            state.witness = parameters.witness()
+            state.made_with(parameters.witness(), epoch)
         elif state.suspended is not None:
             state.resume(self._decider_of(live, step, state.suspended["start"]))
-            state.witness = parameters.witness()
+            state.made_with(parameters.witness(), epoch)
         return state
 
     def _decider_of(self, live: Live, step: Step, start: int) -> Decider:

@@ -25,7 +25,9 @@ from hicache_compile.runtime.nothing_cached import say_what_never_hit
 from hicache_compile.runtime.options import CompileOptions, Shared
 from hicache_compile.runtime.per_thread import PerThread
 from hicache_compile.runtime.replay.dispatch_modes import set_aside
+from hicache_compile.runtime.replay.parameters import Parameters
 from hicache_compile.runtime.step import Context, Step
+from hicache_compile.runtime.storage.snapshot import Snapshot
 
 __all__ = ["DEFAULT_CONTEXT", "Call", "Observer", "Session"]
 
@@ -63,8 +65,7 @@ class Session(StepCounter):
         ``timesteps``: of each step, for policies that are made of them.
 
         Raises:
-            HiCacheError: ``num_steps`` is not a positive integer, the policy's mask has another length,
-                or a trajectory is open already.
+            HiCacheError: ``num_steps`` is no positive integer, a mask has another length, or one is open already.
         """
         whole_number("trajectory", "num_steps", num_steps, 1)
         if self.trajectory is not None:
@@ -90,22 +91,22 @@ class Session(StepCounter):
                     other.free_if_idle()
 
     @contextmanager
-    def open_again(self, num_steps: int, policy: Policy, contexts: list[Context]) -> Iterator[None]:
-        """A trajectory that ``contexts`` are in the middle of.
+    def open_again(self, run: Snapshot, parameters: Parameters) -> Iterator[None]:
+        """The trajectory of ``run``; its anchors are of ``parameters`` as they are now.
 
         Raises:
             HiCacheError: a trajectory is open already.
         """
         if self.trajectory is not None:
             raise HiCacheError(f"resume(): must not be called while a trajectory of {self.num_steps} steps is open")
-        before = self.contexts
-        with self._given_back(before), self.open(num_steps, policy):
+        with self._given_back(self.contexts), self.open(run.num_steps, run.policy):
             assert self.trajectory is not None
-            self.contexts = {context.name: context for context in contexts}
-            for context in contexts:
+            self.contexts = {context.name: context for context in run.contexts}
+            for context in run.contexts:
                 context.trajectory = self.trajectory
                 for state in context.states.values():
                     state.trajectory = state.run = self.trajectory
+                    state.made_with(parameters.witness(), self.shared.parameters_epoch)
             yield
 
     def under_way(self) -> list[Context]:

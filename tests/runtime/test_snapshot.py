@@ -129,6 +129,32 @@ def resumed(handle: Handle, path: Path) -> Any:
     return handle.resume(path)
 
 
+@pytest.mark.parametrize("then", ["goes on", "is suspended again"])
+def test_weights_changed_before_the_first_step_start_the_run_over(tmp_path: Path, then: str) -> None:
+    def changed(denoiser: CompiledDenoiser) -> None:
+        with torch.no_grad():
+            denoiser.layers[0].proj.weight.mul_(0.5)
+
+    path, alone, denoiser = tmp_path / "run.safetensors", compiled(), compiled()
+    with alone.trajectory(STEPS):
+        x = walk(alone, NOISE, range(3))
+        alone.suspend(path)
+        changed(alone)
+        want = walk(alone, x, range(3, STEPS))
+    with denoiser.resume(path):
+        changed(denoiser)
+        if then == "goes on":
+            got = walk(denoiser, x, range(3, STEPS))
+        else:
+            denoiser.suspend(path)
+    if then == "is suspended again":
+        with denoiser.resume(path):
+            got = walk(denoiser, x, range(3, STEPS))
+    assert denoiser.report().decisions("cond") == alone.report().decisions("cond")
+    assert alone.report().decisions("cond").startswith("FF.F")
+    torch.testing.assert_close(got, want, rtol=0, atol=0)
+
+
 def test_another_shape_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.safetensors"
     suspended(path)

@@ -139,6 +139,8 @@ class Walk(RuleBasedStateMachine):
     @rule(name=st.sampled_from(["a", "b"]), cached=st.booleans())
     def a_call_of_its_own_kind(self, name: str, cached: bool) -> None:
         """Of another batch, or without a cache."""
+        if cached and name in self.resumed:  # refused: the anchors of the file are of another batch
+            return
         with contextlib.nullcontext() if cached else self.compiled.disabled():
             self.step(name, noise(0, 2 if cached else 1), cached)
 
@@ -163,8 +165,6 @@ class Walk(RuleBasedStateMachine):
 
     @rule()
     def change_a_weight(self) -> None:
-        if self.resumed:  # a run goes on with the weights of its first step after it is resumed
-            return
         with torch.no_grad():
             self.model.layers[0].proj.weight.mul_(0.9)
         for run in self.runs.values():

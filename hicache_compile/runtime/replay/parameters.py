@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from operator import attrgetter
 
 import torch
 
-from hicache_compile.runtime.storage.rings import Token
+from hicache_compile.runtime.storage.rings import Token, Witness
 
 _version = attrgetter("_version")
 
@@ -25,7 +25,7 @@ class Parameters:
         """Changes when a parameter is replaced or written to; ``epoch`` counts the changes no version shows."""
         return epoch, self._ids, tuple(map(_version, self._versioned))
 
-    def witness(self) -> Callable[[int], Token | None]:
+    def witness(self) -> Witness:
         """What gives the token later on; ``None`` once one of them is gone. It keeps none alive."""
         known = [weakref.ref(tensor) for tensor in self.tensors]
 

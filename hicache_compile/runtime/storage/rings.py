@@ -15,6 +15,7 @@ from hicache_compile.runtime.deciders.base import Decider, Decision, Inputs
 Shape = tuple[tuple[int, ...], torch.dtype, torch.device]
 Kept = Mapping[StateInput, Shape]  # what lasts from step to step, in the order of programs
 Token = tuple[object, ...]
+Witness = Callable[[int], Token | None]  # of some parameters: what changes when they do
 UNKNOWN = ("unknown",)  # the signature of anchors of an older format
 
 
@@ -48,9 +49,10 @@ class Rings:
         self.next_step = -1
         self.trajectory = -1
         self.run = -1  # the trajectory that `decider` is of, though its anchors may be stale
-        self.token: Token | None = ()  # of the parameters that made them; None: the first that is seen
+        self.token: Token | None = ()  # of the parameters that made them; None: of those at `resume`
         self.signature: tuple[object, ...] = ()  # of the graph that wrote them
-        self.witness: Callable[[int], Token | None] = lambda epoch: self.token  # of the parameters as they are now
+        self._witness: Witness = lambda epoch: None  # of the parameters as they are now
+        self._witnessed: Token | None = None  # when these were known to have made the anchors
         self.suspended: dict[str, Any] | None = None  # the decider's state when the run was suspended
         self.counted = False  # rings are told by their place among those that are read, and not by their slots
 
@@ -119,9 +121,12 @@ class Rings:
         if self.counted and _without_slots(self.kept) == _without_slots(kept):
             self.kept, self.counted = kept, False
 
-    def continues(self, trajectory: int, step: int, token: Token) -> bool:
-        """Whether the anchors are those of this trajectory, complete, and made with these parameters."""
-        if self.token is None:
+    def continues(self, trajectory: int, step: int, token: Token, epoch: int) -> bool:
+        """Whether the anchors are those of this trajectory, complete, and made with these parameters.
+
+        ``epoch`` counts the changes of parameters that no version shows.
+        """
+        if self.token is None and not self._stale(epoch):
             self.token = token
         return (self.trajectory, self.next_step, self.token) == (trajectory, step, token)
 
@@ -134,9 +139,16 @@ class Rings:
         self.run = trajectory
 
     def invalidate_if_stale(self, epoch: int) -> None:
-        """The next step starts over if parameters changed; ``epoch`` counts the changes that no version shows."""
-        if self.token != self.witness(epoch):
+        """The next step starts over if parameters changed; ``epoch`` as for ``continues``."""
+        if self._stale(epoch):
             self.invalidate()
+
+    def made_with(self, witness: Witness, epoch: int) -> None:
+        """The anchors are of the parameters that ``witness`` knows, as they are now."""
+        self._witness, self._witnessed = witness, witness(epoch)
+
+    def _stale(self, epoch: int) -> bool:
+        return self._witness(epoch) != self._witnessed
 
     def invalidate(self) -> None:
         """The anchors are no longer complete: the next step starts over."""
