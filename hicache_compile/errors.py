@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 import re
@@ -82,7 +83,40 @@ def one_of(owner: str, field: str, value: object, allowed: Iterable[str]) -> Non
     """Raise unless ``value`` is one of the strings ``allowed``."""
     names = list(allowed)
     if not isinstance(value, str) or value not in names:
-        raise HiCacheError(f"{owner}.{field} = {value!r}: must be one of {', '.join(names)}")
+        raise HiCacheError(f"{owner}.{field} = {value!r}: must be one of {', '.join(names)}{nearest(value, names)}")
+
+
+def named(owner: str, field: str, value: object, allowed: Iterable[str]) -> str:
+    """The one of the names ``allowed`` that ``value`` is, in any case, with ``-``, ``_`` or nothing between words.
+
+    Raises:
+        HiCacheError: it is none of them; the message names the nearest.
+    """
+    names = list(allowed)
+    found = find_name(value, names)
+    if found is None:
+        one_of(owner, field, value, names)
+        raise AssertionError  # it was one of them
+    return found
+
+
+def find_name(value: object, allowed: Iterable[str]) -> str | None:
+    """As ``named``; ``None`` where it is none of them."""
+    plain = _plain_name(value) if isinstance(value, str) else ""
+    return next((name for name in allowed if _plain_name(name) == plain), None)
+
+
+def _plain_name(name: str) -> str:
+    return re.sub(r"[-_ ]", "", name).lower()
+
+
+def nearest(value: object, names: Iterable[str]) -> str:
+    """A question for the end of a message: the name that ``value`` is near to, if there is one."""
+    if not isinstance(value, str) or len(value) > LONGEST:
+        return ""
+    plain = {_plain_name(name): name for name in names}
+    near = difflib.get_close_matches(_plain_name(value), plain, 1)
+    return f" (did you mean {plain[near[0]]}?)" if near else ""
 
 
 _SWITCH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}

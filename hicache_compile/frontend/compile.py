@@ -85,7 +85,7 @@ def hicache_compile(  # type: ignore[misc]  # the overloads leave the options to
     def wrap(module: torch.nn.Module) -> CompiledDenoiser:
         if not isinstance(module, CompiledDenoiser):
             return CompiledDenoiser(module, options)
-        if not pipeline or module.policy != options.policy:
+        if not pipeline or module.policy != module._session.shared.fitted(options.policy, module._orig_mod):
             raise HiCacheError("hicache_compile.model is compiled already: set its policy instead")
         return module  # two pipelines share it
 

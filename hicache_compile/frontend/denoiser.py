@@ -68,6 +68,7 @@ class CompiledDenoiser(Handle, StandIn):
         per_thread = sessions(options)
         shared = per_thread.mine().shared
         shared.model = weakref.ref(model)
+        per_thread.mine().fit_to(model)
         owner = weakref.ref(self)  # Dynamo keeps every backend it was ever given
 
         def receive(dynamo_graph: fx.GraphModule, example_inputs: list[Any]) -> CompiledGraph:

@@ -70,6 +70,8 @@ class CompiledFunction(Handle):
     def receive(self, dynamo_graph: fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
         """What Dynamo calls for each graph it captures."""
         frame = InstructionTranslator.current_tx().output.root_tx
+        if self._first_code is None:
+            self._session.fit_to(frame.f_locals.get("self"))
         captured = CompiledGraph(capture(dynamo_graph), self._sessions)
         programs = captured.programs(captured.layout(self.policy)[0])
         if programs.stateless:
@@ -78,8 +80,7 @@ class CompiledFunction(Handle):
         if self._first_code is None:
             self._first_code = frame.f_code
         begins = frame.f_code is self._first_code
-        forward = getattr(frame.f_locals.get("self"), "forward", None)
-        inputs = GraphInputs(captured.captured, introspection.signature(forward) if forward else None)
+        inputs = GraphInputs(captured.captured, getattr(frame.f_locals.get("self"), "forward", None))
         self._graphs.append(captured)
         return functools.partial(self._run, captured, inputs, begins)
 
@@ -146,10 +147,10 @@ class CompiledFunction(Handle):
 class GraphInputs:
     """The inputs of a captured graph that are arguments of the denoiser."""
 
-    def __init__(self, captured: fx.GraphModule, signature: introspection.Signature | None) -> None:
+    def __init__(self, captured: fx.GraphModule, forward: Callable[..., Any] | None) -> None:
         self.places: dict[str, int] = {}
         self._tensors = [i for i, node in enumerate(placeholders(captured)) if not node.meta["weight"]]
-        ordered = list(signature.parameters) if signature else []
+        ordered = list(introspection.signature(forward).parameters) if forward else []
         for place, node in enumerate(placeholders(captured)):
             name = argument_of(node)
             if isinstance(name, int):

@@ -149,7 +149,7 @@ class Handle:
     def policy(self, value: Any) -> None:
         policy = as_policy(value)
         self._session.options.check(policy)
-        self._session.shared.policy = policy
+        self._session.shared.policy = self._session.shared.fitted(policy, self._model)
 
     @property
     def graphs(self) -> dict[str, fx.GraphModule]:

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hicache_compile.errors import HiCacheError
+from hicache_compile.errors import HiCacheError, find_name, named, nearest
 from hicache_compile.policy.files import read_text, write_whole
 from hicache_compile.policy.forecasters import FORECASTERS, Smoothing, Table
 from hicache_compile.policy.guards import GUARDS
@@ -16,11 +16,24 @@ from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.presets import PRESETS
 from hicache_compile.policy.schedules.base import Always, Free, Growing, Interval, StepMask
 from hicache_compile.policy.schedules.ditango import DiTangoSchedule
+from hicache_compile.policy.schedules.lemica import LeMiCaSchedule
 from hicache_compile.policy.schedules.magcache import MagCacheSchedule
 from hicache_compile.policy.schedules.per_kind import Broadcast, KeySteps, PerKind
 from hicache_compile.policy.sealed import sealed, unsealed
 
-SCHEDULES = (Interval, StepMask, Always, Free, Growing, MagCacheSchedule, PerKind, Broadcast, KeySteps, DiTangoSchedule)
+SCHEDULES = (
+    Interval,
+    StepMask,
+    Always,
+    Free,
+    Growing,
+    MagCacheSchedule,
+    LeMiCaSchedule,
+    PerKind,
+    Broadcast,
+    KeySteps,
+    DiTangoSchedule,
+)
 TYPES: dict[str, type] = {cls.__name__: cls for cls in (*SCHEDULES, *FORECASTERS, *GUARDS, Smoothing, Table)}
 VERSION = 1  # of the format; raised when a field changes its meaning, so that an older release refuses the file
 _MOST_BITS = 1000  # of a number: more than a float has, and as many digits as can be shown
@@ -59,9 +72,7 @@ def from_dict(data: dict[str, Any]) -> Policy:
     values = {key: _rich(key, value) for key, value in fields.items() if key != "version"}
     if "preset" not in data:
         return _make("Policy", Policy, values)
-    name = values.pop("preset")
-    if not isinstance(name, str) or name not in PRESETS:
-        raise HiCacheError(f"policy.preset = {name!r}: must be one of {', '.join(PRESETS)}")
+    name = named("policy", "preset", values.pop("preset"), PRESETS)
     return _make(name, PRESETS[name], values)
 
 
@@ -112,7 +123,7 @@ def as_policy(value: Any) -> Policy:
     _check_sizes(value)
     if isinstance(value, dict):
         return from_dict(value)
-    if isinstance(value, str) and value in PRESETS:
+    if find_name(value, PRESETS):
         return from_dict({"preset": value})
     if isinstance(value, str) and value.lstrip().startswith("{"):
         return from_json(value)
@@ -122,6 +133,7 @@ def as_policy(value: Any) -> Policy:
         return _from_file(Path(value))
     raise HiCacheError(
         f"policy = {value!r}: must be a Policy, a dict, a path to a .json file, or one of {', '.join(PRESETS)}, env"
+        + nearest(value, PRESETS)
     )
 
 

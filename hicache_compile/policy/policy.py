@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -12,6 +13,7 @@ from hicache_compile.policy.environment import fields_from_env
 from hicache_compile.policy.forecasters import Forecaster, Smoothing
 from hicache_compile.policy.guards import Guard, Measure
 from hicache_compile.policy.layout import NOWHERE, SCOPES, WITH_ENDS, Layout
+from hicache_compile.policy.published import PublishedModel, for_model
 from hicache_compile.policy.run import RunInfo, bound
 from hicache_compile.policy.schedules.base import Always, Schedule
 
@@ -144,6 +146,14 @@ class Policy:
         if schedule is self.schedule and forecaster is self.forecaster:
             return self
         return replace(self, schedule=schedule, forecaster=forecaster)
+
+    def for_model(self, model: PublishedModel) -> Policy:
+        """The policy with the published values for ``model`` where none were given."""
+        schedule = for_model(self.schedule, model)
+        guards = tuple(for_model(guard, model) for guard in self.guards)
+        if schedule is self.schedule and all(map(operator.is_, guards, self.guards)):
+            return self
+        return replace(self, schedule=schedule, guards=guards)
 
     def forces(self, step: int, num_steps: int | None) -> bool:
         """Whether ``step`` is computed whatever the guards measure."""

@@ -19,6 +19,7 @@ from hicache_compile.policy.json_codec import as_policy
 from hicache_compile.policy.layout import ANCHORS, QUANTISED, Layout
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.presets import HiCache, Uncached
+from hicache_compile.policy.published import PublishedModel
 from hicache_compile.policy.sparsity.chipmunk import Chipmunk, as_sparsity
 from hicache_compile.runtime.following.pipeline_calls import WatchedPipeline
 from hicache_compile.runtime.replay.attributes import Attributes
@@ -170,6 +171,16 @@ class Shared:
         if any(each.pipeline is None for each in self.pipelines):
             self.pipelines = [each for each in self.pipelines if each.pipeline is not None]
         return self.pipelines
+
+    def fitted(self, policy: Policy, model: object | None) -> Policy:
+        """``policy`` with what is published for ``model`` where it leaves values open; one warning where nothing is."""
+        if model is None:  # not known, or a function
+            return policy
+        known = PublishedModel.of(model)
+        found = policy.for_model(known)
+        for text in known.missing:
+            self.warn_once(text)
+        return found
 
     def warn_once(self, message: str, *values: object) -> None:
         """Log the warning ``message`` for the first time only."""

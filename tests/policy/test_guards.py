@@ -45,7 +45,8 @@ from hicache_compile.policy.guards import GUARDS
 from hicache_compile.policy.json_codec import from_json, to_json
 from hicache_compile.policy.presets.flexcache import from_params, pab_ranges, teacache_threshold
 from hicache_compile.policy.run import RunInfo
-from hicache_compile.policy.schedules.lemica_lists import LISTS, lemica_mask
+from hicache_compile.policy.schedules.lemica import lemica_mask
+from hicache_compile.policy.schedules.lemica_lists import LISTS
 from hicache_compile.policy.schedules.magcache_tables import MAGCACHE_TABLES
 from hicache_compile.runtime.deciders import Decision, RowSpec
 from hicache_compile.runtime.deciders.guarded import GuardedDecider
@@ -212,7 +213,7 @@ def test_a_lemica_list_has_its_budget(model: str, budget: int) -> None:
 
 def test_an_unknown_lemica_list_is_refused() -> None:
     with pytest.raises(HiCacheError, match=r"LeMiCa.budget = 12: must be one of 26, 20, 15, 10 for flux"):
-        LeMiCa(12)
+        LeMiCa(12, "flux")
 
 
 FLEXCACHE = [

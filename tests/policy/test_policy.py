@@ -54,12 +54,13 @@ from hicache_compile.policy.forecasters import FORECASTERS
 from hicache_compile.policy.json_codec import SCHEDULES, as_policy, from_dict, from_json, to_dict, to_json
 from hicache_compile.policy.presets import PRESETS
 from hicache_compile.policy.schedules.base import Schedule
+from hicache_compile.policy.schedules.lemica import LeMiCaSchedule
 
 TABLE = Table(3, (1.0, 4.0, 1.0), ((2, (1, 0), (2.0, -1.0)),))
 SCHEDULE_VALUES: list[Schedule] = [Interval(6), Interval(1, 1), Interval(4, 2, 5), StepMask("1101"), Growing()]
 SCHEDULE_VALUES += [Growing(3.0, 2, 1)]
 SCHEDULE_VALUES += [Free(2, 1), MagCacheSchedule(0.1, 2, 0.1, (1.0, 0.9)), Broadcast(2, 1, 1, (100, 850))]
-SCHEDULE_VALUES += [Free(2, 1, True), Broadcast(2, strict=True)]
+SCHEDULE_VALUES += [Free(2, 1, True), Broadcast(2, strict=True), LeMiCaSchedule(20, 1)]
 SCHEDULE_VALUES += [KeySteps((676, 788)), PerKind({"self-attention": Broadcast(2), "mlp": KeySteps((500,), 2)})]
 ON_DIFFERENCES = [Taylor(3), Hermite(1, 0.3), ScaledTaylor(3, 1)]
 FORECASTER_VALUES: list[Forecaster] = [
@@ -224,9 +225,11 @@ OTHER: list[tuple[Any, dict[str, Any], str, list[Any], str]] = [
     (StepMask, {}, "mask", ["0", "011"], "must start with 1"),
     *((MagCacheSchedule, {"threshold": 0.1}, name, ["1", None, True, -1], "a number from 0") for name in LIMITS),
     *((MagCacheSchedule, {"threshold": 0.1}, name, [None, 0, "yes"], "true or false") for name in FLAGS),
-    (MagCacheSchedule, {"threshold": 0.1}, "table", [None, 3, (), (1.0, "2"), (1.0, -1.0)], "one or more numbers >= 0"),
+    (MagCacheSchedule, {"threshold": 0.1}, "table", [3, (), (1.0, "2"), (1.0, -1.0)], "one or more numbers >= 0"),
     (MagCacheSchedule, {"threshold": 0.1}, "table", ["sdxl"], "flux, flux-kontext"),
     (MagCacheSchedule, {"threshold": 0.1}, "never", [-1, "11", 1.5], "an integer >= 0"),
+    (LeMiCaSchedule, {}, "budget", [0, 12, "20", 1.5, True], "one of 6, 7, 8, 10, 14, 15, 17, 20, 25, 26"),
+    (LeMiCaSchedule, {}, "cooldown", [-1, "1", None], "an integer >= 0"),
     (Broadcast, {"every": 2}, "window", [3, (1,), (2, 1), "ab"], "two timesteps"),
     (KeySteps, {}, "keys", [None, (), 3, ("a",)], "one or more numbers"),
     (KeySteps, {"keys": (1,)}, "blocks", [0, "5", 1.5], "an integer >= 1"),
@@ -356,13 +359,13 @@ def without(field: str) -> dict[str, Any]:
         (HICACHE | {"forecaster": {"type": "Smoothing"}}, "Policy.forecaster = Smoothing("),
         (HICACHE | {"schedule": {"type": "Reuse"}}, "Policy.schedule = Reuse()"),
         (HICACHE | {"guards": [1]}, "Policy.guards = (1,): must be a tuple of guards"),
-        ({"preset": "Hicache"}, "policy.preset = 'Hicache': must be one of HiCache, TaylorSeer, FORA, SCM"),
+        ({"preset": "Hicash"}, "policy.preset = 'Hicash': must be one of HiCache, TaylorSeer, FORA, SCM"),
         ({"preset": None}, "policy.preset = None: must be one of HiCache, TaylorSeer, FORA, SCM"),
         ({"preset": {"name": "HiCache"}}, "policy.preset = {'name': 'HiCache'}: must be one of HiCache, TaylorSeer"),
         ({"preset": "HiCache", "forecaster": False}, "Policy.forecaster = False: must be"),
         ({"preset": "HiCache", "ordr": 1}, "HiCache.ordr: no such field; must be one of interval, order, sigma,"),
         ({"preset": "FORA", "interval": 0}, "Interval.interval = 0: must be an integer >= 1"),
-        ({"preset": "SCM"}, "SCM.mask is missing"),
+        (HICACHE | {"schedule": {"type": "StepMask"}}, "StepMask.mask is missing"),
         ([1, 2], "policy = [1, 2]: must be an object"),
         ("HiCache", "policy = 'HiCache': must be an object"),
         (None, "policy = None: must be an object"),
@@ -400,7 +403,7 @@ def test_a_path_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [None, 6, "hicache", "", Hermite(), Interval(6), HiCache, ["HiCache"]],
+    [None, 6, "shortcut", "", Hermite(), Interval(6), HiCache, ["HiCache"]],
     ids=lambda value: type(value).__name__,
 )
 def test_anything_else_is_no_policy(value: object) -> None:

@@ -189,7 +189,7 @@ def test_longer_masks_cover_every_length_with_the_published_number_of_runs(speed
         ("1011", 5, r"SCM\.num_steps = 5: must be 4, the length of the mask"),
         ("0111", None, r"StepMask\.mask = '0111': must start with 1"),
         ("", None, r"StepMask\.mask = '': must be a string of 1 .* and 0"),
-        ([1, 0], None, r"StepMask\.mask = \[1, 0\]: must be a string of 1 .* and 0"),
+        ([1, 2], None, r"StepMask\.mask = \[1, 2\]: must be a string of 1 .* and 0"),
     ],
 )
 def test_unusable_masks_are_refused(mask: str, num_steps: int, message: str) -> None:

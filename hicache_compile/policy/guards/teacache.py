@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from hicache_compile.errors import HiCacheError, numbers, one_of, true_or_false
 from hicache_compile.policy.guards.arithmetic import Arithmetic, HostArithmetic, Number, Numbers, Truth
 from hicache_compile.policy.guards.base import Guard, Measure, Probe, Signal, nonnegative
+from hicache_compile.policy.guards.models import TEACACHE_MODELS
+from hicache_compile.policy.published import PublishedModel
 
+PUBLISHED = ("threshold", "coefficients", "signal", "warmup", "cooldown")
 TERMS = 10  # of the polynomial, at most
 SIGNALS = (Signal.MODULATED, Signal.MODULATION, Signal.TIME, Signal.RESIDUAL)
 
@@ -29,13 +32,15 @@ class TeaCacheGuard(Guard):
             cut off at 0.
         reference: ``"previous"``: changes from step to step. ``"computed"``: from the last computed step, and added up
             all the same (the first FlexCache).
+        left_open: names of fields that take what is published for the model that is compiled, if anything is.
     """
 
-    threshold: float
+    threshold: float = 0.2
     coefficients: tuple[float, ...] = (1.0, 0.0)
     signal: str = "modulated"
     exact: bool = False
     reference: str = "previous"
+    left_open: tuple[str, ...] = ()
 
     remembers: ClassVar[Mapping[str, float]] = {"accumulated": 0.0}
     numbers_are_data: ClassVar[bool] = True
@@ -49,6 +54,23 @@ class TeaCacheGuard(Guard):
         true_or_false("TeaCacheGuard", "exact", self.exact)
         one_of("TeaCacheGuard", "signal", self.signal, SIGNALS)
         one_of("TeaCacheGuard", "reference", self.reference, ("previous", "computed"))
+        names = tuple(self.left_open) if isinstance(self.left_open, list | tuple) else (self.left_open,)
+        for name in names:
+            one_of("TeaCacheGuard", "left_open", name, PUBLISHED)
+        object.__setattr__(self, "left_open", names)
+
+    def for_model(self, model: PublishedModel) -> TeaCacheGuard:
+        """With the values of ``TEACACHE_MODELS`` for ``model``."""
+        if not self.left_open:
+            return self
+        changes = "changes count as they are" if "coefficients" in self.left_open else "the fit is the one given"
+        name = model.name_in(
+            TEACACHE_MODELS,
+            "TeaCache",
+            f"{changes}, threshold {self.threshold:g}; fit it with `hicache tune --fit teacache`, or name a model",
+        )
+        published = {field: getattr(TEACACHE_MODELS[name], field) for field in self.left_open} if name else {}
+        return replace(self, left_open=(), **published)
 
     @property
     def probe(self) -> Probe:

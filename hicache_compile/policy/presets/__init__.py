@@ -16,7 +16,6 @@ from hicache_compile.policy.presets.guarded import (
     FBCacheTeaCache,
     SeaCache,
     SpeCa,
-    TeaCache,
 )
 from hicache_compile.policy.presets.scheduled import (
     FORA,
@@ -28,6 +27,7 @@ from hicache_compile.policy.presets.scheduled import (
     TaylorSeer,
     Uncached,
 )
+from hicache_compile.policy.presets.teacache import TeaCache
 
 __all__ = [
     "FORA",

@@ -44,7 +44,7 @@ def PAB(
 
 
 def DiTango(
-    cache_ratio: float,
+    cache_ratio: float = 0.5,
     warmup: int = 5,
     cooldown: int = 5,
     groups: int = 2,

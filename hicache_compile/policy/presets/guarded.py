@@ -4,74 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hicache_compile.errors import numbers, one_of
 from hicache_compile.policy.forecasters import Forecaster, Newton, Reuse
 from hicache_compile.policy.guards import (
-    TEACACHE_MODELS,
     AdaCacheGuard,
     DiCacheGuard,
     EasyCacheGuard,
     FirstBlockGuard,
     SeaCacheGuard,
     SpeCaGuard,
-    TeaCacheGuard,
 )
 from hicache_compile.policy.guards.adacache import FAST_30
 from hicache_compile.policy.policy import Policy
+from hicache_compile.policy.presets.teacache import teacache_guard
 from hicache_compile.policy.schedules.base import Free
 
 _REUSE = Reuse()
 _LINEAR = Newton(1)
 
 
-def TeaCache(
-    threshold: float,
-    model: str = "flux",
-    *,
-    coefficients: Sequence[float] | None = None,
-    warmup: int | None = None,
-    max_skips: int | None = None,
-    exact: bool = False,
-    scope: str = "stack",
-    cooldown: int | None = None,
-    forecaster: Forecaster = _REUSE,
-) -> Policy:
-    """TeaCache (2411.19108): reuse the stack's residual until the rescaled changes of a signal add up to ``threshold``.
-
-    Args:
-        model: the model whose fit, signal and forced steps are used (``TEACACHE_MODELS``).
-        coefficients: a custom fit, highest power first (``hicache tune --fit teacache``).
-        warmup, cooldown: forced steps at the start and at the end; by default the model's.
-        max_skips, exact: see ``TeaCacheGuard``.
-    """
-    guard = _teacache(threshold, model, coefficients, warmup, cooldown, max_skips, exact)
-    return Policy(Free(), forecaster, scope, (guard,))
-
-
-def _teacache(
-    threshold: float,
-    model: str,
-    coefficients: Sequence[float] | None = None,
-    warmup: int | None = None,
-    cooldown: int | None = None,
-    max_skips: int | None = None,
-    exact: bool = False,
-) -> TeaCacheGuard:
-    one_of("TeaCache", "model", model, TEACACHE_MODELS)
-    fit = TEACACHE_MODELS[model]
-    return TeaCacheGuard(
-        threshold,
-        fit.coefficients if coefficients is None else numbers("TeaCache", "coefficients", coefficients),
-        fit.signal,
-        exact,
-        warmup=fit.warmup if warmup is None else warmup,
-        cooldown=fit.cooldown if cooldown is None else cooldown,
-        max_skips=max_skips,
-    )
-
-
 def FBCache(
-    threshold: float,
+    threshold: float = 0.05,
     downsample: int = 1,
     warmup: int = 0,
     *,
@@ -87,9 +39,9 @@ def FBCache(
 
 
 def FBCacheTeaCache(
-    fb_threshold: float,
-    tea_threshold: float,
-    model: str = "flux",
+    fb_threshold: float = 0.12,
+    tea_threshold: float | None = None,
+    model: str | None = None,
     *,
     coefficients: Sequence[float] | None = None,
     max_skips: int | None = None,
@@ -106,7 +58,7 @@ def FBCacheTeaCache(
         model, coefficients: see ``TeaCache``.
         max_skips: the maximum number of consecutive steps skipped by both guards.
     """
-    tea = _teacache(tea_threshold, model, coefficients, cooldown=cooldown, max_skips=max_skips)
+    tea = teacache_guard(tea_threshold, model, coefficients, cooldown=cooldown, max_skips=max_skips)
     block = FirstBlockGuard(fb_threshold, warmup=tea.warmup, cooldown=tea.cooldown, max_skips=max_skips)
     return Policy(Free(), forecaster, scope, (tea, block))
 
@@ -144,7 +96,7 @@ def DBCache(
 
 
 def EasyCache(
-    threshold: float,
+    threshold: float = 0.05,
     warmup: int = 5,
     *,
     max_skips: int | None = None,
@@ -158,7 +110,7 @@ def EasyCache(
 
 
 def DiCache(
-    threshold: float,
+    threshold: float = 0.4,
     blocks: int = 1,
     *,
     error: str = "end",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from hicache_compile.errors import HiCacheError, real_number, true_or_false, whole_number
 from hicache_compile.policy.run import RunInfo
@@ -89,12 +89,13 @@ class StepMask:
     """Compute exactly the steps marked ``1``; the mask is as long as the trajectory.
 
     Args:
-        mask: a string of ``1`` (compute) and ``0`` (forecast), starting with ``1``.
+        mask: a string or a sequence of ``1`` (compute) and ``0`` (forecast), starting with ``1``.
     """
 
     mask: str
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "mask", as_mask(self.mask))
         if not isinstance(self.mask, str) or not self.mask or set(self.mask) - {"0", "1"}:
             raise HiCacheError(f"StepMask.mask = {self.mask!r}: must be a string of 1 (compute) and 0 (forecast)")
         if self.mask[0] != "1":
@@ -118,6 +119,13 @@ class StepMask:
     def bind(self, run: RunInfo) -> StepMask:
         """The mask of what is left from the start of ``run`` on; its first step is computed."""
         return StepMask("1" + self.mask[run.start + 1 :]) if run.start else self
+
+
+def as_mask(given: Any) -> Any:
+    """A sequence of 1 and 0, or of booleans, as the string that a mask is; anything else as it is."""
+    if isinstance(given, list | tuple) and all(isinstance(one, int) and one in (0, 1) for one in given):
+        return "".join("1" if one else "0" for one in given)
+    return given
 
 
 @dataclass(frozen=True, slots=True)

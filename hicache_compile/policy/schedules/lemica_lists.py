@@ -1,8 +1,6 @@
-"""LeMiCa's published step lists (2511.00090): the computed steps for each model and budget."""
+"""LeMiCa's published step lists (2511.00090): model -> steps of a run, and the computed steps for each budget."""
 
 from __future__ import annotations
-
-from hicache_compile.errors import HiCacheError, one_of
 
 _FLUX_10 = "0,1,3,7,14,21,28,35,42,49"
 LISTS: dict[str, tuple[int, dict[int, str]]] = {
@@ -45,21 +43,3 @@ LISTS: dict[str, tuple[int, dict[int, str]]] = {
     "qwen-image": (50, {25: "0-19,26,33,36,42,49", 17: "0-10,15,22,29,36,42,49", 10: _FLUX_10}),
     "z-image": (10, {8: "0-3,5,7,8,9", 7: "0,1,2,4,6,8,9", 6: "0,1,2,5,8,9"}),
 }
-
-
-def lemica_mask(model: str, budget: int) -> str:
-    """The mask of ``model`` with ``budget`` computed steps, as a string of ``1`` and ``0``.
-
-    Raises:
-        HiCacheError: no list is published for ``model`` and ``budget``.
-    """
-    one_of("LeMiCa", "model", model, LISTS)
-    num_steps, lists = LISTS[model]
-    if budget not in lists:
-        known = ", ".join(map(str, lists))
-        raise HiCacheError(f"LeMiCa.budget = {budget!r}: must be one of {known} for {model}")
-    computed: set[int] = set()
-    for part in lists[budget].split(","):
-        first, _, last = part.partition("-")
-        computed.update(range(int(first), int(last or first) + 1))
-    return "".join("1" if step in computed else "0" for step in range(num_steps))

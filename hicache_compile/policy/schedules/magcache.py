@@ -5,11 +5,14 @@ The table is known before the run, so this is a static schedule: nothing is meas
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from hicache_compile.errors import HiCacheError, numbers, one_of, true_or_false, whole_number
+from hicache_compile.errors import HiCacheError, named, numbers, true_or_false, whole_number
+from hicache_compile.policy.published import PublishedModel
 from hicache_compile.policy.schedules.magcache_tables import MAGCACHE_TABLES
+
+DEFAULT = "flux"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +24,8 @@ class MagCacheSchedule:
         max_skips: the maximum number of consecutive skipped steps.
         retention: the fraction of the run computed at its start: ``int(retention * N)`` steps.
         table: the ratio of the residual's magnitude to that of the previous step, for each step (the first is 1), or
-            the name of a published table. A run of another length uses the nearest entry.
+            the name of a published table. A run of another length uses the nearest entry. ``None``: the table of the
+            model that is compiled, FLUX's where none is published for it.
         inclusive: a sum equal to the threshold still skips (FLUX, Kontext, HunyuanVideo, diffusers; not Wan, Qwen).
         rounded: ``int(retention * N + 0.5)`` instead (FLUX, Kontext, diffusers).
         never: a step of the table that is never skipped (FLUX: 11).
@@ -31,7 +35,7 @@ class MagCacheSchedule:
     threshold: float
     max_skips: int = 3
     retention: float = 0.2
-    table: str | tuple[float, ...] = "flux"
+    table: str | tuple[float, ...] | None = None
     inclusive: bool = True
     rounded: bool = True
     never: int | None = None
@@ -49,8 +53,10 @@ class MagCacheSchedule:
             true_or_false(owner, name, getattr(self, name))
         if self.never is not None:
             whole_number(owner, "never", self.never, 0)
+        if self.table is None:
+            return
         if isinstance(self.table, str):
-            one_of(owner, "table", self.table, MAGCACHE_TABLES)
+            object.__setattr__(self, "table", named(owner, "table", self.table, MAGCACHE_TABLES))
             return
         object.__setattr__(self, "table", numbers(owner, "table", self.table, least=0.0))
 
@@ -68,8 +74,27 @@ class MagCacheSchedule:
 
     def ratios(self, num_steps: int) -> list[float]:
         """The table resampled to ``num_steps`` steps."""
-        table = MAGCACHE_TABLES[self.table] if isinstance(self.table, str) else self.table
+        table = self.entries
         return [table[_nearest(step, num_steps, len(table))] for step in range(num_steps)]
+
+    @property
+    def entries(self) -> tuple[float, ...]:
+        """The table itself."""
+        return self.table if isinstance(self.table, tuple) else MAGCACHE_TABLES[self.table or DEFAULT]
+
+    def for_model(self, model: PublishedModel) -> MagCacheSchedule:
+        """With the table published for ``model``, and the rounding of its authors."""
+        if self.table is not None:
+            return self
+        instead = "FLUX's table is used; measure your own with `hicache tune --fit magcache`, or name a table"
+        name = model.name_in(MAGCACHE_TABLES, "MagCache", instead)
+        return replace(self, table=name or DEFAULT, **rounding(name or DEFAULT))
+
+
+def rounding(table: object) -> dict[str, bool]:
+    """How the authors of the table named ``table`` round and compare."""
+    strict = table == "qwen-image"
+    return {"inclusive": not strict, "rounded": not strict and table != "hunyuan-video"}
 
 
 def _nearest(step: int, num_steps: int, length: int) -> int:
@@ -79,7 +104,7 @@ def _nearest(step: int, num_steps: int, length: int) -> int:
 @lru_cache(maxsize=64)
 def _computed(schedule: MagCacheSchedule, num_steps: int) -> list[bool]:
     retained = int(schedule.retention * num_steps + (0.5 if schedule.rounded else 0.0))
-    length = len(MAGCACHE_TABLES[schedule.table] if isinstance(schedule.table, str) else schedule.table)
+    length = len(schedule.entries)
     ratio, skipped, error = 1.0, 0, 0.0
     computed = []
     for step, factor in enumerate(schedule.ratios(num_steps)):

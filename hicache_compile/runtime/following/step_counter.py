@@ -50,6 +50,11 @@ class StepCounter:
         self._seen: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()  # timesteps of schedulers
         self._timed: dict[str, TimedBranches] = {}
 
+    def fit_to(self, model: object) -> None:
+        """Take what is published for ``model`` where a policy leaves values open."""
+        self.policy = self.shared.fitted(self.policy, model)
+        self.shared.policy = self.shared.fitted(self.shared.policy, model)
+
     @contextmanager
     def in_context(self, name: str) -> Iterator[None]:
         """Steps inside belong to the context ``name``."""
