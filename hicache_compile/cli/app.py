@@ -15,6 +15,7 @@ from hicache_compile.cli.evaluate import evaluate
 from hicache_compile.cli.explain import explain
 from hicache_compile.cli.export import export
 from hicache_compile.cli.generate import generate
+from hicache_compile.cli.presets import presets
 from hicache_compile.cli.shared import reporting
 from hicache_compile.cli.tune import tune
 from hicache_compile.errors import one_line
@@ -48,6 +49,7 @@ app = typer.Typer(cls=Commands, help="Make diffusion transformers sample several
 
 app.command("demo")(reporting("demo")(demo))
 app.command("explain")(reporting("explain")(explain))
+app.command("presets")(reporting("presets")(presets))
 app.command("export")(reporting("export")(export))
 app.command("generate")(reporting("generate")(generate))
 app.command("tune")(reporting("tune")(tune))

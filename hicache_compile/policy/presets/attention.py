@@ -24,6 +24,8 @@ def PAB(
 ) -> Policy:
     """Pyramid Attention Broadcast (2408.12588): each kind of attention is computed at its own interval.
 
+    Use it for video models with attention over space, over time and to the prompt.
+
     Args:
         spatial: interval of self-attention, joint attention and the parallel blocks of FLUX; 1 computes every step.
         temporal, cross: interval of attention over time; of attention to the prompt.
@@ -54,6 +56,9 @@ def DiTango(
     scope: str = "module",
     forecaster: Forecaster = _REUSE,
 ) -> Policy:
-    """DiTango (HPDC'26): reuse attention to distant keys until the local attention drifts. See ``DiTangoSchedule``."""
+    """DiTango (HPDC'26): reuse attention to distant keys until the local attention drifts. See ``DiTangoSchedule``.
+
+    Use it for long videos on several ranks, where attention to distant keys costs the most.
+    """
     schedule = DiTangoSchedule(cache_ratio, warmup, cooldown, groups, partitions, distributed)
     return Policy(schedule, forecaster, scope)

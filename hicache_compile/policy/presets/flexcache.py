@@ -29,6 +29,8 @@ def FlexCache(
 ) -> Policy:
     """A policy from FlexCache's four parameters.
 
+    Use it to take over settings of Smart-Diffusion.
+
     ======== ==========================================================================================
     teacache threshold ``lo + cache_ratio * (hi - lo)``, of (.04, .20) for a 14B model and (.08, .35) otherwise, on
              the projected time embedding, with the Wan fit of ``model``

@@ -32,8 +32,10 @@ def FBCache(
     cooldown: int = 0,
     forecaster: Forecaster = _REUSE,
 ) -> Policy:
-    """First-block cache (ParaAttention, diffusers): reuse while block 0's residual is close to that of the last full
-    step."""
+    """First-block cache (ParaAttention, diffusers): reuse while block 0's residual is near the last computed one.
+
+    Use it where prompts differ in how much can be skipped: each run decides for itself, without calibration.
+    """
     guard = FirstBlockGuard(threshold, downsample, warmup=warmup, cooldown=cooldown, max_skips=max_skips)
     return Policy(Free(), forecaster, scope, (guard,), first=1)
 
@@ -50,6 +52,8 @@ def FBCacheTeaCache(
     forecaster: Forecaster = _REUSE,
 ) -> Policy:
     """TeaCache, then the first-block cache: on steps TeaCache does not skip, block 0 runs and may end the step.
+
+    Use it where a fit is published for the model and block 0 is a small part of it.
 
     Both guards store only fully computed steps, so neither builds on the approximation of the other. Steps TeaCache
     forces are computed in full. A step TeaCache skips does not change the state of the first-block cache.
@@ -78,6 +82,8 @@ def DBCache(
 ) -> Policy:
     """DBCache (cache-dit): the first blocks are measured, the last refine, the residual of those between is reused.
 
+    Use it to reproduce cache-dit; more first blocks are safer and slower.
+
     Args:
         first, last: the number of blocks at the start and at the end that always run.
         max_cached, max_continuous: see ``FirstBlockGuard``.
@@ -104,7 +110,10 @@ def EasyCache(
     cooldown: int = 1,
     forecaster: Forecaster = _REUSE,
 ) -> Policy:
-    """EasyCache (2507.02860): no calibration; the output's change is estimated from the input's by their last ratio."""
+    """EasyCache (2507.02860): no calibration; the output's change is estimated from the input's by their last ratio.
+
+    Use it where nothing is published for the model.
+    """
     guard = EasyCacheGuard(threshold, warmup=warmup, cooldown=cooldown, max_skips=max_skips)
     return Policy(Free(), forecaster, scope, (guard,))
 
@@ -121,6 +130,8 @@ def DiCache(
     forecaster: Forecaster | None = None,
 ) -> Policy:
     """DiCache (2508.17356): the first ``blocks`` blocks are the probe, and their residual aligns the reused residual.
+
+    Use it where plain reuse drifts and each run has to decide for itself.
 
     Args:
         error: see ``DiCacheGuard``.
@@ -140,7 +151,10 @@ def AdaCache(
     cooldown: int = 2,
     forecaster: Forecaster = _REUSE,
 ) -> Policy:
-    """AdaCache (2411.02397): the change of the residual between computed steps sets the distance to the next one."""
+    """AdaCache (2411.02397): the change of the residual between computed steps sets the distance to the next one.
+
+    Use it for videos that differ in how much they move.
+    """
     guard = AdaCacheGuard(codebook, warmup=warmup, cooldown=cooldown)  # type: ignore[arg-type]  # made tuples and checked there
     return Policy(Free(), forecaster, scope, (guard,))
 
@@ -157,6 +171,8 @@ def SpeCa(
     forecaster: Forecaster | None = None,
 ) -> Policy:
     """SpeCa (2509.11628): forecasts are drafts, and the last block is computed on them to verify.
+
+    Use it where no forecast may go unverified: a draft that is far off is computed.
 
     Args:
         threshold, decay, least: see ``SpeCaGuard``.
@@ -183,6 +199,8 @@ def SeaCache(
     forecaster: Forecaster = _LINEAR,
 ) -> Policy:
     """SeaCache (2602.18993): forecast until the changes of the filtered noisy input add up to ``threshold``.
+
+    Use it in place of diffusers' SeaCache hook.
 
     Defaults are those of diffusers' hook. The authors filter the modulated input (``signal="modulated"``), reuse
     (``forecaster=Reuse()``) and skip any number of steps (``max_skips=None``).

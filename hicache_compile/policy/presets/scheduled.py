@@ -18,7 +18,10 @@ _REUSE = Reuse()
 
 
 def Uncached() -> Policy:
-    """Compute every step in full and store nothing: for sparsity without a cache."""
+    """Compute every step in full and store nothing: for sparsity without a cache.
+
+    Use it with ``sparsity=``, or to compare.
+    """
     return Policy(Always(), Reuse(), NOWHERE)
 
 
@@ -32,7 +35,10 @@ def HiCache(
     cooldown: int = 0,
     forecaster: Forecaster | None = None,
 ) -> Policy:
-    """HiCache (2508.16984): every ``interval``-th step in full, scaled Hermite forecasts between."""
+    """HiCache (2508.16984): every ``interval``-th step in full, scaled Hermite forecasts between.
+
+    Use it first, for runs of about 20 steps or more; a larger interval is faster and rougher.
+    """
     return Policy(Interval(interval, warmup, cooldown), _chosen(forecaster, Hermite(order, sigma)), scope)
 
 
@@ -45,7 +51,10 @@ def TaylorSeer(
     cooldown: int = 0,
     forecaster: Forecaster | None = None,
 ) -> Policy:
-    """TaylorSeer (2503.06923): every ``interval``-th step in full, Taylor forecasts between."""
+    """TaylorSeer (2503.06923): every ``interval``-th step in full, Taylor forecasts between.
+
+    Use it to reproduce results with Taylor forecasts.
+    """
     return Policy(Interval(interval, warmup, cooldown), _chosen(forecaster, Taylor(order)), scope)
 
 
@@ -57,7 +66,10 @@ def FORA(
     cooldown: int = 0,
     forecaster: Forecaster | None = None,
 ) -> Policy:
-    """FORA (2407.01425): every ``interval``-th step in full, plain reuse between."""
+    """FORA (2407.01425): every ``interval``-th step in full, plain reuse between.
+
+    Use it as a baseline, or where memory holds a single anchor.
+    """
     return Policy(Interval(interval, warmup, cooldown), _chosen(forecaster, Reuse()), scope)
 
 
@@ -71,7 +83,10 @@ def Spectrum(
     cooldown: int = 0,
     forecaster: Forecaster | None = None,
 ) -> Policy:
-    """Spectrum (2603.01623): full steps with growing gaps, and a Chebyshev regression on all of them between."""
+    """Spectrum (2603.01623): full steps with growing gaps, and a Chebyshev regression on all of them between.
+
+    Use it for long runs, where memory holds one slot for the whole model.
+    """
     return Policy(Growing(alpha, warmup, cooldown), _chosen(forecaster, GlobalChebyshev(degree, ridge)), scope)
 
 
