@@ -3,7 +3,7 @@
 # `make exhaustive` also runs the cases that `make test` leaves out (tests/support/sampled_cases.py): hours.
 # All make .venv on their first run and use it again afterwards.
 
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
@@ -32,11 +32,11 @@ lint: $(STAMP)
 	cd $(VENV) && MYPYPATH=typed bin/mypy --config-file ../pyproject.toml -p hicache_compile
 
 # torch first and alone: nothing else may pick another build of it.
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet "torch>=2.11,<2.14"
-	$(BIN)/pip install --quiet --editable ".[dev]"
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $(STAMP)
 
 clean:

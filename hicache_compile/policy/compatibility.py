@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import StrEnum
 
 from hicache_compile.errors import HiCacheError
+from hicache_compile.policy.str_enum import StrEnum
 
 
 class Trait(StrEnum):

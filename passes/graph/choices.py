@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import ClassVar
 
 from hicache_compile.policy.sparsity.phases import Phase
+from hicache_compile.policy.str_enum import StrEnum
 
 Phases = tuple[tuple[str, Phase], ...]  # of the computed groups that are not plainly dense
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 from torch import fx
+
+from hicache_compile.policy.str_enum import StrEnum
 
 
 class Role(StrEnum):

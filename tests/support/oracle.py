@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import factorial
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -117,7 +117,7 @@ class PublishedCache(nn.Module):
         """A letter for every step so far, ``F`` or ``.``."""
         return "".join("F" if step in self.full_steps else "." for step in range(self.step + 1))
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> PublishedCache:
         self.reset()
         for module in self.cached_modules():
             module.forward = self.caching(module.forward)

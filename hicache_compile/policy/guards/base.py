@@ -10,12 +10,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from enum import StrEnum
 from typing import ClassVar
 
 from hicache_compile.errors import HiCacheError, whole_number
 from hicache_compile.policy.guards.arithmetic import Arithmetic, HostArithmetic, Number, Numbers, Truth
 from hicache_compile.policy.schedules.base import in_window
+from hicache_compile.policy.str_enum import StrEnum
 
 
 class Signal(StrEnum):

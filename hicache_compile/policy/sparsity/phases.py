@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-
 from hicache_compile.policy.sparsity.chipmunk import Chipmunk
+from hicache_compile.policy.str_enum import StrEnum
 
 
 class Phase(StrEnum):
