@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from hicache_compile.cli.bench import bench
 from hicache_compile.cli.demo import demo
+from hicache_compile.cli.doctor import doctor
 from hicache_compile.cli.evaluate import evaluate
 from hicache_compile.cli.explain import explain
 from hicache_compile.cli.export import export
@@ -49,6 +50,7 @@ app = typer.Typer(cls=Commands, help="Make diffusion transformers sample several
 
 app.command("demo")(reporting("demo")(demo))
 app.command("explain")(reporting("explain")(explain))
+app.command("doctor")(reporting("doctor")(doctor))
 app.command("presets")(reporting("presets")(presets))
 app.command("export")(reporting("export")(export))
 app.command("generate")(reporting("generate")(generate))

@@ -20,6 +20,7 @@ Policies = Annotated[
     list[str] | None, typer.Option("--policy", help="A preset name, a .json file or JSON; several are compared.")
 ]
 Prompts = Annotated[list[str] | None, typer.Option("--prompt", help="A prompt; may be given several times.")]
+EXTRAS = {"export": "onnx", "explain": "generate", "tune": "eval"}  # of commands; others have one of their own name
 MOST = 10_000  # steps, samples, frames, ...: more is a slip of the hand, and would not end
 MOST_PIXELS = 65_536  # of an edge
 Steps = Annotated[int, typer.Option(min=1, max=MOST, help="Sampling steps.")]
@@ -41,7 +42,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the same as JSON.")]
 def reporting(name: str) -> Callable[[Callable[Arguments, None]], Callable[Arguments, None]]:
     """The decorator of the command ``name``: a ``HiCacheError`` becomes one red line on stderr, and exit status 2.
 
-    So does what the system says of a file: that is none of ours, but no fault of the program either.
+    So does what the system says of a file: that is none of ours, but no fault of the program either; and a package of
+    an extra that is not installed.
     """
 
     def decorate(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
@@ -51,6 +53,14 @@ def reporting(name: str) -> Callable[[Callable[Arguments, None]], Callable[Argum
                 command(*args, **kwargs)
             except (HiCacheError, OSError) as error:
                 typer.secho(f"hicache {name}: {one_line(str(error))}", err=True, fg="red")
+                raise typer.Exit(2) from None
+            except ModuleNotFoundError as error:
+                if error.name is None or error.name.startswith("hicache_compile"):
+                    raise
+                extra = f"hicache_compile[{EXTRAS.get(name, name)}]"
+                typer.secho(
+                    f"hicache {name}: {error.name} is not installed: must be; pip install '{extra}'", err=True, fg="red"
+                )
                 raise typer.Exit(2) from None
 
         return run
