@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,34 +22,45 @@ if TYPE_CHECKING:
 
 def demo(
     steps: Annotated[int, typer.Option(min=4, max=shared.MOST, help="Sampling steps.")] = 50,
-    per_class: Annotated[int, typer.Option(min=1, max=shared.MOST, help="Digits sampled of each class.")] = 10,
+    per_class: Annotated[int, typer.Option(min=1, max=shared.MOST, help="Digits sampled of each class.")] = 3,
     seed: shared.Seed = 0,
     backend: shared.Backend = "inductor",
+    everything: Annotated[bool, typer.Option("--all", help="All twelve policies, in both scopes.")] = False,
     sparse: Annotated[bool, typer.Option("--sparse", help="Also with sparse attention and MLPs (Chipmunk).")] = False,
     out: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("hicache_demo.png"),
     json: shared.AsJson = False,
 ) -> None:
-    """Sample digits uncached and under several policies; print a table and draw a picture."""
+    """Sample digits uncached and under several policies, in turns; print a table and draw a picture."""
     from tqdm import tqdm
 
     from hicache_compile.backends import BACKENDS
-    from hicache_compile.demo.compare import CONTESTANTS, SPARSE, compare, trajectories_of
+    from hicache_compile.demo.compare import CONTESTANTS, FEW, SPARSE, compare, steps_of
     from hicache_compile.demo.picture import draw
     from hicache_compile.inspection.figures import check_picture
 
     one_of("demo", "backend", backend, BACKENDS)
     check_picture("demo.out", out)
-    others = SPARSE if sparse else ()
-    total = steps * trajectories_of(CONTESTANTS, others)
+    contestants, others = CONTESTANTS if everything else FEW, SPARSE if sparse else ()
+    total = steps_of(steps, contestants, others)
     with tqdm(total=total, desc="sampling", unit="step", file=sys.stderr) as bar:
-        results = compare(per_class, steps, seed, backend, sparse=others, on_step=bar.update)
+        results = compare(per_class, steps, seed, backend, contestants, others, bar.update)
     draw(results, out)
     if json:
         shared.print_json([_finite(result) for result in results])
         return
     console = Console()
     console.print(table(results, backend))
+    for result in filter(operator.attrgetter("faulty"), results):
+        console.print(f"[red]{fault(result)}[/red]")
     console.print(f"picture: {out}")
+
+
+def fault(result: Result) -> str:
+    """What is wrong with the speed of ``result``, which is faulty."""
+    return (
+        f"measuring fault: {result.policy}, {result.group}: {result.clock_speedup:.2f} by the clock is more than its "
+        f"{result.report.flops_speedup:.2f} by FLOPs; the machine was slower for a while: run it again"
+    )
 
 
 def table(results: Sequence[Result], backend: str) -> Table:

@@ -1,10 +1,11 @@
-"""Sample the same digits uncached and under several policies, and compare speed and quality."""
+"""Sample the same digits uncached and under several policies, in turns, and compare speed and quality."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,6 +32,12 @@ CONTESTANTS: tuple[Contestant, ...] = tuple(
         ("FORA N=6", FORA(interval=6, warmup=3, scope=scope)),
     )
 )
+FEW: tuple[Contestant, ...] = tuple(
+    entry for entry in CONTESTANTS if entry[1].scope == "stack" and entry[0] != "HiCache N=7"
+)
+ROUNDS = 3
+MOST_CLOCK = 1.03  # times the FLOPs that the clock may save: noise
+WARM_UP = 8  # steps, among which every policy here has a computed one and a forecast
 SPARSITY = Chipmunk(group=16, mlp_block=16)  # for the 64 + 4 tokens of the demo model
 SPARSE: tuple[Contestant, ...] = (
     ("Chipmunk", Uncached()),
@@ -46,7 +53,8 @@ class Result:
 
     ``psnr`` (dB over a range of 2, mean over images) and ``relative_error`` (2-norm) are against the uncached sample of
     the same seed. ``accuracy``: fraction of images that the classifier recognizes as the requested digit.
-    ``clock_speedup``: the time of the uncached sampling loop divided by the time of this one, without compilation.
+    ``clock_speedup``: the time of the uncached sampling loop divided by the time of this one, without compilation; the
+    median over rounds, in each of which all policies are sampled one after another.
     """
 
     policy: str
@@ -58,6 +66,11 @@ class Result:
     relative_error: float
     accuracy: float
     images: torch.Tensor
+
+    @property
+    def faulty(self) -> bool:
+        """Whether the clock saves more than the FLOPs, which cannot be: the machine was slower in the meantime."""
+        return self.clock_speedup > MOST_CLOCK * self.report.flops_speedup
 
     @property
     def group(self) -> str:
@@ -75,9 +88,10 @@ MEASURED = ("clock_speedup", "psnr", "relative_error", "accuracy")
 COUNTED = ("computed", "forecast", "flops_speedup", "state_bytes", "programs", "recompiles", "graph_breaks")
 
 
-def trajectories_of(contestants: Sequence[Contestant], sparse: Sequence[Contestant] = ()) -> int:
-    """The number of trajectories ``compare`` samples: one per policy, and per group two uncached and one warm-up."""
-    return 3 * len(_groups(contestants, sparse)) + len(contestants) + len(sparse)
+def steps_of(num_steps: int, contestants: Sequence[Contestant], sparse: Sequence[Contestant] = ()) -> int:
+    """The number of steps ``compare`` makes: of the uncached sample and each policy in every round, and to warm up."""
+    warm_ups = 1 + len(_groups(contestants, sparse))
+    return warm_ups * WARM_UP + ROUNDS * num_steps * (1 + len(contestants) + len(sparse))
 
 
 def compare(
@@ -85,44 +99,48 @@ def compare(
     num_steps: int,
     seed: int,
     backend: str,
-    contestants: Sequence[Contestant] = CONTESTANTS,
+    contestants: Sequence[Contestant] = FEW,
     sparse: Sequence[Contestant] = (),
     on_step: Callable[[], object] = lambda: None,
 ) -> list[Result]:
     """The result of the uncached sample, of ``contestants`` in order, and of ``sparse`` with ``SPARSITY``.
 
-    The uncached time is that of a denoiser under ``disabled()``, which runs the program of plain ``torch.compile``: the
-    median of the uncached runs before and after each group of policies.
+    The uncached sample is that of a denoiser under ``disabled()``, which runs the program of plain ``torch.compile``.
     """
     labels = torch.arange(digits.CLASSES).repeat(per_class)
     model = load_model()
-    uncached = hicache_compile(model, contestants[0][1], backend=backend)
-    baselines: list[Sample] = []
-    runs: list[tuple[str, str, bool, Report, Sample]] = []
-
-    def run(denoiser: CompiledDenoiser) -> Sample:
-        return sample(denoiser, labels, num_steps, seed, on_step)
-
-    def run_uncached() -> None:
-        with uncached.disabled():
-            if not baselines:
-                sample(uncached, labels, num_steps=1)  # compiles
-            baselines.append(run(uncached))
-
+    plain = hicache_compile(model, Uncached(), backend=backend)
+    runners = [_Runner("uncached", plain, None)]
     for sparsity, mine in _groups(contestants, sparse):
-        run_uncached()
         deepest = max(mine, key=lambda entry: entry[1].depth)[1]
         compiled = hicache_compile(model, deepest, backend=backend, sparsity=sparsity)
-        run(compiled)  # compiles
-        for name, policy in mine:
-            compiled.policy = policy
-            result = run(compiled)
-            runs.append((name, policy.scope, sparsity is not None, compiled.report(), result))
-        run_uncached()
-    baseline = statistics.median(entry.seconds for entry in baselines)
-    first = Sample(baselines[0].images, baseline)
-    rows = [("uncached", "", False, uncached.report(), first), *runs]
-    return [_result(*row, first, labels) for row in rows]
+        runners += [_Runner(name, compiled, policy, sparsity is not None) for name, policy in mine]
+    for denoiser in dict.fromkeys(runner.denoiser for runner in runners):
+        with nullcontext() if denoiser is not plain else plain.disabled():
+            sample(denoiser, labels, WARM_UP, seed, on_step)  # compiles
+    for _ in range(ROUNDS):
+        for runner in runners:
+            runner.run(labels, num_steps, seed, on_step)
+    return [_result(runner, runners[0], labels) for runner in runners]
+
+
+@dataclass(slots=True)
+class _Runner:
+    """A policy (``None``: no cache) on a denoiser, which others may share, and its samples of all rounds."""
+
+    name: str
+    denoiser: CompiledDenoiser
+    policy: Policy | None
+    sparse: bool = False
+    samples: list[Sample] = field(default_factory=list)
+    report: Report | None = None
+
+    def run(self, labels: torch.Tensor, num_steps: int, seed: int, on_step: Callable[[], object]) -> None:
+        if self.policy is not None:
+            self.denoiser.policy = self.policy
+        with self.denoiser.disabled() if self.policy is None else nullcontext():
+            self.samples.append(sample(self.denoiser, labels, num_steps, seed, on_step))
+        self.report = self.report or self.denoiser.report()
 
 
 def _groups(
@@ -136,18 +154,20 @@ def _groups(
     return [*groups, (SPARSITY, sparse)] if sparse else groups
 
 
-def _result(
-    name: str, scope: str, sparse: bool, report: Report, found: Sample, reference: Sample, labels: torch.Tensor
-) -> Result:
-    difference = found.images - reference.images
+def _result(runner: _Runner, uncached: _Runner, labels: torch.Tensor) -> Result:
+    found, reference = runner.samples[0].images, uncached.samples[0].images
+    difference = found - reference
+    assert runner.report is not None  # it ran
     return Result(
-        policy=name,
-        scope=scope,
-        sparse=sparse,
-        report=report,
-        clock_speedup=reference.seconds / found.seconds,
-        psnr=float(psnr(found.images, reference.images).mean()),
-        relative_error=float(difference.norm() / reference.images.norm()),
-        accuracy=float((digits.classify(found.images) == labels).float().mean()),
-        images=found.images,
+        policy=runner.name,
+        scope="" if runner.policy is None else runner.policy.scope,
+        sparse=runner.sparse,
+        report=runner.report,
+        clock_speedup=statistics.median(
+            theirs.seconds / mine.seconds for mine, theirs in zip(runner.samples, uncached.samples, strict=True)
+        ),
+        psnr=float(psnr(found, reference).mean()),
+        relative_error=float(difference.norm() / reference.norm()),
+        accuracy=float((digits.classify(found) == labels).float().mean()),
+        images=found,
     )

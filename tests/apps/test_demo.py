@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from hicache_compile import HiCache, hicache_compile
 from hicache_compile.cli import app
-from hicache_compile.cli.demo import table
+from hicache_compile.cli.demo import fault, table
 from hicache_compile.demo import digits
 from hicache_compile.demo.compare import compare
 from hicache_compile.demo.picture import draw
@@ -65,7 +65,7 @@ def test_a_cached_sample_is_nearer_to_the_uncached_one_than_reuse() -> None:
 def test_the_command_prints_data_and_draws(tmp_path: Path) -> None:
     picture = tmp_path / "demo.png"
     arguments = ["demo", "--steps", "8", "--per-class", "1", "--backend", "eager", "--json", "--out", str(picture)]
-    arguments.append("--sparse")
+    arguments += ["--all", "--sparse"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     rows = json.loads(result.stdout)
@@ -91,6 +91,10 @@ def test_the_table_fits_a_terminal_of_80_columns(tmp_path: Path) -> None:
     text = console.export_text()
     assert "…" not in text
     assert "module scope" in text
+    too_fast = replace(results[1], clock_speedup=9.0)
+    assert too_fast.faulty
+    assert fault(too_fast).startswith("measuring fault: HiCache N=4, module scope: 9.00 by the clock")
+    assert not replace(results[1], clock_speedup=results[1].report.flops_speedup).faulty
     draw(results, tmp_path / "few.png")
 
 
