@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from diffusers import FluxPipeline
+from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 
-from hicache_compile.demo.emoji import flow, icons, judge, pipeline
+from hicache_compile.demo.emoji import examine, flow, icons, judge, pipeline, twin
 from hicache_compile.demo.emoji.autoencoder import new_autoencoder
 from hicache_compile.demo.emoji.captions import STYLES, Subject, every_caption
 from hicache_compile.demo.emoji.text import TOKENS, TextEncoders
-from hicache_compile.demo.emoji.training import Plan, Training, train
+from hicache_compile.demo.emoji.training import Plan, Training
 
 SUBJECTS = [Subject(name, style) for name in ("fox", "owl", "red heart") for style in STYLES]
 
@@ -47,6 +50,7 @@ def test_the_folder_is_a_pipeline_of_plain_diffusers(tmp_path: Path) -> None:
     nn.init.normal_(model.transformer.proj_out.weight, std=0.2)  # which is 0 before training
     made = pipeline.assemble(model, new_autoencoder())
     pipeline.save(made, tmp_path)
+    assert "Copyright (c) Microsoft" in (tmp_path / "LICENCES.md").read_text()
     loaded = FluxPipeline.from_pretrained(tmp_path)
     weights = sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
     assert weights + 2 * sum(p.numel() for p in judge.Judge(727).parameters()) < 12e6
@@ -57,45 +61,89 @@ def test_the_folder_is_a_pipeline_of_plain_diffusers(tmp_path: Path) -> None:
     assert (found - wanted).abs().max() <= 1  # of 255: the same weights, rounding of the pixels
 
 
+@pytest.mark.slow
 def test_what_is_drawn_follows_the_caption() -> None:
     torch.manual_seed(0)
-    model = flow.TextToPicture(every_caption(SUBJECTS))
-    training = Training(model, Plan(steps=30, rate=3e-3, warmup=1))
-    pictures = torch.randn(2, 64, 32).repeat(4, 1, 1)
-    captions = ["fox", "owl"] * 4
-    losses = [float(training.advance(lambda m, g: flow.loss_of(m, pictures, captions, g))) for _ in range(30)]
+    training = Training(flow.TextToPicture(every_caption(SUBJECTS)), Plan(steps=30, rate=3e-3, warmup=1))
+    clean, captions = torch.randn(2, 64, 32).repeat(4, 1, 1), ["fox", "owl"] * 4
+    losses = [float(training.advance(lambda m, g: flow.loss_of(m, clean, captions, g))) for _ in range(30)]
     assert losses[0] > 1.8  # of the velocity, which has variance 2
-    assert losses[-1] < 0.8 * losses[0]
+    with torch.no_grad():
+        right, wrong = (
+            float(flow.loss_of(training.model, clean, captions[shift:] + captions[:shift], torch.Generator()))
+            for shift in (0, 1)
+        )
+    assert right < 0.8 * wrong
 
 
-PROGRAM = """
-import sys, torch, pathlib
-from tests.apps.test_emoji import small_training
-small_training(pathlib.Path(sys.argv[1]))
-"""
-
-
-def small_training(checkpoint: Path, steps: int = 300) -> nn.Module:
+def test_pairs_are_made_once_and_the_twin_learns_their_lines(tmp_path: Path) -> None:
     torch.manual_seed(0)
+    model = flow.TextToPicture(every_caption(SUBJECTS))
+    path, made = tmp_path / "00000.safetensors", []
+    for _ in range(2):
+        twin.make_pairs(pipeline.assemble(model, new_autoencoder()), SUBJECTS, 1, tmp_path, steps=2)
+        made.append(path.stat().st_mtime_ns)
+    assert made[0] == made[1]
+    pair = load_file(path)
+    assert torch.equal(pair["noise"], pair["clean"])  # an untrained model moves nothing
+    assert len(set(twin.captions_of(0, SUBJECTS))) > len(SUBJECTS)
+    noise, clean = torch.randn(2, 4, 64, 32)
 
-    def loss(model: nn.Module, generator: torch.Generator) -> torch.Tensor:
-        return model(torch.randn(8, 64, generator=generator)).square().mean()
+    def straight(tokens: torch.Tensor, time: torch.Tensor, captions: list[str]) -> torch.Tensor:
+        chosen = [int(caption) for caption in captions]
+        wanted = torch.lerp(clean[chosen], noise[chosen], time[:, None, None])
+        assert torch.equal(tokens, wanted)
+        assert set((time * twin.TIMES).tolist()) <= set(range(1, twin.TIMES + 1))
+        return noise[chosen] - clean[chosen]
 
-    return train(
-        nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 4)), loss, Plan(steps, 1e-3, save_every=0), checkpoint
-    )
+    loss = twin.twin_loss(noise, clean, [str(index) for index in range(4)])
+    assert loss(straight, torch.Generator()) == 0
+
+
+def test_a_sheet_shows_rows_together(tmp_path: Path) -> None:
+    real, drawn = torch.zeros(3, 3, 64, 64, dtype=torch.uint8), torch.full((3, 3, 64, 64), 9, dtype=torch.uint8)
+    examine.save_sheet([real, drawn], tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (192, 128)
+        assert (sheet.getpixel((0, 0)), sheet.getpixel((0, 64))) == ((0, 0, 0), (9, 9, 9))
+
+
+def test_pairs_to_look_at_are_spread() -> None:
+    subjects = [Subject(f"thing {index}", style) for index in range(200) for style in STYLES]
+    held_out = examine.choose(subjects, held_out=True)
+    assert all(subjects[index].held_out for index in held_out)
+    shown = examine.choose(subjects, held_out=False, count=10)
+    assert len(shown) == 10
+    assert shown[-1] - shown[0] > 300
+
+
+SMALL_TRAINING = """
+import torch
+from hicache_compile.demo.emoji.training import Plan, train
+
+def loss(model, generator):
+    return model(torch.randn(8, 64, generator=generator)).square().mean()
+
+def small_training(checkpoint):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Tanh(), torch.nn.Linear(64, 4))
+    return train(model, loss, Plan(300, 1e-3, save_every=0), checkpoint)
+"""
 
 
 def test_a_killed_training_reaches_the_same_weights(tmp_path: Path) -> None:
     checkpoint = tmp_path / "killed.pt"
-    process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(checkpoint)], stderr=subprocess.DEVNULL)
+    program = f"{SMALL_TRAINING}\nimport pathlib, sys\nsmall_training(pathlib.Path(sys.argv[1]))"
+    process = subprocess.Popen([sys.executable, "-c", program, str(checkpoint)], stderr=subprocess.DEVNULL)
     while not checkpoint.exists():
         assert process.poll() is None
         time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
     assert 0 < torch.load(checkpoint, weights_only=True)["step"] < 300
-    again, unbroken = small_training(checkpoint), small_training(tmp_path / "unbroken.pt")
+    here: dict[str, Any] = {}
+    exec(SMALL_TRAINING, here)
+    again, unbroken = (here["small_training"](path) for path in (checkpoint, tmp_path / "unbroken.pt"))
     for name, wanted in unbroken.state_dict().items():
         assert torch.equal(again.state_dict()[name], wanted)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -31,7 +32,7 @@ def assemble(model: TextToPicture, autoencoder: AutoencoderTiny) -> FluxPipeline
 
 
 def save(pipeline: FluxPipeline, folder: Path) -> None:
-    """Write ``pipeline`` to ``folder`` in fp16; it is fp16 afterwards.
+    """Write ``pipeline`` to ``folder`` in fp16, with the licences of the pictures; it is fp16 afterwards.
 
     Without a ``torch_dtype`` diffusers loads its models in float32, but transformers in what their config names.
     """
@@ -40,6 +41,7 @@ def save(pipeline: FluxPipeline, folder: Path) -> None:
         path = folder / name / "config.json"
         config = json.loads(path.read_text())
         path.write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n")
+    (folder / "LICENCES.md").write_text(files("hicache_compile.demo.emoji").joinpath("LICENCES.md").read_text())
 
 
 @torch.no_grad()

@@ -116,3 +116,9 @@ def train(model: Module, loss_of: LossOf[Module], plan: Plan, checkpoint: Path) 
             saved = now
     training.save(checkpoint)
     return training.average.eval()
+
+
+def load_average(model: Module, checkpoint: Path) -> Module:
+    """``model`` with the moving average of the weights in ``checkpoint``, whether or not its training has ended."""
+    model.load_state_dict(torch.load(checkpoint, weights_only=True)["average"])
+    return model.requires_grad_(False).eval()
