@@ -62,8 +62,8 @@ class PublishedModel:
     @classmethod
     def of(cls, module: Any) -> PublishedModel:
         """The denoiser ``module``, under wrappers of ``torch.compile`` and of parallel training."""
-        while any(inner in getattr(module, "_modules", {}) for inner in ("_orig_mod", "module")):
-            module = module._modules.get("_orig_mod") or module._modules["module"]
+        while len(inner := getattr(module, "_modules", {})) == 1 and inner.keys() <= {"_orig_mod", "module"}:
+            (module,) = inner.values()
         config = getattr(module, "config", None)
         known = config if isinstance(config, Mapping) else vars(config) if hasattr(config, "__dict__") else {}
         name = type(module).__name__

@@ -130,3 +130,10 @@ def test_masks_may_be_sequences() -> None:
     assert SCM("MEDIUM") == SCM()
     with pytest.raises(HiCacheError, match="must be a string"):
         StepMask([1, 2])  # type: ignore[arg-type]  # what is tested
+
+
+def test_wrappers_are_looked_through_and_a_child_of_that_name_is_none() -> None:
+    flux = random_flux(1, 1)
+    assert PublishedModel.of(torch.compile(torch.nn.DataParallel(flux))).names == ("flux",)
+    own = torch.nn.ModuleDict({"module": flux, "head": torch.nn.Linear(2, 2)})
+    assert PublishedModel.of(own) == PublishedModel("ModuleDict", ())

@@ -50,10 +50,8 @@ class TextToPicture(nn.Module):
         super().__init__()
         self.text = text.TextEncoders(captions)
         self.transformer = FluxTransformer2DModel(**CONFIG)
-        for (
-            name,
-            module,
-        ) in self.transformer.named_modules():  # at first each block hands on its input (DiT, 2212.09748)
+        # at first each block hands on its input (DiT, 2212.09748)
+        for name, module in self.transformer.named_modules():
             if isinstance(module, nn.Linear) and ("norm" in name or name == "proj_out"):
                 nn.init.zeros_(module.weight)
                 nn.init.zeros_(module.bias)

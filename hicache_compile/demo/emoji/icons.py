@@ -7,6 +7,7 @@ packages of fixed version and content.
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import io
 import json
@@ -25,6 +26,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from hicache_compile.demo.emoji.captions import STYLES, Subject, in_words, shared_names
+from hicache_compile.policy.files import write_whole
 
 SIZE = 64  # pixels
 
@@ -118,9 +120,8 @@ def draw_all(styles: Sequence[Icons]) -> tuple[list[Subject], torch.Tensor]:
 
 def save(subjects: Sequence[Subject], pictures: torch.Tensor, path: Path) -> None:
     """Write ``subjects`` and ``pictures`` to one safetensors file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     named = json.dumps([[subject.name, subject.style] for subject in subjects])
-    save_file({"pictures": pictures}, path, metadata={"subjects": named})
+    write_whole(path, functools.partial(save_file, {"pictures": pictures}, metadata={"subjects": named}))
 
 
 def load(path: Path) -> tuple[list[Subject], torch.Tensor]:

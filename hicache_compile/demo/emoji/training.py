@@ -6,8 +6,8 @@ What a step draws at random depends on its number alone, so a checkpoint holds n
 from __future__ import annotations
 
 import copy
+import functools
 import logging
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +17,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import nn
 from tqdm import trange
+
+from hicache_compile.policy.files import write_whole
 
 log = logging.getLogger(__name__)
 Module = TypeVar("Module", bound=nn.Module)
@@ -83,9 +85,7 @@ class Training(Generic[Module]):
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(state, path.with_suffix(".new"))
-        os.replace(path.with_suffix(".new"), path)
+        write_whole(path, functools.partial(torch.save, state))
 
     def load(self, path: Path) -> None:
         """Go on from what ``save`` wrote."""

@@ -8,6 +8,7 @@ guidance.
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from hicache_compile.demo.emoji.pipeline import GUIDANCE, STEPS, assemble, save
 from hicache_compile.demo.emoji.text import TOKENS
 from hicache_compile.demo.emoji.training import LossOf, Plan
 from hicache_compile.demo.emoji.training import train as train_by
+from hicache_compile.policy.files import write_whole
 
 TIMES = 8  # the twin learns the times of 8 steps, of which those of 4, 2 and 1 are a part
 SHARD = 32  # pairs of one file
@@ -63,8 +65,8 @@ def make_pairs(pipeline: FluxPipeline, subjects: Sequence[Subject], shards: int,
             latents=noise,
             output_type="latent",
         ).images
-        save_file({"noise": noise.half(), "clean": clean.half()}, path.with_suffix(".new"))
-        path.with_suffix(".new").rename(path)
+        pairs = {"noise": noise.half(), "clean": clean.half()}
+        write_whole(path, functools.partial(save_file, pairs))
 
 
 def twin_loss(noise: torch.Tensor, clean: torch.Tensor, captions: Sequence[str]) -> LossOf[TextToPicture]:
