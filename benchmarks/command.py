@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import logging
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -24,34 +22,38 @@ from hicache_compile.benchmarks import (
     onnx,
     sparse,
     sparse_fidelity,
-    study,
+    study_sections,
     study_tables,
 )
 from hicache_compile.benchmarks.charts import draw
 from hicache_compile.benchmarks.contenders import BASELINES, OURS, WITH_GRAPHS
 from hicache_compile.benchmarks.expectations import check, with_best_peer
 from hicache_compile.benchmarks.lockstep import race
+from hicache_compile.benchmarks.measurement import Line, Measurement
 from hicache_compile.benchmarks.peers import PEERS
 from hicache_compile.benchmarks.record import records
 from hicache_compile.benchmarks.scenarios import SCENARIOS
+from hicache_compile.benchmarks.study import EVALUATIONS
 from hicache_compile.errors import HiCacheError
+from hicache_compile.evaluation.journal import Journal, once, unfinished
 from hicache_compile.generate.record import json_lines
 from hicache_compile.policy.files import add_line, check_writable
+from hicache_compile.policy.progress import kept
 
-Line = dict[str, Any]
-OTHERS: dict[str, Callable[[], list[Line]]] = {
-    "host": host.measure,
-    "compile": compile_time.measure,
-    "memory": memory.measure,
-    "growth": growth.measure,
-    "guards": guards.measure,
-    "onnx": onnx.measure,
-    "sparse": sparse.measure,
-    "sparse-fidelity": sparse_fidelity.measure,
-    **{f"study-{scope}": partial(study.methods, scope) for scope in study.EVALUATIONS},
-    "study-cost": study.cost,
-    "study-ablations": study.ablations,
-    "study-transfer": study.transfer,
+NOTHING = "with --out what was measured would have been kept"
+OTHERS = {
+    "host": Measurement(host.measure),
+    "compile": Measurement(compile_time.measure, compile_time.compare),
+    "memory": Measurement(memory.measure, memory.compare),
+    "growth": Measurement(growth.measure),
+    "guards": Measurement(guards.measure),
+    "onnx": Measurement(onnx.measure),
+    "sparse": Measurement(sparse.measure),
+    "sparse-fidelity": Measurement(sparse_fidelity.measure),
+    **{f"study-{scope}": Measurement(partial(study_sections.methods, scope)) for scope in EVALUATIONS},
+    "study-cost": Measurement(study_sections.cost),
+    "study-ablations": Measurement(study_sections.ablations),
+    "study-transfer": Measurement(study_sections.transfer),
 }
 
 
@@ -66,26 +68,35 @@ def run(
 ) -> bool:
     """Run the measurements ``names``; whether every expectation checked holds.
 
+    What is measured stands in a journal beside ``out`` until all is; the same command goes on from there.
+
     Raises:
         HiCacheError: there is no measurement of such a name, or it needs a GPU and there is none.
     """
-    logging.getLogger("hicache_compile.benchmarks").setLevel(logging.INFO)
     for name in names:
         if name not in SCENARIOS and name not in OTHERS:
             raise HiCacheError(f"bench {name!r}: must be one of {', '.join([*SCENARIOS, *OTHERS])}")
     for place in (out, charts and charts / "chart.png"):
         if place is not None:
             check_writable(place)
+    journal = None
+    if out is not None:
+        journal = Journal(unfinished(out), {"names": names, "rounds": rounds, "only": only}, "bench.out")
     lines: list[Line] = []
-    for name in names:
-        measured = _race(name, rounds, only) if name in SCENARIOS else OTHERS[name]()
-        lines += measured
-        if out is not None:
-            add_line(out, json_lines(measured))
-        if as_json:
-            print(json_lines(measured), end="", flush=True)
-        else:
-            _print(name, measured)
+    with kept(f"what was measured is in {journal.path}; the same command goes on" if journal else NOTHING):
+        for name in names:
+            if name in SCENARIOS:
+                measured = once(journal, name, 0, partial(_race, name, rounds, only))
+            else:
+                measured = OTHERS[name].run(name, journal)
+            lines += measured
+            if as_json:
+                print(json_lines(measured), end="", flush=True)
+            else:
+                _print(name, measured)
+    if out is not None and journal is not None:
+        add_line(out, json_lines(lines))
+        journal.path.unlink()
     if charts is not None:
         raced = [line for line in lines if "contender" in line]
         paths = (draw(raced, charts) if raced else []) + growth.draw(

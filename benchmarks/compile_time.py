@@ -10,6 +10,8 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from hicache_compile.benchmarks.memory import in_own_process
@@ -17,26 +19,30 @@ from hicache_compile.benchmarks.memory import in_own_process
 WAYS = ("plain 4 8", "regional 4 8", "ours 4 8 stack", "ours 4 8 module", "plain 19 38", "ours 19 38 stack")
 
 
-def measure(ways: tuple[str, ...] = WAYS) -> list[dict[str, Any]]:
-    """Seconds until everything is compiled, cold and warm, and the ratios to plain ``torch.compile``."""
-    lines = []
+def measure(ways: tuple[str, ...] = WAYS) -> Iterator[Callable[[], dict[str, Any]]]:
+    """Seconds until everything is compiled, cold and warm."""
     for way in ways:
-        with tempfile.TemporaryDirectory() as cache:
-            one_thread = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "OMP_NUM_THREADS": "1"}
-            cold, warm = (
-                in_own_process(__name__, *way.split(), environment={"TORCHINDUCTOR_CACHE_DIR": cache, **one_thread})
-                for _ in range(2)
-            )
-        lines.append(
-            {"measured": "compile time", "way": way, "cold_s": cold["seconds"], "warm_s": warm["seconds"], **cold}
+        yield partial(_line, way)
+
+
+def _line(way: str) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as cache:
+        one_thread = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        cold, warm = (
+            in_own_process(__name__, *way.split(), environment={"TORCHINDUCTOR_CACHE_DIR": cache, **one_thread})
+            for _ in range(2)
         )
-        lines[-1].pop("seconds")
+    seconds = {"cold_s": cold.pop("seconds"), "warm_s": warm["seconds"]}
+    return {"measured": "compile time", "way": way, **seconds, **cold}
+
+
+def compare(lines: Sequence[dict[str, Any]]) -> None:
+    """Add the ratios to plain ``torch.compile``, cold."""
     cold = {line["way"].split()[1]: line["cold_s"] for line in lines if line["way"].startswith("plain")}
     for line in lines:
         plain = cold.get(line["way"].split()[1])
         if plain is not None:
             line |= {"cold_over_plain": line["cold_s"] / plain, "warm_over_plain_cold": line["warm_s"] / plain}
-    return lines
 
 
 def _once(way: str, layers: str, single_layers: str, scope: str = "stack") -> dict[str, Any]:

@@ -9,15 +9,16 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hicache_compile import HiCache, hicache_compile
-from hicache_compile.benchmarks.host import measure as host_time
+from hicache_compile.benchmarks.host import at_scope
 from hicache_compile.benchmarks.memory import forget_peak, in_own_process, peak_bytes
 from hicache_compile.benchmarks.models import Flux
 from hicache_compile.benchmarks.record import environment
@@ -63,19 +64,16 @@ FIGURES = {
 }
 
 
-def measure() -> list[Line]:
+def measure() -> Iterator[Callable[[], Line]]:
     """One line per value of each axis, with the other axes at their defaults."""
-    return [
-        {
-            "measured": "growth",
-            "axis": axis,
-            "value": value,
-            **in_own_process(__name__, axis, str(value)),
-            **environment(),
-        }
-        for axis, values in AXES.items()
-        for value in values
-    ]
+    for axis, values in AXES.items():
+        for value in values:
+            yield partial(_line, axis, value)
+
+
+def _line(axis: str, value: Any) -> Line:
+    measured = in_own_process(__name__, axis, str(value))
+    return {"measured": "growth", "axis": axis, "value": value, **measured, **environment()}
 
 
 @torch.no_grad()
@@ -107,7 +105,7 @@ def _point(point: Point) -> Line:
         "trajectory_s": sum(took for _, took in by_step),
         "compile_s": compiling,
         "pass_s": _pass_seconds(model, arguments, point),
-        "host_us": host_time(shape, ("stack",), 1)[0]["ours_us"],
+        "host_us": at_scope(shape, "stack", 1)["ours_us"],
         "state_mb": report.state_bytes / 1e6,
         "peak_mb": peak / 1e6,
         "programs": report.programs,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -53,7 +52,6 @@ FITTED_ON = 5
 BUDGETS = (2, 3, 5)  # reduction factors of computed steps
 HERMITE = Hermite(2, 0.5)
 Line = dict[str, Any]
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,29 +109,19 @@ def _speca(threshold: float, forecaster: Forecaster) -> Policy:
     return Policy(Free(3), forecaster, "stack", (guard,))
 
 
-def measure(digits: int = DIGITS) -> list[Line]:
+def measure(digits: int = DIGITS) -> Iterator[Callable[[], Line]]:
     """One line per method, knob and forecaster."""
-    with quietly():
-        return _measure(digits)
-
-
-def _measure(digits: int) -> list[Line]:
     denoiser = hicache_compile(load_model(), FORA(scope="stack"), backend="eager")
     fitting = [functools.partial(sample, denoiser, torch.tensor([n]), STEPS, 1000 + n) for n in range(FITTED_ON)]
-    tea = fit(denoiser, fitting, "teacache", STEPS // 3).policy.guards[0].coefficients  # type: ignore[attr-defined]
-    table = fit(denoiser, fitting, "magcache", STEPS // 3).policy.schedule.table  # type: ignore[attr-defined]
+    with quietly():
+        tea = fit(denoiser, fitting, "teacache", STEPS // 3).policy.guards[0].coefficients  # type: ignore[attr-defined]
+        table = fit(denoiser, fitting, "magcache", STEPS // 3).policy.schedule.table  # type: ignore[attr-defined]
     with denoiser.disabled():
         uncached = [_sample(denoiser, number) for number in range(digits)]
-    lines = []
     for method in methods(tea, table):
         for forecaster in method.forecasters:
             for knob in method.knobs:
-                lines.append(
-                    _line(denoiser, method, forecaster, knob, uncached)
-                    | {"digits": digits, "command": "hicache bench guards", **environment()}
-                )
-                log.info("%(method)s %(forecaster)s %(knob)s: %(computed).1f, %(relative_error).4f", lines[-1])
-    return lines
+                yield functools.partial(_line, denoiser, method, forecaster, knob, uncached)
 
 
 def _sample(denoiser: CompiledDenoiser, number: int) -> torch.Tensor:
@@ -146,7 +134,8 @@ def _line(
     denoiser.policy = method.policy(knob, forecaster)
     images, computed, speedups = [], [], []
     for number in range(len(uncached)):
-        images.append(_sample(denoiser, number))
+        with quietly():
+            images.append(_sample(denoiser, number))
         report = denoiser.report()
         computed.append(report.computed)
         speedups.append(report.flops_speedup)
@@ -161,6 +150,9 @@ def _line(
         "equivalents": sum(STEPS / speedup for speedup in speedups) / len(speedups),
         "flops_speedup": len(speedups) / sum(1 / speedup for speedup in speedups),
         "relative_error": float(difference / torch.cat(list(uncached)).norm()),
+        "digits": len(uncached),
+        "command": "hicache bench guards",
+        **environment(),
     }
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -27,12 +28,18 @@ def _nothing(program: fx.GraphModule, *_: object) -> Callable[..., Any]:
     return lambda *inputs: outputs
 
 
-@torch.no_grad()
 def measure(
     shape: Flux = FLUX_57, scopes: tuple[str, ...] = ("module", "stack"), rounds: int = 8
-) -> list[dict[str, Any]]:
+) -> Iterator[Callable[[], dict[str, Any]]]:
     """Microseconds per step of plain ``torch.compile`` and of ours, alternating: medians, and the first step of a
     run."""
+    for scope in scopes:
+        yield partial(at_scope, shape, scope, rounds)
+
+
+@torch.no_grad()
+def at_scope(shape: Flux, scope: str, rounds: int) -> dict[str, Any]:
+    """The line of one ``scope``, from ``rounds`` runs of ours and as many steps of plain ``torch.compile``."""
     model = shape.model()
     arguments = {
         "hidden_states": shape.noise(),
@@ -51,33 +58,28 @@ def measure(
 
     plain = torch.compile(model, backend=lambda program, inputs: _nothing(program))
     steps(plain, 3)
-    lines = []
-    for scope in scopes:
-        with mock.patch("hicache_compile.runtime.program_set.lower", _nothing):
-            ours = hicache_compile(model, HiCache(interval=7, scope=scope), backend="eager")
+    with mock.patch("hicache_compile.runtime.program_set.lower", _nothing):
+        ours = hicache_compile(model, HiCache(interval=7, scope=scope), backend="eager")
+        with ours.trajectory(50):
+            steps(ours, 50)
+        mine: list[float] = []
+        first: list[float] = []
+        theirs: list[float] = []
+        for _ in range(rounds):
             with ours.trajectory(50):
-                steps(ours, 50)
-            mine: list[float] = []
-            first: list[float] = []
-            theirs: list[float] = []
-            for _ in range(rounds):
-                with ours.trajectory(50):
-                    run = steps(ours, 50)
-                first.append(run[0])
-                mine += run
-                theirs += steps(plain, 50)
-        lines.append(
-            {
-                "measured": "host time of a step",
-                "blocks": shape.layers + shape.single_layers,
-                "inputs": len(list(model.parameters())) + 6,
-                "scope": scope,
-                "plain_us": statistics.median(theirs),
-                "ours_us": statistics.median(mine),
-                "first_step_us": statistics.median(first),
-                "ours_over_plain": statistics.median(mine) / statistics.median(theirs),
-                "run_over_plain": sum(mine) / sum(theirs),
-                **environment(),
-            }
-        )
-    return lines
+                run = steps(ours, 50)
+            first.append(run[0])
+            mine += run
+            theirs += steps(plain, 50)
+    return {
+        "measured": "host time of a step",
+        "blocks": shape.layers + shape.single_layers,
+        "inputs": len(list(model.parameters())) + 6,
+        "scope": scope,
+        "plain_us": statistics.median(theirs),
+        "ours_us": statistics.median(mine),
+        "first_step_us": statistics.median(first),
+        "ours_over_plain": statistics.median(mine) / statistics.median(theirs),
+        "run_over_plain": sum(mine) / sum(theirs),
+        **environment(),
+    }

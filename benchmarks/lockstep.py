@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from hicache_compile.benchmarks.contenders import Contender, Prepared
 from hicache_compile.benchmarks.models import Arguments
 from hicache_compile.benchmarks.scenarios import Scenario
+from hicache_compile.policy.progress import progress
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def race(scenario: Scenario, contenders: Sequence[Contender], rounds: int) -> Ra
     racers: list[Racer] = []
     refused: dict[str, str] = {}
     torch._dynamo.reset()
-    for contender in contenders:
+    for contender in progress(contenders, what=f"{scenario.name}, compiling", unit="contender"):
         began = time.perf_counter()
         try:
             racer = Racer(contender, contender.prepare(shape.twin(original), scenario), shape.noise())
@@ -70,13 +71,18 @@ def race(scenario: Scenario, contenders: Sequence[Contender], rounds: int) -> Ra
         racer.compiling = time.perf_counter() - began
         racer.seconds.clear()
         racers.append(racer)
-        log.info("%s is ready after %.0f s", contender.name, racer.compiling)
-    for _ in range(rounds):
-        _trajectory(racers, scenario, branches)
+    with progress(total=rounds * scenario.steps * len(racers), what=f"{scenario.name}, in turns", unit="step") as bar:
+        for _ in range(rounds):
+            _trajectory(racers, scenario, branches, bar.update)
     return Race(scenario, racers, refused, sum(parameter.numel() for parameter in original.parameters()))
 
 
-def _trajectory(racers: Sequence[Racer], scenario: Scenario, branches: dict[str, Arguments]) -> None:
+def _trajectory(
+    racers: Sequence[Racer],
+    scenario: Scenario,
+    branches: dict[str, Arguments],
+    on_step: Callable[[], object] = lambda: None,
+) -> None:
     with ExitStack() as stack:
         for racer in racers:
             stack.enter_context(racer.prepared.run())
@@ -86,6 +92,7 @@ def _trajectory(racers: Sequence[Racer], scenario: Scenario, branches: dict[str,
             for racer in racers:
                 for step in range(start, min(start + scenario.interval, scenario.steps)):
                     _step(racer, scenario, branches, step)
+                    on_step()
 
 
 def _step(racer: Racer, scenario: Scenario, branches: dict[str, Arguments], step: int) -> None:

@@ -9,23 +9,28 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 WAYS = ("plain", "stack", "module")
 
 
-def measure(ways: tuple[str, ...] = WAYS) -> list[dict[str, Any]]:
-    """Bytes, and the ratios to plain ``torch.compile``.
+def measure(ways: tuple[str, ...] = WAYS) -> Iterator[Callable[[], dict[str, Any]]]:
+    """Bytes of each way.
 
     ``tensor_bytes``: the weights, the anchors and the peak of a trajectory above the idle process; ``peak_bytes``: the
     whole process, including the compiler's graphs and caches.
     """
-    lines = [{"measured": "peak memory", "way": way, **in_own_process(__name__, way)} for way in ways]
-    plain = next((line for line in lines if line["way"] == "plain"), None)
-    for line in lines if plain else []:
-        line |= {f"{key}_over_plain": line[f"{key}_bytes"] / plain[f"{key}_bytes"] for key in ("tensor", "peak")}  # type: ignore[index]
-    return lines
+    for way in ways:
+        yield lambda way=way: {"measured": "peak memory", "way": way, **in_own_process(__name__, way)}  # type: ignore[misc]
+
+
+def compare(lines: Sequence[dict[str, Any]]) -> None:
+    """Add the ratios to plain ``torch.compile``."""
+    (plain,) = (line for line in lines if line["way"] == "plain")
+    for line in lines:
+        line |= {f"{key}_over_plain": line[f"{key}_bytes"] / plain[f"{key}_bytes"] for key in ("tensor", "peak")}
 
 
 def in_own_process(module: str, *arguments: str, environment: dict[str, str] | None = None) -> dict[str, Any]:

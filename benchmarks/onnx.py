@@ -5,6 +5,8 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,10 @@ from hicache_compile.benchmarks.scenarios import SCENARIOS
 STEPS = 50
 
 
-def measure(scopes: tuple[str, ...] = ("module", "stack")) -> list[dict[str, Any]]:
+def measure(scopes: tuple[str, ...] = ("module", "stack")) -> Iterator[Callable[[], dict[str, Any]]]:
     """One line per scope: medians over one trajectory of 50 steps."""
-    return [{"measured": "onnxruntime", "scope": scope, **_at_scope(scope), **environment()} for scope in scopes]
+    for scope in scopes:
+        yield partial(_at_scope, scope)
 
 
 def _at_scope(scope: str) -> dict[str, Any]:
@@ -48,9 +51,12 @@ def _at_scope(scope: str) -> dict[str, Any]:
             seconds[computing].append(time.perf_counter() - began)
     full, forecast = (1e3 * statistics.median(seconds[computing]) for computing in (True, False))
     return {
+        "measured": "onnxruntime",
+        "scope": scope,
         "full_step_ms": full,
         "forecast_step_ms": forecast,
         "forecast_over_full": forecast / full,
         "export_s": exporting,
         "onnxruntime": onnxruntime.__version__,
+        **environment(),
     }

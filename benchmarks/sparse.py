@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -30,10 +30,15 @@ FLUX_DEV = Flux(
 Line = dict[str, Any]
 
 
-def measure() -> list[Line]:
+def measure() -> Iterator[Callable[[], Line]]:
     """One line each for attention, an MLP and whole steps."""
-    found = [_attention(), _mlp(), _steps(FLUX_DEV if DEVICE == "cuda" else SHAPE)]
-    return [{"measured": "sparse", **line, "command": "hicache bench sparse", **environment()} for line in found]
+    for part in (_attention, _mlp, _steps):
+        yield lambda part=part: {  # type: ignore[misc]
+            "measured": "sparse",
+            **part(),
+            "command": "hicache bench sparse",
+            **environment(),
+        }
 
 
 def _normal(*shape: int) -> torch.Tensor:
@@ -107,7 +112,7 @@ def _in_turns(contenders: Mapping[str, Callable[[], Any]]) -> Line:
 
 
 @torch.no_grad()
-def _steps(shape: Flux) -> Line:
+def _steps(shape: Flux = FLUX_DEV if DEVICE == "cuda" else SHAPE) -> Line:
     """Alternate steps of a FLUX with plain ``torch.compile`` and with Chipmunk at its default settings."""
     model = shape.model()
     plain = torch.compile(shape.twin(model))

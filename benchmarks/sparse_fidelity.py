@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,32 +21,39 @@ SMALL: dict[str, Any] = {"group": 16, "mlp_block": 16}  # for 64 + 4 tokens
 Line = dict[str, Any]
 
 
-def measure() -> list[Line]:
+def measure() -> Iterator[Callable[[], Line]]:
     """One line per policy and sparsity: relative error against the uncached samples of the same noise."""
-    labels = torch.arange(digits.CLASSES).repeat(EACH)
+    for case in _cases():
+        yield partial(_line, *case)
+
+
+def _labels() -> torch.Tensor:
+    return torch.arange(digits.CLASSES).repeat(EACH)
+
+
+@functools.cache
+def _expected() -> torch.Tensor:
     uncached = hicache_compile(load_model(), Uncached(), backend="eager")
-    expected = torch.cat([sample(uncached, labels, STEPS, seed).images for seed in SEEDS])
-    found = []
-    for name, policy, settings in _cases():
-        sparsity = None if settings is None else Chipmunk(**SMALL, **settings)
-        denoiser = hicache_compile(load_model(), policy, backend="eager", sparsity=sparsity)
-        images = torch.cat([sample(denoiser, labels, STEPS, seed).images for seed in SEEDS])
-        report = denoiser.report()
-        found.append(
-            {
-                "measured": "sparse fidelity",
-                "policy": name,
-                "sparsity": settings,
-                "decisions": report.decisions(),
-                "flops_speedup": report.flops_speedup,
-                "relative_error": float((images - expected).norm() / expected.norm()),
-                "accuracy": float((digits.classify(images) == labels.repeat(len(SEEDS))).float().mean()),
-                "digits": len(images),
-                "command": "hicache bench sparse-fidelity",
-                **environment(),
-            }
-        )
-    return found
+    return torch.cat([sample(uncached, _labels(), STEPS, seed).images for seed in SEEDS])
+
+
+def _line(name: str, policy: Policy, settings: dict[str, Any] | None) -> Line:
+    sparsity = None if settings is None else Chipmunk(**SMALL, **settings)
+    denoiser = hicache_compile(load_model(), policy, backend="eager", sparsity=sparsity)
+    images = torch.cat([sample(denoiser, _labels(), STEPS, seed).images for seed in SEEDS])
+    report = denoiser.report()
+    return {
+        "measured": "sparse fidelity",
+        "policy": name,
+        "sparsity": settings,
+        "decisions": report.decisions(),
+        "flops_speedup": report.flops_speedup,
+        "relative_error": float((images - _expected()).norm() / _expected().norm()),
+        "accuracy": float((digits.classify(images) == _labels().repeat(len(SEEDS))).float().mean()),
+        "digits": len(images),
+        "command": "hicache bench sparse-fidelity",
+        **environment(),
+    }
 
 
 def _cases() -> Iterator[tuple[str, Policy, dict[str, Any] | None]]:

@@ -50,8 +50,8 @@ app = typer.Typer(cls=Commands, help="Make diffusion transformers sample several
 
 app.command("demo")(reporting("demo")(demo))
 app.command("explain")(reporting("explain")(explain))
-app.command("doctor")(reporting("doctor")(doctor))
-app.command("presets")(reporting("presets")(presets))
+app.command("doctor")(reporting("doctor", models=False)(doctor))
+app.command("presets")(reporting("presets", models=False)(presets))
 app.command("export")(reporting("export")(export))
 app.command("generate")(reporting("generate")(generate))
 app.command("tune")(reporting("tune")(tune))

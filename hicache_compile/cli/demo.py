@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import operator
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +14,7 @@ from rich.table import Table
 
 from hicache_compile.cli import shared
 from hicache_compile.errors import one_of
+from hicache_compile.policy.progress import progress
 
 if TYPE_CHECKING:
     from hicache_compile.demo.compare import Result
@@ -31,8 +31,6 @@ def demo(
     json: shared.AsJson = False,
 ) -> None:
     """Sample digits uncached and under several policies, in turns; print a table and draw a picture."""
-    from tqdm import tqdm
-
     from hicache_compile.backends import BACKENDS
     from hicache_compile.demo.compare import CONTESTANTS, FEW, SPARSE, compare, steps_of
     from hicache_compile.demo.picture import draw
@@ -42,7 +40,7 @@ def demo(
     check_picture("demo.out", out)
     contestants, others = CONTESTANTS if everything else FEW, SPARSE if sparse else ()
     total = steps_of(steps, contestants, others)
-    with tqdm(total=total, desc="sampling", unit="step", file=sys.stderr) as bar:
+    with progress(total=total, what="compiling, then sampling", unit="step") as bar:
         results = compare(per_class, steps, seed, backend, contestants, others, bar.update)
     draw(results, out)
     if json:

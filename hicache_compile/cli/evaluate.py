@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +12,7 @@ from rich.table import Table
 
 from hicache_compile.cli import shared
 from hicache_compile.policy.files import check_writable, write_whole
+from hicache_compile.policy.progress import kept, progress
 
 if TYPE_CHECKING:
     from hicache_compile.evaluation.intervals import Interval95
@@ -30,6 +30,7 @@ COLUMNS = {  # metric -> heading, how it is shown
     "clip": ("CLIP", "{:.2f}"),
     "image_reward": ("reward", "{:.3f}"),
 }
+NOTHING = "with --out what was drawn would have been kept"
 WITHOUT_INTERVAL = ("computed", "flops_speedup", "clock_speedup")
 
 
@@ -56,10 +57,9 @@ def evaluate(
     json: shared.AsJson = False,
 ) -> None:
     """How far policies are from the pictures in full, and how good theirs are, with 95 % intervals."""
-    from tqdm import tqdm
-
     from hicache_compile.evaluation.comparison import IN_FULL, compare, named_policies
     from hicache_compile.evaluation.intervals import as_data
+    from hicache_compile.evaluation.journal import Journal, unfinished
     from hicache_compile.evaluation.quality import scores_of
     from hicache_compile.evaluation.runs import Judge
     from hicache_compile.evaluation.sheet import draw_sheet
@@ -79,11 +79,20 @@ def evaluate(
     subject = open_subject(model, prompts, steps, backend, sizes, "eval")
     judge = Judge(subject, scores_of(subject, clip, image_reward))
     batches = batches_of(subject, samples, batch, seed)
-    with tqdm(total=len(batches) * (1 + len(named)), desc="runs", unit="run", file=sys.stderr) as bar:
-        compared = compare(judge, named, batches, pictures=sheet is not None, on_run=bar.update)
+    journal = None
     if out is not None:
+        about = {"model": subject.name, "prompts": list(subject.prompts), "steps": steps, "batch": batch, "seed": seed}
+        scorers = {"clip": clip and str(clip), "image_reward": image_reward and str(image_reward)}
+        journal = Journal(unfinished(out), {**about, "backend": backend, **sizes, **scorers}, "eval.out")
+    with (
+        kept(f"what was drawn is in {journal.path}; the same command goes on" if journal else NOTHING),
+        progress(total=len(batches) * (1 + len(named)), what="runs", unit="run") as bar,
+    ):
+        compared = compare(judge, named, batches, journal, pictures=sheet is not None, on_run=bar.update)
+    if out is not None and journal is not None:
         rows = [{"policy": name, **line} for name, mine in compared.lines.items() for line in mine]
         write_whole(out, json_lines(rows))
+        journal.path.unlink()
     if sheet is not None:
         drawn = {name: (images, _caption(compared.found[name])) for name, images in compared.pictures.items()}
         draw_sheet(drawn, sheet)

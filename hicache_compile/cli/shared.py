@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ParamSpec
 
@@ -39,21 +40,27 @@ Anchors = Annotated[str | None, typer.Option(help="The dtype anchors are kept in
 AsJson = Annotated[bool, typer.Option("--json", help="Print the same as JSON.")]
 
 
-def reporting(name: str) -> Callable[[Callable[Arguments, None]], Callable[Arguments, None]]:
+def reporting(name: str, *, models: bool = True) -> Callable[[Callable[Arguments, None]], Callable[Arguments, None]]:
     """The decorator of the command ``name``: a ``HiCacheError`` becomes one red line on stderr, and exit status 2.
 
     So does what the system says of a file: that is none of ours, but no fault of the program either; and a package of
-    an extra that is not installed.
+    an extra that is not installed. Ctrl-C becomes one line too, that says what is kept and where, and exit status 130.
+    ``models``: whether the command needs diffusers.
     """
 
     def decorate(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
         @functools.wraps(command)
         def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
             try:
+                if models:
+                    _import_diffusers()
                 command(*args, **kwargs)
             except (HiCacheError, OSError) as error:
                 typer.secho(f"hicache {name}: {one_line(str(error))}", err=True, fg="red")
                 raise typer.Exit(2) from None
+            except KeyboardInterrupt as interrupt:
+                typer.secho(f"\nhicache {name}: interrupted; {str(interrupt) or 'nothing was kept'}", err=True)
+                raise typer.Exit(130) from None
             except ModuleNotFoundError as error:
                 if error.name is None or error.name.startswith("hicache_compile"):
                     raise
@@ -66,6 +73,17 @@ def reporting(name: str) -> Callable[[Callable[Arguments, None]], Callable[Argum
         return run
 
     return decorate
+
+
+def _import_diffusers() -> None:
+    """Import it, where it is installed, without what it logs of packages that it would use if they fitted."""
+    logging.disable(logging.WARNING)
+    try:
+        import diffusers.models.modeling_utils  # noqa: F401
+    except ModuleNotFoundError:
+        pass  # said by the command, if it needs it
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def given(**values: Any) -> dict[str, Any]:

@@ -1,9 +1,12 @@
-"""Sample the same digits uncached and under several policies, in turns, and compare speed and quality."""
+"""Sample the same digits uncached and under several policies, in turns, and compare speed and quality.
+
+All advance by one step after another, so that a machine which is slower for a while is so for all of them.
+"""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +14,7 @@ from typing import Any
 import torch
 
 from hicache_compile.demo import digits
-from hicache_compile.demo.sampling import Sample, load_model, psnr, sample
+from hicache_compile.demo.sampling import Sample, load_model, psnr, sample_by_steps
 from hicache_compile.frontend.compile import hicache_compile
 from hicache_compile.frontend.denoiser import CompiledDenoiser
 from hicache_compile.inspection.report import Report
@@ -35,7 +38,7 @@ CONTESTANTS: tuple[Contestant, ...] = tuple(
 FEW: tuple[Contestant, ...] = tuple(
     entry for entry in CONTESTANTS if entry[1].scope == "stack" and entry[0] != "HiCache N=7"
 )
-ROUNDS = 3
+ROUNDS = 5
 MOST_CLOCK = 1.03  # times the FLOPs that the clock may save: noise
 WARM_UP = 8  # steps, among which every policy here has a computed one and a forecast
 SPARSITY = Chipmunk(group=16, mlp_block=16)  # for the 64 + 4 tokens of the demo model
@@ -53,8 +56,8 @@ class Result:
 
     ``psnr`` (dB over a range of 2, mean over images) and ``relative_error`` (2-norm) are against the uncached sample of
     the same seed. ``accuracy``: fraction of images that the classifier recognizes as the requested digit.
-    ``clock_speedup``: the time of the uncached sampling loop divided by the time of this one, without compilation; the
-    median over rounds, in each of which all policies are sampled one after another.
+    ``clock_speedup``: the time of the uncached steps divided by the time of these, without compilation; of each step
+    the median over rounds.
     """
 
     policy: str
@@ -89,9 +92,8 @@ COUNTED = ("computed", "forecast", "flops_speedup", "state_bytes", "programs", "
 
 
 def steps_of(num_steps: int, contestants: Sequence[Contestant], sparse: Sequence[Contestant] = ()) -> int:
-    """The number of steps ``compare`` makes: of the uncached sample and each policy in every round, and to warm up."""
-    warm_ups = 1 + len(_groups(contestants, sparse))
-    return warm_ups * WARM_UP + ROUNDS * num_steps * (1 + len(contestants) + len(sparse))
+    """The number of steps ``compare`` makes: of the uncached sample and each policy, to warm up and in every round."""
+    return (WARM_UP + ROUNDS * num_steps) * (1 + len(contestants) + len(sparse))
 
 
 def compare(
@@ -109,63 +111,57 @@ def compare(
     """
     labels = torch.arange(digits.CLASSES).repeat(per_class)
     model = load_model()
-    plain = hicache_compile(model, Uncached(), backend=backend)
-    runners = [_Runner("uncached", plain, None)]
-    for sparsity, mine in _groups(contestants, sparse):
-        deepest = max(mine, key=lambda entry: entry[1].depth)[1]
-        compiled = hicache_compile(model, deepest, backend=backend, sparsity=sparsity)
-        runners += [_Runner(name, compiled, policy, sparsity is not None) for name, policy in mine]
-    for denoiser in dict.fromkeys(runner.denoiser for runner in runners):
-        with nullcontext() if denoiser is not plain else plain.disabled():
-            sample(denoiser, labels, WARM_UP, seed, on_step)  # compiles
+    runners = [_Runner("uncached", hicache_compile(model, Uncached(), backend=backend), cached=False)]
+    for mine, sparsity in ((contestants, None), (sparse, SPARSITY)):
+        for name, policy in mine:
+            compiled = hicache_compile(model, policy, backend=backend, sparsity=sparsity)
+            runners.append(_Runner(name, compiled, sparse=sparsity is not None))
+    for runner in runners:
+        for _ in runner.by_steps(labels, WARM_UP, seed):  # compiles
+            on_step()
     for _ in range(ROUNDS):
-        for runner in runners:
-            runner.run(labels, num_steps, seed, on_step)
+        turns = [_told(runner.by_steps(labels, num_steps, seed), on_step) for runner in runners]
+        *_, ended = zip(*turns, strict=True)
+        for runner, drawn in zip(runners, ended, strict=True):
+            runner.samples.append(drawn)
     return [_result(runner, runners[0], labels) for runner in runners]
 
 
 @dataclass(slots=True)
 class _Runner:
-    """A policy (``None``: no cache) on a denoiser, which others may share, and its samples of all rounds."""
+    """A compiled denoiser, used with its cache or without, and its samples of all rounds."""
 
     name: str
     denoiser: CompiledDenoiser
-    policy: Policy | None
+    cached: bool = True
     sparse: bool = False
     samples: list[Sample] = field(default_factory=list)
-    report: Report | None = None
 
-    def run(self, labels: torch.Tensor, num_steps: int, seed: int, on_step: Callable[[], object]) -> None:
-        if self.policy is not None:
-            self.denoiser.policy = self.policy
-        with self.denoiser.disabled() if self.policy is None else nullcontext():
-            self.samples.append(sample(self.denoiser, labels, num_steps, seed, on_step))
-        self.report = self.report or self.denoiser.report()
+    def by_steps(self, labels: torch.Tensor, num_steps: int, seed: int) -> Iterator[Sample]:
+        with nullcontext() if self.cached else self.denoiser.disabled():
+            yield from sample_by_steps(self.denoiser, labels, num_steps, seed)
+
+    @property
+    def seconds(self) -> float:
+        """Of all steps, each the median over rounds."""
+        return sum(map(statistics.median, zip(*(drawn.step_seconds for drawn in self.samples), strict=True)))
 
 
-def _groups(
-    contestants: Sequence[Contestant], sparse: Sequence[Contestant]
-) -> list[tuple[Chipmunk | None, Sequence[Contestant]]]:
-    """The policies that share a compiled denoiser: those of each scope, and the sparse ones."""
-    scopes = dict.fromkeys(policy.scope for _, policy in contestants)
-    groups: list[tuple[Chipmunk | None, Sequence[Contestant]]] = [
-        (None, [entry for entry in contestants if entry[1].scope == scope]) for scope in scopes
-    ]
-    return [*groups, (SPARSITY, sparse)] if sparse else groups
+def _told(samples: Iterator[Sample], on_step: Callable[[], object]) -> Iterator[Sample]:
+    for drawn in samples:
+        on_step()
+        yield drawn
 
 
 def _result(runner: _Runner, uncached: _Runner, labels: torch.Tensor) -> Result:
     found, reference = runner.samples[0].images, uncached.samples[0].images
     difference = found - reference
-    assert runner.report is not None  # it ran
     return Result(
         policy=runner.name,
-        scope="" if runner.policy is None else runner.policy.scope,
+        scope=runner.denoiser.policy.scope if runner.cached else "",
         sparse=runner.sparse,
-        report=runner.report,
-        clock_speedup=statistics.median(
-            theirs.seconds / mine.seconds for mine, theirs in zip(runner.samples, uncached.samples, strict=True)
-        ),
+        report=runner.denoiser.report(),
+        clock_speedup=uncached.seconds / runner.seconds,
         psnr=float(psnr(found, reference).mean()),
         relative_error=float(difference.norm() / reference.norm()),
         accuracy=float((digits.classify(found) == labels).float().mean()),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.resources import as_file, files
@@ -20,10 +20,15 @@ RANGE = 2.0  # of the values of an image
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Images ``[B, 16, 16]`` in about [-1, 1], and the duration of the sampling loop in seconds."""
+    """Images ``[B, 16, 16]`` in about [-1, 1], and the seconds of each step so far."""
 
     images: torch.Tensor
-    seconds: float
+    step_seconds: Sequence[float]
+
+    @property
+    def seconds(self) -> float:
+        """Of all steps."""
+        return sum(self.step_seconds)
 
 
 def psnr(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
@@ -50,23 +55,20 @@ def load_scheduler() -> Any:
 
 
 @torch.no_grad()
-def sample(
-    denoiser: nn.Module,
-    labels: torch.Tensor,
-    num_steps: int = 50,
-    seed: int = 0,
-    on_step: Callable[[], object] = lambda: None,
-) -> Sample:
-    """Sample one digit for each of ``labels`` ``[B]``; the same seed gives the same noise."""
+def sample_by_steps(denoiser: nn.Module, labels: torch.Tensor, num_steps: int = 50, seed: int = 0) -> Iterator[Sample]:
+    """The sample after each step, of one digit for each of ``labels`` ``[B]``; the same seed gives the same noise.
+
+    A compiled denoiser makes no other steps while this goes on.
+    """
     scheduler = load_scheduler()
     scheduler.set_timesteps(num_steps)
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(len(labels), digits.TOKENS, digits.CHANNELS, generator=generator)
     conditioning = digits.prompt(labels)
-    trajectory = denoiser.trajectory(num_steps) if isinstance(denoiser, CompiledDenoiser) else nullcontext()
-    began = time.perf_counter()
-    with trajectory:
+    seconds: list[float] = []
+    with denoiser.trajectory(num_steps) if isinstance(denoiser, CompiledDenoiser) else nullcontext():
         for timestep in scheduler.timesteps:
+            began = time.perf_counter()
             velocity = denoiser(
                 hidden_states=x,
                 timestep=(timestep / 1000).expand(len(x)),
@@ -74,5 +76,18 @@ def sample(
                 return_dict=False,
             )[0]
             x = scheduler.step(velocity, timestep, x, return_dict=False)[0]
-            on_step()
-    return Sample(digits.unpack(x), time.perf_counter() - began)
+            seconds.append(time.perf_counter() - began)
+            yield Sample(digits.unpack(x), seconds)
+
+
+def sample(
+    denoiser: nn.Module,
+    labels: torch.Tensor,
+    num_steps: int = 50,
+    seed: int = 0,
+    on_step: Callable[[], object] = lambda: None,
+) -> Sample:
+    """The sample after the last of ``sample_by_steps``; ``on_step`` is called after each."""
+    for now in sample_by_steps(denoiser, labels, num_steps, seed):  # noqa: B007  # the last one is the result
+        on_step()
+    return now

@@ -8,16 +8,17 @@ average, in fp16, in the diffusers folder format.
 from __future__ import annotations
 
 import argparse
-import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
-from tqdm import trange
 
 from hicache_compile.demo import digits
+from hicache_compile.demo.training import Plan
+from hicache_compile.demo.training import train as train_by
+from hicache_compile.policy.progress import script
 
 CONFIG = {
     "patch_size": 1,
@@ -51,31 +52,18 @@ def loss_of(
     return (velocity - (noise - clean)).square().mean()
 
 
-def train(steps: int, batch: int = 64, lr: float = 2e-3, seed: int = 0) -> FluxTransformer2DModel:
-    """Train for ``steps`` updates and return the moving average of the weights."""
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
+def train(out: Path, plan: Plan, batch: int = 64) -> FluxTransformer2DModel:
+    """Train by ``plan``, with a checkpoint in ``out``, and return the moving average of the weights."""
+    torch.manual_seed(plan.seed)
     images, labels = digits.dataset()
     model = FluxTransformer2DModel(**CONFIG)
-    average = copy.deepcopy(model).requires_grad_(False)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=steps, pct_start=0.05)
-    compiled = torch.compile(model)
-    bar = trange(steps, desc="training", mininterval=5)
-    for step in bar:
+    model.compile()
+
+    def loss(model: FluxTransformer2DModel, generator: torch.Generator) -> torch.Tensor:
         chosen = torch.randint(len(images), (batch,), generator=generator)
-        loss = loss_of(compiled, images[chosen], labels[chosen], generator)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        decay = min(0.999, (1 + step) / (10 + step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
-        if step % 50 == 0:
-            bar.set_postfix(loss=f"{loss.item():.3f}")
-    return average
+        return loss_of(model, images[chosen], labels[chosen], generator)
+
+    return train_by(model, loss, plan, out / "digits.pt")
 
 
 def main() -> None:
@@ -84,9 +72,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    model = train(arguments.steps, seed=arguments.seed)
-    model.to(torch.float16).save_pretrained(arguments.out / "transformer")
-    FlowMatchEulerDiscreteScheduler(shift=1.0).save_pretrained(arguments.out / "scheduler")
+    with script():
+        model = train(arguments.out, Plan(arguments.steps, rate=2e-3, seed=arguments.seed))
+        model.to(torch.float16).save_pretrained(arguments.out / "transformer")
+        FlowMatchEulerDiscreteScheduler(shift=1.0).save_pretrained(arguments.out / "scheduler")
 
 
 if __name__ == "__main__":

@@ -11,9 +11,10 @@ import torch
 
 from hicache_compile.errors import HiCacheError
 from hicache_compile.evaluation.intervals import Interval95, summary
+from hicache_compile.evaluation.journal import Journal, once
 from hicache_compile.evaluation.quality import real_features
 from hicache_compile.evaluation.runs import Judge, Line
-from hicache_compile.policy.json_codec import as_policy
+from hicache_compile.policy.json_codec import as_policy, to_dict
 from hicache_compile.policy.policy import Policy
 
 IN_FULL = "in full"
@@ -33,16 +34,21 @@ def compare(
     judge: Judge,
     policies: Mapping[str, Policy],
     batches: Sequence[tuple[list[int], int]],
+    journal: Journal | None = None,
     *,
     pictures: bool = False,
     on_run: Callable[[], object] = lambda: None,
 ) -> Comparison:
-    """Draw ``batches`` in full and under each of ``policies``; ``on_run`` is called after each run."""
+    """Draw ``batches`` in full and under each of ``policies``; ``on_run`` is called after each run.
+
+    What is in ``journal`` is not drawn again.
+    """
     lines: dict[str, list[Line]] = {}
     kept: dict[str, torch.Tensor] = {}
     for name, policy in {IN_FULL: None, **policies}.items():
-        for numbers, seed in batches:
-            lines.setdefault(name, []).extend(judge.lines(policy, numbers, seed))
+        key = json.dumps(policy and to_dict(policy))  # a file of the same name may be another policy
+        for place, batch in enumerate(batches):
+            lines.setdefault(name, []).extend(once(journal, key, place, lambda: judge.lines(policy, *batch)))  # noqa: B023  # called at once
             on_run()
         if pictures:
             kept[name] = judge.pictures(policy, *batches[0])

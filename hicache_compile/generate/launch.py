@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from hicache_compile.backends import BACKENDS
 from hicache_compile.errors import HiCacheError, one_of
@@ -25,6 +23,7 @@ from hicache_compile.generate.record import Record
 from hicache_compile.policy.files import write_whole
 from hicache_compile.policy.json_codec import as_policy, to_dict
 from hicache_compile.policy.layout import ANCHORS
+from hicache_compile.policy.progress import look, progress
 from hicache_compile.policy.sparsity.chipmunk import as_sparsity
 from hicache_compile.runtime.storage.budget import parse_bytes
 
@@ -91,8 +90,7 @@ class Launcher:
     def _load(self) -> Any:
         settings = self.settings
         pipeline = load_pipeline(folder_of_pipeline(settings.model, "generate"), settings.dtype, settings.device)
-        bar = {"position": 1, "leave": False, "desc": "steps", "disable": self.quiet, "file": sys.stderr}
-        pipeline.set_progress_bar_config(**bar)
+        pipeline.set_progress_bar_config(**look("steps", "step", within=True, quiet=self.quiet))
         return hicache_compile(
             pipeline,
             settings.policy,
@@ -106,14 +104,13 @@ class Launcher:
     def run(self, items: Sequence[Item]) -> dict[Item, str]:
         """Make every item; returns those that failed, with the error."""
         failed = {}
-        with tqdm(items, desc="prompts", unit="item", file=sys.stderr, disable=self.quiet) as bar:
-            for item in bar:
-                try:
-                    self.make(item)
-                except HiCacheError:  # no other prompt could be made or written either
-                    raise
-                except Exception as error:  # one bad prompt must not stop the others
-                    failed[item] = f"{type(error).__name__}: {error}"
+        for item in progress(items, what="prompts", unit="item", quiet=self.quiet):
+            try:
+                self.make(item)
+            except HiCacheError:  # no other prompt could be made or written either
+                raise
+            except Exception as error:  # one bad prompt must not stop the others
+                failed[item] = f"{type(error).__name__}: {error}"
         return failed
 
     def make(self, item: Item) -> None:

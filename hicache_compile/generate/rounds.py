@@ -13,6 +13,7 @@ from hicache_compile.generate.launch import Launcher, Settings
 from hicache_compile.generate.ranks import Ranks
 from hicache_compile.generate.record import Record
 from hicache_compile.policy.files import only_one
+from hicache_compile.policy.progress import kept
 
 ROUNDS = 3
 
@@ -61,7 +62,8 @@ def generate(items: Sequence[Item], folder: Path, settings: Settings) -> Outcome
             if mine:
                 try:
                     launcher = launcher or Launcher(settings, folder, record, quiet)
-                    failed = launcher.run(mine)
+                    with kept(f"what was made is in {folder}; the same command makes the rest"):
+                        failed = launcher.run(mine)
                 except HiCacheError:
                     raise
                 except Exception as error:  # this process cannot work at all, out of memory perhaps

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from hicache_compile.errors import one_of
 from hicache_compile.evaluation.subjects import DEMO, Subject
 from hicache_compile.policy.files import check_writable
 from hicache_compile.policy.json_codec import write_policy
 from hicache_compile.policy.policy import Policy
+from hicache_compile.policy.progress import progress
 from hicache_compile.tune.calibrated import FITS, fit_forecasts, measure
 from hicache_compile.tune.fit import METHODS, fit
 
@@ -67,7 +65,7 @@ def fit_subject(subject: Subject, fitting: Fitting, out: Path) -> dict[str, Any]
 
 def _guard(subject: Subject, fitting: Fitting, computed: int) -> tuple[Policy, dict[str, Any]]:
     runs = subject.runs(fitting.seed, fitting.samples or 1)
-    with tqdm(total=len(runs), desc="uncached runs", unit="run", file=sys.stderr) as bar:
+    with progress(total=len(runs), what="uncached runs", unit="run") as bar:
         fitted = fit(subject.denoiser, _counted(runs, bar), fitting.method, computed, signal=fitting.signal)
     decider: Any = fitted.policy.guards[0] if fitted.policy.guards else fitted.policy.schedule
     return fitted.policy, {
@@ -81,7 +79,7 @@ def _guard(subject: Subject, fitting: Fitting, computed: int) -> tuple[Policy, d
 def _forecasts(subject: Subject, fitting: Fitting, computed: int) -> tuple[Policy, dict[str, Any]]:
     together = subject.name == DEMO  # small enough for one batch
     runs = subject.runs(fitting.seed, fitting.samples or (SAMPLES if together else 1), together)
-    with tqdm(desc="runs", unit="run", file=sys.stderr) as bar:
+    with progress(what="runs", unit="run") as bar:
         measured = measure(subject.denoiser, _counted(runs, bar), fitting.scope)
         found = fit_forecasts(measured, fitting.method, computed, fitting.evaluations, by_slot=fitting.by_slot)
     decisions = found.policy.decisions(measured.num_steps)

@@ -8,6 +8,7 @@ from pathlib import Path
 from hicache_compile.evaluation.runs import quietly
 from hicache_compile.evaluation.subjects import Subject
 from hicache_compile.policy.files import write_whole
+from hicache_compile.policy.progress import kept
 from hicache_compile.tune.presentation import show
 from hicache_compile.tune.recommend import Recommendation, choose
 from hicache_compile.tune.tuner import Search, Tuner
@@ -22,7 +23,7 @@ def run(subject: Subject, search: Search, folder: Path) -> list[Recommendation]:
         HiCacheError: an option is not what is allowed, or ``folder`` holds a search of another kind.
     """
     tuner = Tuner(subject, search, folder)
-    with quietly():
+    with quietly(), kept(f"what was measured is in {folder}; the same command goes on"):
         candidates = tuner.candidates()
         found, left = tuner.search(candidates)
         chosen = choose({name: found[name] for name in left}, search.errors)

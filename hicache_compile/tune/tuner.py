@@ -6,25 +6,23 @@ import hashlib
 import itertools
 import json
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from hicache_compile.errors import HiCacheError
 from hicache_compile.evaluation.intervals import Interval95, summary
+from hicache_compile.evaluation.journal import Journal
 from hicache_compile.evaluation.quality import real_features, scores_of
 from hicache_compile.evaluation.runs import Judge
 from hicache_compile.evaluation.subjects import DEMO, Subject, batches_of
 from hicache_compile.policy.json_codec import as_policy, write_policy
 from hicache_compile.policy.policy import Policy
-from hicache_compile.tune.calibrated import fit_forecasts, measure
+from hicache_compile.policy.progress import progress
+from hicache_compile.tune.calibrated import Measured, fit_forecasts, measure
 from hicache_compile.tune.fit import fit
 from hicache_compile.tune.grid import Candidate, grid
 from hicache_compile.tune.halving import Standing, as_standing, halve
-from hicache_compile.tune.journal import Journal
 from hicache_compile.tune.recommend import LEVELS, Recommendation, promise
 
 TIMES = (2, 3, 4, 5.5, 7, 10)  # fewer computed steps, of what is calibrated
@@ -93,21 +91,22 @@ class Tuner:
         found = grid(tea.guards[0].coefficients, search.scopes)  # type: ignore[attr-defined]  # a TeaCacheGuard
         together = subject.name == DEMO
         runs = subject.runs(search.seed + FITTING, 3 if together else 1, together)
-        for scope in search.scopes if search.evaluations else ():
-            measured = None
-            for times in TIMES:
-                computed = max(1, round(search.steps / times))
-                name = f"calibrated_{scope}_{computed}"
-                if not self._file(name).exists():
-                    measured = measured or measure(subject.denoiser, runs, scope)
-                    fitted = fit_forecasts(measured, "calibrated", computed, search.evaluations)
-                    write_policy(self._file(name), fitted.policy)
-                found.append(Candidate(f"calibrated, {scope}", computed, as_policy(self._file(name))))
+        wanted = [(scope, times) for scope in search.scopes for times in TIMES] if search.evaluations else []
+        measured: dict[str, Measured] = {}
+        for scope, times in progress(wanted, what="fitting", unit="policy"):
+            computed = max(1, round(search.steps / times))
+            name = f"calibrated_{scope}_{computed}"
+            if not self._file(name).exists():
+                if scope not in measured:
+                    measured = {scope: measure(subject.denoiser, runs, scope)}  # of one scope at a time: it is large
+                fitted = fit_forecasts(measured[scope], "calibrated", computed, search.evaluations)
+                write_policy(self._file(name), fitted.policy)
+            found.append(Candidate(f"calibrated, {scope}", computed, as_policy(self._file(name))))
         return {candidate.name: candidate for candidate in found}
 
     def search(self, candidates: Mapping[str, Candidate]) -> tuple[Found, list[str]]:
         """What was measured of each candidate, and who is left."""
-        with tqdm(desc="runs", unit="run", file=sys.stderr) as bar:
+        with progress(what="runs", unit="run") as bar:
 
             def measured(name: str, run: int) -> None:
                 if not self.journal.has(name, run):

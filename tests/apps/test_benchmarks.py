@@ -15,7 +15,7 @@ from hicache_compile.benchmarks.charts import draw
 from hicache_compile.benchmarks.contenders import BASELINES, Contender, Prepared, ours
 from hicache_compile.benchmarks.expectations import Expectation, check, with_best_peer
 from hicache_compile.benchmarks.floor import bytes_touched
-from hicache_compile.benchmarks.host import measure
+from hicache_compile.benchmarks.host import at_scope
 from hicache_compile.benchmarks.lockstep import race
 from hicache_compile.benchmarks.models import Flux
 from hicache_compile.benchmarks.peers import PEERS
@@ -154,7 +154,7 @@ def test_charts(tmp_path: Path) -> None:
 
 def test_host_time_of_both() -> None:
     shape = Flux(1, 2, heads=2, head_dim=16, image_tokens=16, text_tokens=8)
-    found = measure(shape, ("stack",), rounds=1)[0]
+    found = at_scope(shape, "stack", rounds=1)
     assert (found["blocks"], found["scope"]) == (3, "stack")
     assert found["ours_over_plain"] == found["ours_us"] / found["plain_us"]
 

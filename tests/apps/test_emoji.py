@@ -19,7 +19,7 @@ from hicache_compile.demo.emoji import examine, flow, icons, judge, pipeline, tw
 from hicache_compile.demo.emoji.autoencoder import new_autoencoder
 from hicache_compile.demo.emoji.captions import STYLES, Subject, every_caption
 from hicache_compile.demo.emoji.text import TOKENS, TextEncoders
-from hicache_compile.demo.emoji.training import Plan, Training
+from hicache_compile.demo.training import Plan, Training
 
 SUBJECTS = [Subject(name, style) for name in ("fox", "owl", "red heart") for style in STYLES]
 
@@ -119,7 +119,7 @@ def test_pairs_to_look_at_are_spread() -> None:
 
 SMALL_TRAINING = """
 import torch
-from hicache_compile.demo.emoji.training import Plan, train
+from hicache_compile.demo.training import Plan, train
 
 def loss(model, generator):
     return model(torch.randn(8, 64, generator=generator)).square().mean()

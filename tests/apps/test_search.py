@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 from hicache_compile import HiCacheError
 from hicache_compile.cli import app
 from hicache_compile.evaluation import Interval95
+from hicache_compile.evaluation.journal import Journal
 from hicache_compile.policy.json_codec import as_policy
 from hicache_compile.tune.grid import THRESHOLDS, grid
 from hicache_compile.tune.halving import Standing, front, halve, survivors
-from hicache_compile.tune.journal import Journal
 from hicache_compile.tune.recommend import choose, promise
 
 A, B, C, D = (Standing("a", 0.2, 0.9), Standing("b", 0.5, 0.3), Standing("c", 0.6, 0.4), Standing("d", 0.9, 0.1))

@@ -29,7 +29,7 @@ from tests.stress.size import size
 SECONDS = 20  # of one command
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # a group
 STOPPED = {  # where a command would begin to work
-    "hicache_compile.demo.compare.sample",
+    "hicache_compile.demo.compare.sample_by_steps",
     "hicache_compile.evaluation.subjects.DemoSubject.draw",
     "hicache_compile.evaluation.runs.Judge.lines",
     "hicache_compile.tune.tuner.Tuner.candidates",
@@ -155,6 +155,7 @@ def at_most(seconds: int) -> Iterator[None]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The working folder, with files of every kind; nothing that takes long is begun."""
     from hicache_compile.benchmarks import command
+    from hicache_compile.benchmarks.measurement import Measurement
 
     where = tmp_path_factory.mktemp("words")
     for name, content in FILES.items():
@@ -169,7 +170,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for place in STOPPED:
             patch.setattr(place, stop)
         for name in command.OTHERS:
-            patch.setitem(command.OTHERS, name, stop)
+            patch.setitem(command.OTHERS, name, Measurement(stop))
         yield where
 
 

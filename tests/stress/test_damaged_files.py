@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from hicache_compile import CompiledDenoiser, HiCache, HiCacheError, Policy, StepMask, TeaCache, hicache_compile
+from hicache_compile.evaluation.journal import Journal
 from hicache_compile.policy.forecasters import Calibrated, Table
 from hicache_compile.policy.json_codec import as_policy, write_policy
-from hicache_compile.tune.journal import Journal
 from tests.stress.size import size
 from tests.support.any_value import refusal
 from tests.support.models import ToyDiT

@@ -25,8 +25,8 @@ from typer.testing import CliRunner
 from hicache_compile import HiCacheError
 from hicache_compile.cli import app
 from hicache_compile.errors import switched_on
+from hicache_compile.evaluation.journal import Journal
 from hicache_compile.policy.files import write_whole
-from hicache_compile.tune.journal import Journal
 from tests.pipelines import by_name
 
 KILLS = 10  # of each command

@@ -12,7 +12,7 @@ from diffusers import AutoencoderTiny
 from torch.nn import functional
 
 from hicache_compile.demo.emoji.icons import SIZE, to_values
-from hicache_compile.demo.emoji.training import Plan, train
+from hicache_compile.demo.training import Plan, train
 
 CHANNELS = 8
 FACTOR = 4  # pixels a side of one latent

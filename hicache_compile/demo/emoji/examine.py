@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +19,8 @@ from hicache_compile.demo.emoji import icons
 from hicache_compile.demo.emoji.captions import Subject
 from hicache_compile.demo.emoji.judge import Hits, Judge, names_of, read, train_judge
 from hicache_compile.demo.emoji.pipeline import GUIDANCE, STEPS, draw
-from hicache_compile.demo.emoji.training import Plan
+from hicache_compile.demo.training import Plan
+from hicache_compile.policy.progress import script
 
 JUDGE_STEPS = 4000
 AT_ONCE = 16  # pictures of one call
@@ -92,11 +92,11 @@ def main() -> None:
     parser.add_argument("--count", type=int, help="pairs of each group; default: all that are held out")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     given = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(given.threads)
-    pipeline = FluxPipeline.from_pretrained(given.folder)
-    for row in examine(pipeline, given.out, given.steps, given.guidance, given.seed, given.count):
-        logging.getLogger(__name__).info("%s", json.dumps(row))
+    with script():
+        pipeline = FluxPipeline.from_pretrained(given.folder)
+        for row in examine(pipeline, given.out, given.steps, given.guidance, given.seed, given.count):
+            print(json.dumps(row))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from hicache_compile.demo.emoji import text
 from hicache_compile.demo.emoji.autoencoder import CHANNELS, FACTOR
 from hicache_compile.demo.emoji.captions import Subject, vary
 from hicache_compile.demo.emoji.icons import SIZE
-from hicache_compile.demo.emoji.training import Plan, train
+from hicache_compile.demo.training import Plan, train
 
 PATCH = 2  # latents a side of one token, as FLUX packs them
 GRID = SIZE // FACTOR // PATCH

@@ -23,10 +23,10 @@ import numpy
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from tqdm import tqdm
 
 from hicache_compile.demo.emoji.captions import STYLES, Subject, in_words, shared_names
 from hicache_compile.policy.files import write_whole
+from hicache_compile.policy.progress import progress
 
 SIZE = 64  # pixels
 
@@ -111,7 +111,7 @@ def render(svg: str, size: int = SIZE) -> torch.Tensor:
 def draw_all(styles: Sequence[Icons]) -> tuple[list[Subject], torch.Tensor]:
     """The subjects, by name and then by style, and their pictures, uint8 ``[N, 3, 64, 64]``."""
     subjects, pictures = [], []
-    for icon in tqdm(shared_names([icons.categories for icons in styles]), desc="rendering", mininterval=5):
+    for icon in progress(shared_names([icons.categories for icons in styles]), what="rendering", unit="icon"):
         for style, icons in zip(STYLES, styles, strict=True):
             subjects.append(Subject(in_words(icon), style))
             pictures.append(render(icons.svg(icon)))

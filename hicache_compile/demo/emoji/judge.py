@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from hicache_compile.demo.emoji.captions import Subject
 from hicache_compile.demo.emoji.icons import to_values
-from hicache_compile.demo.emoji.training import Plan, train
+from hicache_compile.demo.training import Plan, train
 
 WIDTHS = (32, 48, 64, 96)
 BATCH = 64

@@ -7,7 +7,6 @@ Every stage is skipped if it is done and taken up again where it was killed; wit
 from __future__ import annotations
 
 import argparse
-import logging
 from pathlib import Path
 
 import torch
@@ -18,7 +17,8 @@ from hicache_compile.demo.emoji.autoencoder import encode, new_autoencoder, trai
 from hicache_compile.demo.emoji.captions import Subject, every_caption
 from hicache_compile.demo.emoji.flow import TextToPicture, train_flow
 from hicache_compile.demo.emoji.pipeline import assemble, save
-from hicache_compile.demo.emoji.training import Plan, load_average
+from hicache_compile.demo.training import Plan, load_average
+from hicache_compile.policy.progress import script
 
 
 def shown_icons(out: Path) -> tuple[list[Subject], torch.Tensor]:
@@ -55,11 +55,11 @@ def main() -> None:
     parser.add_argument("--compiled", action="store_true", help="compile the transformer: minutes first, then faster")
     parser.add_argument("--write-only", action="store_true", help="write the folder of what is trained so far")
     given = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(given.threads)
-    if not given.write_only:
-        train(given.out, given.steps, given.autoencoder_steps, given.compiled)
-    save(assemble(*load(given.out)), given.out / "pipeline")
+    with script():
+        if not given.write_only:
+            train(given.out, given.steps, given.autoencoder_steps, given.compiled)
+        save(assemble(*load(given.out)), given.out / "pipeline")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
@@ -18,7 +17,6 @@ import torch
 from diffusers import FluxPipeline
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
-from tqdm import trange
 
 from hicache_compile.demo.emoji import train
 from hicache_compile.demo.emoji.captions import Subject
@@ -26,9 +24,10 @@ from hicache_compile.demo.emoji.flow import BATCH, GRID, TextToPicture
 from hicache_compile.demo.emoji.icons import SIZE
 from hicache_compile.demo.emoji.pipeline import GUIDANCE, STEPS, assemble, save
 from hicache_compile.demo.emoji.text import TOKENS
-from hicache_compile.demo.emoji.training import LossOf, Plan
-from hicache_compile.demo.emoji.training import train as train_by
+from hicache_compile.demo.training import LossOf, Plan
+from hicache_compile.demo.training import train as train_by
 from hicache_compile.policy.files import write_whole
+from hicache_compile.policy.progress import progress, script
 
 TIMES = 8  # the twin learns the times of 8 steps, of which those of 4, 2 and 1 are a part
 SHARD = 32  # pairs of one file
@@ -48,7 +47,7 @@ def make_pairs(pipeline: FluxPipeline, subjects: Sequence[Subject], shards: int,
     """
     out.mkdir(parents=True, exist_ok=True)
     pipeline.set_progress_bar_config(disable=True)
-    for shard in trange(shards, desc="pairs", mininterval=60):
+    for shard in progress(range(shards), what="pairs", unit="shard"):
         path = out / f"{shard:05}.safetensors"
         if path.exists():
             continue
@@ -91,6 +90,17 @@ def train_twin(model: TextToPicture, subjects: Sequence[Subject], plan: Plan, ou
     return train_by(model, twin_loss(noise, clean, captions), plan, out / "twin.pt")
 
 
+def make(out: Path, shards: int, plan: Plan, compiled: bool) -> None:
+    """Make the pairs, train the twin on them and write it to ``out/twin``."""
+    subjects, _ = train.shown_icons(out)
+    teacher, autoencoder = train.load(out)
+    make_pairs(assemble(teacher, autoencoder), subjects, shards, out / "pairs")
+    if compiled:
+        teacher.transformer.compile()
+    twin = train_twin(teacher.requires_grad_(True), subjects, plan, out)
+    save(assemble(twin, autoencoder), out / "twin")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
@@ -99,15 +109,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--compiled", action="store_true", help="compile the transformer: minutes first, then faster")
     given = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(given.threads)
-    subjects, _ = train.shown_icons(given.out)
-    teacher, autoencoder = train.load(given.out)
-    make_pairs(assemble(teacher, autoencoder), subjects, given.shards, given.out / "pairs")
-    if given.compiled:
-        teacher.transformer.compile()
-    twin = train_twin(teacher.requires_grad_(True), subjects, Plan(given.steps, rate=5e-4), given.out)
-    save(assemble(twin, autoencoder), given.out / "twin")
+    with script():
+        make(given.out, given.shards, Plan(given.steps, rate=5e-4), given.compiled)
 
 
 if __name__ == "__main__":

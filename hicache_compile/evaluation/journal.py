@@ -1,9 +1,9 @@
-"""What a search has measured so far, one JSON line for each picture, so that it can be killed and taken up again."""
+"""What long work has measured so far, JSON lines, so that it can be killed and taken up again."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,19 @@ class Journal:
 
     Args:
         settings: what the numbers depend on besides the candidate: model, steps, seeds, ...; kept in the first line.
+        name: of the option that ``path`` is of, for messages.
 
     Raises:
         HiCacheError: the file was written under other settings, is damaged, or is none of this kind.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, settings: Mapping[str, Any], name: str = "tune.out") -> None:
         self.path = path
+        self.name = name
         self._lines: dict[tuple[str, int], list[Line]] = {}
         wanted = json.loads(json.dumps(settings))
         head = json_lines([{"settings": wanted}])
-        text = read_text("tune.out", path) if path.exists() else ""
+        text = read_text(name, path) if path.exists() else ""
         if head.startswith(text):
             write_whole(path, head)
             return
@@ -54,22 +56,22 @@ class Journal:
         except (HiCacheError, LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
             damaged = isinstance(error, HiCacheError)
             raise HiCacheError(
-                f"tune.out: line {read + 1} of {str(self.path)!r} is "
-                f"{'damaged' if damaged else 'none of the results of an earlier search'}: must be as it was written, "
+                f"{self.name}: line {read + 1} of {str(self.path)!r} is "
+                f"{'damaged' if damaged else 'none of the results of earlier work'}: must be as it was written, "
                 "or be removed"
             ) from None
         for key in sorted(wanted):
             if found.get(key) != wanted[key]:
                 raise HiCacheError(
-                    f"tune.out: {str(self.path)!r} was measured with {key} = {found.get(key)!r}, must be "
-                    f"{wanted[key]!r}; choose another folder"
+                    f"{self.name}: {str(self.path)!r} was measured with {key} = {found.get(key)!r}, must be "
+                    f"{wanted[key]!r}; choose another place, or remove it"
                 )
 
     def has(self, candidate: str, run: int) -> bool:
         return (candidate, run) in self._lines
 
     def add(self, candidate: str, run: int, lines: list[Line]) -> None:
-        """A run of ``candidate`` was measured."""
+        """Keep the ``lines`` of a run of ``candidate``."""
         kept = [{"candidate": candidate, "run": run, "of": len(lines), **line} for line in lines]
         add_line(self.path, json_lines(map(sealed, kept)))
         self._lines[candidate, run] = kept
@@ -77,3 +79,22 @@ class Journal:
     def of(self, candidate: str) -> list[Line]:
         """All lines of ``candidate``."""
         return [line for (name, _), lines in self._lines.items() if name == candidate for line in lines]
+
+    def at(self, candidate: str, run: int) -> list[Line]:
+        """The lines of one run, as they were added."""
+        own = ("candidate", "run", "of")
+        return [{key: value for key, value in line.items() if key not in own} for line in self._lines[candidate, run]]
+
+
+def unfinished(path: Path) -> Path:
+    """Where the journal of work stands whose results go to ``path`` once it has ended."""
+    return path.with_name(f"{path.name}.unfinished")
+
+
+def once(journal: Journal | None, candidate: str, run: int, measure: Callable[[], list[Line]]) -> list[Line]:
+    """The lines of a run: those in ``journal``, or what ``measure`` returns, which is kept there."""
+    if journal is None:
+        return measure()
+    if not journal.has(candidate, run):
+        journal.add(candidate, run, measure())
+    return journal.at(candidate, run)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,14 +15,13 @@ from typing import Generic, TypeVar
 
 import torch
 from torch import nn
-from tqdm import trange
 
 from hicache_compile.policy.files import write_whole
+from hicache_compile.policy.progress import Interrupted, progress, stopping_between_steps
 
-log = logging.getLogger(__name__)
 Module = TypeVar("Module", bound=nn.Module)
 LossOf = Callable[[Module, torch.Generator], torch.Tensor]
-EVERY = 100  # steps, between two lines of the log
+EVERY = 100  # steps, of whose loss the mean is shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,20 +99,22 @@ def train(model: Module, loss_of: LossOf[Module], plan: Plan, checkpoint: Path) 
     training = Training(model, plan)
     if checkpoint.exists():
         training.load(checkpoint)
-    bar = trange(training.step, plan.steps, desc=checkpoint.stem, mininterval=60)
     losses: list[torch.Tensor] = []
-    saved = began = time.monotonic()
-    for _ in bar:
-        losses.append(training.advance(loss_of))
-        now = time.monotonic()
-        if training.step % EVERY == 0:
-            loss, per_step = float(torch.stack(losses).mean()), (now - began) / len(losses)
-            log.info("%s: step %d, loss %.4f, %.3f s a step", checkpoint.stem, training.step, loss, per_step)
-            losses, began = [], now
-        if now - saved > plan.save_every:
-            training.save(checkpoint)
-            saved = now
+    saved = time.monotonic()
+    steps = progress(total=plan.steps, initial=training.step, what=checkpoint.stem, unit="step")
+    with steps as bar, stopping_between_steps() as asked:
+        while training.step < plan.steps and not asked.is_set():
+            losses.append(training.advance(loss_of))
+            bar.update()
+            if training.step % EVERY == 0:
+                bar.set_postfix(loss=f"{torch.stack(losses).mean():.4f}", refresh=False)
+                losses = []
+            if time.monotonic() - saved > plan.save_every:
+                training.save(checkpoint)
+                saved = time.monotonic()
     training.save(checkpoint)
+    if asked.is_set():
+        raise Interrupted(f"step {training.step} is in {checkpoint}; the same command goes on")
     return training.average.eval()
 
 
