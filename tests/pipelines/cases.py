@@ -27,6 +27,8 @@ class PipelineCase:
         arguments: of one call, without steps, generator and output type.
         denoisers: the components that are compiled.
         branches: calls of the denoiser a step.
+        call: makes the call, with ``num_inference_steps``, ``generator`` and the arguments; by default the pipeline is
+            called for latents. For pipelines that take other arguments or return something else.
     """
 
     name: str
@@ -34,12 +36,15 @@ class PipelineCase:
     arguments: Callable[[], dict[str, Any]]
     denoisers: tuple[str, ...] = ("transformer",)
     branches: int = 1
+    call: Callable[..., Any] | None = None
 
     def run(self, pipeline: Any, steps: int = 8, seed: int = 0, **more: Any) -> Tensor:
         """Latents of one run."""
         pipeline.set_progress_bar_config(disable=True)
         arguments = {**self.arguments(), **more}
         generator = torch.Generator().manual_seed(seed)
+        if self.call is not None:
+            return self.call(pipeline, num_inference_steps=steps, generator=generator, **arguments)
         output = pipeline(**arguments, num_inference_steps=steps, generator=generator, output_type="latent")
         return output[0]
 
