@@ -119,13 +119,13 @@ def _race(name: str, rounds: int, only: str | None) -> list[Line]:
 
 
 def _print(name: str, lines: Sequence[Line]) -> None:
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = Console(markup=False, width=None if sys.stdout.isatty() else 160)
     if name == "guards":
         for cost in ("computed", "equivalents"):
-            console.print(f"errors by {cost} of {guards.STEPS} steps\n{guards.table(lines, cost)}", markup=False)
+            console.print(f"errors by {cost} of {guards.STEPS} steps\n{guards.table(lines, cost)}")
         return
     if name.startswith("study"):
-        console.print(study_tables.tables(lines), markup=False, soft_wrap=True)
+        console.print(study_tables.tables(lines), soft_wrap=True)
         return
     if name not in SCENARIOS:
         for line in lines:

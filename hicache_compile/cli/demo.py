@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from hicache_compile.cli import shared
 from hicache_compile.errors import one_of
@@ -46,10 +47,10 @@ def demo(
     if json:
         shared.print_json([_finite(result) for result in results])
         return
-    console = Console()
+    console = Console(markup=False)
     console.print(table(results, backend))
     for result in filter(operator.attrgetter("faulty"), results):
-        console.print(f"[red]{fault(result)}[/red]")
+        console.print(fault(result), style="red")
     console.print(f"picture: {out}")
 
 
@@ -78,7 +79,7 @@ def table(results: Sequence[Result], backend: str) -> Table:
         if result.group != group:
             group = result.group
             made.add_row()
-            made.add_row(f"[bold]{group}[/bold]")
+            made.add_row(Text(group, style="bold"))
         made.add_row(*_cells(result))
     return made
 

@@ -15,6 +15,7 @@ import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 from typer import Exit
 
@@ -44,7 +45,7 @@ def doctor(json: shared.AsJson = False) -> None:
     if json:
         shared.print_json([asdict(each) for each in findings])
     else:
-        Console().print(table(findings))
+        Console(markup=False).print(table(findings))
     if any(each.well is False for each in findings):
         raise Exit(1)
 
@@ -53,7 +54,7 @@ def table(findings: list[Finding]) -> Table:
     """A row for each finding."""
     made = Table(box=box.SIMPLE, show_header=False, padding=(0, 1), pad_edge=False)
     for each in findings:
-        mark = {True: "[green]works[/green]", False: "[red]fails[/red]", None: ""}[each.well]
+        mark = {True: Text("works", style="green"), False: Text("fails", style="red"), None: ""}[each.well]
         made.add_row(each.about, mark, each.found)
     return made
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from hicache_compile.cli import shared
 from hicache_compile.policy.files import check_writable, write_whole
@@ -100,7 +101,7 @@ def evaluate(
         shared.print_json({name: as_data(one) for name, one in compared.found.items()})
         return
     count = f"{len(compared.lines[IN_FULL])} pictures of {len(subject.prompts)} prompts"
-    console = Console()
+    console = Console(markup=False)
     console.print(_table(compared.found, f"{subject.name}: {count}, {steps} steps, {backend}"))
     if sheet is not None:
         console.print(f"pictures: {sheet}")
@@ -122,14 +123,15 @@ def _table(found: Mapping[str, Mapping[str, Interval95]], title: str) -> Table:
     return made
 
 
-def _cell(metric: str, value: Interval95 | None, *, in_full: bool) -> str:
+def _cell(metric: str, value: Interval95 | None, *, in_full: bool) -> str | Text:
     fidelity = metric in ("relative_error", "psnr", "ssim", "lpips")
     if value is None or (in_full and (fidelity or metric in WITHOUT_INTERVAL[1:])):
         return ""
     form = COLUMNS[metric][1]
     if metric in WITHOUT_INTERVAL:
         return form.format(value.value)
-    return f"{form.format(value.value)}\n[dim]±{form.format((value.high - value.low) / 2)}[/dim]"
+    spread = f"\n±{form.format((value.high - value.low) / 2)}"
+    return Text.assemble(form.format(value.value), (spread, "dim"))
 
 
 def _caption(found: Mapping[str, Interval95]) -> str:

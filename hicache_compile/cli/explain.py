@@ -69,7 +69,7 @@ def explain(
         compared = [{"name": text, **loads(each.to_json())} for text, each in rows]
         shared.print_json({"explained": loads(first.to_json()), "compared": compared})
         return
-    console = Console(width=None if Console().is_terminal else WIDTH)
+    console = Console(markup=False, width=None if Console(markup=False).is_terminal else WIDTH)
     console.print(tables(first))
     console.print(comparison(rows))
     if dump is not None:

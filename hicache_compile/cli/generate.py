@@ -87,9 +87,10 @@ def _print(outcome: Outcome) -> None:
         rows.append(("seconds", f"{outcome.seconds_median} an item (median)"))
     for denoiser, contexts in outcome.decisions.items():
         rows += [(f"{denoiser}, {context}", letters) for context, letters in contexts.items()]
-    console = Console(width=min(100, shutil.get_terminal_size().columns))
+    console = Console(markup=False, width=min(100, shutil.get_terminal_size().columns))
     console.print(shared.facts(rows))
     for one in outcome.errors:
-        console.print(f"[red]rank {one['rank']}: {one['error']}")
+        console.print(f"rank {one['rank']}: {one['error']}", style="red")
     if outcome.failed:
-        console.print(f"[red]{outcome.failed} items could not be made; run the same command again to try them again")
+        again = "run the same command again to try them again"
+        console.print(f"{outcome.failed} items could not be made; {again}", style="red")

@@ -26,7 +26,7 @@ def presets(
     if json:
         shared.print_json([asdict(each) for each in found])
     else:
-        Console().print(table(found))
+        Console(markup=False).print(table(found))
 
 
 def table(found: list[Description]) -> Table:

@@ -107,7 +107,7 @@ def _print_recommended(recommended: Sequence[Recommendation], folder: Path) -> N
         table.add_row(
             one.level, one.candidate, f"{one.computed:.3g}", f"{one.flops_speedup:.2f}x", f"{one.error.value:.4f}", span
         )
-    console = Console()
+    console = Console(markup=False)
     console.print(table)
     missing = [level for level in LEVELS if level not in {one.level for one in recommended}]
     if missing:
@@ -132,4 +132,4 @@ def _print_fitted(found: Mapping[str, Any]) -> None:
             ("steps", found["decisions"]),
             ("error", f"{found['error']:.4f} on the runs it was fitted to"),
         ]
-    Console().print(shared.facts([*rows, ("policy", found["policy"])]))
+    Console(markup=False).print(shared.facts([*rows, ("policy", found["policy"])]))

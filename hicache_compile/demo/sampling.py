@@ -42,7 +42,7 @@ def load_model() -> nn.Module:
     from diffusers.utils import logging
 
     logging.set_verbosity_error()  # hides a recommendation of accelerate, which a small model does not need
-    with as_file(files("hicache_compile.demo") / "model" / "transformer") as folder:
+    with as_file(files("hicache_compile.demo") / "digits-model" / "transformer") as folder:
         return FluxTransformer2DModel.from_pretrained(folder, torch_dtype=torch.float32).eval()
 
 
@@ -50,7 +50,7 @@ def load_scheduler() -> Any:
     """The model's ``FlowMatchEulerDiscreteScheduler``."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    with as_file(files("hicache_compile.demo") / "model" / "scheduler") as folder:
+    with as_file(files("hicache_compile.demo") / "digits-model" / "scheduler") as folder:
         return FlowMatchEulerDiscreteScheduler.from_pretrained(folder)
 
 

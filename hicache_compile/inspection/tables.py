@@ -17,7 +17,7 @@ SHOWN = 24  # maximum number of rows; equal sites of different blocks share a ro
 
 def render(found: Findings) -> str:
     """The tables of ``found`` as text."""
-    console = Console(width=WIDTH, color_system=None, record=False, file=None)
+    console = Console(markup=False, width=WIDTH, color_system=None, record=False, file=None)
     with console.capture() as captured:
         console.print(tables(found))
     return captured.get()

@@ -8,7 +8,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from hicache_compile.cli import app
+from hicache_compile.cli import app, doctor
 from hicache_compile.cli.doctor import Small
 
 
@@ -40,3 +40,9 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
     done = CliRunner().invoke(app, ["demo"])
     assert done.exit_code == 2
     assert "tqdm is not installed: must be; pip install 'hicache_compile[demo]'" in done.output
+
+
+def test_brackets_are_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "tqdm" else "1.0")
+    done = CliRunner().invoke(app, ["doctor"])
+    assert "'hicache_compile[demo]'" in " ".join(done.output.split())

@@ -111,7 +111,7 @@ def demo_model() -> nn.Module:
     """The trained model the package ships."""
     from diffusers import FluxTransformer2DModel
 
-    with as_file(files("hicache_compile.demo") / "model" / "transformer") as folder:
+    with as_file(files("hicache_compile.demo") / "digits-model" / "transformer") as folder:
         model: nn.Module = FluxTransformer2DModel.from_pretrained(folder, torch_dtype=torch.float32)
     return model.eval()
 
