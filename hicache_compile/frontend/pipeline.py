@@ -11,10 +11,12 @@ import torch
 
 from hicache_compile.errors import HiCacheError
 from hicache_compile.frontend.denoiser import CompiledDenoiser
-from hicache_compile.runtime.call_arguments import TIME_NAMES
+from hicache_compile.runtime.call_arguments import TIME_NAMES, time_names
 
 # Called with a timestep like a denoiser, but what they return steers one.
 _HELPERS = ("controlnet", "adapter", "ip_adapter")
+# Denoisers by the name of the component, where none takes a timestep: those that fill in masked tokens.
+_USUAL = ("transformer", "unet")
 
 
 def is_pipeline(value: Any) -> bool:
@@ -58,18 +60,25 @@ def _components(pipeline: Any) -> dict[str, Any]:
 
 
 def denoisers(pipeline: Any) -> dict[str, torch.nn.Module]:
-    """The components that are modules called with a timestep, by name."""
-    return {
+    """The components that are modules called with a timestep, by name; or that are called like denoisers."""
+    modules = {
         name: component
         for name, component in _components(pipeline).items()
-        if isinstance(component, torch.nn.Module) and not name.startswith(_HELPERS) and _takes_time(component)
+        if isinstance(component, torch.nn.Module) and not name.startswith(_HELPERS)
     }
+    timed = {name: module for name, module in modules.items() if _takes_time(module)}
+    return timed or {name: modules[name] for name in _USUAL if name in modules and _is_plain(modules[name])}
 
 
 def _takes_time(module: torch.nn.Module) -> bool:
     if isinstance(module, CompiledDenoiser):
         return True
-    return any(name in TIME_NAMES for name in inspect.signature(module.forward).parameters)
+    return bool(time_names(inspect.signature(module.forward).parameters))
+
+
+def _is_plain(module: torch.nn.Module) -> bool:
+    """Whether it is compiled by nobody yet."""
+    return not isinstance(module, torch._dynamo.eval_frame.OptimizedModule)
 
 
 def _without_denoiser(pipeline: Any) -> HiCacheError:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 
-TIME_NAMES = ("timestep", "timesteps", "t", "sigma", "sigmas", "time")
+TIME_NAMES = ("timestep", "timesteps", "t", "sigma", "sigmas", "time", "r")
+TIME_WORDS = {"timestep", "time", "sigma"}  # of other names, like timestep_ratio
+NO_TIMES = {"ids", "cond", "emb", "embeds", "proj"}  # of names like added_time_ids, which are not a time
 SAMPLE_NAMES = ("hidden_states", "sample", "x", "latents", "z")
 
 
@@ -48,9 +50,18 @@ def by_name(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping
     return arguments
 
 
+def time_names(names: Iterable[str]) -> list[str]:
+    """Those of ``names`` that may be of a timestep: the usual ones first, then those with a word of time in them."""
+    given = list(names)
+    words = {name: set(name.split("_")) for name in given}
+    others = [name for name in given if words[name] & TIME_WORDS and not words[name] & NO_TIMES]
+    return list(dict.fromkeys([*(name for name in TIME_NAMES if name in words), *others]))
+
+
 def time_argument(arguments: Mapping[str, Any]) -> tuple[str, Any]:
     """The name of the timestep and the timestep as it was given; ``("", None)`` where there is none."""
-    return next(((name, arguments[name]) for name in TIME_NAMES if arguments.get(name) is not None), ("", None))
+    found = (name for name in time_names(arguments) if arguments[name] is not None)
+    return next(((name, arguments[name]) for name in found), ("", None))
 
 
 def as_number(moment: Any) -> tuple[float, bool]:

@@ -10,7 +10,7 @@ from typing import Any
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.run import RunInfo
 from hicache_compile.runtime.call_arguments import Call, time_argument
-from hicache_compile.runtime.following.conditioning import Branches, leaves_of
+from hicache_compile.runtime.following.conditioning import Branches, Leaves, leaves_of, most_alike
 from hicache_compile.runtime.following.pipeline_calls import (
     WatchedPipeline,
     begin_of,
@@ -77,7 +77,11 @@ class AnnouncedRun:
         leaves = leaves_of(arguments)
         branches = self._branches.setdefault(context, Branches(context))
         found = branches.waiting(leaves, self.index)
-        if found is None and branches.known and self._time_moved(moment, read):
+        if (
+            found is None
+            and branches.known
+            and (self._time_moved(moment, read) or self._again(branches, leaves, moment))
+        ):
             if self._ticked and self._inside is None:
                 return None  # the scheduler counts, and this call is of another loop
             self.index, self._moment = self.index + 1, moment
@@ -96,6 +100,12 @@ class AnnouncedRun:
         self._position, self._moment, self._ticked = position, moment, True
         self.index += moved
         return moved > 0
+
+    def _again(self, branches: Branches, leaves: Leaves, moment: Any) -> bool:
+        """Whether nothing tells the time, as where masked tokens are filled in, and only the state is another one."""
+        if moment is not None or self._position is not None:
+            return False
+        return any(len(leaves) - len(common) <= 1 for _, common in most_alike(branches.known, leaves))
 
     def _time_moved(self, moment: Any, read: Callable[[Any], float]) -> bool:
         """Whether the timestep is another one in the same step of the scheduler: the loop makes the steps itself."""
