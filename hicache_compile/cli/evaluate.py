@@ -50,6 +50,9 @@ def evaluate(
     width: shared.Width = None,
     num_frames: shared.Frames = None,
     guidance_scale: shared.GuidanceScale = None,
+    true_cfg_scale: shared.TrueCfgScale = None,
+    negative_prompt: shared.NegativePrompt = None,
+    max_sequence_length: shared.MaxSequenceLength = None,
     backend: shared.Backend = "inductor",
     clip: Annotated[Path | None, typer.Option(help="Folder of a CLIP: adds the CLIP score.")] = None,
     image_reward: Annotated[Path | None, typer.Option(help="Checkpoint of ImageReward: adds it.")] = None,
@@ -76,7 +79,15 @@ def evaluate(
     more = read_prompts(prompt_file, "eval") if prompt_file else []
     prompts = [*(prompt or []), *(line["prompt"] for line in more)]
     named = named_policies(policy or [])
-    sizes = shared.given(height=height, width=width, num_frames=num_frames, guidance_scale=guidance_scale)
+    sizes = shared.given(
+        height=height,
+        width=width,
+        num_frames=num_frames,
+        guidance_scale=guidance_scale,
+        true_cfg_scale=true_cfg_scale,
+        negative_prompt=negative_prompt,
+        max_sequence_length=max_sequence_length,
+    )
     subject = open_subject(model, prompts, steps, backend, sizes, "eval")
     judge = Judge(subject, scores_of(subject, clip, image_reward))
     batches = batches_of(subject, samples, batch, seed)

@@ -52,6 +52,9 @@ def tune(
     width: shared.Width = None,
     num_frames: shared.Frames = None,
     guidance_scale: shared.GuidanceScale = None,
+    true_cfg_scale: shared.TrueCfgScale = None,
+    negative_prompt: shared.NegativePrompt = None,
+    max_sequence_length: shared.MaxSequenceLength = None,
     backend: shared.Backend = "inductor",
     json: shared.AsJson = False,
 ) -> None:
@@ -62,7 +65,15 @@ def tune(
     from hicache_compile.evaluation.subjects import open_subject
 
     prompts = prompt or []
-    sizes = shared.given(height=height, width=width, num_frames=num_frames, guidance_scale=guidance_scale)
+    sizes = shared.given(
+        height=height,
+        width=width,
+        num_frames=num_frames,
+        guidance_scale=guidance_scale,
+        true_cfg_scale=true_cfg_scale,
+        negative_prompt=negative_prompt,
+        max_sequence_length=max_sequence_length,
+    )
     if method is None:
         from hicache_compile.tune.search import run
         from hicache_compile.tune.tuner import Search

@@ -111,13 +111,16 @@ class PipelineSubject(Subject):
 
     def draw(self, numbers: Sequence[int], seed: int, *, images: bool = True) -> Drawn:
         generators = [torch.Generator().manual_seed(seed + 1000 * place) for place, _ in enumerate(numbers)]
+        arguments = dict(self.arguments)
+        if "negative_prompt" in arguments:
+            arguments["negative_prompt"] = [arguments["negative_prompt"]] * len(numbers)
         began = time.perf_counter()
         made = self.pipeline(
             prompt=[self.prompts[number] for number in numbers],
             num_inference_steps=self.steps,
             generator=generators,
             output_type="pt" if images else "latent",
-            **self.arguments,
+            **arguments,
         )[0]
         seconds = time.perf_counter() - began
         found = made if isinstance(made, torch.Tensor) else torch.stack([torch.as_tensor(one) for one in made])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -14,7 +15,10 @@ from diffusers import FluxPipeline
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
+from typer.testing import CliRunner
 
+from hicache_compile import HiCache
+from hicache_compile.cli import app
 from hicache_compile.demo.emoji import examine, flow, icons, judge, pipeline, twin
 from hicache_compile.demo.emoji.autoencoder import new_autoencoder
 from hicache_compile.demo.emoji.captions import STYLES, Subject, every_caption
@@ -173,3 +177,40 @@ def test_the_judge_learns_to_read() -> None:
         training.advance(loss)
     assert judge.read(training.model, pictures, labels, first=1).share == 1.0
     assert judge.read(training.model, pictures, labels.roll(2), first=1).share == 0.0
+
+
+FOLDER = Path(examine.__file__).parent / "emoji-pipeline"
+
+
+def test_the_trained_model_draws_what_it_is_told() -> None:
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*")) < 12e6
+    loaded = FluxPipeline.from_pretrained(FOLDER)
+    red, green, orange = pipeline.draw(loaded, ["a red heart", "green heart, flat style", "tangerine"], steps=10)
+    middle = [picture[:, 24:40, 24:40].float().mean(dim=(1, 2)) for picture in (red, green, orange)]
+    assert middle[0].argmax() == 0
+    assert middle[0][0] > middle[0][1:].max() + 60
+    assert middle[1].argmax() == 1
+    assert middle[2][0] > middle[2][1] > middle[2][2] + 40
+
+
+def test_the_trained_model_is_cached_as_any_pipeline(tmp_path: Path) -> None:
+    arguments = [
+        "eval",
+        str(FOLDER),
+        "--policy",
+        "HiCache",
+        "--prompt",
+        "a red heart",
+        "--samples",
+        "1",
+        "--steps",
+        "12",
+    ]
+    arguments += ["--height", "64", "--width", "64", "--max-sequence-length", "16", "--true-cfg-scale", "3"]
+    arguments += ["--negative-prompt", "", "--backend", "eager", "--json"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)["HiCache"]
+    assert found["computed"]["value"] == HiCache().decisions(12).count("F")
+    assert found["flops_speedup"]["value"] > 2
+    assert found["relative_error"]["value"] < 0.5
