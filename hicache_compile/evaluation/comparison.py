@@ -14,6 +14,7 @@ from hicache_compile.evaluation.intervals import Interval95, summary
 from hicache_compile.evaluation.journal import Journal, once
 from hicache_compile.evaluation.quality import real_features
 from hicache_compile.evaluation.runs import Judge, Line
+from hicache_compile.evaluation.sheet import COLUMNS
 from hicache_compile.policy.json_codec import as_policy, to_dict
 from hicache_compile.policy.policy import Policy
 
@@ -22,8 +23,8 @@ IN_FULL = "in full"
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """By policy, ``IN_FULL`` first. ``lines``: one a picture; ``found``: their summary; ``pictures``: of the first
-    run, where they were asked for."""
+    """By policy, ``IN_FULL`` first. ``lines``: one a picture; ``found``: their summary; ``pictures``: the first
+    ``COLUMNS`` or those of the first run, where they were asked for."""
 
     lines: dict[str, list[Line]]
     found: dict[str, dict[str, Interval95]]
@@ -51,7 +52,8 @@ def compare(
             lines.setdefault(name, []).extend(once(journal, key, place, lambda: judge.lines(policy, *batch)))  # noqa: B023  # called at once
             on_run()
         if pictures:
-            kept[name] = judge.pictures(policy, *batches[0])
+            first = batches[: max(1, COLUMNS // len(batches[0][0]))]
+            kept[name] = torch.cat([judge.pictures(policy, *batch) for batch in first])
     real = real_features(judge.subject)
     return Comparison(lines, {name: summary(rows, real) for name, rows in lines.items()}, kept)
 

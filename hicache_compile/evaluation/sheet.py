@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hicache_compile.inspection.figures import save_figure
 
 INK, FAINT = "#222222", "#777777"
 COLUMNS = 10
+LETTERS = 32  # of a line of a name
 
 
 def draw_sheet(rows: Mapping[str, tuple[torch.Tensor, str]], path: Path) -> None:
@@ -25,7 +27,8 @@ def draw_sheet(rows: Mapping[str, tuple[torch.Tensor, str]], path: Path) -> None
     width, height = figure.get_figwidth(), figure.get_figheight()
     for number, (name, (images, caption)) in enumerate(rows.items()):
         bottom = (height - 0.08 - inch * (number + 1)) / height
-        figure.text(0.1 / width, bottom + 0.55 * inch / height, name, size=9, weight="bold", color=INK)
+        wrapped = textwrap.fill(name, LETTERS)
+        figure.text(0.1 / width, bottom + 0.52 * inch / height, wrapped, size=9, weight="bold", color=INK)
         figure.text(0.1 / width, bottom + 0.30 * inch / height, caption, size=7.5, color=FAINT)
         for column in range(columns):
             left, low = (label + inch * column) / width, bottom + 0.04 * inch / height

@@ -21,7 +21,8 @@ class WatchedPipeline:
 
     def __init__(self, pipeline: Any) -> None:
         self._pipeline = weakref.ref(pipeline)
-        call = inspect.getattr_static(type(pipeline), "__call__", None)  # Versatile Diffusion has methods instead
+        # Versatile Diffusion has methods instead of a call.
+        call = next((vars(each)["__call__"] for each in type(pipeline).__mro__ if "__call__" in vars(each)), None)
         self.code = None if call is None else inspect.unwrap(call).__code__
         # What schedulers show before anyone has set them to a run.
         self._unset = weakref.WeakKeyDictionary({each: timesteps_of(each) for each in schedulers(pipeline)})
