@@ -20,6 +20,7 @@ ONE_IN = {
     "export/test_export.py::test_onnx_samples_like_torch": 6,
     "frontend/test_dynamo_backend.py::test_it_samples_like_hicache_compile": 2,
     "frontend/test_ecosystem.py::test_a_thousand_trajectories_leave_memory_flat": 0,
+    "frontend/test_every_pipeline.py::test_it_is_cached": 12,
     "frontend/test_guarded_pipelines.py::test_a_pipeline_samples_with_a_guard": 2,
     "frontend/test_guarded_pipelines.py::test_torch_compile_takes_any_policy": 3,
     "frontend/test_pipelines.py::test_a_pipeline": 3,
