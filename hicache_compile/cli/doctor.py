@@ -53,9 +53,9 @@ def doctor(json: shared.AsJson = False) -> None:
 def table(findings: list[Finding]) -> Table:
     """A row for each finding."""
     made = Table(box=box.SIMPLE, show_header=False, padding=(0, 1), pad_edge=False)
+    marks = {True: Text("works", style="green"), False: Text("fails", style="red"), None: Text()}
     for each in findings:
-        mark = {True: Text("works", style="green"), False: Text("fails", style="red"), None: ""}[each.well]
-        made.add_row(each.about, mark, each.found)
+        made.add_row(each.about, marks[each.well], each.found)
     return made
 
 
