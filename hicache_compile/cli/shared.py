@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -82,9 +83,8 @@ def _import_diffusers() -> None:
     """Import it, where it is installed, without what it logs of packages that it would use if they fitted."""
     logging.disable(logging.WARNING)
     try:
-        import diffusers.models.modeling_utils  # noqa: F401
-    except ModuleNotFoundError:
-        pass  # said by the command, if it needs it
+        with contextlib.suppress(ModuleNotFoundError):  # the command says so itself, if it needs it
+            import diffusers.models.modeling_utils  # noqa: F401
     finally:
         logging.disable(logging.NOTSET)
 

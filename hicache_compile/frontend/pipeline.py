@@ -73,7 +73,7 @@ def denoisers(pipeline: Any) -> dict[str, torch.nn.Module]:
 def _takes_time(module: torch.nn.Module) -> bool:
     if isinstance(module, CompiledDenoiser):
         return True
-    return bool(time_names(inspect.signature(module.forward).parameters))
+    return bool(time_names(tuple(inspect.signature(module.forward).parameters)))
 
 
 def _is_plain(module: torch.nn.Module) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
-from functools import cached_property
+from collections.abc import Mapping
+from functools import cache, cached_property
 from typing import Any, Protocol
 
 import torch
@@ -50,17 +50,17 @@ def by_name(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping
     return arguments
 
 
-def time_names(names: Iterable[str]) -> list[str]:
+@cache  # asked in every step
+def time_names(names: tuple[str, ...]) -> tuple[str, ...]:
     """Those of ``names`` that may be of a timestep: the usual ones first, then those with a word of time in them."""
-    given = list(names)
-    words = {name: set(name.split("_")) for name in given}
-    others = [name for name in given if words[name] & TIME_WORDS and not words[name] & NO_TIMES]
-    return list(dict.fromkeys([*(name for name in TIME_NAMES if name in words), *others]))
+    words = {name: set(name.split("_")) for name in names}
+    others = [name for name in names if words[name] & TIME_WORDS and not words[name] & NO_TIMES]
+    return tuple(dict.fromkeys([*(name for name in TIME_NAMES if name in words), *others]))
 
 
 def time_argument(arguments: Mapping[str, Any]) -> tuple[str, Any]:
     """The name of the timestep and the timestep as it was given; ``("", None)`` where there is none."""
-    found = (name for name in time_names(arguments) if arguments[name] is not None)
+    found = (name for name in time_names(tuple(arguments)) if arguments[name] is not None)
     return next(((name, arguments[name]) for name in found), ("", None))
 
 

@@ -19,7 +19,7 @@ from hicache_compile.runtime.call_arguments import time_argument, time_names
     ],
 )
 def test_a_timestep_is_told_by_its_name(names: tuple[str, ...], found: list[str]) -> None:
-    assert time_names(names) == found
+    assert list(time_names(names)) == found
 
 
 def test_what_is_not_given_is_passed_over() -> None:
