@@ -252,7 +252,7 @@ class TestWithoutATrajectory:
 
         compiled = hicache_compile(Timeless(), HiCache(interval=3), backend="eager")
         with pytest.raises(
-            HiCacheError, match=r"needs an argument named timestep, timesteps, t, sigma, sigmas or time"
+            HiCacheError, match=r"needs an argument named timestep, timesteps, t, sigma, sigmas, time or r"
         ):
             compiled(noise(), torch.ones(2))
         with compiled.trajectory(STEPS):

@@ -1,7 +1,7 @@
 """What runs under many policies gave at one time, bit for bit: a change that means to change nothing is held to it.
 
 ``python -m tests.support.record`` writes ``tests/golden/record.json`` anew. Kernels differ between CPUs in their last
-bits: where the uncached model gives other bits here than in the record, outputs are compared up to rounding instead.
+bits: where a run gives other bits here than in the record, its outputs are compared up to rounding instead.
 """
 
 from __future__ import annotations
