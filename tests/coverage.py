@@ -128,9 +128,8 @@ HEAD = """# Coverage
 Every transformer class that diffusers exports and its main UNets, built small with random weights and the structure of
 the published checkpoints, two blocks a list, and run for 12 steps in `aot_eager`. No class name is read anywhere.
 
-- **graphs**: what runs of one call. More than one: the model's own `forward` reads data on the host (a mask, a size);
-  the graphs run under one step counter, each block in one of its own. A submodule that does (a router of experts) is
-  one operator of the graph around it.
+- **graphs**: what runs of one call. What the model's own `forward` reads of data on the host (a mask, a size) is
+  constant in its graph, which checks it in each step; a submodule that does (a router of experts) is one operator.
 - **sites**: what is cached at module scope, by what it computes. `parallel`: attention and MLP in one;
   `blocks`: more than that; `other`: neither (convolutions, linear attention written out, a router of experts).
 - **forecast FLOPs**: of a forecast step, relative to a full one. At this width embedders and modulations weigh more

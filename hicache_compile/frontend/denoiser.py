@@ -89,7 +89,9 @@ class CompiledDenoiser(Handle, StandIn):
 
     def _receive(self, dynamo_graph: fx.GraphModule) -> CompiledGraph:
         """What Dynamo calls for each graph it captures."""
-        graph = CompiledGraph(capture(dynamo_graph, compiled_within(self._orig_mod)), self._sessions)
+        captured = capture(dynamo_graph, compiled_within(self._orig_mod))
+        self._inner.denoise.check(captured)
+        graph = CompiledGraph(captured, self._sessions)
         graph.replayable = not changes_python_state()
         graph.lower_now()  # may ask Dynamo to start over
         self._graphs.append(graph)
@@ -138,7 +140,7 @@ class CompiledDenoiser(Handle, StandIn):
             step.undo()
             step.context.forget_anchors()
 
-        return self._inner.denoise(args, kwargs, start_over)
+        return self._inner.denoise(args, kwargs, step, start_over)
 
     @contextmanager
     def cache_context(self, name: str, **hints: Any) -> Iterator[None]:

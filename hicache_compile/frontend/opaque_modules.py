@@ -120,6 +120,23 @@ class OpaqueModules:
                 return found
         return set()
 
+    def is_none_of_them(self, stack: Sequence[FrameSummary]) -> bool:
+        """Whether the innermost code of ``stack`` is the denoiser's own, of no submodule that could be an operator."""
+        return not self._smallest(stack)
+
+    def warm_up(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        """Call the model once, which may fill in what the code that Dynamo cannot trace makes in a first call only."""
+        with self._called_by_us():
+            self._model(*args, **kwargs)
+
+    @contextmanager
+    def _called_by_us(self) -> Iterator[None]:
+        """Inside, the model is called once more than its caller knows."""
+        with self._idle, torch.no_grad(), random_numbers_kept():
+            self._idle.wait_for(lambda: not self._users)
+            with _buffers_kept(self._model):
+                yield
+
     def _record(self, classes: set[type[nn.Module]], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """Call the model, and keep those of ``classes`` that can be operators."""
         most = LARGEST * _weights(self._model)
@@ -140,16 +157,14 @@ class OpaqueModules:
 
             return forward
 
-        with self._idle, torch.no_grad(), _random_numbers_kept():
-            self._idle.wait_for(lambda: not self._users)
-            with _buffers_kept(self._model):
+        with self._called_by_us():
+            for module in tried:
+                vars(module)["forward"] = recorded(module)
+            try:
+                self._model(*args, **kwargs)
+            finally:
                 for module in tried:
-                    vars(module)["forward"] = recorded(module)
-                try:
-                    self._model(*args, **kwargs)
-                finally:
-                    for module in tried:
-                        vars(module).pop("forward", None)
+                    vars(module).pop("forward", None)
         for module in tried:
             known = self._made[module]
             if type(module) not in self._unfit and known.calls:
@@ -181,7 +196,7 @@ def _buffers_kept(model: nn.Module) -> Iterator[None]:
                 module._buffers[name] = buffer
 
 
-def _random_numbers_kept() -> AbstractContextManager[None]:
+def random_numbers_kept() -> AbstractContextManager[None]:
     """Inside, drawing random numbers changes nothing for what comes after."""
     accelerator = torch.accelerator.current_accelerator()
     if accelerator is None:

@@ -4,26 +4,40 @@ from __future__ import annotations
 
 import logging
 import threading
+import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from traceback import FrameSummary
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch._dynamo.eval_frame import remove_from_cache
-from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
+from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException, UserError
 from torch._dynamo.utils import graph_break_reasons
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, has_free_unbacked_symbols
 
 from hicache_compile.errors import HiCacheError
 from hicache_compile.frontend.opaque_modules import BREAKS_SET, OpaqueModules
+from hicache_compile.frontend.readings import Read, own_code, reading_frame
 from hicache_compile.operators.opaque import OutputChangedError
+from hicache_compile.operators.readings import ReadingChangedError
+from hicache_compile.passes.graph import ops
 from hicache_compile.runtime.replay.capture import DATA_DEPENDENT_OPS, ENTRIES, own_frame
+from hicache_compile.runtime.step import Step
 
 log = logging.getLogger(__name__)
 
 _ADVICE = logging.getLogger("torch._dynamo.variables.tensor")
+MOST_READINGS = 8  # of which the graphs are kept: kinds of masks, with a picture and without
+MOST_WITHIN_RUNS = 3  # times that a run went on with others: it is not the prompt that is read
+
+
+class SizesDependOnDataError(Exception):
+    """Most of a graph computes on tensors whose sizes depend on data: no site can be forecast there."""
+
+
 UNTRACED = (TorchDynamoException, GuardOnDataDependentSymNode)
 
 
@@ -31,32 +45,60 @@ class _CapturedError(Exception):
     """The whole call is one graph."""
 
 
+@dataclass(eq=False)
+class Capture:
+    """A frame of its own that Dynamo traces and compiles: one graph, for each of the readings one."""
+
+    frame: types.FunctionType
+    compiled: Callable[..., Any]
+
+
 class Traced:
     """``model`` under Dynamo, which hands its graphs to the backend of ``context``.
 
     Ops whose output's shape depends on data are captured with the rest (a mask that picks tokens). Where Dynamo cannot
-    trace the call as one graph, the smallest submodules that it cannot trace become one operator each. Only a denoiser
-    whose own ``forward`` cannot be traced has several graphs.
+    trace the call as one graph, the smallest submodules that it cannot trace become one operator each. What the
+    denoiser's own ``forward`` reads of data is constant in a graph: there is one for each of up to ``MOST_READINGS``
+    readings. Beyond that, and where nothing of this helps, it has several graphs.
     """
 
     def __init__(self, model: nn.Module, context: Any, dynamic: bool | None, opaque: OpaqueModules) -> None:
-        self._frame = own_frame(model)
+        self._model = model
+        self._context = context
         self._dynamic = dynamic
         self._opaque = opaque
-        self._compiled = context(self._frame)
         self._lock = threading.Lock()  # of what follows
         self._attempt = 0  # how often that changed
+        self._read = Read.NOTHING
+        self._most_read = Read.SWITCHES
+        self._warm = False  # it was called once, eagerly
         self._breaks = False
         self._breaks_at_data = False
-        self.code = opaque.code  # all that Dynamo compiled, this frame first
-        self.code.append(self._frame.__code__)
+        self._within_runs = 0  # how often a step read what no step before it did
+        self._captures: list[Capture] = []
+        self.code = opaque.code  # all that Dynamo compiled, the newest capture's first
+        self._capture()
 
-    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any], start_over: Callable[[], None]) -> Any:
+    def _capture(self) -> Capture:
+        """One more frame, for data that read otherwise."""
+        frame = reading_frame(self._model, self._read) if self._read else own_frame(self._model)
+        self._captures.append(Capture(frame, self._context(frame)))
+        self.code.insert(0, frame.__code__)
+        return self._captures[-1]
+
+    def __call__(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], step: Step, start_over: Callable[[], None]
+    ) -> Any:
         """Call the model; ``start_over`` is called before each further attempt."""
+        others = list[Capture]()  # of other readings
         while True:
             attempt = self._attempt
+            capture = self._fitting(step, others)
             try:
-                return self._run(self._compiled, args, kwargs, self._breaks, self._breaks_at_data)
+                output = self._run(capture.compiled, args, kwargs, self._breaks, self._breaks_at_data)
+            except ReadingChangedError as error:
+                log.info("what is read of the data differs: %s", error)
+                others.append(capture)
             except (OutputChangedError, *UNTRACED) as error:
                 cause = getattr(error, "inner_exception", error)  # of what a backend raised
                 if isinstance(cause, HiCacheError):
@@ -65,10 +107,56 @@ class Traced:
                     if attempt == self._attempt:  # else another thread saw to it
                         if not self._loosen(cause, args, kwargs):
                             raise
-                        self._attempt += 1
-                        remove_from_cache(self._frame.__code__)
+                        self._trace_anew()
                         log.info("captured again: %s", str(cause).splitlines()[0])
+            else:
+                step.context.capture = capture
+                return output
             start_over()
+
+    def _fitting(self, step: Step, others: Sequence[Capture]) -> Capture:
+        """The capture to try next: that of the context's last call, else any, else a new one."""
+        last = step.context.capture
+        with self._lock:
+            left = [capture for capture in self._captures if capture not in others]
+            if last in left:
+                return last
+            if left:
+                return left[-1]
+            self._within_runs += step.index > 0
+            if len(self._captures) < MOST_READINGS and self._within_runs < MOST_WITHIN_RUNS:
+                return self._capture()
+            log.warning(
+                "what the denoiser's own code reads of data differs between steps, or more than %d times between runs: "
+                "from now on it has several graphs, which read it in each step, and less of it may be cached",
+                MOST_READINGS,
+            )
+            self._give_up_reading()
+            self._trace_anew()
+            return self._captures[-1]
+
+    def _give_up_reading(self) -> None:
+        self._read = self._most_read = Read.NOTHING
+
+    def _trace_anew(self) -> None:
+        """Forget what was captured: something else breaks the graph now, or nothing does."""
+        for capture in self._captures:
+            remove_from_cache(capture.frame.__code__)
+            self.code.remove(capture.frame.__code__)
+        self._captures = []
+        self._attempt += 1
+        self._capture()
+
+    def check(self, captured: fx.GraphModule) -> None:
+        """Refuse a graph that becomes one with sites once more of what is read is constant.
+
+        Raises:
+            SizesDependOnDataError: the graph is that one.
+        """
+        heavy = [node for node in captured.graph.nodes if ops.op(node) in ops.HEAVY and ops.is_tensor(node)]
+        at_data = sum(has_free_unbacked_symbols(ops.value(node)) for node in heavy)
+        if self._read < self._most_read and 2 * at_data > len(heavy):
+            raise SizesDependOnDataError(f"the sizes of {at_data} of {len(heavy)} products and attentions")
 
     def _run(self, compiled: Callable[..., Any], args: Any, kwargs: Any, breaks: bool, breaks_at_data: bool) -> Any:
         """Call ``compiled``. The graph may break anywhere, or at ops that depend on data, or else an error says where
@@ -82,16 +170,33 @@ class Traced:
                 stack.enter_context(_without_advice())
             if not breaks_at_data:
                 stack.enter_context(DATA_DEPENDENT_OPS())
+            stack.enter_context(own_code(self._opaque.is_none_of_them))
             return compiled(*args, **kwargs)
 
     def _loosen(self, cause: Exception, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Let one more thing break: submodules become operators; else the graph breaks at ops that depend on data; else
-        wherever Dynamo wants it to. Returns whether anything was left."""
+        """Let one more thing break: submodules become operators; else more of what the denoiser's own code reads is
+        constant; else the graph breaks at ops that depend on data; else wherever Dynamo wants it to. Returns whether
+        anything was left."""
         if isinstance(cause, OutputChangedError):
             return self._opaque.record_again(args, kwargs)
-        stack = self._first_break(args, kwargs)
+        # A size that depends on data is no fault of the code that cannot do with it, unless no more can be read.
+        at_data = isinstance(cause, SizesDependOnDataError) or (
+            isinstance(cause, GuardOnDataDependentSymNode | UserError) and self._read
+        )
+        if at_data and self._read < self._most_read:
+            self._read = Read(self._read + 1)
+            return True
+        stack = getattr(cause, "real_stack", None) if self._read else self._first_break(args, kwargs)
         if stack and self._opaque.add([stack], args, kwargs):
             return True
+        if stack is not None and self._read < self._most_read:
+            self._read = Read(self._read + 1)
+            return True
+        if not self._warm:
+            self._warm, self._read = True, Read.NOTHING
+            self._opaque.warm_up(args, kwargs)
+            return True
+        self._give_up_reading()
         before = self._breaks, self._breaks_at_data
         if stack is not None and not self._breaks:
             self._opaque.add(self._all_breaks(args, kwargs), args, kwargs)
@@ -106,9 +211,8 @@ class Traced:
         def stop(*_: Any) -> Any:
             raise _CapturedError
 
-        trace = torch._dynamo.optimize(stop, dynamic=self._dynamic)(self._frame)
         try:
-            self._run(trace, args, kwargs, breaks=False, breaks_at_data=True)
+            self._look(stop, args, kwargs, breaks=False)
         except BackendCompilerFailed as error:
             if not isinstance(error.inner_exception, _CapturedError):
                 raise
@@ -119,12 +223,20 @@ class Traced:
     def _all_breaks(self, args: Any, kwargs: Any) -> list[Sequence[FrameSummary]]:
         """The code at every break of a call, which is made."""
         before = len(graph_break_reasons)
-        run = torch._dynamo.optimize("eager", dynamic=self._dynamic)(self._frame)
         try:
-            self._run(run, args, kwargs, breaks=True, breaks_at_data=True)
+            self._look("eager", args, kwargs, breaks=True)
         except Exception as error:  # what it is the call itself will say
             log.info("not all breaks are known: %s", error)
         return [reason.user_stack for reason in graph_break_reasons[before:]]
+
+    def _look(self, backend: Any, args: Any, kwargs: Any, breaks: bool) -> None:
+        """A call of which nothing is kept."""
+        frame = own_frame(self._model)
+        try:
+            run = torch._dynamo.optimize(backend, dynamic=self._dynamic)(frame)
+            self._run(run, args, kwargs, breaks, breaks_at_data=True)
+        finally:
+            remove_from_cache(frame.__code__)
 
 
 @contextmanager

@@ -10,8 +10,10 @@ module lists and argument names are never read.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.ancestry import Ancestry, Bits
@@ -123,11 +125,12 @@ def stream_carriers(node: fx.Node) -> list[fx.Node]:
     if ops.op(node) in ops.ADD:
         return [c for c in carriers if ops.is_tensor(c) and ops.is_tensor(node) and ops.same_shape(c, node)]
     if ops.op(node) in ops.SELECT and ops.is_tensor(node):
-        return [c for c in carriers if _channels(c) in (None, _channels(node))]
+        width = _channels(node)
+        return [c for c in carriers if _channels(c) is None or statically_known_true(_channels(c) == width)]
     return carriers
 
 
-def _channels(node: fx.Node) -> object:
+def _channels(node: fx.Node) -> Any:
     """The last size of ``node``, or of the tensor it splits; None when it has none."""
     source = node if ops.is_tensor(node) else node.args[0] if node.args else None
     if not ops.is_tensor(source):

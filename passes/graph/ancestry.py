@@ -18,7 +18,7 @@ class Ancestry:
         self.nodes = list(graph.nodes)
         self.index = {node: position for position, node in enumerate(self.nodes)}
         self._above: list[Bits] = []
-        self._writers: dict[fx.Node, list[fx.Node]] = {}  # in-place writers among the nodes visited so far
+        self._writers: dict[object, list[fx.Node]] = {}  # by storage: in-place writers among the nodes visited so far
         self.inputs: dict[fx.Node, list[fx.Node]] = {}
         for node in self.nodes:
             above = 0
@@ -29,12 +29,12 @@ class Ancestry:
             self._above.append(above)
 
     def _numbers_of(self, node: fx.Node) -> list[fx.Node]:
-        """The data inputs of ``node``: its arguments and the nodes that wrote to them in place before."""
+        """The data inputs of ``node``: its arguments and the nodes that wrote to them, or to a view, before."""
         read = ops.data_inputs(node)
-        written = [writer for argument in read for writer in self._writers.get(argument, ())]
+        written = [writer for argument in read for writer in self._writers.get(ops.storage(argument), ())]
         target = ops.mutated(node)
         if target is not None:
-            self._writers.setdefault(target, []).append(node)
+            self._writers.setdefault(ops.storage(target), []).append(node)
         return [*read, *written]
 
     def bit(self, node: fx.Node) -> Bits:

@@ -83,9 +83,14 @@ def same_shape(a: fx.Node, b: fx.Node) -> bool:
 
 def shares_storage(a: fx.Node, b: fx.Node) -> bool:
     """Whether the values of ``a`` and ``b`` share one storage."""
-    if not (is_tensor(a) and is_tensor(b)) or any(torch._C._functorch.is_batchedtensor(value(n)) for n in (a, b)):
-        return False
-    return bool(value(a).untyped_storage()._cdata == value(b).untyped_storage()._cdata)
+    return a is b or storage(a) == storage(b)
+
+
+def storage(node: fx.Node) -> object:
+    """What tells whether two nodes have one storage: equal for those that do. A node itself, where that is unknown."""
+    if not is_tensor(node) or torch._C._functorch.is_batchedtensor(value(node)):
+        return node
+    return int(value(node).untyped_storage()._cdata)
 
 
 def carriers(node: fx.Node) -> list[fx.Node]:

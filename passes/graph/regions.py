@@ -37,31 +37,46 @@ def exclusive_cone(
     it."""
     leaving = set(slots)
     barred: set[fx.Node] = set()
+    writes = _Writes(order)
     while True:
-        cone = _cone(set(leaving), stops | barred, order)
+        cone = _cone(set(leaving), stops | barred, order, writes)
         split = [node for span in contexts.spans if _is_split(span, cone, barred) for node in span]
-        split += [node for node in cone if not node.users and ops.mutated(node) not in cone]
+        split += [node for node in cone if not node.users and not cone.issuperset(writes.aliases(node))]
         if not split:
             return cone | {node for span in contexts.spans if cone & set(span) for node in span}
         barred.update(split)
 
 
-def _cone(slots: set[fx.Node], stops: set[fx.Node], order: dict[fx.Node, int]) -> set[fx.Node]:
+class _Writes:
+    """What nodes write in place, which a value's views share with it."""
+
+    def __init__(self, order: dict[fx.Node, int]) -> None:
+        self._order = order
+        self._by_storage: dict[object, list[fx.Node]] = {}
+        written = {ops.storage(target) for node in order if (target := ops.mutated(node)) is not None}
+        for node in order:
+            if (storage := ops.storage(node)) in written:
+                self._by_storage.setdefault(storage, []).append(node)
+
+    def aliases(self, writer: fx.Node) -> list[fx.Node]:
+        """What ``writer`` writes to, and all that shares its memory."""
+        target = ops.mutated(writer)
+        return [] if target is None else self._by_storage[ops.storage(target)]
+
+    def read_after(self, writer: fx.Node) -> list[fx.Node]:
+        """Later readers of what ``writer`` wrote; itself if there are none."""
+        users = [user for alias in self.aliases(writer) for user in alias.users]
+        return [user for user in users if user.users and self._order[user] > self._order[writer]] or [writer]
+
+
+def _cone(slots: set[fx.Node], stops: set[fx.Node], order: dict[fx.Node, int], writes: _Writes) -> set[fx.Node]:
     cone = set(slots)
     for node in sorted(order, key=order.__getitem__, reverse=True):
         if node in stops or node.op in ("placeholder", "output", "get_attr"):
             continue
-        if all(user in cone for user in (node.users or _read_after(node, order))):
+        if all(user in cone for user in (node.users or writes.read_after(node))):
             cone.add(node)
     return cone
-
-
-def _read_after(node: fx.Node, order: dict[fx.Node, int]) -> list[fx.Node]:
-    """For a node that only writes in place: later readers of the written value, or ``node`` itself if there are
-    none."""
-    target = ops.mutated(node)
-    readers = target.users if target is not None and target.op != "placeholder" else ()
-    return [user for user in readers if user.users and order[user] > order[node]] or [node]
 
 
 def _is_split(span: list[fx.Node], cone: set[fx.Node], barred: set[fx.Node]) -> bool:

@@ -16,7 +16,8 @@ from torch import fx
 from hicache_compile.passes.graph.graphs import copy_graph, drop_dead_code, placeholders
 from hicache_compile.passes.transforms.functionalise import functionalise
 
-_ROOT = re.compile(r"^L\['\w+'\]|^L\[\"\w+\"\]")
+_ROOT = re.compile(r"""^L\[['"]\w+['"]\](\.__self__)*""")
+_OURS = re.compile(r"hicache_compile/frontend/\w+\.py")  # code that is traced around the user's
 _DICT_ITEM = re.compile(r"\.__dict__\['_modules'\]\['(\w+)'\]|\._modules\['(\w+)'\]|\['?(\w+)'?\]")
 
 
@@ -58,7 +59,7 @@ def capture(dynamo_graph: fx.GraphModule, within: str = "") -> fx.GraphModule:
     for node in captured.graph.nodes:
         node.meta["calls"] = () if node.op in ("placeholder", "output") else module_calls(node, within)
         node.meta["path"] = node.meta["calls"][-1][0] if node.meta["calls"] else ""
-        if "frontend/opaque_modules.py" in str(node.stack_trace).rpartition("File ")[2]:
-            node.stack_trace = str(node.stack_trace).rpartition("  File ")[0]  # where the submodule is called
+        while _OURS.search(str(node.stack_trace).rpartition("  File ")[2]):
+            node.stack_trace = str(node.stack_trace).rpartition("  File ")[0]
     captured.recompile()
     return captured

@@ -113,6 +113,28 @@ def test_sums_in_place_are_found_too() -> None:
     assert found.refused == []
 
 
+class FillsABuffer(ToyBlock):
+    """Runs a part in a larger buffer, which it fills through a view of a view."""
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        buffer = x.new_zeros(len(x), 8, 16)
+        made = self.proj(self.norm(x))
+        buffer[:, :5].view(len(x), 5, 4, 4)[:, :, :3] = made.view(len(x), 5, 4, 4)[:, :, :3]
+        return x + self.down(nn.functional.gelu(self.up(buffer)))[:, :5]
+
+
+@pytest.mark.parametrize("scope", ["block", "stack"])
+def test_what_fills_a_buffer_of_the_site_is_of_the_site(scope: str) -> None:
+    module = captured(toy(FillsABuffer), *TOY_INPUTS)
+    found = cut(module, Layout(scope))
+    assert found.refused == []
+    region = {node for site in found.sites for node in site.region}
+    written = [node for node in found.module.graph.nodes if ops.op(node) == "setitem"]
+    assert len(written) == 2
+    assert region.issuperset(written)
+    assert region.issuperset(node for node in found.module.graph.nodes if ops.op(node) == "new_zeros")
+
+
 class NoisyBlock(ToyBlock):
     """Draws noise inside the block."""
 

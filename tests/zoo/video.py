@@ -308,8 +308,8 @@ def _animate(x: Tensor, t: float, height: int, width: int) -> dict[str, Any]:
 def _animate2(x: Tensor, t: float, height: int, width: int) -> dict[str, Any]:
     from diffusers.models.transformers.transformer_wan_animate_2 import WanAnimate2KVCache
 
-    cache = WanAnimate2KVCache(4)
-    for layer in range(4):  # what the pass over the driving video would have written
+    cache = WanAnimate2KVCache(12)
+    for layer in range(12):  # what the pass over the driving video would have written
         keys, values = (constant(1, 2 * height * width, 4, 32, like=x, seed=10 * layer + i) for i in (0, 1))
         cache.get(layer).store(keys, values)
     return {

@@ -29,19 +29,25 @@ ENTRIES = functools.partial(
 
 
 def own_frame(model: Callable[..., Any]) -> types.FunctionType:
-    """A function that calls ``model``, with a code object of its own.
+    """A function that calls ``model``, with a code object of its own."""
+
+    def denoise(*args: Any, **kwargs: Any) -> Any:
+        return model(*args, **kwargs)
+
+    return with_own_code(denoise)
+
+
+def with_own_code(function: Any) -> types.FunctionType:
+    """``function`` with a code object of its own.
 
     Dynamo counts recompiles by code object, and all models of one class share that of ``forward``: many
     compiled denoisers in a process would use up one another's limit and silently run eagerly. It has a name of its
     own too, by which Dynamo remembers the sizes it saw: they would make another denoiser's sizes dynamic.
     """
-
-    def denoise(*args: Any, **kwargs: Any) -> Any:
-        return model(*args, **kwargs)
-
-    name = f"denoise_{next(_frames)}"
-    own_code = denoise.__code__.replace(co_name=name)
-    return types.FunctionType(own_code, denoise.__globals__, name, None, denoise.__closure__)
+    name = f"{function.__name__}_{next(_frames)}"
+    return types.FunctionType(
+        function.__code__.replace(co_name=name), function.__globals__, name, None, function.__closure__
+    )
 
 
 def as_call(example_inputs: Any, owner: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
