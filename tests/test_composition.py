@@ -26,7 +26,9 @@ from tests.support.reference_toy import CachedToy, Toy
 MOST_CONFLICTS = 14
 # What a denoiser cannot have because its graph breaks: refused for the model, not for the policy.
 OF_THE_MODEL = {
-    frozenset({"export", "two graphs"}): "export.model was captured in 2 graphs: must be one",
+    frozenset(
+        {"export", "two graphs"}
+    ): "export.model cannot be captured as one graph: must be one; Call to `torch._dynamo.graph_break()`",
     frozenset({"SeaCache", "two graphs"}): "SeaCacheGuard reads sigma off the denoiser's time input: its graph must "
     "have one",
 }

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental.symbolic_shapes import has_free_unbacked_symbols
 
 from hicache_compile.errors import HiCacheError, one_of, whole_number
 from hicache_compile.export.manifest import Manifest, Port
 from hicache_compile.export.plan import traits_when_exported
+from hicache_compile.export.portable import portable
 from hicache_compile.export.stepping import stepping
 from hicache_compile.policy.compatibility import check
 from hicache_compile.policy.files import write_whole
@@ -46,7 +48,7 @@ def _exported(
     wanted = as_policy(policy)
     wanted.decisions(num_steps)
     check("export.policy", traits_when_exported(wanted))
-    call = capture_call(getattr(model, "_orig_mod", model), example_inputs, "export", dynamic)
+    call = portable(capture_call(getattr(model, "_orig_mod", model), example_inputs, "export", dynamic))
     module, manifest, examples = stepping(call, wanted, num_steps, as_sparsity(sparsity), anchors)
     shapes = None
     if dynamic:
@@ -65,6 +67,17 @@ def _exported(
             "return a sample of one layout when its sizes vary"
         ) from error
     return program, _settled(manifest, program)
+
+
+def _check_it_loads(program: ExportedProgram) -> None:
+    """torch saves branches in which sizes depend on data, but does not load them."""
+    for name, branch in program.graph_module.named_modules():
+        values = [node.meta.get("val") for node in branch.graph.nodes] if isinstance(branch, fx.GraphModule) else []
+        if name and any(isinstance(value, torch.Tensor) and has_free_unbacked_symbols(value) for value in values):
+            raise HiCacheError(
+                "export.model computes on tensors whose sizes depend on data: must not for a torch.export program, "
+                "which torch cannot load; use export_aoti, or pick tokens before the denoiser"
+            )
 
 
 def _settled(manifest: Manifest, program: ExportedProgram) -> Manifest:
@@ -95,6 +108,7 @@ def export_program(
     Args and errors: see ``export_onnx``. ``PATH.json`` is the manifest.
     """
     program, manifest = _exported(model, policy, example_inputs, num_steps, dynamic, sparsity, anchors)
+    _check_it_loads(program)
     torch.export.save(program, path)
     write_whole(_beside(path), manifest.to_json())
     return manifest

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-from hicache_compile.runtime.replay.capture import ENTRIES
 from hicache_compile.runtime.replay.dispatch_modes import set_aside
+from hicache_compile.runtime.replay.frames import ENTRIES
 
 
 def prepare_calls(context: Any) -> None:

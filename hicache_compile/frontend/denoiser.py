@@ -35,7 +35,7 @@ from hicache_compile.runtime.nothing_cached import why_nothing
 from hicache_compile.runtime.options import CompileOptions, Shared
 from hicache_compile.runtime.per_thread import PerThread
 from hicache_compile.runtime.replay.call_signature import UnknownArgumentError
-from hicache_compile.runtime.replay.capture import MOST_ENTRIES
+from hicache_compile.runtime.replay.frames import MOST_ENTRIES
 from hicache_compile.runtime.replay.replay import Replay, changes_python_state, compiled_within, signature_of_call
 from hicache_compile.runtime.session import Session, sessions
 from hicache_compile.runtime.step import Step

@@ -8,7 +8,7 @@ import logging
 import threading
 import types
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from traceback import FrameSummary
 from typing import Any
 
@@ -19,12 +19,11 @@ from torch.utils import _pytree as pytree
 from hicache_compile.backends import backend_module
 from hicache_compile.operators.opaque import NotOpaqueError, OpaqueModule, opaque
 from hicache_compile.runtime.options import CompileOptions
-from hicache_compile.runtime.replay.capture import ENTRIES, own_frame
+from hicache_compile.runtime.replay.frames import BREAKS_SET, ENTRIES, own_frame
+from hicache_compile.runtime.replay.readings import random_numbers_kept
 
 log = logging.getLogger(__name__)
 
-# Whether a break is an error is one setting of Dynamo for all threads.
-BREAKS_SET = threading.RLock()
 LARGEST = 0.5  # of the denoiser's weights: what holds more is the denoiser in a wrapper, or its stack of blocks
 
 
@@ -194,14 +193,6 @@ def _buffers_kept(model: nn.Module) -> Iterator[None]:
                 buffer.copy_(values)
             if module._buffers.get(name) is not buffer:
                 module._buffers[name] = buffer
-
-
-def random_numbers_kept() -> AbstractContextManager[None]:
-    """Inside, drawing random numbers changes nothing for what comes after."""
-    accelerator = torch.accelerator.current_accelerator()
-    if accelerator is None:
-        return torch.random.fork_rng(devices=[])
-    return torch.random.fork_rng(device_type=accelerator.type)
 
 
 def _forward(known: OpaqueModule, own: Callable[..., Any]) -> Callable[..., Any]:

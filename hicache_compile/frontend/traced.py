@@ -14,31 +14,29 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch._dynamo.eval_frame import remove_from_cache
-from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException, UserError
+from torch._dynamo.exc import BackendCompilerFailed, UserError
 from torch._dynamo.utils import graph_break_reasons
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, has_free_unbacked_symbols
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from hicache_compile.errors import HiCacheError
-from hicache_compile.frontend.opaque_modules import BREAKS_SET, OpaqueModules
-from hicache_compile.frontend.readings import Read, own_code, reading_frame
+from hicache_compile.frontend.opaque_modules import OpaqueModules
 from hicache_compile.operators.opaque import OutputChangedError
 from hicache_compile.operators.readings import ReadingChangedError
-from hicache_compile.passes.graph import ops
-from hicache_compile.runtime.replay.capture import DATA_DEPENDENT_OPS, ENTRIES, own_frame
+from hicache_compile.passes.graph.shapes import share_at_data
+from hicache_compile.runtime.replay.frames import BREAKS_SET, DATA_DEPENDENT_OPS, ENTRIES, UNTRACED, own_frame
+from hicache_compile.runtime.replay.readings import Read, own_code, reading_frame
 from hicache_compile.runtime.step import Step
 
 log = logging.getLogger(__name__)
 
 _ADVICE = logging.getLogger("torch._dynamo.variables.tensor")
 MOST_READINGS = 8  # of which the graphs are kept: kinds of masks, with a picture and without
+LARGEST_SHARE_AT_DATA = 0.5  # a refiner of tokens that a mask picks may stay as it is
 MOST_WITHIN_RUNS = 3  # times that a run went on with others: it is not the prompt that is read
 
 
 class SizesDependOnDataError(Exception):
     """Most of a graph computes on tensors whose sizes depend on data: no site can be forecast there."""
-
-
-UNTRACED = (TorchDynamoException, GuardOnDataDependentSymNode)
 
 
 class _CapturedError(Exception):
@@ -153,10 +151,9 @@ class Traced:
         Raises:
             SizesDependOnDataError: the graph is that one.
         """
-        heavy = [node for node in captured.graph.nodes if ops.op(node) in ops.HEAVY and ops.is_tensor(node)]
-        at_data = sum(has_free_unbacked_symbols(ops.value(node)) for node in heavy)
-        if self._read < self._most_read and 2 * at_data > len(heavy):
-            raise SizesDependOnDataError(f"the sizes of {at_data} of {len(heavy)} products and attentions")
+        share = share_at_data(captured)
+        if self._read < self._most_read and share > LARGEST_SHARE_AT_DATA:
+            raise SizesDependOnDataError(f"the sizes of {share:.0%} of the products and attentions depend on data")
 
     def _run(self, compiled: Callable[..., Any], args: Any, kwargs: Any, breaks: bool, breaks_at_data: bool) -> Any:
         """Call ``compiled``. The graph may break anywhere, or at ops that depend on data, or else an error says where

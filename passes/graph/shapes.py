@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import has_free_unbacked_symbols
 
 from hicache_compile.passes.graph import ops
 
@@ -48,3 +49,9 @@ def _bind(bindings: Bindings, size: torch.SymInt, real: int) -> None:
     expression = size.node.expr
     if expression.is_Symbol:
         bindings[expression] = int(real)
+
+
+def share_at_data(captured: fx.GraphModule) -> float:
+    """The share of the products and attentions whose sizes depend on data, which no forecast can stand in for."""
+    heavy = [node for node in captured.graph.nodes if ops.op(node) in ops.HEAVY and ops.is_tensor(node)]
+    return sum(has_free_unbacked_symbols(ops.value(node)) for node in heavy) / max(1, len(heavy))

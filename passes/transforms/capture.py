@@ -17,7 +17,7 @@ from hicache_compile.passes.graph.graphs import copy_graph, drop_dead_code, plac
 from hicache_compile.passes.transforms.functionalise import functionalise
 
 _ROOT = re.compile(r"""^L\[['"]\w+['"]\](\.__self__)*""")
-_OURS = re.compile(r"hicache_compile/frontend/\w+\.py")  # code that is traced around the user's
+_OURS = re.compile(r"hicache_compile/(frontend|runtime/replay)/\w+\.py")  # code that is traced around the user's
 _DICT_ITEM = re.compile(r"\.__dict__\['_modules'\]\['(\w+)'\]|\._modules\['(\w+)'\]|\['?(\w+)'?\]")
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
-import itertools
-import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,39 +12,12 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from hicache_compile.errors import HiCacheError
+from hicache_compile.passes.graph.shapes import share_at_data
 from hicache_compile.passes.transforms.capture import capture
 from hicache_compile.runtime.call_arguments import by_name
 from hicache_compile.runtime.replay.dispatch_modes import set_aside
-
-_frames = itertools.count()
-DATA_DEPENDENT_OPS = functools.partial(torch._dynamo.config.patch, capture_dynamic_output_shape_ops=True)
-# Entries for one piece of code: the sizes of a denoiser, or submodules that break the graph in many denoisers.
-MOST_ENTRIES = 256
-ENTRIES = functools.partial(
-    torch._dynamo.config.patch, recompile_limit=MOST_ENTRIES, accumulated_recompile_limit=8 * MOST_ENTRIES
-)
-
-
-def own_frame(model: Callable[..., Any]) -> types.FunctionType:
-    """A function that calls ``model``, with a code object of its own."""
-
-    def denoise(*args: Any, **kwargs: Any) -> Any:
-        return model(*args, **kwargs)
-
-    return with_own_code(denoise)
-
-
-def with_own_code(function: Any) -> types.FunctionType:
-    """``function`` with a code object of its own.
-
-    Dynamo counts recompiles by code object, and all models of one class share that of ``forward``: many
-    compiled denoisers in a process would use up one another's limit and silently run eagerly. It has a name of its
-    own too, by which Dynamo remembers the sizes it saw: they would make another denoiser's sizes dynamic.
-    """
-    name = f"{function.__name__}_{next(_frames)}"
-    return types.FunctionType(
-        function.__code__.replace(co_name=name), function.__globals__, name, None, function.__closure__
-    )
+from hicache_compile.runtime.replay.frames import BREAKS_SET, DATA_DEPENDENT_OPS, UNTRACED, own_frame
+from hicache_compile.runtime.replay.readings import Read, reading_frame
 
 
 def as_call(example_inputs: Any, owner: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -75,21 +45,43 @@ class CapturedCall:
 
 
 def capture_call(model: nn.Module, example_inputs: Any, owner: str, dynamic: bool | str = False) -> CapturedCall:
-    """Call ``model`` once, eagerly, and keep its graph.
+    """Call ``model`` once, eagerly, and keep its graph. What its code reads of data on the host is constant there.
 
     Args:
-        model: the denoiser; on the ``meta`` device nothing is computed.
+        model: the denoiser; on the ``meta`` device nothing is computed, and nothing can be read.
         example_inputs: the arguments of one call, by name or in order.
         owner: whose argument that is, for messages.
         dynamic: which sizes may vary: all, none, or with ``"batch"`` the first of every tensor that has the first
             tensor's.
 
     Raises:
-        HiCacheError: the arguments are of no use, or Dynamo captures several graphs.
+        HiCacheError: the arguments are of no use, or Dynamo cannot capture the call as one graph.
     """
     args, kwargs = as_call(example_inputs, owner)
     if dynamic == "batch":
         args, kwargs = _batch_may_vary(args, kwargs, owner)
+    reasons = list[str]()
+    for read in (Read.NOTHING, Read.NOTHING, Read.PICKED, Read.SWITCHES):
+        try:
+            captured, inputs, outputs, returned = _traced(model, read, args, kwargs, dynamic is True)
+        except UNTRACED as error:
+            if not reasons:  # a first call may fill in what Dynamo cannot trace, as tables of rotary embeddings
+                with torch.no_grad(), set_aside():
+                    model(*args, **kwargs)
+            reasons.append(str(error).splitlines()[0])
+        else:
+            if share_at_data(captured) and read < Read.SWITCHES:
+                reasons.append("the sizes of what it computes depend on data")
+                continue
+            arguments = by_name(inspect.signature(model.forward), args, kwargs)
+            return CapturedCall(model, captured, inputs, arguments, outputs, returned)
+    raise HiCacheError(f"{owner}.model cannot be captured as one graph: must be one; {reasons[0]}")
+
+
+def _traced(
+    model: nn.Module, read: Read, args: Any, kwargs: Any, dynamic: bool
+) -> tuple[fx.GraphModule, Sequence[Any], Sequence[Any], Any]:
+    """The graph of a call, what it was run on and returned, and what the call returned."""
     seen: list[tuple[fx.GraphModule, Sequence[Any], Sequence[Any]]] = []
 
     def receive(dynamo_graph: fx.GraphModule, _: list[Any]) -> Callable[..., Any]:
@@ -102,15 +94,13 @@ def capture_call(model: nn.Module, example_inputs: Any, owner: str, dynamic: boo
 
         return run
 
-    compiled = torch._dynamo.optimize(receive, dynamic=dynamic is True)(own_frame(model))
+    frame = reading_frame(model, read) if read else own_frame(model)
+    compiled = torch._dynamo.optimize(receive, dynamic=dynamic)(frame)
     floats_are_fixed = torch._dynamo.config.patch(specialize_float=True)  # else a norm's epsilon becomes an input
-    with torch.no_grad(), set_aside(), DATA_DEPENDENT_OPS(), floats_are_fixed:
+    one_graph = torch._dynamo.error_on_graph_break(True)
+    with torch.no_grad(), set_aside(), DATA_DEPENDENT_OPS(), floats_are_fixed, BREAKS_SET, one_graph:
         returned = compiled(*args, **kwargs)
-    if len(seen) != 1:
-        raise HiCacheError(f"{owner}.model was captured in {len(seen)} graphs: must be one")
-    arguments = by_name(inspect.signature(model.forward), args, kwargs)
-    captured, inputs, outputs = seen[0]
-    return CapturedCall(model, captured, inputs, arguments, outputs, returned)
+    return *seen[0], returned
 
 
 def _batch_may_vary(args: Any, kwargs: Any, owner: str) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import types
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from traceback import FrameSummary
 from typing import Any, TypeVar, cast
 
@@ -23,10 +23,9 @@ from torch.fx.experimental.symbolic_shapes import has_free_unbacked_symbols
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from hicache_compile.frontend.opaque_modules import random_numbers_kept
 from hicache_compile.operators.readings import described, expect, of_size, tied
 from hicache_compile.passes.graph import ops
-from hicache_compile.runtime.replay.capture import with_own_code
+from hicache_compile.runtime.replay.frames import with_own_code
 
 JOINS = (torch.cat, torch.concat, torch.concatenate, torch.stack, torch.nn.functional.pad)
 NUMBERS = (Tensor.item, Tensor.tolist, Tensor.__int__, Tensor.__float__, Tensor.__bool__, Tensor.__index__)
@@ -51,6 +50,14 @@ class _Tracing:
 
     tensor: Any = None  # Dynamo's proxy
     is_own_code: Callable[[Sequence[FrameSummary]], bool] = bool  # whether a stack ends in the denoiser's own code
+
+
+def random_numbers_kept() -> AbstractContextManager[None]:
+    """Inside, drawing random numbers changes nothing for what comes after."""
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator is None:
+        return torch.random.fork_rng(devices=[])
+    return torch.random.fork_rng(device_type=accelerator.type)
 
 
 @contextmanager
