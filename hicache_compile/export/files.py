@@ -175,13 +175,15 @@ def export_onnx(
         raise HiCacheError("export_onnx.anchors = 'float8_e4m3fn': must be another dtype, ONNX has no views as bytes")
     program, manifest = _exported(model, policy, example_inputs, num_steps, dynamic, sparsity, anchors)
     names = [node.name for node in program.module().graph.find_nodes(op="placeholder")]
-    converted = torch.onnx.export(
-        program,
-        input_names=names,
-        output_names=[*manifest.outputs, *manifest.next_state],
-        dynamo=True,
-        verbose=False,
-    )
+    outputs = [*manifest.outputs, *manifest.next_state]
+    try:
+        converted = torch.onnx.export(program, input_names=names, output_names=outputs, dynamo=True, verbose=False)
+    except torch.onnx.OnnxExporterError as error:
+        reason = next((line for line in str(error).splitlines() if "No ONNX function" in line), str(error))
+        raise HiCacheError(
+            "export_onnx.model: must be in ops that torch converts to ONNX, or be exported by export_program or "
+            f"export_aoti; {reason.rpartition('>: ')[2]}"
+        ) from error
     assert converted is not None
     converted.model.metadata_props[MANIFEST] = manifest.to_json()
     weights = sum(tensor.nbytes for tensor in program.state_dict.values())

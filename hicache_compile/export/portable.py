@@ -40,7 +40,12 @@ def of_size(tensor: Tensor, sizes: Sequence[int]) -> Tensor:
 def picked(tensor: Tensor, mask: Tensor, sizes: Sequence[int]) -> Tensor:
     """``tensor[mask]`` of ``sizes``, which the program checks."""
     torch._assert_async(mask.sum() == sizes[0], DIFFERS)
-    return tensor[torch.nonzero_static(mask, size=sizes[0], fill_value=0).unbind(1)]
+    count = mask.numel()
+    places = torch.arange(count, device=mask.device)
+    first = torch.topk(
+        mask.reshape(-1).long() * count - places, sizes[0]
+    ).indices  # ONNX has no nonzero of a fixed size
+    return tensor.flatten(0, mask.dim() - 1)[first]
 
 
 def expected(tensor: Tensor, values: Sequence[Any]) -> Tensor:

@@ -96,6 +96,32 @@ def test_more_than_a_program_can_check_is_refused(tmp_path: Path) -> None:
         export_program(ReadsAll(), HiCache(), {"x": torch.ones(2, 9, 16), "t": torch.ones(2)}, tmp_path / "a.pt2")
 
 
+@pytest.mark.slow
+def test_onnx_runtime_picks_the_same_tokens(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    from hicache_compile.export import OnnxDenoiser, export_onnx
+
+    model = Reads()
+    export_onnx(model, HiCache(interval=3), arguments(), tmp_path / "a.onnx", num_steps=9)
+    denoiser = OnnxDenoiser(tmp_path / "a.onnx")
+    with denoiser.trajectory(num_steps=9), torch.no_grad():
+        for valid in (torch.arange(5) < 2, torch.tensor([False, True, False, False, True])):
+            given = {**arguments(), "valid": valid}
+            (found,) = denoiser(**{port.name: given[port.name].numpy() for port in denoiser.manifest.arguments})
+            torch.testing.assert_close(torch.from_numpy(found), model(**given))
+
+
+@pytest.mark.slow
+def test_what_onnx_does_not_have_is_named(tmp_path: Path) -> None:
+    from hicache_compile.export import export_onnx
+
+    pytest.importorskip("onnx")
+    case = next(case for case in CASES if case.name == "ZImageTransformer2DModel")
+    given = case.arguments(case.noise(), 0.5, *GRIDS[0])
+    with pytest.raises(HiCacheError, match=r"export_onnx.model: must be in ops .* No ONNX function found for .*index"):
+        export_onnx(case.build(2), HiCache(interval=3), given, tmp_path / "a.onnx")
+
+
 def test_code_that_cannot_be_traced_is_named(tmp_path: Path) -> None:
     class Opaque(nn.Module):
         def forward(self, x: Tensor, t: Tensor) -> Tensor:
