@@ -6,7 +6,7 @@ import diffusers
 import pytest
 
 from tests.pipelines.cases import PipelineCase
-from tests.pipelines.table import ALL, FAILING, LEFT_OUT, UNLIKE, examine
+from tests.pipelines.table import ALL, FAILING, LEFT_OUT, PAGE, UNLIKE, examine
 
 ROUNDING = 1e-3  # of the error of the method: ours is in float32, and a later step makes more of it
 
@@ -31,3 +31,9 @@ def test_none_is_forgotten() -> None:
     modular = {name for name in names if name.endswith("ModularPipeline")}
     assert names - known - abstract - modular == set()
     assert known <= set(dir(diffusers))
+
+
+def test_the_page_has_every_case() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert [case.name for case in ALL if f"| {case.name} |" not in page] == []
+    assert "DIFFERENT" not in page
