@@ -23,13 +23,14 @@ class Counted:
         self.model = model
         self.compiled: CompiledDenoiser = hicache_compile(model, HiCache(interval=1), backend="eager")
         self.guarded = 0
-        inner = self.compiled._inner.denoise
+        traced = self.compiled._inner.denoise
+        inner = traced._run
 
         def count(*args: Any, **kwargs: Any) -> Any:
             self.guarded += 1
             return inner(*args, **kwargs)
 
-        self.compiled._inner.denoise = count
+        traced._run = count  # type: ignore[method-assign]
 
     @torch.no_grad()
     def check(self, *args: Any, **kwargs: Any) -> bool:
