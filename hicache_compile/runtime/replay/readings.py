@@ -176,20 +176,22 @@ class Readings(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self.kind == Read.JOINED:
-            result = _call(func, args, kwargs)
-            return _fixed(result) if func in JOINS else result
+            return _fixed(_call(func, args, kwargs)) if func in JOINS else _call(func, args, kwargs)
         if func in NUMBERS and _in_own_code():
             return self._number(func, args[0])
-        if func in INDEXING:
-            args = (args[0], self._index(args[1]), *args[2:])
-        result = _call(func, args, kwargs)
+        indexed = (args[0], self._index(args[1]), *args[2:]) if func in INDEXING else args
+        return self._made(_call(func, indexed, kwargs))
+
+    # A tensor that goes through here gets no name of ours: Dynamo names it after the variable it is stored in first.
+
+    def _made(self, result: Any) -> Any:
         if type(result) in (tuple, list):
-            return type(result)([_fixed(each) for each in result])
-        result = _fixed(result)
-        switches = self.kind == Read.SWITCHES and isinstance(result, Tensor)
-        if switches and result.dtype == torch.bool and result.dim() == 0 and _in_own_code():
-            return self._number(Tensor.item, result)
-        return result
+            return type(result)(map(_fixed, result))
+        return self._switch(_fixed(result)) if self.kind == Read.SWITCHES else _fixed(result)
+
+    def _switch(self, result: Any) -> Any:
+        is_switch = isinstance(result, Tensor) and result.dtype == torch.bool and result.dim() == 0
+        return self._number(Tensor.item, result) if is_switch and _in_own_code() else result
 
     def _number(self, func: Any, tensor: Tensor) -> Any:
         comptime(_see)
