@@ -129,12 +129,16 @@ class Traced:
                 "from now on it has several graphs, which read it in each step, and less of it may be cached",
                 MOST_READINGS,
             )
-            self._give_up_reading()
+            self._read = self._most_read = Read.NOTHING
             self._trace_anew()
             return self._captures[-1]
 
-    def _give_up_reading(self) -> None:
-        self._read = self._most_read = Read.NOTHING
+    def _read_more(self) -> bool:
+        """Take the next kind for constant; returns whether there was one."""
+        if self._read == self._most_read:
+            return False
+        self._read = Read(self._read + 1)
+        return True
 
     def _trace_anew(self) -> None:
         """Forget what was captured: something else breaks the graph now, or nothing does."""
@@ -180,20 +184,18 @@ class Traced:
         at_data = isinstance(cause, SizesDependOnDataError) or (
             isinstance(cause, GuardOnDataDependentSymNode | UserError) and self._read
         )
-        if at_data and self._read < self._most_read:
-            self._read = Read(self._read + 1)
+        if at_data and self._read_more():
             return True
         stack = getattr(cause, "real_stack", None) if self._read else self._first_break(args, kwargs)
         if stack and self._opaque.add([stack], args, kwargs):
             return True
-        if stack is not None and self._read < self._most_read:
-            self._read = Read(self._read + 1)
+        if stack is not None and self._read_more():
             return True
         if not self._warm:
             self._warm, self._read = True, Read.NOTHING
             self._opaque.warm_up(args, kwargs)
             return True
-        self._give_up_reading()
+        self._read = self._most_read = Read.NOTHING
         before = self._breaks, self._breaks_at_data
         if stack is not None and not self._breaks:
             self._opaque.add(self._all_breaks(args, kwargs), args, kwargs)
