@@ -28,23 +28,21 @@ MAKES_CONSTANTS = (torch.tensor, torch.as_tensor, torch.scalar_tensor)
 
 def of_size(tensor: Tensor, sizes: Sequence[int]) -> Tensor:
     """``tensor``, of which the program checks that it has ``sizes``; to torch they are constant from here on."""
-    for dim, expected in enumerate(sizes):
+    for dim, wanted in enumerate(sizes):
         size = tensor.shape[dim]
         if not isinstance(size, int):
-            torch._check(size == expected)
-            padding = tensor.new_zeros([expected if at == dim else n for at, n in enumerate(tensor.shape)])
-            tensor = torch.cat([tensor, padding], dim=dim).narrow(dim, 0, expected)
+            torch._check(size == wanted)
+            padding = tensor.new_zeros([wanted if at == dim else n for at, n in enumerate(tensor.shape)])
+            tensor = torch.cat([tensor, padding], dim=dim).narrow(dim, 0, wanted)
     return tensor
 
 
 def picked(tensor: Tensor, mask: Tensor, sizes: Sequence[int]) -> Tensor:
     """``tensor[mask]`` of ``sizes``, which the program checks."""
     torch._assert_async(mask.sum() == sizes[0], DIFFERS)
-    count = mask.numel()
-    places = torch.arange(count, device=mask.device)
-    first = torch.topk(
-        mask.reshape(-1).long() * count - places, sizes[0]
-    ).indices  # ONNX has no nonzero of a fixed size
+    # Of the mask's ones the first scores highest: ONNX has no `nonzero` of a fixed size.
+    scores = mask.reshape(-1).long() * mask.numel() - torch.arange(mask.numel(), device=mask.device)
+    first = torch.topk(scores, sizes[0]).indices
     return tensor.flatten(0, mask.dim() - 1)[first]
 
 
