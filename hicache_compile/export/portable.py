@@ -1,7 +1,7 @@
 """A captured call in ops that any torch has: without this library's operators, and constants as inputs.
 
 before   t = torch.tensor([1, 2]); n = hicache.of_size(x[mask], [5, 8]); e = hicache.expect(y, "3")
-after    t: an input of the graph; n = of_size(x[mask], [5, 8]); e = expected(y, 3), plain functions
+after    t: an input of the graph; n = of_size(x[mask], [5, 8]); e = expected(y, [3]), plain functions
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from hicache_compile.passes.transforms.capture import capture
 from hicache_compile.runtime.call_arguments import by_name
 from hicache_compile.runtime.replay.dispatch_modes import set_aside
 from hicache_compile.runtime.replay.frames import BREAKS_SET, DATA_DEPENDENT_OPS, UNTRACED, own_frame
-from hicache_compile.runtime.replay.readings import Read, reading_frame
+from hicache_compile.runtime.replay.readings import Read, random_numbers_kept, reading_frame
 
 
 def as_call(example_inputs: Any, owner: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -61,12 +61,13 @@ def capture_call(model: nn.Module, example_inputs: Any, owner: str, dynamic: boo
     if dynamic == "batch":
         args, kwargs = _batch_may_vary(args, kwargs, owner)
     reasons = list[str]()
+    # Once more after a call has warmed the model up; no sizes stay that depend on data, so nothing is gained by JOINED.
     for read in (Read.NOTHING, Read.NOTHING, Read.PICKED, Read.SWITCHES):
         try:
             captured, inputs, outputs, returned = _traced(model, read, args, kwargs, dynamic is True)
         except UNTRACED as error:
             if not reasons:  # a first call may fill in what Dynamo cannot trace, as tables of rotary embeddings
-                with torch.no_grad(), set_aside():
+                with torch.no_grad(), set_aside(), random_numbers_kept():
                     model(*args, **kwargs)
             reasons.append(str(error).splitlines()[0])
         else:
