@@ -34,7 +34,8 @@ def test_any_option(options: dict[str, Any]) -> None:
 def compiled() -> Any:
     made = hicache_compile(ToyDiT(1), HiCache(interval=2), backend="eager")
     made(torch.zeros(1, 5, 16), torch.ones(1))
-    return made
+    yield made
+    torch._dynamo.reset()  # it skips code of the class where a call raised, for all denoisers of the process
 
 
 @many
