@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import fx
-from torch._dynamo.backends.debugging import aot_eager
 
 from hicache_compile.backends.tracing import example_inputs, fresh_tracing
+from hicache_compile.internals import lookup_backend
 
 
 def lower(program: fx.GraphModule, mode: str | None) -> Callable[..., Any]:
     inputs = example_inputs(program)
     with fresh_tracing(program):
-        return aot_eager(program, inputs)
+        return lookup_backend("aot_eager")(program, inputs)

@@ -9,18 +9,22 @@ from contextlib import contextmanager
 @contextmanager
 def generated_code() -> Iterator[list[str]]:
     """A list that fills with the Python that Inductor generates inside, or finds in its cache."""
-    from torch._inductor.graph import GraphLowering
+    from hicache_compile.internals import inductor
 
     written: list[str] = []
-    outer = GraphLowering.save_output_code
+    if not inductor.CODE:
+        yield written
+        return
+    lowering = inductor.GraphLowering
+    outer = lowering.save_output_code
 
     def save(code: str) -> None:
         written.append(code)
         if outer is not None:
             outer(code)
 
-    GraphLowering.save_output_code = staticmethod(save)  # the hook torch's own tests use
+    lowering.save_output_code = staticmethod(save)  # the hook torch's own tests use
     try:
         yield written
     finally:
-        GraphLowering.save_output_code = outer
+        lowering.save_output_code = outer

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import fx
-from torch._dynamo.symbolic_convert import TensorifyState
-from torch._guards import TracingContext, tracing
-from torch._subclasses import FakeTensor, FakeTensorMode
-from torch.utils._sympy.symbol import SymT, symbol_is_type
+
+from hicache_compile import internals
+from hicache_compile.internals import FakeTensor, FakeTensorMode, TracingContext, tracing
 
 
 def example_inputs(program: fx.GraphModule) -> list[Any]:
@@ -32,7 +31,7 @@ def fresh_tracing(program: fx.GraphModule) -> Iterator[None]:
         torch.inference_mode(False),
         torch.no_grad(),
         tracing(TracingContext(mode)),
-        _absent_floats_settled(program, mode),
+        _absent_floats_settled(program, mode) if internals.FLOATS else nullcontext(),
     ):
         yield
 
@@ -43,10 +42,9 @@ def _absent_floats_settled(program: fx.GraphModule, mode: FakeTensorMode) -> Ite
     that the graph does not turn into tensor arithmetic. A forecast program lacks the floats only a site
     reads; there is nothing to start over for, so they are marked as settled while it is compiled.
     """
-    known = TensorifyState.force_specializations
-    floats = (
-        {str(s) for s in mode.shape_env.backed_var_to_val if symbol_is_type(s, SymT.FLOAT)} if mode.shape_env else set()
-    )
+    known = internals.TensorifyState.force_specializations
+    symbols = mode.shape_env.backed_var_to_val if mode.shape_env else ()
+    floats = {str(symbol) for symbol in symbols if internals.symbol_is_type(symbol, internals.SymT.FLOAT)}
     for node in program.graph.nodes:
         value = node.meta.get("example_value")
         if isinstance(value, torch.SymFloat):

@@ -123,7 +123,7 @@ def _pass_seconds(model: torch.nn.Module, arguments: dict[str, Any], point: Poin
         took.append(time.perf_counter() - began)
         return program.forward
 
-    torch._dynamo.reset()
+    torch.compiler.reset()
     torch.compile(model, backend=receive)(**arguments, timestep=torch.ones(1))
     return sum(took)
 

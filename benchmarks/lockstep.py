@@ -18,6 +18,7 @@ from torch import Tensor
 from hicache_compile.benchmarks.contenders import Contender, Prepared
 from hicache_compile.benchmarks.models import Arguments
 from hicache_compile.benchmarks.scenarios import Scenario
+from hicache_compile.internals import dynamo_config
 from hicache_compile.policy.progress import progress
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class Race:
 
 
 # The models share their code objects, and Dynamo counts recompiles per code object.
-@torch._dynamo.config.patch(recompile_limit=4096, accumulated_recompile_limit=4096)  # type: ignore[untyped-decorator]
+@dynamo_config.patch(recompile_limit=4096, accumulated_recompile_limit=4096)  # type: ignore[untyped-decorator]
 @torch.no_grad()
 def race(scenario: Scenario, contenders: Sequence[Contender], rounds: int) -> Race:
     """Run ``contenders`` through ``scenario`` for ``rounds`` trajectories, after one that compiles."""
@@ -54,7 +55,7 @@ def race(scenario: Scenario, contenders: Sequence[Contender], rounds: int) -> Ra
     original, branches = shape.model(), shape.branches()
     racers: list[Racer] = []
     refused: dict[str, str] = {}
-    torch._dynamo.reset()
+    torch.compiler.reset()
     for contender in progress(contenders, what=f"{scenario.name}, compiling", unit="contender"):
         began = time.perf_counter()
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,8 +14,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ORDER = """errors, config, key_partitions < policy < operators < passes < backends < runtime < inspection < frontend
-    < export, generate, demo, architectures < evaluation < tune < benchmarks < cli"""
+ORDER = """errors, config, key_partitions, internals < policy < operators < passes < backends < runtime < inspection
+    < frontend < export, generate, demo, architectures < evaluation < tune < benchmarks < cli"""
 LAYERS = {name.strip(): place for place, names in enumerate(ORDER.split("<")) for name in names.split(",")}
 # Re-exports, which stand where the last of what they hand out does.
 LAYERS |= {"serialize": LAYERS["policy"], "__main__": LAYERS["cli"], "": LAYERS["export"]}
@@ -88,6 +89,27 @@ def test_operators_know_nothing_of_graphs() -> None:
     operators = [module for module in MODULES if module.startswith("hicache_compile.operators")]
     found = {module: [name for name in _imports(module) if f"{name}.".startswith("torch.fx.")] for module in operators}
     assert {module: names for module, names in found.items() if names} == {}
+
+
+PRIVATE = re.compile(r"torch(\.\w+)*\._\w*[a-z]|torch\.fx\.experimental")
+# functions and objects of torch's that its own documentation names
+DOCUMENTED = ("torch.ops.", "torch._check", "torch._assert_async", "torch._foreach_", "torch.__version__")
+
+
+def test_internals_of_torch_are_taken_from_one_package() -> None:
+    outside = [module for module in MODULES if not module.startswith("hicache_compile.internals")]
+    taken = {module: [name for name in _torch_names(module) if PRIVATE.match(name)] for module in outside}
+    taken = {module: [name for name in names if not name.startswith(DOCUMENTED)] for module, names in taken.items()}
+    assert {module: names for module, names in taken.items() if names} == {}
+    assert "torch._dynamo.optimize" in set(_imports("hicache_compile.internals"))  # names were found
+
+
+def _torch_names(module: str) -> Iterator[str]:
+    """What ``module`` imports, and every attribute that it reads of a name."""
+    yield from _imports(module)
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.Attribute):
+            yield ast.unparse(node)
 
 
 def test_deciders_and_storages_are_not_told_apart_outside() -> None:

@@ -23,6 +23,7 @@ from hicache_compile.backends import BACKENDS
 from hicache_compile.cli import shared
 from hicache_compile.errors import one_line
 from hicache_compile.frontend.compile import hicache_compile
+from hicache_compile.internals.feature import FEATURES
 from hicache_compile.policy.presets import HiCache
 
 PACKAGE = "hicache_compile"
@@ -41,7 +42,7 @@ class Finding:
 
 def doctor(json: shared.AsJson = False) -> None:
     """Tell versions, compiler and GPU, try every backend on a small model, and list what extras lack."""
-    findings = [*_machine(), *map(_tried, BACKENDS), *_extras()]
+    findings = [*_machine(), *map(_tried, BACKENDS), *_lacking(), *_extras()]
     if json:
         shared.print_json([asdict(each) for each in findings])
     else:
@@ -109,6 +110,13 @@ def _tried(backend: str) -> Finding:
         return Finding(f"backend {backend}", one_line(f"{type(error).__name__}: {error}"), well=False)
     seconds = time.perf_counter() - began
     return Finding(f"backend {backend}", f"on {device}, {seconds:.0f} s with compilation", well=True)
+
+
+def _lacking() -> list[Finding]:
+    """The features that are off with this torch."""
+
+    features = [feature for feature in FEATURES if not feature]
+    return [Finding(feature.name, feature.message, well=False) for feature in features]
 
 
 def _extras() -> list[Finding]:

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.export import Dim, ExportedProgram
-from torch.fx.experimental.symbolic_shapes import has_free_unbacked_symbols
 
 from hicache_compile.errors import HiCacheError, one_of, whole_number
 from hicache_compile.export.manifest import Manifest, Port
 from hicache_compile.export.plan import traits_when_exported
 from hicache_compile.export.portable import portable
 from hicache_compile.export.stepping import stepping
+from hicache_compile.internals import has_free_unbacked_symbols
 from hicache_compile.policy.compatibility import check
 from hicache_compile.policy.files import write_whole
 from hicache_compile.policy.json_codec import as_policy
@@ -133,7 +133,10 @@ def export_aoti(
     if Path(path).suffix != ".pt2":
         raise HiCacheError(f"export_aoti.path = {str(path)!r}: must end in .pt2")
     program, manifest = _exported(model, policy, example_inputs, num_steps, dynamic, sparsity, anchors)
-    torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    from hicache_compile.internals import inductor
+
+    inductor.PACKAGES.require()
+    inductor.aoti_compile_and_package(program, package_path=str(path))
     write_whole(_beside(path), manifest.to_json())
     return manifest
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 from hicache_compile.errors import HiCacheError
+from hicache_compile.internals import pytree
 from hicache_compile.operators.readings import MOST_SHOWN
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.graphs import copy_graph, drop_dead_code, placeholders

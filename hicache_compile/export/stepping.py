@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
 from hicache_compile.errors import HiCacheError
 from hicache_compile.export.manifest import Manifest, Port
 from hicache_compile.export.plan import Branches, constants_of, control_name, first_state, plan_of, traits_when_exported
 from hicache_compile.export.sizes import Size
+from hicache_compile.internals import pytree
 from hicache_compile.passes import Rewrite, rewrite
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.graphs import output_node, placeholders

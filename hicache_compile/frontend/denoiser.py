@@ -16,10 +16,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._dynamo.eval_frame import remove_from_cache
-from torch._dynamo.exc import BackendCompilerFailed
-from torch._inductor import list_mode_options
-from torch.utils import _pytree as pytree
 
 from hicache_compile.errors import HiCacheError
 from hicache_compile.frontend.handle import Handle
@@ -27,6 +23,7 @@ from hicache_compile.frontend.layerwise_casting import cast_in_the_graph
 from hicache_compile.frontend.opaque_modules import OpaqueModules
 from hicache_compile.frontend.stand_in import StandIn
 from hicache_compile.frontend.traced import Traced
+from hicache_compile.internals import BackendCompilerFailed, list_mode_options, optimize, pytree
 from hicache_compile.operators.opaque import OutputChangedError
 from hicache_compile.passes.transforms.capture import capture
 from hicache_compile.runtime.call_arguments import DenoiserCall
@@ -35,7 +32,7 @@ from hicache_compile.runtime.nothing_cached import why_nothing
 from hicache_compile.runtime.options import CompileOptions, Shared
 from hicache_compile.runtime.per_thread import PerThread
 from hicache_compile.runtime.replay.call_signature import UnknownArgumentError
-from hicache_compile.runtime.replay.frames import MOST_ENTRIES
+from hicache_compile.runtime.replay.frames import MOST_ENTRIES, drop_compiled
 from hicache_compile.runtime.replay.replay import Replay, changes_python_state, compiled_within, signature_of_call
 from hicache_compile.runtime.session import Session, sessions
 from hicache_compile.runtime.step import Step
@@ -76,7 +73,7 @@ class CompiledDenoiser(Handle, StandIn):
             assert denoiser is not None  # it is being called
             return denoiser._receive(dynamo_graph)
 
-        context = torch._dynamo.optimize(receive, dynamic=options.dynamic)
+        context = optimize(receive, dynamic=options.dynamic)
         super().__init__(model, context)
         traced = Traced(model, context, options.dynamic, OpaqueModules(model, options))
         graphed = bool(options.mode and list_mode_options(options.mode).get("triton.cudagraphs"))
@@ -227,7 +224,7 @@ def _release(
 ) -> None:
     """The denoiser is gone. Dynamo's map from compiled code to its origin would keep both, and all they read."""
     for compiled in code:
-        remove_from_cache(compiled)
+        drop_compiled(compiled)
     for graph in graphs:  # after a graph break they belong to frames of the class, which outlives its denoisers
         graph.program_sets.clear()
     per_thread.clear()

@@ -18,14 +18,12 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._dynamo.backends.registry import lookup_backend
-from torch._dynamo.eval_frame import innermost_backend
-from torch._dynamo.exc import ShortenTraceback
-from torch._dynamo.symbolic_convert import InstructionTranslator
 
+from hicache_compile import internals
 from hicache_compile.errors import HiCacheError
 from hicache_compile.frontend.calls import context_of_call, prepare_calls
 from hicache_compile.frontend.handle import Handle
+from hicache_compile.internals import BACKEND, InstructionTranslator, ShortenTraceback, lookup_backend
 from hicache_compile.passes.graph.arguments import argument_of
 from hicache_compile.passes.graph.graphs import placeholders
 from hicache_compile.passes.transforms.capture import capture
@@ -191,7 +189,8 @@ class Backend:
     ) -> Callable[..., Any]:
         try:
             compiler: Any = InstructionTranslator.current_tx().output.compiler_fn
-            wrapper = innermost_backend(compiler)
+            BACKEND.require()
+            wrapper = internals.innermost_backend(compiler)
             prepare_calls(context_of_call())
             return self.handle(wrapper).receive(graph, example_inputs)
         except HiCacheError as error:
@@ -237,7 +236,8 @@ def inspect(compiled: Any) -> Handle:
     if callback is None and hasattr(within, "_torchdynamo_orig_callable"):
         found = introspection.getclosurevars(within).nonlocals
         context, callback = found.get("self"), found.get("callback")
-    wrapper = innermost_backend(callback) if callback is not None else None
+    BACKEND.require()
+    wrapper = internals.innermost_backend(callback) if callback is not None else None
     if getattr(wrapper, "compiler_fn", None) is not hicache:
         raise HiCacheError(
             f"inspect: a {type(compiled).__name__} must be compiled by hicache_compile or with "

@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils.stateless import _reparametrize_module
+
+from hicache_compile import internals
+from hicache_compile.internals import CASTING
 
 
 def cast_in_the_graph(model: nn.Module) -> int:
@@ -23,6 +25,7 @@ def cast_in_the_graph(model: nn.Module) -> int:
         for hook in getattr(registry, "hooks", {}).values():
             casts = hasattr(hook, "storage_dtype") and hasattr(hook, "compute_dtype")
             if casts and not isinstance(hook.fn_ref.forward, _Casting):
+                CASTING.require()
                 hook.fn_ref.pre_forward = _as_given
                 hook.fn_ref.post_forward = _as_returned
                 hook.fn_ref.forward = _Casting(module, hook.fn_ref.forward, hook.compute_dtype)
@@ -41,7 +44,7 @@ class _Casting:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         tensors = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
         cast = {name: tensor.to(self.dtype) for name, tensor in tensors.items() if tensor.is_floating_point()}
-        with _reparametrize_module(self.module, cast):
+        with internals.reparametrize_module(self.module, cast):
             return self.forward(*args, **kwargs)
 
 

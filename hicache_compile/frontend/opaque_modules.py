@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from hicache_compile.backends import backend_module
+from hicache_compile.internals import error_on_graph_break, pytree
 from hicache_compile.operators.opaque import NotOpaqueError, OpaqueModule, opaque
 from hicache_compile.runtime.options import CompileOptions
 from hicache_compile.runtime.replay.frames import BREAKS_SET, ENTRIES, own_frame
@@ -104,7 +104,7 @@ class OpaqueModules:
             compiled = torch.compile(frame, backend=backend, mode=options.mode, dynamic=options.dynamic)
 
             def run(*args: Any, **kwargs: Any) -> Any:
-                with BREAKS_SET, ENTRIES(), torch._dynamo.error_on_graph_break(False):
+                with BREAKS_SET, ENTRIES(), error_on_graph_break(False):
                     return compiled(*args, **kwargs)
 
             self._compiled[kind] = run

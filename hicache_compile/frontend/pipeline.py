@@ -11,6 +11,7 @@ import torch
 
 from hicache_compile.errors import HiCacheError
 from hicache_compile.frontend.denoiser import CompiledDenoiser
+from hicache_compile.internals import OptimizedModule
 from hicache_compile.runtime.call_arguments import TIME_NAMES, time_names
 
 # Called with a timestep like a denoiser, but what they return steers one.
@@ -78,14 +79,14 @@ def _takes_time(module: torch.nn.Module) -> bool:
 
 def _is_plain(module: torch.nn.Module) -> bool:
     """Whether it is compiled by nobody yet."""
-    return not isinstance(module, torch._dynamo.eval_frame.OptimizedModule)
+    return not isinstance(module, OptimizedModule)
 
 
 def _without_denoiser(pipeline: Any) -> HiCacheError:
     """Why none was found: it is hidden by ``torch.compile``, or there is none."""
     owner = f"hicache_compile.model = {type(pipeline).__name__}"
     for name, component in _components(pipeline).items():
-        if isinstance(component, torch._dynamo.eval_frame.OptimizedModule):
+        if isinstance(component, OptimizedModule):
             return HiCacheError(
                 f"{owner}: its {name} is compiled by torch.compile already: must be given as it was before "
                 f"(pipe.{name} = pipe.{name}._orig_mod); hicache_compile compiles it itself"

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch._dynamo.eval_frame import OptimizedModule
+
+from hicache_compile.internals import OptimizedModule
 
 _HELD = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 _DEEPEST = 8  # how many functions a hook may be within another

@@ -5,31 +5,41 @@ from __future__ import annotations
 import logging
 import threading
 import types
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from traceback import FrameSummary
 from typing import Any
 
-import torch
 from torch import fx, nn
-from torch._dynamo.eval_frame import remove_from_cache
-from torch._dynamo.exc import BackendCompilerFailed, UserError
-from torch._dynamo.utils import graph_break_reasons
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
+from hicache_compile import internals
 from hicache_compile.errors import HiCacheError
 from hicache_compile.frontend.opaque_modules import OpaqueModules
+from hicache_compile.internals import (
+    BackendCompilerFailed,
+    GuardOnDataDependentSymNode,
+    UserError,
+    error_on_graph_break,
+    optimize,
+)
 from hicache_compile.operators.opaque import OutputChangedError
 from hicache_compile.operators.readings import ReadingChangedError
 from hicache_compile.passes.graph.shapes import share_at_data
-from hicache_compile.runtime.replay.frames import BREAKS_SET, DATA_DEPENDENT_OPS, ENTRIES, UNTRACED, own_frame
+from hicache_compile.runtime.replay.frames import (
+    BREAKS_SET,
+    DATA_DEPENDENT_OPS,
+    ENTRIES,
+    UNTRACED,
+    drop_compiled,
+    own_frame,
+    without_advice,
+)
 from hicache_compile.runtime.replay.readings import Read, own_code, reading_frame
 from hicache_compile.runtime.step import Step
 
 log = logging.getLogger(__name__)
 
-_ADVICE = logging.getLogger("torch._dynamo.variables.tensor")
 MOST_READINGS = 8  # of which the graphs are kept: kinds of masks, with a picture and without
 LARGEST_SHARE_AT_DATA = 0.5  # a refiner of tokens that a mask picks may stay as it is
 MOST_WITHIN_RUNS = 3  # times that a run went on with others: it is not the prompt that is read
@@ -68,7 +78,7 @@ class Traced:
         self._lock = threading.Lock()  # of what follows
         self._attempt = 0  # how often that changed
         self._read = Read.NOTHING
-        self._most_read = Read.SWITCHES
+        self._most_read = Read.SWITCHES if internals.READINGS else Read.NOTHING
         self._warm = False  # it was called once, eagerly
         self._breaks = False
         self._breaks_at_data = False
@@ -143,7 +153,7 @@ class Traced:
     def _trace_anew(self) -> None:
         """Forget what was captured: something else breaks the graph now, or nothing does."""
         for capture in self._captures:
-            remove_from_cache(capture.frame.__code__)
+            drop_compiled(capture.frame.__code__)
             self.code.remove(capture.frame.__code__)
         self._captures = []
         self._attempt += 1
@@ -166,9 +176,9 @@ class Traced:
             stack.enter_context(BREAKS_SET)
             stack.enter_context(ENTRIES())
             stack.enter_context(self._opaque.in_graph())
-            stack.enter_context(torch._dynamo.error_on_graph_break(not breaks))
+            stack.enter_context(error_on_graph_break(not breaks))
             if not breaks:
-                stack.enter_context(_without_advice())
+                stack.enter_context(without_advice())
             if not breaks_at_data:
                 stack.enter_context(DATA_DEPENDENT_OPS())
             stack.enter_context(own_code(self._opaque.is_none_of_them))
@@ -221,28 +231,20 @@ class Traced:
 
     def _all_breaks(self, args: Any, kwargs: Any) -> list[Sequence[FrameSummary]]:
         """The code at every break of a call, which is made."""
-        before = len(graph_break_reasons)
+        if not internals.BREAKS:
+            return []
+        before = len(internals.graph_break_reasons)
         try:
             self._look("eager", args, kwargs, breaks=True)
         except Exception as error:  # what it is the call itself will say
             log.info("not all breaks are known: %s", error)
-        return [reason.user_stack for reason in graph_break_reasons[before:]]
+        return [reason.user_stack for reason in internals.graph_break_reasons[before:]]
 
     def _look(self, backend: Any, args: Any, kwargs: Any, breaks: bool) -> None:
         """A call of which nothing is kept."""
         frame = own_frame(self._model)
         try:
-            run = torch._dynamo.optimize(backend, dynamic=self._dynamic)(frame)
+            run = optimize(backend, dynamic=self._dynamic)(frame)
             self._run(run, args, kwargs, breaks, breaks_at_data=True)
         finally:
-            remove_from_cache(frame.__code__)
-
-
-@contextmanager
-def _without_advice() -> Iterator[None]:
-    """Inside, Dynamo does not tell the user to capture the numbers that are read on the host."""
-    before, _ADVICE.disabled = _ADVICE.disabled, True
-    try:
-        yield
-    finally:
-        _ADVICE.disabled = before
+            drop_compiled(frame.__code__)

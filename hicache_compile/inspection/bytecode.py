@@ -6,12 +6,15 @@ import dis
 import types
 from collections.abc import Iterable
 
+from hicache_compile import internals
+from hicache_compile.internals import BYTECODE
+
 
 def decompiled(codes: Iterable[types.CodeType]) -> str:
     """The bytecode Dynamo generated for ``codes``: decompiled if depyf is installed, else disassembled."""
-    from torch._dynamo.eval_frame import _debug_get_cache_entry_list
-
-    entries = [entry.code for code in codes for entry in _debug_get_cache_entry_list(code)]
+    if not BYTECODE:
+        return f"# {BYTECODE.message}"
+    entries = [entry.code for code in codes for entry in internals.cache_entries(code)]
     try:
         from depyf import decompile
     except ImportError:

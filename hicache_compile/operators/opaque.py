@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import register_flop_formula
 
+from hicache_compile.internals import pytree
 from hicache_compile.operators.flop_counter import flop_counter
 from hicache_compile.operators.recorded_call import Output, RecordedCall, Sizes
 

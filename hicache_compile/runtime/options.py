@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
-from torch._inductor import list_mode_options
 
 from hicache_compile.backends import BACKENDS, keeps_both_branches, takes_mode
 from hicache_compile.errors import HiCacheError, one_of, true_or_false
+from hicache_compile.internals import list_mode_options
 from hicache_compile.operators.collectives import require_ranks
 from hicache_compile.policy.compatibility import Trait, check
 from hicache_compile.policy.json_codec import as_policy

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import fx
-from torch._dynamo.convert_frame import compile_lock
 
 from hicache_compile.backends import Lowered, lower
 from hicache_compile.backends.generated import generated_code
+from hicache_compile.internals import compile_lock
 from hicache_compile.operators.guard_state import TensorRule
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.choices import Choice

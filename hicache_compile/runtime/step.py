@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from torch.utils._python_dispatch import TorchDispatchMode
-
+from hicache_compile.internals import TorchDispatchMode
 from hicache_compile.passes.graph.choices import Choice
 from hicache_compile.passes.work import Stage
 from hicache_compile.policy.policy import Policy

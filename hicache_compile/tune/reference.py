@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils import _pytree as pytree
 
 from hicache_compile.errors import HiCacheError
 from hicache_compile.frontend.denoiser import CompiledDenoiser
+from hicache_compile.internals import pytree
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.schedules.base import Interval
 from hicache_compile.runtime.session import Call

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import fx
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
+from hicache_compile.internals import free_unbacked_symbols
 from hicache_compile.passes.analysis.scopes import Draft
 from hicache_compile.passes.graph import ops
 

@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._subclasses import FakeTensorMode
-from torch._subclasses.fake_tensor import DynamicOutputShapeException
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from hicache_compile.internals import DynamicOutputShapeException, FakeTensorMode
 from hicache_compile.operators.flop_counter import flop_counter
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.graphs import placeholders

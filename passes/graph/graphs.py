@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._subclasses import FakeTensor, FakeTensorMode
 
+from hicache_compile.internals import FakeTensor, FakeTensorMode
 from hicache_compile.passes.graph import ops
 
 

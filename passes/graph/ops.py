@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from hicache_compile import internals
+from hicache_compile.internals import statically_known_true
 
 CAST = frozenset({"to", "float", "half", "bfloat16", "double", "type", "type_as", "contiguous", "clone"})
 RESHAPE = frozenset(
@@ -88,7 +90,7 @@ def shares_storage(a: fx.Node, b: fx.Node) -> bool:
 
 def storage(node: fx.Node) -> object:
     """What tells whether two nodes have one storage: equal for those that do. A node itself, where that is unknown."""
-    if not is_tensor(node) or torch._C._functorch.is_batchedtensor(value(node)):
+    if not is_tensor(node) or (internals.VMAP and internals.is_batchedtensor(value(node))):
         return node
     return int(value(node).untyped_storage()._cdata)
 

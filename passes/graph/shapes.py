@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.fx.experimental.symbolic_shapes import has_free_unbacked_symbols
 
+from hicache_compile.internals import has_free_unbacked_symbols
 from hicache_compile.passes.graph import ops
 
 Bindings = dict[Any, int]

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import fx
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from hicache_compile.internals import statically_known_true
 from hicache_compile.passes.graph import ops
 
 

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import torch
 from torch import fx
-from torch._inductor.inductor_prims import force_stride_order
 
+from hicache_compile.internals import inductor
 from hicache_compile.operators.anchors import forecast
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.graphs import reachable_from
@@ -26,6 +26,8 @@ _REORDERS = frozenset({"permute", "transpose", "swapaxes", "movedim"})
 
 def lay_out_streams(program: fx.GraphModule) -> int:
     """Change ``program`` in place; returns how many streams were laid out anew."""
+    if not inductor.LAYOUT:
+        return 0
     forecasts = [node for node in program.graph.nodes if node.target is forecast]
     dependent = reachable_from(forecasts)
     entering = {
@@ -38,7 +40,7 @@ def lay_out_streams(program: fx.GraphModule) -> int:
     for stream in entering:
         example = torch.empty(ops.value(stream).shape, device="meta")
         with program.graph.inserting_after(stream):
-            laid = program.graph.call_function(force_stride_order, (stream, list(example.stride())))
+            laid = program.graph.call_function(inductor.force_stride_order, (stream, list(example.stride())))
         laid.meta = dict(stream.meta)
         stream.replace_all_uses_with(laid, lambda user, keep=laid: user is not keep)
     program.recompile()

@@ -25,8 +25,8 @@ from typing import Any
 import torch
 from torch import fx
 from torch.fx.node import map_arg
-from torch.utils._pytree import tree_leaves
 
+from hicache_compile.internals import pytree
 from hicache_compile.operators.anchors import forecast, remember
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.contracted_order import contracted_order
@@ -126,9 +126,9 @@ def _may_have(operand: fx.Node, strides: tuple[int, ...]) -> bool:
 
 def _is_view(node: fx.Node) -> bool:
     """Whether ``node`` hands out memory of one of its arguments, or picks an item of something that does."""
-    mine = {_storage(leaf) for leaf in tree_leaves(ops.value(node)) if isinstance(leaf, torch.Tensor)}
-    given = [leaf for a in node.all_input_nodes for leaf in tree_leaves(ops.value(a)) if isinstance(leaf, torch.Tensor)]
-    return bool(mine & {_storage(leaf) for leaf in given})
+    mine = {_storage(leaf) for leaf in pytree.tree_leaves(ops.value(node)) if isinstance(leaf, torch.Tensor)}
+    given = pytree.tree_leaves([ops.value(argument) for argument in node.all_input_nodes])
+    return bool(mine & {_storage(leaf) for leaf in given if isinstance(leaf, torch.Tensor)})
 
 
 def _storage(tensor: torch.Tensor) -> int:

@@ -19,8 +19,8 @@ from collections.abc import Iterator
 
 import torch
 from torch import fx
-from torch._subclasses import FakeTensor
 
+from hicache_compile.internals import FakeTensor
 from hicache_compile.passes.analysis.mlps import part_of
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.graphs import drop_dead_code

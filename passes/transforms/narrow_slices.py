@@ -16,8 +16,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import fx
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from hicache_compile.internals import statically_known_true
 from hicache_compile.operators.anchors import forecast
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.graphs import drop_dead_code, reachable_from

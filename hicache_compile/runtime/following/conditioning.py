@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch
-from torch.utils import _pytree as pytree
+
+from hicache_compile.internals import pytree
 
 Leaves = dict[tuple[Any, ...], tuple[Any, int]]  # with the version of each tensor
 

@@ -10,7 +10,8 @@ from collections.abc import Hashable, Iterator
 from typing import Any
 
 import torch
-from torch._C._dynamo.guards import dict_version
+
+from hicache_compile import internals
 
 _INTERNAL = frozenset(vars(torch.nn.Module()))  # _parameters, hooks, ...: registered, or seen at the next run
 _PLAIN = (bool, int, float, str, type(None))
@@ -27,7 +28,9 @@ class Attributes:
 
     def state(self) -> Hashable:
         """Different after an attribute was set, or an item of a dict or list among them."""
-        return tuple(map(dict_version, self._dicts)), tuple([_items(one) for one in self._lists])
+        if not internals.REPLAY:
+            return None
+        return tuple(map(internals.dict_version, self._dicts)), tuple([_items(one) for one in self._lists])
 
 
 def _holders(module: torch.nn.Module) -> Iterator[Any]:

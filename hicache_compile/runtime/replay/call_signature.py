@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from hicache_compile import internals
+
 _PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device, torch.Size)
 
 
@@ -29,7 +31,7 @@ def signature_of(value: Any, tensors: list[torch.Tensor]) -> Hashable:
             if tensor is value:
                 return place
         tensors.append(value)
-        keys = torch._C._dispatch_keys(value)  # conjugated, negated, made in inference mode
+        keys = internals.dispatch_keys(value)  # conjugated, negated, made in inference mode
         return value.shape, value.stride(), value.dtype, value.device, value.requires_grad, str(keys)
     if isinstance(value, _PLAIN):
         return type(value), value

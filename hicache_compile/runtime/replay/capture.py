@@ -9,9 +9,16 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
 from hicache_compile.errors import HiCacheError
+from hicache_compile.internals import (
+    READINGS,
+    dynamo_config,
+    error_on_graph_break,
+    maybe_mark_dynamic,
+    optimize,
+    pytree,
+)
 from hicache_compile.passes.graph.shapes import share_at_data
 from hicache_compile.passes.transforms.capture import capture
 from hicache_compile.runtime.call_arguments import by_name
@@ -62,7 +69,8 @@ def capture_call(model: nn.Module, example_inputs: Any, owner: str, dynamic: boo
         args, kwargs = _batch_may_vary(args, kwargs, owner)
     reasons = list[str]()
     # Once more after a call has warmed the model up; no sizes stay that depend on data, so nothing is gained by JOINED.
-    for read in (Read.NOTHING, Read.NOTHING, Read.PICKED, Read.SWITCHES):
+    more = (Read.PICKED, Read.SWITCHES) if READINGS else ()
+    for read in (Read.NOTHING, Read.NOTHING, *more):
         try:
             captured, inputs, outputs, returned = _traced(model, read, args, kwargs, dynamic is True)
         except UNTRACED as error:
@@ -71,7 +79,7 @@ def capture_call(model: nn.Module, example_inputs: Any, owner: str, dynamic: boo
                     model(*args, **kwargs)
             reasons.append(str(error).splitlines()[0])
         else:
-            if share_at_data(captured) and read < Read.SWITCHES:
+            if share_at_data(captured) and more and read < more[-1]:
                 reasons.append("the sizes of what it computes depend on data")
                 continue
             arguments = by_name(inspect.signature(model.forward), args, kwargs)
@@ -96,9 +104,9 @@ def _traced(
         return run
 
     frame = reading_frame(model, read) if read else own_frame(model)
-    compiled = torch._dynamo.optimize(receive, dynamic=dynamic)(frame)
-    floats_are_fixed = torch._dynamo.config.patch(specialize_float=True)  # else a norm's epsilon becomes an input
-    one_graph = torch._dynamo.error_on_graph_break(True)
+    compiled = optimize(receive, dynamic=dynamic)(frame)
+    floats_are_fixed = dynamo_config.patch(specialize_float=True)  # else a norm's epsilon becomes an input
+    one_graph = error_on_graph_break(True)
     with torch.no_grad(), set_aside(), DATA_DEPENDENT_OPS(), floats_are_fixed, BREAKS_SET, one_graph:
         returned = compiled(*args, **kwargs)
     return *seen[0], returned
@@ -114,7 +122,7 @@ def _batch_may_vary(args: Any, kwargs: Any, owner: str) -> Any:
     def marked(tensor: torch.Tensor) -> torch.Tensor:
         own = tensor.detach()
         if own.dim() and own.shape[0] == batch:
-            torch._dynamo.maybe_mark_dynamic(own, 0)
+            maybe_mark_dynamic(own, 0)
         return own
 
     return pytree.tree_map_only(torch.Tensor, marked, (args, kwargs))

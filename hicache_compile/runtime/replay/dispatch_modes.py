@@ -11,16 +11,17 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch.nn.modules import module as modules
-from torch.utils._python_dispatch import (
+from hicache_compile.internals import (
     TorchDispatchMode,
     _disable_current_modes,
     _pop_mode,
     _push_mode,
+    global_forward_hooks,
+    global_forward_pre_hooks,
     is_in_torch_dispatch_mode,
 )
 
-GLOBAL_HOOKS = (modules._global_forward_pre_hooks, modules._global_forward_hooks)
+GLOBAL_HOOKS = (global_forward_pre_hooks, global_forward_hooks)
 
 _thread = threading.local()  # ``aside``: the modes that were taken off further out
 

@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-import torch
-from torch._dynamo.exc import TorchDynamoException
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from hicache_compile import internals
+from hicache_compile.internals import GuardOnDataDependentSymNode, TorchDynamoException, dynamo_config
 
 # Whether a break is an error is one setting of Dynamo for all threads.
 BREAKS_SET = threading.RLock()
 UNTRACED = (TorchDynamoException, GuardOnDataDependentSymNode)  # Dynamo has no graph for a call
+_ADVICE = logging.getLogger("torch._dynamo.variables.tensor")
 _frames = itertools.count()
-DATA_DEPENDENT_OPS = functools.partial(torch._dynamo.config.patch, capture_dynamic_output_shape_ops=True)
+DATA_DEPENDENT_OPS = functools.partial(dynamo_config.patch, capture_dynamic_output_shape_ops=True)
 # Entries for one piece of code: the sizes of a denoiser, or submodules that break the graph in many denoisers.
 MOST_ENTRIES = 256
 ENTRIES = functools.partial(
-    torch._dynamo.config.patch, recompile_limit=MOST_ENTRIES, accumulated_recompile_limit=8 * MOST_ENTRIES
+    dynamo_config.patch, recompile_limit=MOST_ENTRIES, accumulated_recompile_limit=8 * MOST_ENTRIES
 )
+
+
+def drop_compiled(code: types.CodeType) -> None:
+    """Let Dynamo forget what it compiled for ``code``."""
+    if internals.DROPPING:
+        internals.remove_from_cache(code)
 
 
 def own_frame(model: Callable[..., Any]) -> types.FunctionType:
@@ -45,3 +53,13 @@ def with_own_code(function: Any) -> types.FunctionType:
     return types.FunctionType(
         function.__code__.replace(co_name=name), function.__globals__, name, None, function.__closure__
     )
+
+
+@contextmanager
+def without_advice() -> Iterator[None]:
+    """Inside, Dynamo does not tell the user to capture the numbers that are read on the host."""
+    before, _ADVICE.disabled = _ADVICE.disabled, True
+    try:
+        yield
+    finally:
+        _ADVICE.disabled = before

@@ -16,13 +16,10 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch._dynamo.comptime import comptime
-from torch._dynamo.utils import get_real_value
-from torch._guards import TracingContext
-from torch.fx.experimental.symbolic_shapes import has_free_unbacked_symbols
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
+from hicache_compile import internals
+from hicache_compile.internals import TracingContext, has_free_unbacked_symbols, pytree
 from hicache_compile.operators.readings import described, expect, of_size, tied
 from hicache_compile.passes.graph import ops
 from hicache_compile.runtime.replay.frames import with_own_code
@@ -88,7 +85,7 @@ def _real(proxy: Any) -> Tensor:
             example = node.meta["grapharg"].example if node.op == "placeholder" else None
             if node not in cache and isinstance(example, Tensor) and not isinstance(example, nn.Parameter):
                 cache[node] = example.detach().clone()  # it may be written to
-            get_real_value(node, proxy.tracer)
+            internals.get_real_value(node, proxy.tracer)
     return cast(Tensor, cache[proxy.node])
 
 
@@ -108,7 +105,8 @@ def _needed(node: fx.Node) -> list[fx.Node]:
 
 def constant(function: _F) -> _F:
     """``function``, which Dynamo calls as it traces, taking what it returns for constant."""
-    torch._dynamo.assume_constant_result(function)  # which marks it
+    if internals.READINGS:
+        internals.assume_constant_result(function)  # which marks it
     return function
 
 
@@ -149,7 +147,7 @@ def _fixed(tensor: Any) -> Any:
     """``tensor``; where its sizes depend on data, they are those of this call."""
     if not isinstance(tensor, Tensor):
         return tensor
-    comptime(_see)
+    internals.comptime(_see)
     sizes = _sizes_that_depend_on_data()
     return of_size(tensor, list(sizes)) if sizes else tensor
 
@@ -194,10 +192,10 @@ class Readings(TorchFunctionMode):
         return self._number(Tensor.item, result) if is_switch and _in_own_code() else result
 
     def _number(self, func: Any, tensor: Tensor) -> Any:
-        comptime(_see)
+        internals.comptime(_see)
         values = _description()
         self.expected.append(expect(tensor, values))
-        comptime(_see)
+        internals.comptime(_see)
         value = _as_lists(_value())
         if func is Tensor.__int__:
             return int(value)

@@ -22,12 +22,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch._C._dynamo.guards import GlobalStateGuard
-from torch._dynamo.symbolic_convert import InstructionTranslator
-from torch._dynamo.variables.base import AttributeMutationNew, ValueMutationNew
 from torch.nn.modules import module as modules
-from torch.utils import _pytree as pytree
 
+from hicache_compile import internals
+from hicache_compile.internals import InstructionTranslator, pytree
 from hicache_compile.runtime.replay.call_signature import UnknownArgumentError, signature_of
 from hicache_compile.runtime.replay.parameters import Parameters
 
@@ -55,9 +53,11 @@ def registrations() -> int:
 
 
 def changes_python_state() -> bool:
-    """Whether the frame Dynamo is compiling now changes an object that existed before the call."""
+    """Whether the frame Dynamo is compiling now changes an object that existed before the call, or may."""
+    if not internals.REPLAY:
+        return True
     effects = InstructionTranslator.current_tx().output.side_effects
-    new = (AttributeMutationNew, ValueMutationNew)
+    new = (internals.AttributeMutationNew, internals.ValueMutationNew)
     return any(not isinstance(var.mutation_type, new) for var in effects._get_modified_vars()) or bool(
         effects.tensor_hooks
     )
@@ -106,7 +106,7 @@ class Replay:
         returned, self._spec = pytree.tree_flatten(output)
         self._returned = [_origin(value, made, place) for value in returned]
         self._changes = changes
-        self._global_state = GlobalStateGuard()
+        self._global_state = internals.GlobalStateGuard()
         ends = (*call.parameters.tensors[:1], *call.parameters.tensors[-1:])
         self._ends = [(parameter, _address(parameter)) for parameter in ends]
 
@@ -154,7 +154,7 @@ def signature_of_call(
 ) -> tuple[Hashable, list[torch.Tensor]]:
     """The signature of a call and the tensors in it; ``None`` for a call that cannot be made again."""
     tensors: list[torch.Tensor] = []
-    if torch._C._len_torch_function_stack() or torch._C._is_torch_function_mode_enabled():
+    if not internals.REPLAY or internals.len_torch_function_stack() or internals.is_torch_function_mode_enabled():
         return None, tensors
     try:
         return (training, torch.is_inference_mode_enabled(), signature_of((args, dict(kwargs)), tensors)), tensors
