@@ -79,7 +79,8 @@ with torch.no_grad():
     compiled.dump(sys.argv[1])
     assert "needed for dumps of bytecode" in next(Path(sys.argv[1]).glob("*bytecode*")).read_text()
     assert "needed for Inductor" in message(lambda: hicache_compile(model, HiCache(interval=2))(x, torch.ones(1)))
-    assert "needed for the backend of torch.compile" in message(lambda: inspect(torch.compile(model, backend="hicache")))
+    inspected = message(lambda: inspect(torch.compile(model, backend="hicache")))
+    assert "needed for the backend of torch.compile" in inspected
 print(*sorted(feature.name for feature in FEATURES if not feature), sep="\\n")
 """
 

@@ -1,8 +1,11 @@
-"""The demo model draws digits, and `hicache demo` prints what it measured."""
+"""The digits model draws digits; `hicache demo` draws emoji and prints what it measured."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +15,12 @@ from typer.testing import CliRunner
 
 from hicache_compile import HiCache, hicache_compile
 from hicache_compile.cli import app
-from hicache_compile.cli.demo import fault, table
+from hicache_compile.cli.demo import fault
 from hicache_compile.demo import digits
 from hicache_compile.demo.compare import compare
-from hicache_compile.demo.picture import draw
+from hicache_compile.demo.contestants import FirstBlockCache, Ours
+from hicache_compile.demo.emoji import GUIDANCE, SIZE, TOKENS
+from hicache_compile.demo.emoji.drawing import CAPTIONS, Drawing, load_pipeline
 from hicache_compile.demo.sampling import load_model, sample
 from hicache_compile.demo.train import loss_of
 
@@ -62,14 +67,51 @@ def test_a_cached_sample_is_nearer_to_the_uncached_one_than_reuse() -> None:
     assert errors["hermite"] < errors["reuse"] < 0.1
 
 
+@pytest.fixture(scope="module")
+def drawing() -> Drawing:
+    return Drawing(CAPTIONS[:2], num_steps=6)
+
+
+def test_it_draws_what_the_pipeline_draws(drawing: Drawing) -> None:
+    *_, drawn = drawing.by_steps(drawing.model)
+    pipeline = load_pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    wanted = pipeline(
+        list(CAPTIONS[:2]),
+        negative_prompt=["", ""],
+        true_cfg_scale=GUIDANCE,
+        num_inference_steps=6,
+        height=SIZE,
+        width=SIZE,
+        max_sequence_length=TOKENS,
+        generator=torch.Generator().manual_seed(0),
+        output_type="pt",
+    ).images
+    assert torch.equal((drawing.pictures(drawn.latents) / 2 + 0.5), wanted)
+
+
+def test_the_peer_is_counted(drawing: Drawing) -> None:
+    """A threshold of 0 computes every block; an endless one, after the first step, the first block alone."""
+    in_full, skipping = FirstBlockCache(drawing, "eager", 0.0), FirstBlockCache(drawing, "eager", float("inf"))
+    pictures = {}
+    for peer in (in_full, skipping):
+        *_, drawn = peer.by_steps(drawing)
+        pictures[peer] = drawn.latents
+    *_, wanted = drawing.by_steps(drawing.model)
+    assert torch.equal(pictures[in_full], wanted.latents)
+    assert (in_full.decisions, in_full.flops_speedup) == ("FFFFFF", 1.0)
+    assert skipping.decisions == "F....."
+    assert 3 < skipping.flops_speedup < 6
+    assert not torch.equal(pictures[skipping], wanted.latents)
+
+
 def test_the_command_prints_data_and_draws(tmp_path: Path) -> None:
     picture = tmp_path / "demo.png"
-    arguments = ["demo", "--steps", "8", "--per-class", "1", "--backend", "eager", "--json", "--out", str(picture)]
-    arguments += ["--all", "--sparse"]
-    result = CliRunner().invoke(app, arguments)
+    arguments = ["demo", "--steps", "8", "--caption", "fox", "--backend", "eager", "--json", "--out", str(picture)]
+    result = CliRunner().invoke(app, [*arguments, "--all", "--sparse"])
     assert result.exit_code == 0, result.output
     rows = json.loads(result.stdout)
-    assert [row["policy"] for row in rows[:3]] == ["uncached", "HiCache N=4", "HiCache N=6"]
+    assert [row["name"] for row in rows[:3]] == ["uncached", "HiCache N=3", "HiCache N=4"]
     assert rows[0]["computed"] == 8
     assert rows[0]["psnr"] is None
     for row in rows[1:13]:
@@ -81,21 +123,25 @@ def test_the_command_prints_data_and_draws(tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_table_fits_a_terminal_of_80_columns(tmp_path: Path) -> None:
-    from rich.console import Console
+def test_nothing_foreign_is_on_the_console(tmp_path: Path) -> None:
+    """And the table fits a terminal of 80 columns."""
+    arguments = ["--steps", "4", "--caption", "red heart", "--backend", "eager", "--out", str(tmp_path / "demo.png")]
+    command = [sys.executable, "-m", "hicache_compile", "demo", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "80"})
+    assert all(line.startswith("compiling, then drawing") for line in done.stderr.splitlines())
+    lines = done.stdout.splitlines()
+    assert lines[0].rstrip() == "1 x 4 steps with guidance, eager"
+    assert "diffusers' hooks" in done.stdout
+    assert "…" not in done.stdout
+    assert lines[-1] == f"picture: {tmp_path / 'demo.png'}"
 
-    results = compare(1, 6, 0, "eager", (("HiCache N=4", HiCache(interval=4)), ("stack", HiCache(scope="stack"))))
-    results = [replace(r, report=replace(r.report, state_bytes=999_900_000), accuracy=1.0) for r in results]
-    console = Console(width=80, record=True, file=(tmp_path / "out").open("w"))
-    console.print(table(results, "eager"))
-    text = console.export_text()
-    assert "…" not in text
-    assert "module scope" in text
+
+def test_a_clock_that_saves_more_than_the_flops_is_a_fault(drawing: Drawing) -> None:
+    results = compare(drawing, [Ours(drawing, "eager"), Ours(drawing, "eager", "HiCache N=4", HiCache(interval=4))])
     too_fast = replace(results[1], clock_speedup=9.0)
     assert too_fast.faulty
     assert fault(too_fast).startswith("measuring fault: HiCache N=4, module scope: 9.00 by the clock")
-    assert not replace(results[1], clock_speedup=results[1].report.flops_speedup).faulty
-    draw(results, tmp_path / "few.png")
+    assert not replace(results[1], clock_speedup=results[1].flops_speedup).faulty
 
 
 @pytest.mark.parametrize(

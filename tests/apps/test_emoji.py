@@ -19,10 +19,10 @@ from typer.testing import CliRunner
 
 from hicache_compile import HiCache
 from hicache_compile.cli import app
-from hicache_compile.demo.emoji import examine, flow, icons, judge, pipeline, twin
+from hicache_compile.demo.emoji import SIZE, TOKENS, examine, flow, icons, judge, pipeline, twin
 from hicache_compile.demo.emoji.autoencoder import new_autoencoder
 from hicache_compile.demo.emoji.captions import STYLES, Subject, every_caption
-from hicache_compile.demo.emoji.text import TOKENS, TextEncoders
+from hicache_compile.demo.emoji.text import TextEncoders
 from hicache_compile.demo.training import Plan, Training
 
 SUBJECTS = [Subject(name, style) for name in ("fox", "owl", "red heart") for style in STYLES]
@@ -61,7 +61,7 @@ def test_the_folder_is_a_pipeline_of_plain_diffusers(tmp_path: Path) -> None:
     captions = ["a red heart, flat style", "fox"]
     wanted = pipeline.draw(made.to(torch.float32), captions, steps=2).float()
     found = pipeline.draw(loaded, captions, steps=2).float()
-    assert found.shape == (2, 3, icons.SIZE, icons.SIZE)
+    assert found.shape == (2, 3, SIZE, SIZE)
     assert (found - wanted).abs().max() <= 1  # of 255: the same weights, rounding of the pixels
 
 
@@ -166,7 +166,7 @@ def test_an_interval_is_wilsons() -> None:
 def test_the_judge_learns_to_read() -> None:
     colours = {"fox": (255, 128, 0), "owl": (128, 64, 0), "red heart": (255, 0, 0)}
     pictures = torch.stack([torch.tensor(colours[subject.name]) for subject in SUBJECTS]).to(torch.uint8)
-    pictures = pictures[:, :, None, None].expand(-1, -1, icons.SIZE, icons.SIZE).contiguous()
+    pictures = pictures[:, :, None, None].expand(-1, -1, SIZE, SIZE).contiguous()
     training = Training(judge.Judge(3), Plan(40, 1e-2, warmup=1))
     labels = torch.tensor([0, 0, 1, 1, 2, 2])
 

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("resvg_py", reason="the extra `emoji` is not installed")
 
-from hicache_compile.demo.emoji import icons
+from hicache_compile.demo.emoji import SIZE, icons
 from hicache_compile.demo.emoji.captions import STYLES, Subject, every_caption, shared_names, vary
 
 RED = '<path fill="#f00" d="M0 0h16v32H0z"/>'
@@ -38,7 +38,7 @@ def archive(bodies: dict[str, str]) -> bytes:
 def test_an_icon_is_drawn_on_white() -> None:
     (flat,) = [icons.unpack(archive({"half": RED}))]
     picture = icons.render(flat.svg("half"))
-    assert picture.shape == (3, icons.SIZE, icons.SIZE)
+    assert picture.shape == (3, SIZE, SIZE)
     assert picture[:, 0, 0].tolist() == [255, 0, 0]
     assert picture[:, 0, -1].tolist() == [255, 255, 255]
 
@@ -50,7 +50,7 @@ def test_the_data_are_the_same_bytes_twice(tmp_path: Path) -> None:
     subjects, pictures = icons.load(tmp_path / "first")
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
     assert subjects == [Subject(name, style) for name in ("dot", "red half") for style in STYLES]
-    assert pictures.shape == (4, 3, icons.SIZE, icons.SIZE)
+    assert pictures.shape == (4, 3, SIZE, SIZE)
 
 
 def test_a_package_of_other_content_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ from tests.stress.size import size
 SECONDS = 20  # of one command
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # a group
 STOPPED = {  # where a command would begin to work
-    "hicache_compile.demo.compare.sample_by_steps",
+    "hicache_compile.demo.emoji.drawing.load_pipeline",
     "hicache_compile.evaluation.subjects.DemoSubject.draw",
     "hicache_compile.evaluation.runs.Judge.lines",
     "hicache_compile.tune.tuner.Tuner.candidates",

@@ -11,7 +11,8 @@ import torch
 from diffusers import AutoencoderTiny
 from torch.nn import functional
 
-from hicache_compile.demo.emoji.icons import SIZE, to_values
+from hicache_compile.demo.emoji import SIZE
+from hicache_compile.demo.emoji.icons import to_values
 from hicache_compile.demo.training import Plan, train
 
 CHANNELS = 8

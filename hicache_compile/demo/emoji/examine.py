@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from diffusers import FluxPipeline
 
-from hicache_compile.demo.emoji import icons
+from hicache_compile.demo.emoji import GUIDANCE, STEPS, icons
 from hicache_compile.demo.emoji.captions import Subject
 from hicache_compile.demo.emoji.judge import Hits, Judge, names_of, read, train_judge
-from hicache_compile.demo.emoji.pipeline import GUIDANCE, STEPS, draw
+from hicache_compile.demo.emoji.pipeline import draw
 from hicache_compile.demo.training import Plan
 from hicache_compile.policy.progress import script
 

@@ -14,10 +14,9 @@ from diffusers import FluxTransformer2DModel
 from torch import nn
 from torch.nn import functional
 
-from hicache_compile.demo.emoji import text
+from hicache_compile.demo.emoji import SIZE, text
 from hicache_compile.demo.emoji.autoencoder import CHANNELS, FACTOR
 from hicache_compile.demo.emoji.captions import Subject, vary
-from hicache_compile.demo.emoji.icons import SIZE
 from hicache_compile.demo.training import Plan, train
 
 PATCH = 2  # latents a side of one token, as FLUX packs them

@@ -24,11 +24,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from hicache_compile.demo.emoji import SIZE
 from hicache_compile.demo.emoji.captions import STYLES, Subject, in_words, shared_names
 from hicache_compile.policy.files import write_whole
 from hicache_compile.policy.progress import progress
-
-SIZE = 64  # pixels
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,8 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderTiny, FlowMatchEulerDiscreteScheduler, FluxPipeline
 
+from hicache_compile.demo.emoji import GUIDANCE, SIZE, STEPS, TOKENS
 from hicache_compile.demo.emoji.flow import TextToPicture
-from hicache_compile.demo.emoji.icons import SIZE
-from hicache_compile.demo.emoji.text import TOKENS
-
-GUIDANCE = 3.0
-STEPS = 28
 
 
 def assemble(model: TextToPicture, autoencoder: AutoencoderTiny) -> FluxPipeline:

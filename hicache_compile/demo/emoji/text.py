@@ -16,10 +16,11 @@ from tokenizers import pre_tokenizers, trainers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
+from hicache_compile.demo.emoji import TOKENS
+
 WIDTH = 128
 HEADS = 4
 LAYERS = 2
-TOKENS = 16  # of a caption, with the marks of its beginning and end
 SPACE = "\u2581"  # before a word, in the pieces of T5
 PIECES = 4000  # at most, of the vocabulary of CLIP
 

@@ -18,12 +18,10 @@ from diffusers import FluxPipeline
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
-from hicache_compile.demo.emoji import train
+from hicache_compile.demo.emoji import GUIDANCE, SIZE, STEPS, TOKENS, train
 from hicache_compile.demo.emoji.captions import Subject
 from hicache_compile.demo.emoji.flow import BATCH, GRID, TextToPicture
-from hicache_compile.demo.emoji.icons import SIZE
-from hicache_compile.demo.emoji.pipeline import GUIDANCE, STEPS, assemble, save
-from hicache_compile.demo.emoji.text import TOKENS
+from hicache_compile.demo.emoji.pipeline import assemble, save
 from hicache_compile.demo.training import LossOf, Plan
 from hicache_compile.demo.training import train as train_by
 from hicache_compile.policy.files import write_whole

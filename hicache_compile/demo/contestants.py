@@ -1,0 +1,172 @@
+"""Who samples in the demo: the model uncached, this library under several policies, and a peer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from hicache_compile.demo.emoji.drawing import Drawing, Drawn
+from hicache_compile.frontend.compile import hicache_compile
+from hicache_compile.inspection.report import Report
+from hicache_compile.policy.policy import Policy
+from hicache_compile.policy.presets import FORA, HiCache, TaylorSeer, Uncached
+from hicache_compile.policy.sparsity.chipmunk import Chipmunk
+
+
+class Contestant(Protocol):
+    """``name`` and ``group`` (a heading) of a row; what it counted is of its last picture."""
+
+    name: str
+    group: str
+
+    def by_steps(self, drawing: Drawing, num_steps: int | None = None) -> Iterator[Drawn]:
+        """Draw, a step at a time."""
+
+    @property
+    def decisions(self) -> str:
+        """A letter a step, as ``Report.decisions`` has them."""
+
+    @property
+    def flops_speedup(self) -> float:
+        """FLOPs of full steps over those made."""
+
+    @property
+    def report(self) -> Report | None:
+        """Of what this library compiled."""
+
+
+class Ours:
+    """The model compiled by this library, under ``policy``; uncached without one: plain ``torch.compile``."""
+
+    def __init__(
+        self,
+        drawing: Drawing,
+        backend: str,
+        name: str = "uncached",
+        policy: Policy | None = None,
+        sparsity: Chipmunk | None = None,
+    ) -> None:
+        self.name = name
+        self.group = "" if policy is None else "sparse steps" if sparsity else f"{policy.scope} scope"
+        self._cached = policy is not None
+        self._denoiser = hicache_compile(drawing.model, policy or Uncached(), backend=backend, sparsity=sparsity)
+
+    def by_steps(self, drawing: Drawing, num_steps: int | None = None) -> Iterator[Drawn]:
+        mode: AbstractContextManager[object] = nullcontext() if self._cached else self._denoiser.disabled()
+        with mode:
+            yield from drawing.by_steps(self._denoiser, num_steps)
+
+    @property
+    def report(self) -> Report:
+        return self._denoiser.report()
+
+    @property
+    def decisions(self) -> str:
+        return self.report.decisions()
+
+    @property
+    def flops_speedup(self) -> float:
+        return self.report.flops_speedup
+
+
+class FirstBlockCache:
+    """diffusers' own FirstBlockCache: hooks decide in each step by the first block's residual. ``torch.compile`` has
+    several graphs of it, which here is as fast as one of each block and takes half as long to compile."""
+
+    name = "FirstBlockCache"
+    group = "diffusers' hooks"
+    report = None
+
+    def __init__(self, drawing: Drawing, backend: str, threshold: float = 0.2) -> None:
+        from diffusers import FirstBlockCacheConfig
+        from diffusers.hooks.first_block_cache import FBCHeadBlockHook
+
+        self._model = copy.deepcopy(drawing.model)
+        self._model.enable_cache(FirstBlockCacheConfig(threshold))  # type: ignore[operator]  # of diffusers' models
+        hooks = [hook for module in self._model.modules() for hook in _hooks(module)]
+        self._head = next(hook for hook in hooks if isinstance(hook, FBCHeadBlockHook))
+        self._flops = self._count(drawing)
+        self._computed: list[bool] = []
+        decide = self._head._should_compute_remaining_blocks
+
+        @torch.compiler.disable  # as what it stands for is
+        def noted(residual: torch.Tensor) -> bool:
+            self._computed.append(decide(residual))
+            return self._computed[-1]
+
+        self._head._should_compute_remaining_blocks = noted
+        self._branches = len(drawing.branches)
+        if backend != "eager":
+            self._model.compile(backend=backend)
+
+    def _count(self, drawing: Drawing) -> tuple[int, int]:
+        """FLOPs of a call that computes all blocks, and of one that skips them."""
+        threshold, counted = self._head.threshold, []
+        for self._head.threshold in (-1.0, float("inf")):
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                drawing.call(self._model, drawing.noise, torch.tensor(1.0), "cond")
+            counted.append(counter.get_total_flops())
+        self._head.threshold = threshold
+        self._model._reset_stateful_cache()  # type: ignore[operator]
+        return counted[0], counted[1]
+
+    def by_steps(self, drawing: Drawing, num_steps: int | None = None) -> Iterator[Drawn]:
+        self._model._reset_stateful_cache()  # type: ignore[operator]  # what its pipelines do after a run
+        self._computed.clear()
+        yield from drawing.by_steps(self._model, num_steps)
+
+    @property
+    def decisions(self) -> str:
+        steps = range(0, len(self._computed), self._branches)
+        return "".join("F" if any(self._computed[step : step + self._branches]) else "." for step in steps)
+
+    @property
+    def flops_speedup(self) -> float:
+        full, skipped = self._flops
+        return full * len(self._computed) / sum(full if computed else skipped for computed in self._computed)
+
+
+def _hooks(module: nn.Module) -> Sequence[object]:
+    registry = getattr(module, "_diffusers_hook", None)
+    return tuple(registry.hooks.values()) if registry is not None else ()
+
+
+POLICIES: tuple[tuple[str, Policy], ...] = tuple(
+    (name, policy)
+    for scope in ("module", "stack")
+    for name, policy in (
+        ("HiCache N=3", HiCache(interval=3, scope=scope)),
+        ("HiCache N=4", HiCache(interval=4, scope=scope)),
+        ("HiCache N=5", HiCache(interval=5, scope=scope)),
+        ("HiCache N=6", HiCache(interval=6, scope=scope)),
+        ("TaylorSeer N=4", TaylorSeer(interval=4, scope=scope)),
+        ("FORA N=4", FORA(interval=4, warmup=3, scope=scope)),
+    )
+)
+BUDGETS = ("HiCache N=3", "HiCache N=4", "HiCache N=6")
+SPARSITY = Chipmunk(group=16, mlp_block=16)  # for the 64 + 16 tokens of the model
+SPARSE: tuple[tuple[str, Policy], ...] = (
+    ("Chipmunk", Uncached()),
+    ("+ HiCache N=2", HiCache(interval=2)),
+    ("+ HiCache N=3", HiCache(interval=3)),
+    ("+ HiCache N=5", HiCache(interval=5)),
+)
+
+
+def contestants(drawing: Drawing, backend: str, everything: bool = False, sparse: bool = False) -> list[Contestant]:
+    """The model uncached; three budgets, the policy that ``hicache tune`` recommends and a peer, or ``everything``: all
+    policies in both scopes; and policies with ``sparse`` steps."""
+    few = [(name, policy) for name, policy in POLICIES if policy.scope == "stack" and name in BUDGETS]
+    found: list[Contestant] = [Ours(drawing, backend)]
+    found += [Ours(drawing, backend, name, policy) for name, policy in (POLICIES if everything else few)]
+    if not everything:
+        found.append(FirstBlockCache(drawing, backend))
+    if sparse:
+        found += [Ours(drawing, backend, name, policy, SPARSITY) for name, policy in SPARSE]
+    return found
