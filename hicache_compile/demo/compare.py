@@ -67,7 +67,7 @@ def steps_of(num_steps: int, contestants: int) -> int:
     return (WARM_UP + ROUNDS * num_steps) * contestants
 
 
-@ENTRIES()  # hooks make Dynamo compile one piece of code often
+@ENTRIES()  # type: ignore[untyped-decorator]  # hooks make Dynamo compile one piece of code often
 def compare(
     drawing: Drawing, contestants: Sequence[Contestant], on_step: Callable[[], object] = lambda: None
 ) -> list[Result]:

@@ -95,12 +95,11 @@ class FirstBlockCache:
         self._computed: list[bool] = []
         decide = self._head._should_compute_remaining_blocks
 
-        @torch.compiler.disable  # as what it stands for is
         def noted(residual: torch.Tensor) -> bool:
             self._computed.append(decide(residual))
             return self._computed[-1]
 
-        self._head._should_compute_remaining_blocks = noted
+        self._head._should_compute_remaining_blocks = torch.compiler.disable(noted)  # as what it stands for is
         self._branches = len(drawing.branches)
         if backend != "eager":
             self._model.compile(backend=backend)
