@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hicache_compile.cli import shared
+from hicache_compile.cli.call_options import NOTHING_GIVEN, Call, with_call_options
 from hicache_compile.policy.files import check_writable, write_whole
 from hicache_compile.policy.progress import kept, progress
 
@@ -35,6 +36,7 @@ NOTHING = "with --out what was drawn would have been kept"
 WITHOUT_INTERVAL = ("computed", "flops_speedup", "clock_speedup")
 
 
+@with_call_options
 def evaluate(
     model: shared.Model,
     policy: shared.Policies = None,
@@ -46,13 +48,7 @@ def evaluate(
     ] = 1,
     steps: shared.TwoOrMoreSteps = 50,
     seed: shared.Seed = 0,
-    height: shared.Height = None,
-    width: shared.Width = None,
-    num_frames: shared.Frames = None,
-    guidance_scale: shared.GuidanceScale = None,
-    true_cfg_scale: shared.TrueCfgScale = None,
-    negative_prompt: shared.NegativePrompt = None,
-    max_sequence_length: shared.MaxSequenceLength = None,
+    call: Call = NOTHING_GIVEN,
     backend: shared.Backend = "inductor",
     clip: Annotated[Path | None, typer.Option(help="Folder of a CLIP: adds the CLIP score.")] = None,
     image_reward: Annotated[Path | None, typer.Option(help="Checkpoint of ImageReward: adds it.")] = None,
@@ -79,23 +75,14 @@ def evaluate(
     more = read_prompts(prompt_file, "eval") if prompt_file else []
     prompts = [*(prompt or []), *(line["prompt"] for line in more)]
     named = named_policies(policy or [])
-    sizes = shared.given(
-        height=height,
-        width=width,
-        num_frames=num_frames,
-        guidance_scale=guidance_scale,
-        true_cfg_scale=true_cfg_scale,
-        negative_prompt=negative_prompt,
-        max_sequence_length=max_sequence_length,
-    )
-    subject = open_subject(model, prompts, steps, backend, sizes, "eval")
+    subject = open_subject(model, prompts, steps, backend, call, "eval")
     judge = Judge(subject, scores_of(subject, clip, image_reward))
     batches = batches_of(subject, samples, batch, seed)
     journal = None
     if out is not None:
         about = {"model": subject.name, "prompts": list(subject.prompts), "steps": steps, "batch": batch, "seed": seed}
         scorers = {"clip": clip and str(clip), "image_reward": image_reward and str(image_reward)}
-        journal = Journal(unfinished(out), {**about, "backend": backend, **sizes, **scorers}, "eval.out")
+        journal = Journal(unfinished(out), {**about, "backend": backend, **call, **scorers}, "eval.out")
     with (
         kept(f"what was drawn is in {journal.path}; the same command goes on" if journal else NOTHING),
         progress(total=len(batches) * (1 + len(named)), what="runs", unit="run") as bar,

@@ -10,11 +10,13 @@ import typer
 from rich.console import Console
 
 from hicache_compile.cli import shared
+from hicache_compile.cli.call_options import NOTHING_GIVEN, Call, with_call_options
 
 if TYPE_CHECKING:
     from hicache_compile.generate.rounds import Outcome
 
 
+@with_call_options
 def generate(
     model: Annotated[Path, typer.Option(help="Folder of a diffusers pipeline (save_pretrained).")],
     policy: Annotated[str, typer.Option(help="A preset name, a .json file, JSON, or env (TS_CACHE_INTERVAL, ...).")],
@@ -25,13 +27,7 @@ def generate(
     samples: Annotated[int, typer.Option(min=1, max=shared.MOST, help="Pictures of each prompt; GenEval takes 4.")] = 1,
     steps: shared.Steps = 50,
     seed: shared.Seed = 0,
-    height: shared.Height = None,
-    width: shared.Width = None,
-    num_frames: shared.Frames = None,
-    guidance_scale: shared.GuidanceScale = None,
-    true_cfg_scale: shared.TrueCfgScale = None,
-    negative_prompt: shared.NegativePrompt = None,
-    max_sequence_length: shared.MaxSequenceLength = None,
+    call: Call = NOTHING_GIVEN,
     image: Annotated[str | None, typer.Option(help="Picture to edit.")] = None,
     backend: shared.Backend = "inductor",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: a GPU if any.")] = None,
@@ -61,15 +57,7 @@ def generate(
         offload=offload,
         anchors=anchors,
         sparsity=sparsity,
-        arguments=shared.given(
-            height=height,
-            width=width,
-            num_frames=num_frames,
-            guidance_scale=guidance_scale,
-            true_cfg_scale=true_cfg_scale,
-            negative_prompt=negative_prompt,
-            max_sequence_length=max_sequence_length,
-        ),
+        arguments=dict(call),
     )
     items = items_of(prompt or [], prompt_file, metadata_file, samples, seed, image)
     outcome = rounds.generate(items, output_dir, settings)

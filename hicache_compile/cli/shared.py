@@ -89,11 +89,6 @@ def _import_diffusers() -> None:
         logging.disable(logging.NOTSET)
 
 
-def given(**values: Any) -> dict[str, Any]:
-    """Those of ``values`` that are not None: the options that were given."""
-    return {name: value for name, value in values.items() if value is not None}
-
-
 def print_json(data: Any) -> None:
     """Print ``data`` on stdout."""
     print(json.dumps(data, indent=2))

@@ -11,12 +11,14 @@ from rich.console import Console
 from rich.table import Table
 
 from hicache_compile.cli import shared
+from hicache_compile.cli.call_options import NOTHING_GIVEN, Call, with_call_options
 from hicache_compile.errors import HiCacheError
 
 if TYPE_CHECKING:
     from hicache_compile.tune.recommend import Recommendation
 
 
+@with_call_options
 def tune(
     model: shared.Model,
     method: Annotated[
@@ -48,13 +50,7 @@ def tune(
     ] = 16,
     errors: Annotated[str, typer.Option(help="The most error of each recommended policy.")] = "0.01,0.02,0.05",
     seed: shared.Seed = 0,
-    height: shared.Height = None,
-    width: shared.Width = None,
-    num_frames: shared.Frames = None,
-    guidance_scale: shared.GuidanceScale = None,
-    true_cfg_scale: shared.TrueCfgScale = None,
-    negative_prompt: shared.NegativePrompt = None,
-    max_sequence_length: shared.MaxSequenceLength = None,
+    call: Call = NOTHING_GIVEN,
     backend: shared.Backend = "inductor",
     json: shared.AsJson = False,
 ) -> None:
@@ -65,15 +61,6 @@ def tune(
     from hicache_compile.evaluation.subjects import open_subject
 
     prompts = prompt or []
-    sizes = shared.given(
-        height=height,
-        width=width,
-        num_frames=num_frames,
-        guidance_scale=guidance_scale,
-        true_cfg_scale=true_cfg_scale,
-        negative_prompt=negative_prompt,
-        max_sequence_length=max_sequence_length,
-    )
     if method is None:
         from hicache_compile.tune.search import run
         from hicache_compile.tune.tuner import Search
@@ -82,7 +69,7 @@ def tune(
         levels = _numbers_of(errors)
         search = Search(prompts, steps, runs, seed=seed, backend=backend, errors=levels, evaluations=tried)
         folder = out or Path("tuned")
-        recommended = run(open_subject(model, prompts, steps, backend, sizes, "tune"), search, folder)
+        recommended = run(open_subject(model, prompts, steps, backend, call, "tune"), search, folder)
         if json:
             shared.print_json([one.as_data() for one in recommended])
         else:
@@ -92,7 +79,7 @@ def tune(
 
     tried = 40 if evaluations is None else max(1, evaluations)
     fitting = Fitting(method, computed, signal, scope, samples, seed, tried, by_slot)
-    subject = open_subject(model, prompts, steps, backend, sizes, "tune")
+    subject = open_subject(model, prompts, steps, backend, call, "tune")
     found = fit_subject(subject, fitting, out or Path("policy.json"))
     if json:
         shared.print_json(found)

@@ -38,6 +38,11 @@ class StandIn(OptimizedModule):
         """The wrapped module's: diffusers loads LoRAs and offloads by ``isinstance``."""
         return type(self._orig_mod)
 
+    def __bool__(self) -> bool:
+        """The wrapped module's: modular pipelines ask so whether a component is there. Without it, Python would ask the
+        length, which few modules have."""
+        return bool(self._orig_mod)
+
     def __getattr__(self, name: str) -> Any:
         """What the wrapped module has. A method that may call the module (``forward_with_cfg``) calls this one."""
         found = super().__getattr__(name)

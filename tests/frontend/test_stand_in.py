@@ -157,3 +157,9 @@ def test_hooks_on_every_submodule_are_named(caplog: pytest.LogCaptureFixture) ->
     assert len(warned) == 1
     assert "hooks on" in warned[0]
     assert "hooks on" in compiled.report().refused[0][1]
+
+
+def test_whether_it_is_there_can_be_asked() -> None:
+    """Modular pipelines do, of each component."""
+    assert bool(hicache_compile(random_flux(1, 1), HiCache(interval=3), backend="eager")) is True
+    assert bool(hicache_compile(nn.ModuleList(), HiCache(interval=3), backend="eager")) is False

@@ -194,7 +194,7 @@ def assert_it_ends_well(arguments: list[str]) -> None:
         assert 0 < len(said(result.stderr)) <= LONGEST + 60, said(result.stderr)
 
 
-@settings(max_examples=size(100, 5000), deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=size(40, 5000), deadline=None, suppress_health_check=list(HealthCheck))
 @given(lines())
 def test_any_words(folder: Path, arguments: list[str]) -> None:
     os.chdir(folder)

@@ -20,7 +20,7 @@ from tests.support.models import ToyDiT
 STEPS = 6
 THREADS = 8
 RUNS = size(10, 200)  # of each thread
-DENOISERS = size(5, 50)
+DENOISERS = size(3, 50)
 CYCLES = size(6, 300)
 A_CYCLE = 1.5  # MiB at most, of which Dynamo itself keeps .3 for each model it compiles, and .9 where the graph breaks
 TOKENS = (4, 6, 9)  # of a run, in turns, where shapes vary
