@@ -15,6 +15,7 @@ from hicache_compile.errors import HiCacheError, one_of, whole_number
 from hicache_compile.export.manifest import Manifest, Port
 from hicache_compile.export.plan import traits_when_exported
 from hicache_compile.export.portable import portable
+from hicache_compile.export.sizes import size_of
 from hicache_compile.export.stepping import stepping
 from hicache_compile.internals import has_free_unbacked_symbols
 from hicache_compile.policy.compatibility import check
@@ -26,6 +27,7 @@ from hicache_compile.runtime.replay.capture import capture_call
 
 log = logging.getLogger(__name__)
 
+FEWER_SIZES = "export.dynamic = True: must be 'batch' or False for this denoiser"
 MANIFEST = "hicache_compile.manifest"  # the key under which an ONNX file holds its manifest
 
 
@@ -63,10 +65,24 @@ def _exported(
         if dynamic is not True or "stride" not in str(error):
             raise
         raise HiCacheError(
-            "export.dynamic = True: must be 'batch' or False for this denoiser; torch cannot tell that both branches "
-            "return a sample of one layout when its sizes vary"
+            f"{FEWER_SIZES}; torch cannot tell that both branches return a sample of one layout when its sizes vary"
         ) from error
-    return program, _settled(manifest, program)
+    settled = _settled(manifest, program)
+    _check_sizes(settled)
+    return program, settled
+
+
+def _check_sizes(manifest: Manifest) -> None:
+    """What runs the program makes its state, and knows the sizes of its arguments alone."""
+    known = {size: 2 for port in manifest.arguments for size in port.shape if isinstance(size, str)}
+    for port in manifest.state:
+        for size in port.shape:
+            try:
+                size_of(size, known)
+            except HiCacheError as error:
+                raise HiCacheError(
+                    f"{FEWER_SIZES}; for torch the sizes of its anchors are their own ({error})"
+                ) from None
 
 
 def _check_it_loads(program: ExportedProgram) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -138,7 +137,7 @@ def test_a_training_ends_its_step_before_it_stops(tmp_path: Path) -> None:
     def loss_of(model: nn.Module, generator: torch.Generator, at: int = -1) -> torch.Tensor:
         calls.append(len(calls))
         if calls[-1] == at:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return model(torch.randn(4, 3, generator=generator)).square().mean()
 
     def new_model() -> nn.Module:
@@ -155,7 +154,7 @@ def test_a_training_ends_its_step_before_it_stops(tmp_path: Path) -> None:
     assert len(calls) == 6
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), went_on.parameters(), strict=True))
     with pytest.raises(KeyboardInterrupt):  # the handler is the one that was there
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_a_script_ends_with_130(capsys: pytest.CaptureFixture[str]) -> None:
