@@ -14,7 +14,7 @@ FULL, SPARSE, FORECAST = "#d1495b", "#e9a3ac", "#e7e5df"
 COLOURS = {"F": FULL, "S": SPARSE}
 INK, FAINT = "#222222", "#777777"
 WIDTH, HEADER, GAP = 13.0, 1.05, 0.06  # inches
-LEFT, RIGHT, STRIP = 1.85, 3.1, 2.95  # inches: names before the pictures, all after them, the strip itself
+LEFT, RIGHT, STRIP = 1.85, 3.1, 2.8  # inches: names before the pictures, all after them, the strip itself
 MOST = 10  # pictures of a row
 WRAP = 11  # letters of a caption's line
 
