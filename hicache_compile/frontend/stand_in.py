@@ -17,6 +17,20 @@ _HELD = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 _DEEPEST = 8  # how many functions a hook may be within another
 
 
+class CompiledForward:
+    """The ``forward`` of a stand-in. Its signature is the wrapped module's: pipelines pass what they find there."""
+
+    def __init__(self, stand_in: StandIn) -> None:
+        self._stand_in = stand_in
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._stand_in._call_compiled(*args, **kwargs)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self._stand_in._orig_mod.forward)
+
+
 class StandIn(OptimizedModule):
     """A module whose calls are made by ``_call_compiled``; everything else is the wrapped module's own.
 
@@ -26,8 +40,9 @@ class StandIn(OptimizedModule):
 
     def __init__(self, model: torch.nn.Module, context: Any) -> None:
         super().__init__(model, context)
-        vars(self).update({name: getattr(model, name) for name in _HELD}, _orig_mod=model)
-        self.forward = self._call_compiled
+        held = {name: getattr(model, name) for name in _HELD}
+        vars(self).update(held, _orig_mod=model, _compiled_forward=CompiledForward(self))
+        self.forward = self._compiled_forward
 
     @abstractmethod
     def _call_compiled(self, *args: Any, **kwargs: Any) -> Any:
@@ -61,12 +76,12 @@ class StandIn(OptimizedModule):
     def __setattr__(self, name: str, value: Any) -> None:
         """A ``forward`` that goes around the compiled one (a hook of accelerate) is this module's; any other is what
         the wrapped module is to compute from now on."""
-        if name != "forward" or "forward" not in vars(self) or _may_call(value, self._call_compiled):
+        if name != "forward" or "forward" not in vars(self) or _may_call(value, self._compiled_forward):
             super().__setattr__(name, value)
             return
         if inspect.ismethod(value) and value.__self__ is self:
             value = types.MethodType(value.__func__, self._orig_mod)
-        super().__setattr__(name, self._call_compiled)
+        super().__setattr__(name, self._compiled_forward)
         self._orig_mod.forward = value
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
@@ -81,7 +96,7 @@ def _may_call(function: Any, target: Any) -> bool:
     seen: set[int] = set()
     found = [function]
     for _ in range(_DEEPEST):
-        if any(inspect.ismethod(value) and value == target for value in found):
+        if any(value is target for value in found):
             return True
         found = [part for value in found for part in _parts(value) if id(part) not in seen]
         seen |= set(map(id, found))

@@ -30,9 +30,7 @@ def test_blocks_are_squares_of_tokens_which_are_squares_of_pixels() -> None:
     pictures = torch.randn(2, 3, 32, 64)
     blocks = into_blocks(pictures)
     assert blocks.shape == (2, 2, 4, 16, 48)
-    token = blocks[1, 1, 2, 5].unflatten(
-        0, (3, 4, 4)
-    )  # second row, third column; of its tokens likewise 1, 1
+    token = blocks[1, 1, 2, 5].unflatten(0, (3, 4, 4))  # second row, third column; of its tokens likewise 1, 1
     assert torch.equal(token, pictures[1, :, 16 + 4 : 16 + 8, 32 + 4 : 32 + 8])
     assert torch.equal(from_blocks(blocks), pictures)
 

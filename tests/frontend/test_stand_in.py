@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import types
 from collections.abc import Callable
 from typing import Any
@@ -163,3 +164,17 @@ def test_whether_it_is_there_can_be_asked() -> None:
     """Modular pipelines do, of each component."""
     assert bool(hicache_compile(random_flux(1, 1), HiCache(interval=3), backend="eager")) is True
     assert bool(hicache_compile(nn.ModuleList(), HiCache(interval=3), backend="eager")) is False
+
+
+def test_the_signature_of_forward_is_the_models() -> None:
+    """Pipelines pass the arguments that they find there."""
+    model = random_flux(1, 1)
+    compiled = hicache_compile(model, HiCache(interval=3), backend="eager")
+    assert inspect.signature(compiled.forward) == inspect.signature(model.forward)
+    plain = model.forward
+
+    def timed(hidden_states: torch.Tensor, timestep: torch.Tensor, **more: Any) -> Any:
+        return plain(hidden_states, timestep=timestep, **more)
+
+    compiled.forward = timed
+    assert list(inspect.signature(compiled.forward).parameters) == ["hidden_states", "timestep", "more"]

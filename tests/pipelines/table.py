@@ -22,13 +22,35 @@ from hicache_compile.frontend.denoiser import CompiledDenoiser
 from hicache_compile.policy.files import write_whole
 from hicache_compile.policy.progress import progress, script
 from hicache_compile.runtime.compiled_graph import CompiledGraph
-from tests.pipelines import images_dit, images_dit_2, images_text, images_text_2, unets, unets_2, video, video_2
+from tests.pipelines import (
+    images_dit,
+    images_dit_2,
+    images_text,
+    images_text_2,
+    modular_images,
+    modular_video,
+    unets,
+    unets_2,
+    video,
+    video_2,
+)
 from tests.pipelines.cases import CASES, PipelineCase
 from tests.pipelines.hooked import hooked
 
 PAGE = Path(__file__).parents[2] / "docs" / "pipelines.md"
 INTERVAL = 3
-MODULES = (images_dit, images_dit_2, images_text, images_text_2, video, video_2, unets, unets_2)
+MODULES = (
+    images_dit,
+    images_dit_2,
+    images_text,
+    images_text_2,
+    video,
+    video_2,
+    unets,
+    unets_2,
+    modular_images,
+    modular_video,
+)
 ALL: list[PipelineCase] = [*CASES, *(case for module in MODULES for case in module.CASES)]
 LEFT_OUT: dict[str, str] = {name: reason for module in MODULES for name, reason in module.LEFT_OUT.items()}
 FAILING = {
@@ -46,6 +68,7 @@ UNLIKE = {
     "SkyReelsV2DiffusionForcingVideoToVideoPipeline": "one call is several runs, which the hooks take for one",
     "SanaVideoPipeline": "the site is a part of what its feed-forward module returns, which adds to it",
     "SanaImageToVideoPipeline": "the site is a part of what its feed-forward module returns, which adds to it",
+    "EchoModularPipeline": "fresh noise in each step: a run begins (trajectory() says where), and the hooks go on",
     "SkyReelsV2DiffusionForcingPipeline, asynchronous": "hooks tell steps by the mean time of frames, which stays",
 }
 Row = dict[str, Any]
@@ -90,7 +113,8 @@ def _cached(case: PipelineCase, pipeline: Any, denoisers: Sequence[CompiledDenoi
 def _modules_of(denoiser: CompiledDenoiser) -> list[str]:
     """The sites at module scope, which are called like the modules that return them, where a module does.
 
-    The MLP of a block that takes apart what it returns is called like the block.
+    The MLP of a block that takes apart what it returns is called like the block, and so are an attention and an MLP
+    of which the sum is forecast.
     """
     session = denoiser._session
     sites_of = {graph: live.programs.rewrite.sites for graph, live in session.live.items()}
@@ -100,7 +124,9 @@ def _modules_of(denoiser: CompiledDenoiser) -> list[str]:
     if any(not names <= {site.name for site in sites} for names in others):
         return ["", ""]  # a branch of guidance leaves something out: each has sites of its own
     modules = {name for name, _ in denoiser.named_modules()}
-    return [f"{site.name}.ff" if site.kind == "mlp" and f"{site.name}.ff" in modules else site.name for site in sites]
+    parts = {"mlp": ("ff",), "parallel": ("attn", "ff")}
+    found = [(site.name, [f"{site.name}.{part}" for part in parts.get(site.kind, ())]) for site in sites]
+    return [name for site, inner in found for name in (inner if inner and modules.issuperset(inner) else [site])]
 
 
 def _by_hooks(case: PipelineCase, names: Sequence[Sequence[str]]) -> Tensor | None:
