@@ -30,11 +30,10 @@ from hicache_compile.runtime.call_arguments import DenoiserCall
 from hicache_compile.runtime.compiled_graph import CompiledGraph
 from hicache_compile.runtime.nothing_cached import why_nothing
 from hicache_compile.runtime.options import CompileOptions, Shared
-from hicache_compile.runtime.per_thread import PerThread
 from hicache_compile.runtime.replay.call_signature import UnknownArgumentError
 from hicache_compile.runtime.replay.frames import MOST_ENTRIES, drop_compiled
 from hicache_compile.runtime.replay.replay import Replay, changes_python_state, compiled_within, signature_of_call
-from hicache_compile.runtime.session import Session, sessions
+from hicache_compile.runtime.runs import Sessions, sessions
 from hicache_compile.runtime.step import Step
 
 log = logging.getLogger(__name__)
@@ -219,9 +218,7 @@ class CompiledDenoiser(Handle, StandIn):
         )
 
 
-def _release(
-    code: list[types.CodeType], per_thread: PerThread[Session], shared: Shared, graphs: list[CompiledGraph]
-) -> None:
+def _release(code: list[types.CodeType], per_thread: Sessions, shared: Shared, graphs: list[CompiledGraph]) -> None:
     """The denoiser is gone. Dynamo's map from compiled code to its origin would keep both, and all they read."""
     for compiled in code:
         drop_compiled(compiled)

@@ -32,7 +32,7 @@ from hicache_compile.runtime.compiled_graph import CompiledGraph
 from hicache_compile.runtime.nothing_cached import why_nothing
 from hicache_compile.runtime.options import CompileOptions
 from hicache_compile.runtime.replay.dispatch_modes import aside, brought_back
-from hicache_compile.runtime.session import sessions
+from hicache_compile.runtime.runs import sessions
 
 log = logging.getLogger(__name__)
 

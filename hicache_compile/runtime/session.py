@@ -23,7 +23,6 @@ from hicache_compile.runtime.following.announced_run import ids
 from hicache_compile.runtime.following.step_counter import DEFAULT_CONTEXT, StepCounter
 from hicache_compile.runtime.nothing_cached import say_what_never_hit
 from hicache_compile.runtime.options import CompileOptions, Shared
-from hicache_compile.runtime.per_thread import PerThread
 from hicache_compile.runtime.replay.dispatch_modes import set_aside
 from hicache_compile.runtime.replay.parameters import Parameters
 from hicache_compile.runtime.step import Context, Step
@@ -38,7 +37,7 @@ Observer = Callable[[Step, Call, Callable[[], Output]], Output]  # makes a call 
 
 
 class Session(StepCounter):
-    """The trajectories of one compiled denoiser in one thread.
+    """The trajectories of one compiled denoiser in one thread, or one of its runs.
 
     ``live``: how each captured graph was used last.
     """
@@ -240,11 +239,3 @@ def checked_times(timesteps: Sequence[float], num_steps: int) -> tuple[float, ..
     if len(times) != num_steps:
         raise HiCacheError(f"trajectory.timesteps: {len(times)} of them, must be {num_steps}")
     return times
-
-
-def sessions(options: CompileOptions) -> PerThread[Session]:
-    """The sessions of one compiled denoiser, one a thread."""
-    shared = Shared(options.policy)
-    made: PerThread[Session] = PerThread(lambda: Session(options, shared))
-    shared.sessions = made
-    return made

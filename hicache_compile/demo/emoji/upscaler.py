@@ -34,8 +34,9 @@ class Layer(nn.Module):
         self.norm2 = nn.LayerNorm(WIDTH, elementwise_affine=False)
         self.to_qkv = nn.Linear(WIDTH, 3 * WIDTH)
         self.to_out = nn.Linear(WIDTH, WIDTH)
-        self.mlp = nn.Sequential(nn.Linear(WIDTH, 4 * WIDTH), nn.GELU("tanh"), nn.Linear(4 * WIDTH, WIDTH))
-        for last in (self.modulation, self.to_out, self.mlp[2]):
+        back = nn.Linear(4 * WIDTH, WIDTH)
+        self.mlp = nn.Sequential(nn.Linear(WIDTH, 4 * WIDTH), nn.GELU("tanh"), back)
+        for last in (self.modulation, self.to_out, back):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
 
