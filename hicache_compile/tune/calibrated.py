@@ -20,6 +20,7 @@ from hicache_compile.tune.planning import OBJECTIVES, mask_of, search, shortest_
 from hicache_compile.tune.reference import Difference, Reference, Runs, record
 
 READS = 4  # anchors
+GUIDED = 0.75  # the correction where the branches of guidance are fitted together
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +105,12 @@ def plan(
 
 
 def with_weights(
-    measured: Measured, schedule: Schedule, *, correction: float = 1.0, by_slot: bool = False
+    measured: Measured, schedule: Schedule, *, correction: float | None = None, by_slot: bool = False
 ) -> Calibration:
-    """``Calibrated`` for ``schedule``: see ``calibrate``."""
-    passes = 1 if len(measured.runs) == 1 else 2
+    """``Calibrated`` for ``schedule``: see ``calibrate``. Without a ``correction`` it is whole, or under guidance
+    ``GUIDED``: there the weights of a step are known a pass later, and the whole of it would go too far."""
+    branches = len(measured.references[0].outputs)
+    passes = 3 if branches > 1 else min(2, len(measured.runs))
     return calibrate(
         measured.denoiser,
         measured.runs,
@@ -115,7 +118,7 @@ def with_weights(
         measured.table,
         schedule,
         measured.cut,
-        correction=correction,
+        correction=correction if correction is not None else GUIDED if branches > 1 else 1.0,
         passes=passes,
         by_slot=by_slot,
     )

@@ -29,14 +29,14 @@ class Reference:
     """One run in full.
 
     ``outputs`` and ``samples``: by context, of each step, float32; a sample is the argument that is shaped like the
-    output, ``None`` where there is none. ``gains``: by how much the next sample moves with the output of a step, over
-    all contexts; 0 where that is not known. ``slots``: how many there are at the cut. ``result``: what the run
-    returned, where that is a tensor.
+    output, ``None`` where there is none. ``gains``: by how much the next sample moves with the output of a step, by
+    context (under guidance of scale 3 these are as 3 to -2); empty where that is not known. ``slots``: how many there
+    are at the cut. ``result``: what the run returned, where that is a tensor.
     """
 
     outputs: dict[str, list[torch.Tensor]]
     samples: dict[str, list[torch.Tensor | None]]
-    gains: list[float]
+    gains: list[dict[str, float]]
     slots: int
     result: torch.Tensor | None = None
 
@@ -170,8 +170,8 @@ def _gains(
     outputs: Mapping[str, Sequence[torch.Tensor]],
     samples: Mapping[str, Sequence[torch.Tensor | None]],
     result: torch.Tensor | None,
-) -> list[float]:
-    """How the sampler moved: ``x' = a x + sum_c b_c v_c`` by least squares at each step; the sum of the ``b_c``.
+) -> list[dict[str, float]]:
+    """How the sampler moved: ``x' = a x + sum_c b_c v_c`` by least squares at each step; the ``b_c``.
 
     Exact for samplers of first order (Euler, DDIM), guidance included. After the last step the sample is ``result``,
     where that is shaped like one.
@@ -182,13 +182,12 @@ def _gains(
     for step in range(count):
         now, after = first[step], first[step + 1]
         if now is None or after is None or now.shape != after.shape:
-            gains.append(0.0)
+            gains.append({})
             continue
         columns = torch.stack([now.flatten(), *(steps[step].flatten() for steps in outputs.values())], 1).double()
         moved = after.flatten().double()
         solved = torch.linalg.lstsq(columns.T @ columns, columns.T @ moved).solution
         left = (columns @ solved - moved).square().sum()
         explained = 1.0 - float(left / (moved - now.flatten()).square().sum().clamp_min(1e-300))
-        gain = float(solved[1:].sum())
-        gains.append(gain if explained >= EXPLAINED else 0.0)
+        gains.append(dict(zip(outputs, solved[1:].tolist(), strict=True)) if explained >= EXPLAINED else {})
     return gains

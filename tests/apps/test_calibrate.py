@@ -30,9 +30,11 @@ from hicache_compile.cli import app
 from hicache_compile.demo import digits
 from hicache_compile.demo.sampling import load_model, sample
 from hicache_compile.policy.json_codec import as_policy
+from hicache_compile.runtime.step import Context, Step
 from hicache_compile.tune import fit_forecasts, measure, with_weights
 from hicache_compile.tune.calibrate import _Fitter
 from hicache_compile.tune.planning import mask_of, search, shortest_path
+from hicache_compile.tune.reference import Reference
 from tests.pipelines import by_name
 from tests.support.models import ToyDiT
 
@@ -96,8 +98,8 @@ def test_what_is_measured_is_what_hooks_see() -> None:
             expected.append((apart / flat.square().sum(1).mean()).numpy())
     np.testing.assert_allclose(measured.distances, np.mean(expected, 0), rtol=1e-4, atol=1e-9)
     for reference, run in zip(measured.references, toy.runs, strict=True):
-        # The next sample moves by -1/STEPS with the sum of both branches' shares, which is 1, guidance or not.
-        assert reference.gains == pytest.approx([-1 / STEPS] * STEPS, rel=1e-3)
+        for gains in reference.gains:
+            assert gains == pytest.approx({"cond": -GUIDANCE / STEPS, "uncond": (GUIDANCE - 1) / STEPS}, rel=1e-2)
         with toy.denoiser.disabled():
             torch.testing.assert_close(reference.result, run())
 
@@ -198,15 +200,40 @@ def test_several_runs_and_branches_are_fitted_together() -> None:
     assert found.error < 0.5 * (left / size) ** 0.5
 
 
+def test_branches_are_fitted_as_guidance_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last step alone is forecast, from the path of the run in full: one least-squares problem, solved by hand."""
+    monkeypatch.setattr("hicache_compile.tune.calibrate.RIDGE", 1e-9)
+    toy, model = Toy(), ToyDiT()
+    measured = measure(toy.denoiser, toy.runs[:1], reads=3)
+    found = with_weights(measured, StepMask("1" * (STEPS - 1) + "0"))
+    residuals = features(ToyDiT(), 0)
+    combined: list[Tensor] = []
+    for name, share in (("cond", GUIDANCE), ("uncond", 1 - GUIDANCE)):
+        (reference,) = measured.references
+        x = reference.samples[name][-1]
+        with torch.no_grad():
+            outputs = [model.head(model.embed(x) + residuals[name][step]) for step in (8, 7, 6)]
+        combined.append(share * torch.stack([*outputs, reference.outputs[name][-1]]).flatten(1).double())
+    newest, *older, wanted = sum(combined)  # type: ignore[misc]  # tensors
+    differences = torch.stack([one - newest for one in older], 1)
+    solution = torch.linalg.lstsq(differences, (wanted - newest)[:, None]).solution.flatten().tolist()
+    assert isinstance(found.policy.forecaster, Calibrated)
+    ((step, anchors, weights),) = found.policy.forecaster.table.rows
+    assert (step, anchors) == (9, (8, 7, 6))
+    assert weights == pytest.approx([1 - sum(solution), *solution], rel=1e-2, abs=1e-2)
+
+
 def test_later_runs_add_to_what_earlier_ones_said() -> None:
-    """The weights after two runs are the least squares over both."""
+    """The weights after two runs are the least squares over both; a run that is made again replaces what it said."""
     rng = torch.Generator().manual_seed(0)
+    older = [torch.randn(2, 50, generator=rng, dtype=torch.float64) for _ in range(3)]
+    wanted = [torch.randn(50, generator=rng, dtype=torch.float64) for _ in range(3)]
     fitter = _Fitter(Policy(StepMask(MASK), Reuse(), "stack"), 1.0, STEPS)
-    older = [torch.randn(2, 50, generator=rng, dtype=torch.float64) for _ in range(2)]
-    wanted = [torch.randn(50, generator=rng, dtype=torch.float64) for _ in range(2)]
-    for one, target in zip(older, wanted, strict=True):
-        (found,) = fitter._solved(3, one, target, 1)
-    expected = torch.linalg.lstsq(torch.cat(older, 1).T, torch.cat(wanted)[:, None]).solution.flatten()
+    for run, one, target in zip((1, 0, 1), older, wanted, strict=True):
+        fitter.begin(run, Reference({}, {}, [{"default": -0.1}] * STEPS, 1))
+        (found,), going = fitter._weights(Step(Context("default", fitter.policy), 3, STEPS), one, target, 1)
+    expected = torch.linalg.lstsq(torch.cat(older[1:], 1).T, torch.cat(wanted[1:])[:, None]).solution.flatten()
+    assert going == [found]
     assert found[1:] == pytest.approx(expected.tolist(), rel=1e-2, abs=1e-3)
     assert sum(found) == pytest.approx(1.0)
 
