@@ -178,7 +178,7 @@ def _gains(
     """
     first = [*next(iter(samples.values())), result]
     count = min(len(steps) for steps in outputs.values())
-    gains = []
+    gains: list[dict[str, float]] = []
     for step in range(count):
         now, after = first[step], first[step + 1]
         if now is None or after is None or now.shape != after.shape:
