@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import fx
+from torch.torch_version import TorchVersion
 
 from hicache_compile import Chipmunk
 from hicache_compile.passes import Choice, rewrite
@@ -21,6 +22,7 @@ from tests.support.captured_graphs import captured, count, listing
 from tests.support.models import ToyDiT, flux_inputs, random_flux
 
 GOLDEN = Path(__file__).parents[1] / "golden"
+pytestmark = pytest.mark.skipif(TorchVersion(torch.__version__) < (2, 13), reason="Dynamo named values otherwise")
 
 
 @pytest.fixture(scope="module", params=["toy", "flux"])
