@@ -46,7 +46,7 @@ def demo(
     captions = caption or CAPTIONS
     drawing = Drawing(captions, steps, seed)
     entered = contestants(drawing, backend, everything, sparse)
-    with progress(total=steps_of(steps, len(entered)), what="compiling, then drawing", unit="step") as bar:
+    with progress(total=steps_of(drawing, entered), what="compiling, then drawing", unit="step") as bar:
         results = compare(drawing, entered, bar.update)
     draw(results, captions, out)
     if json:

@@ -20,7 +20,6 @@ from hicache_compile.runtime.replay.frames import ENTRIES
 
 ROUNDS = 3
 MOST_CLOCK = 1.03  # times the FLOPs that the clock may save: noise
-WARM_UP = 8  # steps, among which every policy here has a computed one and a forecast
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +61,9 @@ FIELDS = ("name", "group", "computed", "flops_speedup", "clock_speedup", "psnr",
 COUNTED = ("state_bytes", "programs", "recompiles", "graph_breaks")
 
 
-def steps_of(num_steps: int, contestants: int) -> int:
+def steps_of(drawing: Drawing, contestants: Sequence[Contestant]) -> int:
     """The number of steps ``compare`` makes: of each to warm up and in every round."""
-    return (WARM_UP + ROUNDS * num_steps) * contestants
+    return sum(contestant.warm_up + ROUNDS * drawing.num_steps for contestant in contestants)
 
 
 @ENTRIES()  # type: ignore[untyped-decorator]  # hooks make Dynamo compile one piece of code often
@@ -73,7 +72,7 @@ def compare(
 ) -> list[Result]:
     """The results of ``contestants``, of which the first is uncached; ``on_step`` is called after each step."""
     for contestant in contestants:
-        for _ in contestant.by_steps(drawing, WARM_UP):  # compiles
+        for _ in contestant.by_steps(drawing, contestant.warm_up):  # compiles
             on_step()
     rounds: list[tuple[Drawn, ...]] = []
     for _ in range(ROUNDS):

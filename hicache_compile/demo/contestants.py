@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from importlib.resources import files
 from typing import Protocol
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from hicache_compile.demo.emoji import STEPS
 from hicache_compile.demo.emoji.drawing import Drawing, Drawn
 from hicache_compile.frontend.compile import hicache_compile
 from hicache_compile.inspection.report import Report
+from hicache_compile.policy.json_codec import as_policy
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.presets import FORA, HiCache, TaylorSeer, Uncached
+from hicache_compile.policy.schedules.base import StepMask
 from hicache_compile.policy.sparsity.chipmunk import Chipmunk
+
+WARM_UP = 8  # steps, among which every policy here has a computed one and a forecast
 
 
 class Contestant(Protocol):
-    """``name`` and ``group`` (a heading) of a row; what it counted is of its last picture."""
+    """``name`` and ``group`` (a heading) of a row; what it counted is of its last picture. ``warm_up``: the steps in
+    which all it runs is compiled."""
 
     name: str
     group: str
+    warm_up: int
 
     def by_steps(self, drawing: Drawing, num_steps: int | None = None) -> Iterator[Drawn]:
         """Draw, a step at a time."""
@@ -55,6 +64,8 @@ class Ours:
         self.name = name
         self.group = "" if policy is None else "sparse steps" if sparsity else f"{policy.scope} scope"
         self._cached = policy is not None
+        fixed = policy is not None and isinstance(policy.schedule, StepMask)
+        self.warm_up = drawing.num_steps if fixed else WARM_UP
         self._denoiser = hicache_compile(drawing.model, policy or Uncached(), backend=backend, sparsity=sparsity)
 
     def by_steps(self, drawing: Drawing, num_steps: int | None = None) -> Iterator[Drawn]:
@@ -81,6 +92,7 @@ class FirstBlockCache:
 
     name = "FirstBlockCache"
     group = "diffusers' hooks"
+    warm_up = WARM_UP
     report = None
 
     def __init__(self, drawing: Drawing, backend: str, threshold: float = 0.2) -> None:
@@ -158,12 +170,19 @@ SPARSE: tuple[tuple[str, Policy], ...] = (
 )
 
 
+def tuned() -> Policy:
+    """What ``hicache tune --fit calibrated --computed 9`` made of eight captions, for ``STEPS`` steps."""
+    return as_policy(json.loads(files("hicache_compile.demo.emoji").joinpath("tuned.json").read_text()))
+
+
 def contestants(drawing: Drawing, backend: str, everything: bool = False, sparse: bool = False) -> list[Contestant]:
-    """The model uncached; three budgets, the policy that ``hicache tune`` recommends and a peer, or ``everything``: all
-    policies in both scopes; and policies with ``sparse`` steps."""
+    """The model uncached; three budgets and a peer, or ``everything``: all policies in both scopes; a policy fitted by
+    ``hicache tune``, where it is for as many steps; and policies with ``sparse`` steps."""
     few = [(name, policy) for name, policy in POLICIES if policy.scope == "stack" and name in BUDGETS]
     found: list[Contestant] = [Ours(drawing, backend)]
     found += [Ours(drawing, backend, name, policy) for name, policy in (POLICIES if everything else few)]
+    if drawing.num_steps == STEPS:
+        found.append(Ours(drawing, backend, "tuned", tuned()))
     if not everything:
         found.append(FirstBlockCache(drawing, backend))
     if sparse:
