@@ -82,6 +82,14 @@ def test_what_it_learns_from() -> None:
     assert torch.allclose(enlarged(shrunk(flat)), flat)
     loss = loss_of(Upscaler().requires_grad_(False), pictures, torch.Generator().manual_seed(0))
     assert 0.5 < float(loss) < 4
+    model = Upscaler()
+    for step in range(2):  # the first opens the gates of the layers
+        model.zero_grad()
+        loss_of(model, pictures, torch.Generator().manual_seed(step)).backward()
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.sub_(0.1 * weight.grad)  # type: ignore[operator]  # each has one
+    assert all(weight.grad.abs().max() > 0 for weight in model.layers.parameters())  # type: ignore[union-attr]
     assert is_unseen(Subject("owl", "flat"))  # held out
     assert is_unseen(Subject("owl", "noto"))
     assert not is_unseen(Subject("red heart", "flat"))

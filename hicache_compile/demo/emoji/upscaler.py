@@ -34,11 +34,9 @@ class Layer(nn.Module):
         self.norm2 = nn.LayerNorm(WIDTH, elementwise_affine=False)
         self.to_qkv = nn.Linear(WIDTH, 3 * WIDTH)
         self.to_out = nn.Linear(WIDTH, WIDTH)
-        back = nn.Linear(4 * WIDTH, WIDTH)
-        self.mlp = nn.Sequential(nn.Linear(WIDTH, 4 * WIDTH), nn.GELU("tanh"), back)
-        for last in (self.modulation, self.to_out, back):
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+        self.mlp = nn.Sequential(nn.Linear(WIDTH, 4 * WIDTH), nn.GELU("tanh"), nn.Linear(4 * WIDTH, WIDTH))
+        nn.init.zeros_(self.modulation.weight)  # at first each layer hands on its input
+        nn.init.zeros_(self.modulation.bias)
 
     def forward(
         self, x: Tensor, time: Tensor, above: KeysAndValues | None, turns: KeysAndValues
