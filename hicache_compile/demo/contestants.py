@@ -20,21 +20,16 @@ from hicache_compile.inspection.report import Report
 from hicache_compile.policy.json_codec import as_policy
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.presets import FORA, HiCache, TaylorSeer, Uncached
-from hicache_compile.policy.schedules.base import StepMask
 from hicache_compile.policy.sparsity.chipmunk import Chipmunk
-
-WARM_UP = 8  # steps, among which every policy here has a computed one and a forecast
 
 
 class Contestant(Protocol):
-    """``name`` and ``group`` (a heading) of a row; what it counted is of its last picture. ``warm_up``: the steps in
-    which all it runs is compiled."""
+    """``name`` and ``group`` (a heading) of a row; what it counted is of its last picture."""
 
     name: str
     group: str
-    warm_up: int
 
-    def by_steps(self, drawing: Drawing, num_steps: int | None = None) -> Iterator[Drawn]:
+    def by_steps(self, drawing: Drawing) -> Iterator[Drawn]:
         """Draw, a step at a time."""
 
     @property
@@ -64,14 +59,12 @@ class Ours:
         self.name = name
         self.group = "" if policy is None else "sparse steps" if sparsity else f"{policy.scope} scope"
         self._cached = policy is not None
-        fixed = policy is not None and isinstance(policy.schedule, StepMask)
-        self.warm_up = drawing.num_steps if fixed else WARM_UP
         self._denoiser = hicache_compile(drawing.model, policy or Uncached(), backend=backend, sparsity=sparsity)
 
-    def by_steps(self, drawing: Drawing, num_steps: int | None = None) -> Iterator[Drawn]:
+    def by_steps(self, drawing: Drawing) -> Iterator[Drawn]:
         mode: AbstractContextManager[object] = nullcontext() if self._cached else self._denoiser.disabled()
         with mode:
-            yield from drawing.by_steps(self._denoiser, num_steps)
+            yield from drawing.by_steps(self._denoiser)
 
     @property
     def report(self) -> Report:
@@ -92,7 +85,6 @@ class FirstBlockCache:
 
     name = "FirstBlockCache"
     group = "diffusers' hooks"
-    warm_up = WARM_UP
     report = None
 
     def __init__(self, drawing: Drawing, backend: str, threshold: float = 0.2) -> None:
@@ -127,10 +119,10 @@ class FirstBlockCache:
         self._model._reset_stateful_cache()  # type: ignore[operator]
         return counted[0], counted[1]
 
-    def by_steps(self, drawing: Drawing, num_steps: int | None = None) -> Iterator[Drawn]:
+    def by_steps(self, drawing: Drawing) -> Iterator[Drawn]:
         self._model._reset_stateful_cache()  # type: ignore[operator]  # what its pipelines do after a run
         self._computed.clear()
-        yield from drawing.by_steps(self._model, num_steps)
+        yield from drawing.by_steps(self._model)
 
     @property
     def decisions(self) -> str:

@@ -37,7 +37,7 @@ with Feature("compiling"):
     )
 
     dynamo_config = torch._dynamo.config
-    OPTIONS = (
+    OPTIONS = (  # looked up
         dynamo_config.recompile_limit,
         dynamo_config.accumulated_recompile_limit,
         dynamo_config.capture_dynamic_output_shape_ops,

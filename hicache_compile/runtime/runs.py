@@ -48,7 +48,9 @@ class Sessions(PerThread[Session]):
         return super().mine() if run is None else run.session
 
     def _run_among(self, entered: Sequence[_Entry]) -> Run | None:
-        entries = [entry for entry in entered if entry.frame is not None and entry.run.sessions is self]
+        # A generator may be closed in another context than it was begun in, where its entry is not seen.
+        inside = [entry for entry in entered if entry.frame is not None and not entry.run.closed]
+        entries = [entry for entry in inside if entry.run.sessions is self]
         if len(entries) < 2:  # the frame may be that of a context manager around the run
             return entries[0].run if entries else None
         frame: FrameType | None = sys._getframe(1)

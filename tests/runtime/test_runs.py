@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import gc
 import threading
 import weakref
@@ -215,6 +216,16 @@ def test_what_is_dropped_is_freed() -> None:
     next(generator)
     generator.close()
     assert denoiser.report().state_bytes == 0
+
+
+def test_a_generator_that_is_closed_in_another_context_takes_its_run_with_it(shared: CompiledDenoiser) -> None:
+    generator = within(shared, 0, 6)
+    next(generator)
+    contextvars.Context().run(generator.close)
+    with shared.trajectory(5):
+        *_, x = by_steps(shared, 1, 5)
+    assert torch.equal(x, alone(1, POLICIES[0], 5)[0])
+    assert shared.report().decisions() == alone(1, POLICIES[0], 5)[1]
 
 
 def test_guidance_branches_are_a_runs_own(shared: CompiledDenoiser) -> None:

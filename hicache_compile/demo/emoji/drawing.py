@@ -108,9 +108,9 @@ class Drawing:
         return velocity
 
     @torch.no_grad()
-    def by_steps(self, denoiser: nn.Module, num_steps: int | None = None) -> Iterator[Drawn]:
+    def by_steps(self, denoiser: nn.Module) -> Iterator[Drawn]:
         """What is drawn after each step; a compiled denoiser makes no other steps while this goes on."""
-        count = num_steps or self.num_steps
+        count = self.num_steps
         scheduler = copy.deepcopy(self._pipeline.scheduler)
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / count, count))
         latents = self.noise
