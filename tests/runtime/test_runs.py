@@ -219,9 +219,11 @@ def test_what_is_dropped_is_freed() -> None:
 
 
 def test_a_generator_that_is_closed_in_another_context_takes_its_run_with_it(shared: CompiledDenoiser) -> None:
+    own = shared._sessions.mine()
     generator = within(shared, 0, 6)
     next(generator)
     contextvars.Context().run(generator.close)
+    assert shared._sessions.mine() is own
     with shared.trajectory(5):
         *_, x = by_steps(shared, 1, 5)
     assert torch.equal(x, alone(1, POLICIES[0], 5)[0])
