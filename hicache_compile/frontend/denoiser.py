@@ -9,7 +9,7 @@ import logging
 import re
 import types
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from torch import fx
 
 from hicache_compile.errors import HiCacheError
+from hicache_compile.frontend.batches import Batches
 from hicache_compile.frontend.handle import Handle
 from hicache_compile.frontend.layerwise_casting import cast_in_the_graph
 from hicache_compile.frontend.opaque_modules import OpaqueModules
@@ -33,7 +34,9 @@ from hicache_compile.runtime.options import CompileOptions, Shared
 from hicache_compile.runtime.replay.call_signature import UnknownArgumentError
 from hicache_compile.runtime.replay.frames import MOST_ENTRIES, drop_compiled
 from hicache_compile.runtime.replay.replay import Replay, changes_python_state, compiled_within, signature_of_call
-from hicache_compile.runtime.runs import Sessions, sessions
+from hicache_compile.runtime.rows.row import Row
+from hicache_compile.runtime.rows.step import RowsStep
+from hicache_compile.runtime.runs import Inside, Sessions, sessions
 from hicache_compile.runtime.step import Step
 
 log = logging.getLogger(__name__)
@@ -48,6 +51,7 @@ class _Inner:
 
     signature: inspect.Signature
     denoise: Traced
+    batches: Batches
     graphed: bool  # its programs are CUDA graphs
 
 
@@ -75,8 +79,9 @@ class CompiledDenoiser(Handle, StandIn):
         context = optimize(receive, dynamic=options.dynamic)
         super().__init__(model, context)
         traced = Traced(model, context, options.dynamic, OpaqueModules(model, options))
+        batches = Batches(per_thread, lambda: Traced(model, optimize(receive), None, OpaqueModules(model, options)))
         graphed = bool(options.mode and list_mode_options(options.mode).get("triton.cudagraphs"))
-        inner = _Inner(inspect.signature(model.forward), traced, graphed)
+        inner = _Inner(inspect.signature(model.forward), traced, batches, graphed)
         graphs: list[CompiledGraph] = []
         own = {"_sessions": per_thread, "_model": model, "_graphs": graphs, "_inner": inner, "_dumped": [0, 0]}
         for name, value in own.items():
@@ -127,16 +132,27 @@ class CompiledDenoiser(Handle, StandIn):
                 step.context.replays.keep(signature, Replay(step.calls[0], tensors, output, shared.changes()))
         return output
 
+    def together(self, rows: Sequence[Row], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Make ``rows``, steps that the sessions of their runs have begun and will count, in one call."""
+        session = self._sessions.of_rows()
+        with Inside(self._sessions, session), torch.no_grad():
+            step = session.step = session.step_of(rows)
+            try:
+                return self._replay_or_run(step, args, kwargs)
+            except BaseException:
+                step.invalidate()
+                raise
+            finally:
+                session.step = None
+
     def _run(self, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the compiled graphs."""
         if not step.index:  # hooks are looked for once a run: it walks every module
             cast_in_the_graph(self._orig_mod)
 
-        def start_over() -> None:
-            step.undo()
-            step.context.forget_anchors()
-
-        return self._inner.denoise(args, kwargs, step, start_over)
+        if isinstance(step, RowsStep):
+            return self._inner.batches(step, args, kwargs, self._replay_or_run)
+        return self._inner.denoise(args, kwargs, step, step.start_over)
 
     @contextmanager
     def cache_context(self, name: str, **hints: Any) -> Iterator[None]:

@@ -15,7 +15,7 @@ from hicache_compile.policy.policy import NOWHERE, Policy
 from hicache_compile.policy.schedules.base import StepMask
 from hicache_compile.runtime.replay.capture import as_call
 from hicache_compile.runtime.replay.parameters import Parameters
-from hicache_compile.runtime.runs import Run
+from hicache_compile.runtime.runs import Rows, Run, members_of
 from hicache_compile.runtime.session import Observer
 from hicache_compile.runtime.storage import snapshot
 from hicache_compile.runtime.storage.snapshot import Snapshot
@@ -55,6 +55,23 @@ class Handle(Inspected):
         """
         mine = None if policy is None else self._fitted(policy)
         return Run(self._sessions, num_steps, mine, timesteps)
+
+    def rows(self, runs: Sequence[Run], contexts: Sequence[str] | None = None) -> AbstractContextManager[None]:
+        """``with compiled.rows(runs): compiled(...)`` row ``i`` of the batch makes a step of ``runs[i]``.
+
+        The runs may be at different steps, under different policies: rows that are computed and rows that are forecast
+        run as programs of their own, and each row is what it is in a call by itself. Where the rows of a denoiser
+        cannot be told apart, they are called one after another, and one warning says why.
+
+        Args:
+            runs: what ``run`` returned, one for each row.
+            contexts: the guidance branch of each row; by default that of ``cache_context``.
+
+        Raises:
+            HiCacheError: ``runs`` are none, or closed, or of another denoiser, or there are not as many ``contexts``;
+                inside, a batch with another number of rows.
+        """
+        return Rows(self._sessions, members_of(self._sessions, runs, contexts))
 
     def warmup(self, example_inputs: Mapping[str, Any] | Sequence[Any], num_steps: int = 50) -> None:
         """Capture the denoiser and compile every program of the policy now, for inputs that look like these.

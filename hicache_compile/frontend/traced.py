@@ -16,13 +16,8 @@ from torch import fx, nn
 from hicache_compile import internals
 from hicache_compile.errors import HiCacheError
 from hicache_compile.frontend.opaque_modules import OpaqueModules
-from hicache_compile.internals import (
-    BackendCompilerFailed,
-    GuardOnDataDependentSymNode,
-    UserError,
-    error_on_graph_break,
-    optimize,
-)
+from hicache_compile.internals import BackendCompilerFailed, GuardOnDataDependentSymNode, UserError, optimize
+from hicache_compile.internals import error_on_graph_break as breaks_are_errors
 from hicache_compile.operators.opaque import OutputChangedError
 from hicache_compile.operators.readings import ReadingChangedError
 from hicache_compile.passes.graph.shapes import share_at_data
@@ -69,6 +64,8 @@ class Traced:
     denoiser's own ``forward`` reads of data is constant in a graph: there is one for each of up to ``MOST_READINGS``
     readings. Beyond that, and where nothing of this helps, it has several graphs.
     """
+
+    whole = False  # several graphs are refused
 
     def __init__(self, model: nn.Module, context: Any, dynamic: bool | None, opaque: OpaqueModules) -> None:
         self._model = model
@@ -176,7 +173,7 @@ class Traced:
             stack.enter_context(BREAKS_SET)
             stack.enter_context(ENTRIES())
             stack.enter_context(self._opaque.in_graph())
-            stack.enter_context(error_on_graph_break(not breaks))
+            stack.enter_context(breaks_are_errors(not breaks))
             if not breaks:
                 stack.enter_context(without_advice())
             if not breaks_at_data:
@@ -207,7 +204,7 @@ class Traced:
             return True
         self._read = self._most_read = Read.NOTHING
         before = self._breaks, self._breaks_at_data
-        if stack is not None and not self._breaks:
+        if stack is not None and not self._breaks and not self.whole:
             self._opaque.add(self._all_breaks(args, kwargs), args, kwargs)
             self._breaks = True
         self._breaks_at_data = True

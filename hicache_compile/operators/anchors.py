@@ -26,13 +26,18 @@ def remember(anchors: Tensor, position: Tensor, value: Tensor) -> None:
 def row_to_keep(anchors: Tensor, position: Tensor, value: Tensor) -> Tensor:
     """``value`` as ``remember`` writes it, ``[1, *S]`` in the dtype of ``anchors``."""
     row = value.detach().unsqueeze(0).to(anchors.dtype)
-    good = row != _NO_NUMBER if anchors.dtype is torch.int8 else is_finite(row)
+    good = is_number(row)
     held = anchors
     narrow = anchors.dtype is torch.float8_e4m3fn
     if narrow:
         row, held = row.view(torch.int8), anchors.view(torch.int8)
     kept = torch.where(good, row, held.index_select(0, (position - 1) % held.shape[0]))
     return kept.view(anchors.dtype) if narrow else kept
+
+
+def is_number(kept: Tensor) -> Tensor:
+    """Where anchors ``kept``, in the dtype of a ring, are finite numbers."""
+    return kept != _NO_NUMBER if kept.dtype is torch.int8 else is_finite(kept)
 
 
 def is_finite(values: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 ``change(a, b) = mean|a - b| / mean|b|`` in float32, per sample (first dimension); if a call has several samples, the
 largest decides for all. A sample whose value is not finite has no say, unless all are. A measured value is ``[n]``
-float32.
+float32; ``by_row``: ``[B, n]``, of each sample by itself.
 """
 
 from __future__ import annotations
@@ -23,28 +23,32 @@ def ratio(now: Tensor, before: Tensor) -> Tensor:
     return size(now.float() - before.float()) / size(before.float())
 
 
-def largest(values: Tensor) -> Tensor:
+def largest(values: Tensor, by_row: bool = False) -> Tensor:
     """The largest of values ``[B]`` >= 0 that are finite, ``[1]``; not a number where none is."""
+    if by_row:
+        return values[:, None]
     found = torch.where(is_finite(values), values, -1.0).amax(0).reshape(1)
     return torch.where(found < 0, torch.nan, found)
 
 
-def average(values: Tensor, over: Tensor | None = None) -> Tensor:
+def average(values: Tensor, over: Tensor | None = None, by_row: bool = False) -> Tensor:
     """``sum(values) / sum(over)`` of the samples ``[B]`` where both are finite, ``[1]``; ``over``: by default ones."""
     over = torch.ones_like(values) if over is None else over
+    if by_row:
+        return (values / over)[:, None]
     good = is_finite(values) & is_finite(over)
     total, parts = (torch.where(good, each, 0.0).sum(0).reshape(1) for each in (values, over))
     return total / parts
 
 
-def change(now: Tensor, before: Tensor) -> Tensor:
+def change(now: Tensor, before: Tensor, by_row: bool = False) -> Tensor:
     """The largest change over samples, ``[1]``."""
-    return largest(ratio(now, before))
+    return largest(ratio(now, before), by_row)
 
 
-def rate(x: Tensor, x_before: Tensor, factor: Tensor, output_size: Tensor) -> Tensor:
+def rate(x: Tensor, x_before: Tensor, factor: Tensor, output_size: Tensor, by_row: bool = False) -> Tensor:
     """``factor mean|x - x_before| / output_size``, the largest over samples, ``[1]`` (EasyCache)."""
-    return largest(factor * size(x.float() - x_before.float()) / output_size)
+    return largest(factor * size(x.float() - x_before.float()) / output_size, by_row)
 
 
 def rate_factor(y: Tensor, y_before: Tensor, x: Tensor, x_before: Tensor) -> Tensor:
@@ -52,9 +56,9 @@ def rate_factor(y: Tensor, y_before: Tensor, x: Tensor, x_before: Tensor) -> Ten
     return size(y.float() - y_before.float()) / size(x.float() - x_before.float())
 
 
-def progress(residual: Tensor, newer: Tensor, older: Tensor) -> Tensor:
+def progress(residual: Tensor, newer: Tensor, older: Tensor, by_row: bool = False) -> Tensor:
     """``mean|residual - older| / mean|newer - older|`` over all samples, ``[1]`` (DiCache)."""
-    return average(size(residual.float() - older.float()), size(newer.float() - older.float()))
+    return average(size(residual.float() - older.float()), size(newer.float() - older.float()), by_row)
 
 
 def shifted(residual: Tensor, newer: Tensor) -> Tensor:
@@ -72,22 +76,32 @@ def older(residuals: Tensor) -> Tensor:
     return residuals[1]
 
 
-def end(now: Tensor, before: Tensor, residual: Tensor, newer: Tensor, older: Tensor) -> Tensor:
+def end(now: Tensor, before: Tensor, residual: Tensor, newer: Tensor, older: Tensor, by_row: bool = False) -> Tensor:
     """The change of the probe's output and the progress of its residual, ``[2]`` (DiCache)."""
-    return torch.cat([change(now, before), progress(residual, newer, older)])
+    return together(change(now, before, by_row), progress(residual, newer, older, by_row))
 
 
 def excess(
-    now: Tensor, before: Tensor, start: Tensor, start_before: Tensor, residual: Tensor, newer: Tensor, older: Tensor
+    now: Tensor,
+    before: Tensor,
+    start: Tensor,
+    start_before: Tensor,
+    residual: Tensor,
+    newer: Tensor,
+    older: Tensor,
+    by_row: bool = False,
 ) -> Tensor:
     """The difference of the changes of the probe's output and of its input, and the progress, ``[2]`` (DiCache)."""
-    difference = largest((ratio(now, before) - ratio(start, start_before)).abs())
-    return torch.cat([difference, progress(residual, newer, older)])
+    difference = largest((ratio(now, before) - ratio(start, start_before)).abs(), by_row)
+    return together(difference, progress(residual, newer, older, by_row))
 
 
-def magnitude(now: Tensor, before: Tensor) -> Tensor:
+def magnitude(now: Tensor, before: Tensor, by_row: bool = False) -> Tensor:
     """``|now| / |before|`` (2-norm over the last dimension), averaged over all tokens, ``[1]`` (MagCache)."""
-    return average((now.float().norm(dim=-1) / before.float().norm(dim=-1)).flatten(1).mean(1))
+    return average((now.float().norm(dim=-1) / before.float().norm(dim=-1)).flatten(1).mean(1), by_row=by_row)
+
+
+BY_ROW = (change, rate, end, excess, magnitude)  # those that take ``by_row``
 
 
 def low_passed(
@@ -128,8 +142,8 @@ def low_passed(
 
 
 def together(*values: Tensor) -> Tensor:
-    """Several measurements ``[n]``, concatenated."""
-    return torch.cat(values)
+    """Several measurements ``[n]``, or ``[B, n]``, concatenated."""
+    return torch.cat(values, dim=-1)
 
 
 def keep(memory: Tensor, value: Tensor) -> None:

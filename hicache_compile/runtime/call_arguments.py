@@ -29,6 +29,11 @@ class DenoiserCall:
     def __init__(self, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._signature, self._args, self._kwargs = signature, args, kwargs
 
+    @property
+    def given(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments in order, and by name."""
+        return self._args, self._kwargs
+
     @cached_property
     def _bound(self) -> Mapping[str, Any]:
         return by_name(self._signature, self._args, self._kwargs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from torch import fx
@@ -12,6 +12,7 @@ from torch import fx
 from hicache_compile.errors import HiCacheError
 from hicache_compile.operators.opaque import module_of
 from hicache_compile.passes import Choice, rewrite
+from hicache_compile.passes.analysis.batch import Batch, batch_of
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.cost import flops_by_node
 from hicache_compile.passes.graph.graphs import placeholders
@@ -31,10 +32,9 @@ from hicache_compile.runtime.replay.dispatch_modes import brought_back
 from hicache_compile.runtime.replay.parameters import Parameters
 from hicache_compile.runtime.replay.replay import GraphCall
 from hicache_compile.runtime.session import Session
-from hicache_compile.runtime.shape_checks import check_shapes
 from hicache_compile.runtime.step import Step
-from hicache_compile.runtime.storage import make_storage
 from hicache_compile.runtime.storage.rings import Rings
+from hicache_compile.runtime.storage_of_step import storage_of
 
 
 class CompiledGraph:
@@ -55,7 +55,7 @@ class CompiledGraph:
         self._sized = [i for i, node in enumerate(self._inputs) if not node.meta["weight"]]
         sizes = [str(getattr(ops.value(self._inputs[i]), "shape", "")) for i in self._sized]
         self._opaque = [str(node.args[0]) for node in captured.graph.nodes if ops.op(node) == ops.OPAQUE]
-        self._quantised = self.options.quantised_on_the_host
+        self.quantised = self.options.quantised_on_the_host
         self.signature = (len(captured.graph.nodes), *sizes)
         self._flops: dict[Hashable, int] = {}
         self._dynamic = any(is_dynamic(ops.value(self._inputs[i])) for i in self._sized)
@@ -78,32 +78,44 @@ class CompiledGraph:
         if step is None:
             raise HiCacheError("a captured graph ran outside of its compiled denoiser: call the denoiser itself")
         step.graphs.append(self)
-        outputs = self._compute(step, inputs, parameters)
+        outputs = step.compute(self, inputs, parameters)
         if self.replayable:
             step.calls.append(GraphCall(self.replay, parameters, inputs, outputs))
         return outputs
 
-    def _compute(self, step: Step, inputs: Sequence[Any], parameters: Parameters) -> Any:
-        live = self._live(step, inputs)
+    def compute(self, step: Step, inputs: Sequence[Any], parameters: Parameters) -> Any:
+        """Make ``step``, which all rows of the call are at."""
+        live = self.live(step, self.bindings(inputs), self.session.live.get(self))
         self.session.live[self] = live
         programs, layout = live.programs, live.layout
         everywhere = layout.partitions is not None and layout.partitions.distributed
         if programs.stateless or (step.uncached and not everywhere):
             step.choices.append((self, Choice.PLAIN, 0.0))
             return self._run(programs, inputs, None, step, Choice.PLAIN, {})[1]
-        storage = self._storage(live, step, parameters)
+        storage = storage_of(self, live, step, parameters)
         storage.next_step = -1  # an exception in the middle leaves the anchors incomplete
         outputs = execute(partial(self._run, programs, inputs, storage, step), programs, storage, step, self)
         storage.next_step = step.index + 1
         return outputs
 
-    def _live(self, step: Step, inputs: Sequence[Any]) -> Live:
-        """What the step runs with; the same object while nothing changes."""
-        bindings: Bindings = {}
-        if self._dynamic:
-            bindings = bind_symbols([self._inputs[i] for i in self._sized], [inputs[i] for i in self._sized])
+    @cached_property
+    def batch(self) -> Batch:
+        """Which inputs and outputs have rows.
+
+        Raises:
+            NotByRowError: rows cannot be told apart.
+        """
+        return batch_of(self.captured)
+
+    def bindings(self, inputs: Sequence[Any]) -> Bindings:
+        """The sizes of this call."""
+        if not self._dynamic:
+            return {}
+        return bind_symbols([self._inputs[i] for i in self._sized], [inputs[i] for i in self._sized])
+
+    def live(self, step: Step, bindings: Bindings, known: Live | None) -> Live:
+        """What the step runs with; ``known`` while nothing changes."""
         layout, why = self.layout(step.context.policy, step, bindings)
-        known = self.session.live.get(self)
         if known is not None and known.layout is layout and known.bindings == bindings:
             return known
         programs = self.programs(layout)
@@ -116,7 +128,7 @@ class CompiledGraph:
         made = programs.rewrite
         places = (*(site.name for site in made.sites), *made.partitioned, *made.sparse)
         depth = layout.depth if self.options.offload else programs.depth
-        return (*places, str(self._quantised or ""), depth)
+        return (*places, str(self.quantised or ""), depth)
 
     def _run(
         self,
@@ -144,10 +156,14 @@ class CompiledGraph:
         """Lower what the step in progress needs, while Dynamo compiles: it may specialise a value and start again."""
         step = self.session.step
         if step is not None:
-            programs = self.programs(self.layout(step.context.policy, step, {})[0])
-            for choice in programs.at_start(step.uncached):
-                guards = step.context.policy.guards if choice == Choice.EITHER else ()
-                programs.program(choice, self.options.backend, self.options.mode, guards)
+            step.lower(self)
+
+    def lower(self, step: Step) -> None:
+        """Lower what the first step of a run needs."""
+        programs = self.programs(self.layout(step.context.policy, step, {})[0])
+        for choice in programs.at_start(step.uncached):
+            guards = step.context.policy.guards if choice == Choice.EITHER else ()
+            programs.program(choice, self.options.backend, self.options.mode, guards)
 
     def lower_all(self, policy: Policy, num_steps: int) -> None:
         """Lower every program that a run of ``num_steps`` under ``policy``, which made the newest step, may need."""
@@ -193,45 +209,7 @@ class CompiledGraph:
             self._flops[key] = total - int(partitioned * reused)
         return self._flops[key]
 
-    def _storage(self, live: Live, step: Step, parameters: Parameters) -> Rings:
-        """The anchors of this graph in this context, started over when they do not continue."""
-        kept = live.programs.shapes(live.bindings)
-        context = step.context
-        depth = self.depth_of(live)
-        # Not by graph: Dynamo may capture the same graph again in the middle of a run, because an input came
-        # with other strides or out of inference mode, and the anchors are still good.
-        place = len(step.graphs)
-        state = context.states.get(place)
-        if state is not None:
-            state.name_rings(kept)
-            # By what ran before: programs of a policy with more anchors serve those with fewer.
-            if state.trajectory == context.trajectory and state.differs_in_depth(kept, live.signature):
-                decider = self._decider_of(live, step, state.start_of_run)
-                state.change_depth(kept, live.signature, decider, live.programs.rows(depth, 0).group_of, step.index)
-        if state is None or not state.fits(kept, live.signature):
-            if state is not None and state.token is None:
-                raise HiCacheError(
-                    f"resume(): the anchors of context {context.name!r} are of another graph: must be continued by the "
-                    "denoiser, backend and shapes that were suspended"
-                )
-            check_shapes(state, kept, step)
-            context.drop_stale(place)  # another shape or scope: what it held is of no use
-            state = make_storage(kept, depth if self.options.offload else None, self._quantised)
-            state.signature = live.signature
-            context.states[place] = state
-        epoch = self.session.shared.parameters_epoch
-        token = parameters.token(epoch)
-        if not state.continues(context.trajectory, step.index, token, epoch):
-            decider = self._decider_of(live, step, step.index)
-            decider.carry_over(state.decider)
-            state.start(decider, context.trajectory, token)
-            state.made_with(parameters.witness(), epoch)
-        elif state.suspended is not None:
-            state.resume(self._decider_of(live, step, state.suspended["start"]))
-            state.made_with(parameters.witness(), epoch)
-        return state
-
-    def _decider_of(self, live: Live, step: Step, start: int) -> Decider:
+    def decider_of(self, live: Live, step: Step, start: int) -> Decider:
         """The decider of the run of ``step``, which starts over at ``start``."""
         earlier = [self.session.live[graph] for graph in step.graphs[:-1] if graph in self.session.live]
         offset = sum(len(other.programs.rings) for other in earlier)

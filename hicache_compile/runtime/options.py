@@ -25,6 +25,7 @@ from hicache_compile.runtime.following.pipeline_calls import WatchedPipeline
 from hicache_compile.runtime.replay.attributes import Attributes
 from hicache_compile.runtime.replay.replay import registrations
 from hicache_compile.runtime.storage.budget import parse_bytes
+from hicache_compile.runtime.storage.pages import Pools
 
 log = logging.getLogger(__name__)
 
@@ -151,6 +152,7 @@ class Shared:
     lock: threading.Lock = field(default_factory=threading.Lock)  # of what begins a run, and of what frees anchors
     sessions: Any = None  # of the threads
     attributes: tuple[int, Attributes] | None = None  # of its modules, and the registrations they were found after
+    pools: Pools = field(default_factory=Pools)  # of rows of several runs
 
     def changes(self) -> Hashable:
         """Different when the denoiser may have changed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,12 +13,14 @@ from hicache_compile.backends import Lowered, lower
 from hicache_compile.backends.generated import generated_code
 from hicache_compile.internals import compile_lock
 from hicache_compile.operators.guard_state import TensorRule
+from hicache_compile.passes.analysis.batch import Batch
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.choices import Choice
 from hicache_compile.passes.graph.graphs import copy_graph, placeholders
 from hicache_compile.passes.graph.inputs import KEPT, Role, StateInput, role_of, state_of
 from hicache_compile.passes.graph.shapes import Bindings, concrete
 from hicache_compile.passes.lowering.cond import both_branches
+from hicache_compile.passes.lowering.pages import by_pages
 from hicache_compile.passes.work import Rewrite
 from hicache_compile.policy.guards import Guard, Numbers
 from hicache_compile.policy.sparsity.phases import phases_of
@@ -65,6 +67,7 @@ class ProgramSet:
         self.place = {state: place for place, state in enumerate(self._kept)}
         self.rings = [value for state, value in self._kept.items() if state.role is Role.ANCHORS]
         self.stateless = not self._kept
+        self.by_row = False  # all programs are known to run by page
         self.cond = cond and bool(self.rings)  # without anchors there is nothing to choose
         weights = [ops.value(node).dtype for node in nodes if role_of(node) is Role.WEIGHTS]
         self.weights_dtype = weights[0] if weights else torch.float32
@@ -103,13 +106,34 @@ class ProgramSet:
     def program(self, choice: Choice, backend: str, mode: str | None, guards: Sequence[Guard] = ()) -> Program:
         """The program of ``choice``, lowered now if it was not yet. ``guards``: those that decide in the graph."""
         key: object = (choice, *(TensorRule(g, Numbers).signature for g in guards)) if guards else choice
+        either = choice == Choice.EITHER
+        return self._made(
+            key,
+            lambda: both_branches(self.rewrite, guards) if either else self.rewrite.program(choice),
+            backend,
+            mode,
+        )
+
+    def paged(self, choice: Choice, batch: Batch, capacity: int, backend: str, mode: str | None) -> Program:
+        """The program of ``choice`` by pages of pools of ``capacity``, lowered now if it was not yet.
+
+        Raises:
+            NotByRowError: its rows cannot be told apart.
+        """
+        return self._made(
+            (choice, "pages", capacity),
+            lambda: by_pages(self.rewrite.program(choice), batch, capacity),
+            backend,
+            mode,
+        )
+
+    def _made(self, key: object, make: Callable[[], fx.GraphModule], backend: str, mode: str | None) -> Program:
         if key in self.programs:
             return self.programs[key]
         with compile_lock:  # Dynamo's own: one thread compiles at a time
             if key not in self.programs:
-                either = choice == Choice.EITHER
-                graph = both_branches(self.rewrite, guards) if either else self.rewrite.program(choice)
-                log.info("lowering %s to %s: %d nodes", choice, backend, len(graph.graph.nodes))
+                graph = make()
+                log.info("lowering %s to %s: %d nodes", key, backend, len(graph.graph.nodes))
                 self.programs[key] = self._lowered(graph, backend, mode)
         return self.programs[key]
 

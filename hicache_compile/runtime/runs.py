@@ -19,6 +19,7 @@ from hicache_compile.errors import HiCacheError
 from hicache_compile.policy.policy import Policy
 from hicache_compile.runtime.options import CompileOptions, Shared
 from hicache_compile.runtime.per_thread import PerThread
+from hicache_compile.runtime.rows.session import Member, RowsSession
 from hicache_compile.runtime.session import Session
 
 
@@ -26,7 +27,7 @@ from hicache_compile.runtime.session import Session
 class _Entry:
     """A ``with run:`` that was entered. ``frame``: of the function that did; ``None`` once it was left."""
 
-    run: Run
+    run: Run | Inside
     frame: FrameType | None
 
 
@@ -37,9 +38,10 @@ _entered: ContextVar[tuple[_Entry, ...]] = ContextVar("hicache_compile.runs", de
 class Sessions(PerThread[Session]):
     """The sessions of one compiled denoiser: one a thread, and one a run."""
 
-    def __init__(self, make: Callable[[], Session]) -> None:
+    def __init__(self, make: Callable[[], Session], make_rows: Callable[[], RowsSession]) -> None:
         super().__init__(make)
         self._of_runs: weakref.WeakSet[Session] = weakref.WeakSet()
+        self._of_rows: PerThread[RowsSession] = PerThread(make_rows)
 
     def mine(self) -> Session:
         """That of the run this thread is in, else that of the thread."""
@@ -47,7 +49,11 @@ class Sessions(PerThread[Session]):
         run = self._run_among(entered) if entered else None
         return super().mine() if run is None else run.session
 
-    def _run_among(self, entered: Sequence[_Entry]) -> Run | None:
+    def of_rows(self) -> RowsSession:
+        """That of batches of several runs, in this thread."""
+        return self._of_rows.mine()
+
+    def _run_among(self, entered: Sequence[_Entry]) -> Run | Inside | None:
         # A generator may be closed in another context than it was begun in, where its entry is not seen.
         inside = [entry for entry in entered if entry.frame is not None and not entry.run.closed]
         entries = [entry for entry in inside if entry.run.sessions is self]
@@ -75,6 +81,48 @@ class Sessions(PerThread[Session]):
         """Drop them all."""
         super().clear()
         self._of_runs.clear()
+
+
+class Inside:
+    """``with Inside(sessions, session):`` calls of the denoiser inside are of ``session``."""
+
+    closed = False
+
+    def __init__(self, sessions: Sessions, session: Session) -> None:
+        self.sessions, self.session = sessions, session
+        self._entry: _Entry | None = None
+
+    def __enter__(self) -> None:
+        self.enter(sys._getframe(1))
+
+    def enter(self, frame: FrameType) -> None:
+        """Be entered by the function of ``frame``."""
+        self._entry = _Entry(self, frame)
+        _entered.set((*_still_inside(), self._entry))
+
+    def __exit__(self, *_: object) -> None:
+        if self._entry is not None:
+            self._entry.frame = None
+        _entered.set(_still_inside())
+
+
+class Rows(Inside):
+    """``with compiled.rows(runs):`` the rows of calls inside are of ``members``."""
+
+    session: RowsSession
+
+    def __init__(self, sessions: Sessions, members: Sequence[Member]) -> None:
+        super().__init__(sessions, sessions.of_rows())
+        self.members = tuple(members)
+        self._outer: Sequence[Member] = ()
+
+    def __enter__(self) -> None:
+        self._outer, self.session.members = self.session.members, self.members
+        self.enter(sys._getframe(1))
+
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
+        self.session.members = self._outer
 
 
 class Run:
@@ -156,6 +204,24 @@ class Run:
         self.session.free_if_idle()
 
 
+def members_of(sessions: Sessions, runs: Sequence[Run], contexts: Sequence[str] | None) -> list[Member]:
+    """The members of a batch of ``runs``.
+
+    Raises:
+        HiCacheError: see ``Handle.rows``.
+    """
+    if not isinstance(runs, Sequence) or not runs or not all(isinstance(run, Run) for run in runs):
+        raise HiCacheError("rows.runs: must be a list of one or more runs, as compiled.run(num_steps) returns them")
+    if contexts is not None and (isinstance(contexts, str) or len(contexts) != len(runs)):
+        raise HiCacheError(f"rows.contexts: must be a list of {len(runs)} names, one for each run")
+    for number, run in enumerate(runs):
+        if run.closed:
+            raise HiCacheError(f"rows.runs[{number}]: is closed, must be a run with steps left")
+        if run.sessions is not sessions:
+            raise HiCacheError(f"rows.runs[{number}]: is of another denoiser")
+    return [(run.session, name) for run, name in zip(runs, contexts or [""] * len(runs), strict=True)]
+
+
 def _still_inside() -> tuple[_Entry, ...]:
     return tuple(entry for entry in _entered.get() if entry.frame is not None)
 
@@ -163,6 +229,6 @@ def _still_inside() -> tuple[_Entry, ...]:
 def sessions(options: CompileOptions) -> Sessions:
     """The sessions of one compiled denoiser."""
     shared = Shared(options.policy)
-    made = Sessions(lambda: Session(options, shared))
+    made = Sessions(lambda: Session(options, shared), lambda: RowsSession(options, shared))
     shared.sessions = made
     return made

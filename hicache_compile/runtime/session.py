@@ -52,7 +52,7 @@ class Session(StepCounter):
         self.warned_eager = False
         self.observer: Observer | None = None
         self._deciders: list[tuple[object, Decider]] = []
-        self._layout: tuple[Policy, Layout] | None = None
+        self._layouts: list[tuple[Policy, Layout]] = []
         self._slots: tuple[Policy, int] | None = None  # of the step before, where each has its own weights
 
     @contextmanager
@@ -69,7 +69,7 @@ class Session(StepCounter):
         whole_number("trajectory", "num_steps", num_steps, 1)
         if self.trajectory is not None:
             raise HiCacheError(f"trajectory({num_steps}): a trajectory of {self.num_steps} steps is open already")
-        policy = policy or self.shared.policy
+        policy = policy or self.next_policy
         if timesteps is not None:
             times = checked_times(timesteps, num_steps)
             policy = policy.bind(RunInfo(times=lambda: times))
@@ -168,7 +168,7 @@ class Session(StepCounter):
                 else:
                     output = self.observer(current, call, lambda: make(current))
         except BaseException:
-            current.context.invalidate()
+            current.invalidate()
             raise
         finally:
             self.step = None
@@ -191,12 +191,16 @@ class Session(StepCounter):
             step.context.history[-1].append(step.letter)
             say_what_never_hit(step)
 
-    def reset(self) -> None:
-        """Forget the anchors and the history of this thread, and the anchors of threads that no run is under way in."""
+    def forget(self) -> None:
+        """Forget the anchors and the history of this thread."""
         super().reset()
         self.last_graphs, self.latest = [], None
         self._deciders, self._slots = [], None
         self.live.clear()
+
+    def reset(self) -> None:
+        """Forget the anchors and the history of this thread, and the anchors of threads that no run is under way in."""
+        self.forget()
         for other in self.shared.sessions.all():
             other.free_if_idle()
 
@@ -214,9 +218,11 @@ class Session(StepCounter):
 
     def layout_of(self, policy: Policy) -> Layout:
         """The layout of ``policy``; the same object while the policy is."""
-        if self._layout is None or self._layout[0] is not policy:
-            self._layout = policy, self.options.layout(policy)
-        return self._layout[1]
+        for known, layout in self._layouts:
+            if known is policy:
+                return layout
+        self._layouts = [*self._layouts[-7:], (policy, self.options.layout(policy))]
+        return self._layouts[-1][1]
 
     def shared_decider(self, key: object, make: Callable[[], Decider]) -> Decider:
         """The decider of ``key``; shared by contexts where the step index alone decides and nobody observes."""

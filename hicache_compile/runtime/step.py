@@ -6,12 +6,14 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from hicache_compile.internals import TorchDispatchMode
 from hicache_compile.passes.graph.choices import Choice
 from hicache_compile.passes.work import Stage
 from hicache_compile.policy.policy import Policy
 from hicache_compile.runtime.deciders.base import Decision
+from hicache_compile.runtime.replay.parameters import Parameters
 from hicache_compile.runtime.replay.replay import GraphCall, Replays
 from hicache_compile.runtime.storage.rings import Rings
 
@@ -110,6 +112,14 @@ class Step:
         """Whether nothing may be forecast in this step."""
         return self.uncached or self.doubtful or self.context.ambiguous
 
+    def lower(self, graph: Any) -> None:
+        """Lower what ``graph``, which was captured for it, needs first."""
+        graph.lower(self)
+
+    def compute(self, graph: Any, inputs: Sequence[Any], parameters: Parameters) -> Any:
+        """Run ``graph``, a ``CompiledGraph``, for it."""
+        return graph.compute(self, inputs, parameters)
+
     def record(self, graph: object, decision: Decision) -> None:
         """``graph`` made the step as ``decision`` says."""
         self.letter = decision.letter
@@ -120,6 +130,17 @@ class Step:
         """Writes down which guard ended this step, once that is known."""
         letters = self.context.history[-1]
         return partial(self.context.resolve, letters, len(letters), graph, stages)
+
+    def invalidate(self) -> None:
+        """It failed: see ``Context.invalidate``."""
+        self.context.invalidate()
+
+    def start_over(self) -> None:
+        """The call is made again, by another capture; anchors that it wrote already are forgotten."""
+        written = any(state.next_step != self.index for state in self.context.states.values())
+        self.undo()
+        if written:
+            self.context.forget_anchors()
 
     def undo(self) -> None:
         """The call can be made again: forecasts wrote nothing."""

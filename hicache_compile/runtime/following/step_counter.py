@@ -21,6 +21,7 @@ from typing import Any
 
 from hicache_compile import config
 from hicache_compile.errors import HiCacheError
+from hicache_compile.policy.policy import Policy
 from hicache_compile.runtime.call_arguments import TIME_NAMES, Call, as_number, time_argument
 from hicache_compile.runtime.following.announced_run import AnnouncedRun, ids
 from hicache_compile.runtime.following.pipeline_calls import running
@@ -40,6 +41,7 @@ class StepCounter:
         self.options = options
         self.shared = shared
         self.policy = shared.policy
+        self.own_policy: Policy | None = None  # of the runs of this thread, in place of the denoiser's
         self.contexts: dict[str, Context] = {}
         self.context_name = DEFAULT_CONTEXT
         self.num_steps: int | None = None
@@ -54,6 +56,11 @@ class StepCounter:
         """Take what is published for ``model`` where a policy leaves values open."""
         self.policy = self.shared.fitted(self.policy, model)
         self.shared.policy = self.shared.fitted(self.shared.policy, model)
+
+    @property
+    def next_policy(self) -> Policy:
+        """That of the next run."""
+        return self.own_policy or self.shared.policy
 
     @contextmanager
     def in_context(self, name: str) -> Iterator[None]:
@@ -117,7 +124,7 @@ class StepCounter:
             self._seen[scheduler] = timesteps
         if fresh and (inside or len({id(timesteps) for _, timesteps in fresh}) == 1):
             self._free_idle()
-            self.run = AnnouncedRun(*fresh[0], inside, self.shared.policy, call)
+            self.run = AnnouncedRun(*fresh[0], inside, self.next_policy, call)
         if self.run is None:
             return None
         run = self.run
@@ -158,8 +165,8 @@ class StepCounter:
             self._context(ended).states = {}
         context = self._context(found.name)
         if found.begins or not context.follows:
-            self.shared.policy.check_open_ended()
-            context.begin(next(ids), self.shared.policy)
+            self.next_policy.check_open_ended()
+            context.begin(next(ids), self.next_policy)
             context.follows = True
         self._say_what_is_missing(found, context, time)
         return Step(context, context.step, None, doubtful=found.doubtful)
@@ -210,8 +217,18 @@ class StepCounter:
     @property
     def is_idle(self) -> bool:
         """Whether no run can be under way here."""
-        announced = self.run is not None and self.run.index + 1 < self.run.num_steps
-        return self.trajectory is None and not announced and not any(each.known for each in self._timed.values())
+        return (
+            self.trajectory is None
+            and not self._announced_goes_on()
+            and not any(each.known for each in self._timed.values())
+        )
+
+    def _announced_goes_on(self) -> bool:
+        """Whether the announced run has steps left, or a guidance branch the last one."""
+        if (run := self.run) is None:
+            return False
+        made = {context.step for context in self.contexts.values() if context.trajectory == run.id}
+        return run.index + 1 < run.num_steps or (bool(made) and max(made) - min(made) == 1)
 
     def free_if_idle(self) -> None:
         """Free the anchors of runs that are over."""

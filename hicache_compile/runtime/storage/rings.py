@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,15 @@ Kept = Mapping[StateInput, Shape]  # what lasts from step to step, in the order 
 Token = tuple[object, ...]
 Witness = Callable[[int], Token | None]  # of some parameters: what changes when they do
 UNKNOWN = ("unknown",)  # the signature of anchors of an older format
+
+
+class Page:
+    """A place in ``pool`` that the tensors of some rings are views of; ``free`` is told once they are gone."""
+
+    def __init__(self, pool: object, index: int, free: Callable[[int], object]) -> None:
+        self.pool = pool
+        self.index = index
+        weakref.finalize(self, free, index).atexit = False
 
 
 class Values(Sequence[torch.Tensor]):
@@ -54,11 +64,12 @@ class Rings:
         self._witness: Witness = lambda epoch: None  # of the parameters as they are now
         self._witnessed: Token | None = None  # when these were known to have made the anchors
         self.suspended: dict[str, Any] | None = None  # the decider's state when the run was suspended
+        self.page: Page | None = None  # that `tensors` are views of
         self.counted = False  # rings are told by their place among those that are read, and not by their slots
 
     @property
     def nbytes(self) -> int:
-        return sum(kept.untyped_storage().nbytes() for kept in self.tensors)
+        return sum(kept.nbytes for kept in self.tensors)
 
     @property
     def rings(self) -> list[torch.Tensor]:
@@ -113,7 +124,7 @@ class Rings:
                     continue
                 for place in range(written[state.slot])[-min(len(old), len(new)) :]:
                     new[place % len(new)].copy_(old[place % len(old)])
-        self.kept, self.signature = kept, signature
+        self.kept, self.signature, self.page = kept, signature, None
         self.decider, self.suspended = decider, None
 
     def name_rings(self, kept: Kept) -> None:

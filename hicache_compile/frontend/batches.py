@@ -1,0 +1,83 @@
+"""Batches whose rows are of several runs: in one call where the rows can be told apart, else one after another."""
+
+from __future__ import annotations
+
+import logging
+import types
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from hicache_compile.errors import HiCacheError
+from hicache_compile.frontend.traced import Traced
+from hicache_compile.passes.analysis.batch import NotByRowError
+from hicache_compile.runtime.replay.frames import UNTRACED, drop_compiled
+from hicache_compile.runtime.rows.arguments import joined, mark_rows, of_row, rows_in
+from hicache_compile.runtime.rows.step import RowsStep
+from hicache_compile.runtime.runs import Inside, Sessions
+from hicache_compile.runtime.step import Step
+
+log = logging.getLogger(__name__)
+
+Make = Callable[[Step, tuple[Any, ...], dict[str, Any]], Any]  # makes a step of one run
+
+
+class Batches:
+    """Calls of one denoiser with several rows.
+
+    Args:
+        sessions: of the denoiser.
+        traced: makes a denoiser as Dynamo traces it, whose graphs are of batches alone.
+    """
+
+    def __init__(self, sessions: Sessions, traced: Callable[[], Traced]) -> None:
+        self._sessions = sessions
+        self._traced = traced
+        self._denoise: Traced | None = None
+        self._one_by_one = False
+
+    def __call__(self, step: RowsStep, args: tuple[Any, ...], kwargs: dict[str, Any], make: Make) -> Any:
+        """Make the steps of all rows; ``make``: makes that of one.
+
+        Raises:
+            HiCacheError: the batch has another number of rows.
+        """
+        count = len(step.rows)
+        found = rows_in(args, kwargs)
+        if found != count:
+            raise HiCacheError(f"rows: the batch has {found} rows, must have {count}, one for each run")
+        if count == 1 or self._one_by_one:
+            return self._each(step, args, kwargs, make)
+        if self._denoise is None:
+            self._denoise = self._traced()
+            self._denoise.whole = True
+            weakref.finalize(self, _drop, self._denoise.code).atexit = False
+        mark_rows(args, kwargs, count)
+        try:
+            return self._denoise(args, kwargs, step, step.start_over)
+        except (NotByRowError, *UNTRACED) as error:
+            cause = getattr(error, "inner_exception", error)
+            if isinstance(cause, HiCacheError) and not isinstance(cause, NotByRowError):
+                raise
+            log.warning("rows of several runs are called one by one, because they cannot share a call: %s", cause)
+            self._one_by_one = True
+        step.start_over()
+        return self._each(step, args, kwargs, make)
+
+    def _each(self, step: RowsStep, args: tuple[Any, ...], kwargs: Mapping[str, Any], make: Make) -> Any:
+        outputs, rows = [], step.rows
+        for number, row in enumerate(rows):
+            mine = of_row(args, kwargs, number, len(rows)) if len(rows) > 1 else (args, dict(kwargs))
+            with Inside(self._sessions, row.session):
+                row.session.step = row.step
+                try:
+                    outputs.append(make(row.step, *mine))
+                finally:
+                    row.session.step = None
+            step.graphs += row.step.graphs
+        return joined(outputs) if len(rows) > 1 else outputs[0]
+
+
+def _drop(code: list[types.CodeType]) -> None:
+    for compiled in code:
+        drop_compiled(compiled)

@@ -1,0 +1,30 @@
+"""The rows of one run: each sample of a batch has a context of its own beside that of the first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hicache_compile.runtime.rows.row import Row
+from hicache_compile.runtime.session import Session
+from hicache_compile.runtime.step import Context, Step
+
+
+def rows_of(session: Session, step: Step, count: int) -> list[Row]:
+    """``step`` as the steps of ``count`` rows. The contexts of those after the first are ``name[1]`` and so on."""
+    return [Row(session, step), *(Row(session, _beside(session, step, number)) for number in range(1, count))]
+
+
+def _beside(session: Session, step: Step, number: int) -> Step:
+    name = f"{step.context.name}[{number}]"
+    context = session.contexts.setdefault(name, Context(name, step.context.policy))
+    if context.trajectory != step.context.trajectory:
+        context.begin(step.context.trajectory, step.context.policy)
+        context.step = step.index
+    context.ambiguous = step.context.ambiguous
+    return Step(context, step.index, step.num_steps, step.uncached, step.doubtful, step.together)
+
+
+def finish(rows: Sequence[Row]) -> None:
+    """Count the steps of the rows after the first, whose call its session counts."""
+    for row in rows[1:]:
+        row.session.finish(row.step)

@@ -1,0 +1,47 @@
+"""The step of a batch: the steps of its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hicache_compile.runtime.compiled_graph import CompiledGraph
+from hicache_compile.runtime.replay.parameters import Parameters
+from hicache_compile.runtime.rows.compute import compute, lower
+from hicache_compile.runtime.rows.row import Row
+from hicache_compile.runtime.step import Context, Step
+
+
+class RowsStep(Step):
+    """A call in which every row makes a step of its own run.
+
+    Args:
+        context: of the batch itself; it keeps which capture and which calls ran.
+        rows: in the order of the batch.
+    """
+
+    __slots__ = ("rows",)
+
+    def __init__(self, context: Context, rows: tuple[Row, ...]) -> None:
+        super().__init__(context, min(row.step.index for row in rows), None)
+        self.rows = rows
+
+    def lower(self, graph: CompiledGraph) -> None:
+        lower(graph, self.rows)
+
+    def compute(self, graph: CompiledGraph, inputs: Sequence[Any], parameters: Parameters) -> Any:
+        return compute(graph, self, self.rows, inputs, parameters)
+
+    def invalidate(self) -> None:
+        for row in self.rows:
+            row.step.invalidate()
+
+    def undo(self) -> None:
+        super().undo()
+        for row in self.rows:
+            row.step.undo()
+
+    def start_over(self) -> None:
+        super().start_over()
+        for row in self.rows:
+            row.step.start_over()

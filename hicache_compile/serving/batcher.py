@@ -1,0 +1,265 @@
+"""The batcher: requests of one pipeline that are under way at once and share calls of its denoiser."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+from collections import deque
+from collections.abc import Callable, Hashable
+from contextlib import ExitStack
+from typing import Any
+
+from hicache_compile.errors import HiCacheError, whole_number
+from hicache_compile.frontend.compile import hicache_compile
+from hicache_compile.frontend.denoiser import CompiledDenoiser
+from hicache_compile.policy.policy import Policy
+from hicache_compile.policy.presets import Uncached
+from hicache_compile.runtime.call_arguments import DenoiserCall
+from hicache_compile.runtime.rows.arguments import rows_in
+from hicache_compile.runtime.rows.siblings import finish, rows_of
+from hicache_compile.runtime.step import Step
+from hicache_compile.runtime.storage.budget import parse_bytes
+from hicache_compile.serving.meeting import Call, Meeting
+from hicache_compile.serving.pipeline_copy import copy_of, denoisers_of
+from hicache_compile.serving.progress import Progress
+from hicache_compile.serving.request import Request
+from hicache_compile.serving.statistics import Counts, Statistics
+
+OFF = "off"
+# Arguments on which the shapes in the denoiser depend, and so the bytes of a request.
+_SIZES = ("height", "width", "num_frames", "num_images_per_prompt", "num_videos_per_prompt")
+
+
+class Batcher:
+    """Serves requests with ``pipe``, each as in a call by itself, however they share calls of the denoiser.
+
+    Each request runs the pipeline's own ``__call__`` in a thread of its own, on a copy with a scheduler of its own; so
+    every diffusers pipeline is served as it is. The denoiser's calls of all requests meet: rows that are forecast are
+    made at once, rows that are computed wait at most ``max_wait`` for company. Text encoders and autoencoders are
+    called by one request at a time.
+
+    Args:
+        pipe: a diffusers pipeline, compiled by ``hicache_compile`` or not (then it is now, in place).
+        policy: in any form that ``hicache_compile`` takes; ``None``: that of ``pipe``, or ``"HiCache"``.
+        max_batch: rows in one call of the denoiser.
+        max_wait: seconds.
+        max_requests: under way at once; others wait in the queue.
+        memory_budget: of the anchors of all requests, bytes or like ``"8GiB"``; requests without room wait.
+
+    Raises:
+        HiCacheError: ``pipe`` has no denoiser, or an argument is not what it may be.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        policy: Any = None,
+        *,
+        max_batch: int = 8,
+        max_wait: float = 0.02,
+        max_requests: int = 32,
+        memory_budget: int | str | None = None,
+    ) -> None:
+        whole_number("Batcher", "max_batch", max_batch, 1)
+        whole_number("Batcher", "max_requests", max_requests, 1)
+        if isinstance(max_wait, bool) or not isinstance(max_wait, int | float) or not 0 <= max_wait < float("inf"):
+            raise HiCacheError(f"Batcher.max_wait = {max_wait!r}: must be a number of seconds >= 0")
+        self._budget = None if memory_budget is None else parse_bytes(memory_budget)
+        if not denoisers_of(pipe):
+            pipe = hicache_compile(pipe, "HiCache" if policy is None else policy)
+        elif policy is not None:
+            for denoiser in denoisers_of(pipe):
+                denoiser.policy = policy
+        self._pipe = pipe
+        self._denoisers = denoisers_of(pipe)
+        for denoiser in self._denoisers:
+            pools = denoiser._session.shared.pools
+            pools.capacity, pools.limit = max(pools.capacity, 2 * max_requests), self._budget
+        self._max_requests = max_requests
+        self._waiting: deque[Request] = deque()
+        self._running: set[Request] = set()
+        self._known_bytes: dict[Hashable, int] = {}
+        self._counts = Counts()
+        self._closed = False
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
+        self._components = threading.RLock()
+        self._meeting = Meeting(max_batch, max_wait, lambda: len(self._running), self._count)
+
+    def submit(self, *, cache: Any = None, on_step: Callable[[Progress], None] | None = None, **call: Any) -> Request:
+        """Queue a request.
+
+        Args:
+            cache: its policy, in any form that ``hicache_compile`` takes; ``"off"``: none; by default that of ``pipe``.
+            on_step: told of each step once it was made, from another thread.
+            call: the arguments of the pipeline's call; give each request a ``generator`` of its own.
+
+        Returns:
+            A ``concurrent.futures.Future`` of what the pipeline returns, which can also be cancelled while it runs.
+
+        Raises:
+            HiCacheError: ``cache`` is no policy or cannot be used here, or the batcher is closed.
+        """
+        policy = self._policy(cache)
+        request = Request(call, policy, on_step)
+        request.when_stopped(functools.partial(self._stopped, request))
+        with self._lock:
+            if self._closed:
+                raise HiCacheError("Batcher.submit(): the batcher is closed")
+            self._waiting.append(request)
+        self._admit()
+        return request
+
+    async def generate(self, **given: Any) -> Any:
+        """``submit`` for asyncio: what the pipeline returns. A task that is cancelled cancels its request."""
+        return await asyncio.wrap_future(self.submit(**given))
+
+    def statistics(self) -> Statistics:
+        """What was done so far, and how things stand."""
+        pools = [denoiser._session.shared.pools for denoiser in self._denoisers]
+        with self._lock:
+            return Statistics(
+                len(self._waiting),
+                len(self._running),
+                sum(each.pages for each in pools),
+                sum(each.used for each in pools),
+                dict(self._counts.batches),
+                self._counts.full_rows,
+                self._counts.forecast_rows,
+            )
+
+    def close(self) -> None:
+        """Take no more requests, cancel those that are left, and wait until their threads have ended."""
+        with self._lock:
+            self._closed = True
+            left = [*self._waiting, *self._running]
+        for request in left:
+            request.cancel()
+        with self._idle:
+            self._idle.wait_for(lambda: not self._running)
+        self._meeting.close()
+
+    def __enter__(self) -> Batcher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _policy(self, cache: Any) -> Policy | None:
+        if cache is None:
+            return None
+        return self._denoisers[0]._fitted(Uncached() if cache == OFF else cache)
+
+    def _admit(self) -> None:
+        """Start the requests for which there is room, the oldest first."""
+        while True:
+            with self._lock:
+                while self._waiting and self._waiting[0].cancelled():
+                    self._waiting.popleft()
+                if not self._waiting or not self._has_room(self._waiting[0]):
+                    return
+                request = self._waiting.popleft()
+                self._running.add(request)
+            if request.set_running_or_notify_cancel():
+                name = f"hicache-request-{id(request):x}"
+                threading.Thread(target=self._serve, args=(request,), name=name, daemon=True).start()
+            else:
+                self._ended(request)
+
+    def _has_room(self, request: Request) -> bool:
+        if not self._running:
+            return True
+        if len(self._running) >= self._max_requests:
+            return False
+        if self._budget is None:
+            return True
+        wanted = [self._bytes_of(each) for each in (*self._running, request)]
+        return None not in wanted and sum(each or 0 for each in wanted) <= self._budget
+
+    def _bytes_of(self, request: Request) -> int | None:
+        """Bytes of the anchors of a request like this one; ``None``: there was none yet."""
+        known = self._known_bytes.get(self._kind(request))
+        return max(request.nbytes, known) if known is not None else request.nbytes or None
+
+    def _kind(self, request: Request) -> Hashable:
+        policy = request.policy or self._denoisers[0].policy
+        return policy.layout, *(request.call.get(name) for name in _SIZES)
+
+    def _serve(self, request: Request) -> None:
+        """Run the pipeline for ``request``, in a thread of its own."""
+        output, error = None, None
+        try:
+            output = self._called(request)
+        except BaseException as raised:
+            error = raised
+        for denoiser in self._denoisers:
+            denoiser._session.forget()
+        self._ended(request)
+        if error is not None:
+            request.set_exception(error)
+        else:
+            request.set_result(output)
+        self._admit()
+
+    def _called(self, request: Request) -> Any:
+        pipe = copy_of(self._pipe, self._components)
+        with ExitStack() as stack:
+            for denoiser in self._denoisers:
+                denoiser._session.own_policy = request.policy
+                stack.enter_context(denoiser.observed(functools.partial(self._meet, request, denoiser)))
+            return pipe(**request.call)
+
+    def _meet(
+        self, request: Request, denoiser: CompiledDenoiser, step: Step, call: DenoiserCall, make: Callable[[], Any]
+    ) -> Any:
+        """A call of the denoiser in the thread of ``request``."""
+        session = denoiser._session
+        rows = rows_of(session, step, rows_in(*call.given))
+        output = self._meeting.make(Call(request, denoiser, call.given, rows, _is_forecast(step)))
+        finish(rows)
+        self._learn(request)
+        request.made(Progress(step.index, step.num_steps, step.letter, step.context.name))
+        return output
+
+    def _learn(self, request: Request) -> None:
+        """What the anchors of ``request``, whose thread this is, take."""
+        states = [
+            state
+            for denoiser in self._denoisers
+            for context in denoiser._session.contexts.values()
+            for state in context.states.values()
+        ]
+        nbytes = sum(state.nbytes for state in states)
+        if nbytes > request.nbytes:
+            with self._lock:
+                request.nbytes = nbytes
+                kind = self._kind(request)
+                self._known_bytes[kind] = max(self._known_bytes.get(kind, 0), nbytes)
+            self._admit()
+
+    def _count(self, calls: list[Call]) -> None:
+        with self._lock:
+            rows = [row for call in calls for row in call.rows]
+            self._counts.batches[len(rows)] += 1
+            forecast = sum(row.step.letter in ".sp" for row in rows)
+            self._counts.forecast_rows += forecast
+            self._counts.full_rows += len(rows) - forecast
+
+    def _stopped(self, request: Request) -> None:
+        self._meeting.drop(request)
+        self._admit()
+
+    def _ended(self, request: Request) -> None:
+        with self._idle:
+            self._running.discard(request)
+            self._idle.notify_all()
+        self._meeting.look()
+
+
+def _is_forecast(step: Step) -> bool:
+    """Whether ``step`` is forecast, as far as that is known before it is made."""
+    policy = step.context.policy
+    if policy.guards or policy.layout.groups or policy.layout.partitions or step.forced or not step.index:
+        return False
+    return not policy.schedule.computes(step.index, step.num_steps)

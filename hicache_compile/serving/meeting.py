@@ -1,0 +1,201 @@
+"""Where the denoiser's calls of all requests meet: one thread makes them, those that are alike as one."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Hashable
+from concurrent.futures import CancelledError
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from hicache_compile.frontend.denoiser import CompiledDenoiser
+from hicache_compile.runtime.rows.arguments import rows_in, taken_apart
+from hicache_compile.runtime.rows.row import Row
+from hicache_compile.serving.calls import Alike, Arguments, key_of, stacked
+from hicache_compile.serving.request import Request
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False, slots=True)
+class Call:
+    """A call that waits to be made.
+
+    Args:
+        request, denoiser, arguments: whose, of what, with what.
+        rows: the steps that it is.
+        forecast: its step is known to be forecast.
+        key: the same for calls that may be made as one.
+        since: when it began to wait, on the clock of the meeting.
+    """
+
+    request: Request
+    denoiser: CompiledDenoiser
+    arguments: Arguments
+    rows: list[Row]
+    forecast: bool
+    key: Hashable = None
+    since: float = 0.0
+    output: Any = None
+    error: BaseException | None = None
+    made: threading.Event = field(default_factory=threading.Event)
+
+
+class Meeting:
+    """Makes calls in a thread of its own. Steps that are forecast are made at once; steps that are computed wait for
+    company, the oldest first.
+
+    Args:
+        max_batch: rows in one call.
+        max_wait: seconds that a step waits at most for others.
+        running: how many requests may still come to call.
+        told: of the rows of each call, once it was made.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        max_batch: int,
+        max_wait: float,
+        running: Callable[[], int],
+        told: Callable[[list[Call]], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.max_batch, self.max_wait = max_batch, max_wait
+        self._running, self._told, self._clock = running, told, clock
+        self._calls: list[Call] = []
+        self._changed = threading.Condition()
+        self._alike = Alike()
+        self._closed = False
+        self._forecast_last = False
+        self._thread = threading.Thread(target=self._work, name="hicache-batcher", daemon=True)
+        self._thread.start()
+
+    def make(self, call: Call) -> Any:
+        """Have ``call`` made, and return what the denoiser does.
+
+        Raises:
+            CancelledError: its request was cancelled, or the meeting closed.
+            BaseException: what the denoiser raised.
+        """
+        args, kwargs = call.arguments
+        call.key = (id(call.denoiser), call.forecast, torch.is_inference_mode_enabled())
+        call.key = (call.key, key_of(call.arguments, rows_in(args, kwargs), self._alike))
+        with self._changed:
+            if self._closed or call.request.stopped:
+                raise CancelledError
+            call.since = self._clock()
+            self._calls.append(call)
+            self._changed.notify_all()
+        call.made.wait()
+        if call.error is not None:
+            raise call.error
+        return call.output
+
+    def drop(self, request: Request) -> None:
+        """``request`` was cancelled: its calls that wait are not made."""
+        with self._changed:
+            dropped = [call for call in self._calls if call.request is request]
+            self._calls = [call for call in self._calls if call.request is not request]
+            self._changed.notify_all()
+        for call in dropped:
+            _end(call, CancelledError())
+
+    def look(self) -> None:
+        """Something changed outside: nobody may be left to wait for."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Make no more calls."""
+        with self._changed:
+            self._closed = True
+            left, self._calls = self._calls, []
+            self._changed.notify_all()
+        for call in left:
+            _end(call, CancelledError())
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                calls = self._next()
+                while not calls:
+                    if self._closed:
+                        return
+                    self._changed.wait(self._patience())
+                    calls = self._next()
+                self._calls = [call for call in self._calls if call not in calls]
+            self._make(calls)
+
+    def _next(self) -> list[Call]:
+        """The calls to make now as one; none: there is nothing, or it is worth while to wait."""
+        ready = [call for call in self._calls if call.forecast]
+        full = [call for call in self._calls if not call.forecast]
+        due = self._due(full)
+        if ready and not (due and self._forecast_last):
+            self._forecast_last = True
+            return self._company(ready)
+        if due:
+            self._forecast_last = False
+        return due
+
+    def _due(self, full: list[Call]) -> list[Call]:
+        """The oldest computed step with its company, if that is complete or was waited for long enough."""
+        if not full:
+            return []
+        company = self._company(full)
+        complete = sum(len(call.rows) for call in company) >= self.max_batch
+        nobody_else = len(self._calls) >= self._running()
+        waited = self._clock() - full[0].since
+        return company if complete or nobody_else or waited >= self.max_wait else []
+
+    def _company(self, calls: list[Call]) -> list[Call]:
+        """The oldest of ``calls`` and those that can be made with it."""
+        company, rows = [calls[0]], len(calls[0].rows)
+        for call in calls[1:]:
+            if call.key == calls[0].key and rows + len(call.rows) <= self.max_batch:
+                company.append(call)
+                rows += len(call.rows)
+        return company
+
+    def _patience(self) -> float | None:
+        """Seconds until a step that waits for company is made without."""
+        full = [call for call in self._calls if not call.forecast]
+        return max(0.0, full[0].since + self.max_wait - self._clock()) if full else None
+
+    def _make(self, calls: list[Call]) -> None:
+        try:
+            self._made_together(calls)
+        except Exception as error:
+            if len(calls) == 1:
+                return _end(calls[0], error)
+            log.warning("a call for %d requests failed, so each is made by itself: %s", len(calls), error)
+            for call in calls:
+                self._make([call])
+            return None
+        self._told(calls)
+        for call in calls:
+            _end(call, call.error)
+        return None
+
+    def _made_together(self, calls: list[Call]) -> None:
+        rows = [row for call in calls for row in call.rows]
+        counts = [rows_in(*call.arguments) for call in calls]
+        args, kwargs = stacked([call.arguments for call in calls], counts)
+        output = calls[0].denoiser.together(rows, args, dict(kwargs))
+        if len(calls) == 1:
+            calls[0].output = output
+            return
+        for call, mine in zip(calls, taken_apart(output, counts), strict=True):
+            call.output = mine
+
+
+def _end(call: Call, error: BaseException | None) -> None:
+    call.error = error
+    call.made.set()
