@@ -17,6 +17,7 @@ from hicache_compile.cli.explain import explain
 from hicache_compile.cli.export import export
 from hicache_compile.cli.generate import generate
 from hicache_compile.cli.presets import presets
+from hicache_compile.cli.serve import ServeCommand, serve
 from hicache_compile.cli.shared import reporting
 from hicache_compile.cli.tune import tune
 from hicache_compile.errors import one_line
@@ -54,6 +55,7 @@ app.command("doctor")(reporting("doctor", models=False)(doctor))
 app.command("presets")(reporting("presets", models=False)(presets))
 app.command("export")(reporting("export")(export))
 app.command("generate")(reporting("generate")(generate))
+app.command("serve", cls=ServeCommand)(reporting("serve")(serve))
 app.command("tune")(reporting("tune")(tune))
 app.command("eval")(reporting("eval")(evaluate))
 app.command("bench")(reporting("bench")(bench))

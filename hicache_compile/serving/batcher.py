@@ -196,6 +196,8 @@ class Batcher:
         for denoiser in self._denoisers:
             denoiser._session.forget()
         self._ended(request)
+        if error is None and request.stopped:
+            error = CancelledError()
         if error is not None:
             request.set_exception(error)
         else:
