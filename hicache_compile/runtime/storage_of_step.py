@@ -54,6 +54,11 @@ def storage_of(graph: Graph, live: Live, step: Step, parameters: Parameters) -> 
                 "denoiser, backend and shapes that were suspended"
             )
         check_shapes(state, kept, step)
+        if state is not None and state.page is not None and state.trajectory == context.trajectory:
+            graph.session.shared.warn_once(
+                "a row keeps anchors of other shapes in a batch than by itself, so it starts over where it goes from "
+                "one to the other: make all calls of a run in batches, or none"
+            )
         context.drop_stale(place)  # another shape or scope: what it held is of no use
         state = make_storage(kept, depth if graph.options.offload else None, graph.quantised)
         state.signature = live.signature

@@ -6,7 +6,8 @@ import asyncio
 import functools
 import threading
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
+from concurrent.futures import CancelledError
 from contextlib import ExitStack
 from typing import Any
 
@@ -21,14 +22,13 @@ from hicache_compile.runtime.rows.siblings import finish, rows_of
 from hicache_compile.runtime.step import Step
 from hicache_compile.runtime.storage.budget import parse_bytes
 from hicache_compile.serving.meeting import Call, Meeting
+from hicache_compile.serving.memory import Memory
 from hicache_compile.serving.pipeline_copy import copy_of, denoisers_of
 from hicache_compile.serving.progress import Progress
 from hicache_compile.serving.request import Request
 from hicache_compile.serving.statistics import Counts, Statistics
 
 OFF = "off"
-# Arguments on which the shapes in the denoiser depend, and so the bytes of a request.
-_SIZES = ("height", "width", "num_frames", "num_images_per_prompt", "num_videos_per_prompt")
 
 
 class Batcher:
@@ -65,7 +65,7 @@ class Batcher:
         whole_number("Batcher", "max_requests", max_requests, 1)
         if isinstance(max_wait, bool) or not isinstance(max_wait, int | float) or not 0 <= max_wait < float("inf"):
             raise HiCacheError(f"Batcher.max_wait = {max_wait!r}: must be a number of seconds >= 0")
-        self._budget = None if memory_budget is None else parse_bytes(memory_budget)
+        budget = None if memory_budget is None else parse_bytes(memory_budget)
         if not denoisers_of(pipe):
             pipe = hicache_compile(pipe, "HiCache" if policy is None else policy)
         elif policy is not None:
@@ -75,11 +75,11 @@ class Batcher:
         self._denoisers = denoisers_of(pipe)
         for denoiser in self._denoisers:
             pools = denoiser._session.shared.pools
-            pools.capacity, pools.limit = max(pools.capacity, 2 * max_requests), self._budget
+            pools.capacity, pools.limit = max(pools.capacity, 2 * max_requests), budget
         self._max_requests = max_requests
         self._waiting: deque[Request] = deque()
         self._running: set[Request] = set()
-        self._known_bytes: dict[Hashable, int] = {}
+        self._memory = Memory(budget, lambda: self._denoisers[0].policy)
         self._counts = Counts()
         self._closed = False
         self._lock = threading.Lock()
@@ -172,19 +172,7 @@ class Batcher:
             return True
         if len(self._running) >= self._max_requests:
             return False
-        if self._budget is None:
-            return True
-        wanted = [self._bytes_of(each) for each in (*self._running, request)]
-        return None not in wanted and sum(each or 0 for each in wanted) <= self._budget
-
-    def _bytes_of(self, request: Request) -> int | None:
-        """Bytes of the anchors of a request like this one; ``None``: there was none yet."""
-        known = self._known_bytes.get(self._kind(request))
-        return max(request.nbytes, known) if known is not None else request.nbytes or None
-
-    def _kind(self, request: Request) -> Hashable:
-        policy = request.policy or self._denoisers[0].policy
-        return policy.layout, *(request.call.get(name) for name in _SIZES)
+        return self._memory.has_room((*self._running, request))
 
     def _serve(self, request: Request) -> None:
         """Run the pipeline for ``request``, in a thread of its own."""
@@ -220,25 +208,10 @@ class Batcher:
         rows = rows_of(session, step, rows_in(*call.given))
         output = self._meeting.make(Call(request, denoiser, call.given, rows, _is_forecast(step)))
         finish(rows)
-        self._learn(request)
+        if self._memory.learn(request, self._denoisers):
+            self._admit()
         request.made(Progress(step.index, step.num_steps, step.letter, step.context.name))
         return output
-
-    def _learn(self, request: Request) -> None:
-        """What the anchors of ``request``, whose thread this is, take."""
-        states = [
-            state
-            for denoiser in self._denoisers
-            for context in denoiser._session.contexts.values()
-            for state in context.states.values()
-        ]
-        nbytes = sum(state.nbytes for state in states)
-        if nbytes > request.nbytes:
-            with self._lock:
-                request.nbytes = nbytes
-                kind = self._kind(request)
-                self._known_bytes[kind] = max(self._known_bytes.get(kind, 0), nbytes)
-            self._admit()
 
     def _count(self, calls: list[Call]) -> None:
         with self._lock:

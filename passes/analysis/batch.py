@@ -36,6 +36,10 @@ class Batch:
     sizes: frozenset[int]
     outputs: tuple[int | None, ...]
 
+    def is_size(self, size: Any) -> bool:
+        """Whether ``size`` is that of the batch."""
+        return isinstance(size, torch.SymInt) and size.node.expr in self.symbols
+
     def dim_of(self, value: Any, what: str) -> int | None:
         """The dimension of the rows of ``value``; ``None``: it has none.
 
@@ -68,8 +72,8 @@ def batch_of(captured: fx.GraphModule) -> Batch:
     hint = size.node.hint
     first = [found for node in inputs if (found := _first_size(node)) is not None and found.node.hint == hint]
     symbols = frozenset(found.node.expr for found in (size, *first))
-    sized = frozenset(place for place, node in enumerate(inputs) if _is_one(ops.value(node), symbols))
-    batch = Batch(symbols, size, {}, sized, ())
+    batch = Batch(symbols, size, {}, frozenset(), ())
+    sized = frozenset(place for place, node in enumerate(inputs) if batch.is_size(ops.value(node)))
     rows = {place: batch.dim_of(ops.value(node), f"input {node.name}") for place, node in enumerate(inputs)}
     outputs = tuple(batch.dim_of(ops.value(node), f"output {node.name}") for node in returned)
     for node in captured.graph.nodes:
@@ -86,10 +90,6 @@ def _first_size(node: fx.Node) -> torch.SymInt | None:
     """The size of the first dimension of a tensor, where it is a symbol."""
     size = next(iter(getattr(ops.value(node), "shape", ())), None)
     return size if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol else None
-
-
-def _is_one(value: Any, symbols: frozenset[Any]) -> bool:
-    return isinstance(value, torch.SymInt) and value.node.expr in symbols
 
 
 def _tensors(args: Any) -> list[fx.Node]:

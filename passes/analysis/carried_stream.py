@@ -32,8 +32,12 @@ def carry(graph: fx.Graph, exit_node: fx.Node, streams: Streams, blocks: list[Bl
         on_stream = streams.carriers(node)
         if ops.op(node) in ops.CLAMP | ops.DROPOUT or (ops.op(node) in ops.ADD and len(on_stream) == 1):
             return build(on_stream[0])
+        casts = ops.op(node) in ops.CAST
+        if casts:  # `type_as` reads a dtype off the stream too
+            on_stream = [argument for argument in node.all_input_nodes if streams.roots(argument)]
         carried = {carrier: build(carrier) for carrier in on_stream}
-        if all(new is old for old, new in carried.items()):
+        # A cast in the first block (Wan sums in float32) is made once more before it.
+        if not casts and all(new is old for old, new in carried.items()):
             return node
         part = part_of_join(node, carried.get(on_stream[0], on_stream[0]))
         if part is not None:

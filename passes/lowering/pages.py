@@ -23,7 +23,6 @@ from hicache_compile.passes.analysis.batch import Batch, NotByRowError, first_te
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.graphs import copy_node, fake_mode_of, module_of, placeholders
 from hicache_compile.passes.graph.inputs import KEPT, MEASURED, SCALE, Role, StateInput, add_input, role_of, state_of
-from hicache_compile.passes.graph.shapes import concrete
 
 ROWS = StateInput(Role.ROWS)
 
@@ -81,7 +80,7 @@ class _Writer:
         new = self.env[node] = copy_node(self.graph, node, self.env.__getitem__)
         example = ops.value(node)
         if node in self.kept:
-            page = concrete(example.shape, dict.fromkeys(self.batch.symbols, 1))
+            page = [1 if self.batch.is_size(size) else size for size in example.shape]
             new.meta = {**node.meta, "example_value": self._fake(example, (self.capacity, *page))}
         elif role_of(node) in (Role.POSITION, Role.WEIGHTS):
             new.meta = {**node.meta, "example_value": self._fake(example, (self.batch.size, *example.shape))}

@@ -12,7 +12,8 @@ The text slots then die, and the others shrink to the rows that are read (``wind
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import fx
@@ -23,8 +24,19 @@ from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.graphs import drop_dead_code, reachable_from
 from hicache_compile.passes.graph.slices import part_of_join, range_of
 
+Window = tuple[Any, ...]  # slices; where they begin and end may be inputs of the denoiser, see ``SizeInput``
 POINTWISE = ops.ADD | ops.MUL | ops.DIV | {"to", "float", "half", "bfloat16", "type_as", "clip", "clamp"}
-Window = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SizeInput:
+    """A size that the denoiser is given as an input: its place, and an example."""
+
+    place: int
+    example: Any
+
+    def __str__(self) -> str:
+        return f"input {self.place}"
 
 
 def narrow(program: fx.GraphModule, whole: Iterable[int] = (), staged: bool = False) -> dict[int, Window]:
@@ -48,9 +60,8 @@ def narrow(program: fx.GraphModule, whole: Iterable[int] = (), staged: bool = Fa
         if node.target is forecast and len(readers) == 1 and range_of(readers[0]) is not None:
             anchors = node.args[0]
             assert isinstance(anchors, fx.Node)
-            window = readers[0].args[1]
-            plain = all(isinstance(part, slice) and not _symbolic(part) for part in window)
-            if plain and anchors.meta["slot"] not in whole:
+            window = _window(readers[0])
+            if window is not None and anchors.meta["slot"] not in whole:
                 windows[anchors.meta["slot"]] = window
                 readers[0].replace_all_uses_with(node)
                 node.meta["example_value"] = ops.value(readers[0])
@@ -89,5 +100,33 @@ def _push(graph: fx.Graph, node: fx.Node) -> bool:
     return True
 
 
-def _symbolic(part: slice) -> bool:
-    return isinstance(part.start, fx.Node) or isinstance(part.stop, fx.Node)
+def _window(node: fx.Node) -> Window | None:
+    """What the slice ``node`` takes; ``None``: it depends on what is only known in the program."""
+    found = []
+    for part in node.args[1]:  # type: ignore[union-attr]  # a slice along one dimension
+        ends = [_as_input(end) for end in (part.start, part.stop)]  # type: ignore[union-attr]
+        if any(isinstance(end, fx.Node) for end in ends):
+            return None
+        found.append(slice(*ends))
+    return tuple(found)
+
+
+def _as_input(end: Any) -> Any:
+    given = isinstance(end, fx.Node) and end.op == "placeholder" and "input" in end.meta
+    return SizeInput(end.meta["input"], ops.value(end)) if given else end
+
+
+def as_values(window: Window) -> Window:
+    """``window`` with the examples of sizes."""
+    return _replaced(window, lambda size: size.example)
+
+
+def as_nodes(window: Window, graph: fx.Graph) -> Window:
+    """``window`` with the inputs of ``graph`` that are its sizes."""
+    inputs = {node.meta.get("input"): node for node in graph.find_nodes(op="placeholder")}
+    return _replaced(window, lambda size: inputs[size.place])
+
+
+def _replaced(window: Window, of: Callable[[SizeInput], Any]) -> Window:
+    ends = [[of(end) if isinstance(end, SizeInput) else end for end in (part.start, part.stop)] for part in window]
+    return tuple(slice(*pair) for pair in ends)

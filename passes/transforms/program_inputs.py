@@ -8,7 +8,7 @@ from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.graphs import placeholders
 from hicache_compile.passes.graph.inputs import Role, role_of
 from hicache_compile.passes.transforms.guard import new_ring
-from hicache_compile.passes.transforms.narrow_slices import Window
+from hicache_compile.passes.transforms.narrow_slices import Window, as_values
 
 
 def drop_unused_inputs(program: fx.GraphModule) -> None:
@@ -32,4 +32,4 @@ def resize_rings(program: fx.GraphModule, windows: dict[int, Window]) -> None:
         slot = node.meta.get("slot")
         if slot in windows:
             ring = ops.value(node)
-            node.meta = {**node.meta, "example_value": new_ring(ring[0][windows[slot]], ring.shape[0])}
+            node.meta = {**node.meta, "example_value": new_ring(ring[0][as_values(windows[slot])], ring.shape[0])}

@@ -29,7 +29,7 @@ from hicache_compile.passes.graph.graphs import copy_graph, copy_node, drop_dead
 from hicache_compile.passes.graph.inputs import is_ring
 from hicache_compile.passes.graph.quantised_rings import caller, to_forecast, to_remember
 from hicache_compile.passes.transforms.narrow_linears import narrow_linears
-from hicache_compile.passes.transforms.narrow_slices import Window, narrow
+from hicache_compile.passes.transforms.narrow_slices import Window, as_nodes, as_values, narrow
 from hicache_compile.passes.transforms.program_inputs import drop_unused_inputs, number_rows, resize_rings
 from hicache_compile.passes.transforms.sparsify import sparsify
 from hicache_compile.passes.work import Work
@@ -227,8 +227,8 @@ def _remember(
             value = graph.call_function(torch.sub, (output, env[stream]))
             value.meta = {"path": call.meta["site"], "example_value": ops.value(output)}
         if slot in windows:
-            window = graph.call_function(operator.getitem, (value, windows[slot]))
-            window.meta = {"path": call.meta["site"], "example_value": ops.value(value)[windows[slot]]}
+            window = graph.call_function(operator.getitem, (value, as_nodes(windows[slot], graph)))
+            window.meta = {"path": call.meta["site"], "example_value": ops.value(value)[as_values(windows[slot])]}
             value = window
         for kept, given in to_remember(written, env[ring], env.get(scale), value):
             write = graph.call_function(remember, (kept, env[position], given))

@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 
 from torch import fx
 
-from hicache_compile.errors import HiCacheError
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.choices import Choice
 from hicache_compile.passes.graph.graphs import copy_graph, copy_node, drop_dead_code, module_of, placeholders
@@ -202,24 +201,20 @@ def _drop_probes(program: fx.GraphModule) -> None:
 
 
 def _closure(program: fx.GraphModule, roots: Iterable[fx.Node]) -> set[fx.Node]:
-    """What has to run for ``roots``, and all parts of a tuple of which one has to.
-
-    Raises:
-        HiCacheError: something else writes in place to one of these values.
-    """
+    """What has to run for ``roots``: with it what writes to one of these values in place (rotary embeddings fill an
+    empty tensor), and all parts of a tuple of which one has to."""
     closure: set[fx.Node] = set()
     queue = list(roots)
+    written = [(node, target) for node in program.graph.nodes if (target := ops.mutated(node)) is not None]
     while queue:
-        node = queue.pop()
-        if node not in closure:
-            closure.add(node)
-            queue += node.all_input_nodes
+        while queue:
+            node = queue.pop()
+            if node not in closure:
+                closure.add(node)
+                queue += node.all_input_nodes
+        held = {ops.storage(node) for node in closure if node.op != "placeholder"}
+        queue = [node for node, target in written if node not in closure and ops.storage(target) in held]
     for node in program.graph.nodes:
         if ops.op(node) == "getitem" and node.args[0] in closure and not ops.is_tensor(node.args[0]):
             closure.add(node)
-        target = ops.mutated(node)
-        if target in closure and node not in closure and target.op != "placeholder":
-            raise HiCacheError(
-                f"a guard measures what `{node.name}` writes to in place: must be a value nothing writes to"
-            )
     return closure

@@ -50,6 +50,7 @@ from tests.support.captured_graphs import captured, count
 from tests.support.host_reads import counted_reads
 from tests.support.models import ToyDiT, flux_inputs, random_flux, sample, trace
 from tests.support.resume import assert_it_goes_on
+from tests.zoo import video
 
 STEPS = 12
 MEASURED: dict[str, Callable[[float], Policy]] = {
@@ -447,3 +448,27 @@ def test_warmup_compiles_every_program(name: str) -> None:
     report = compiled.report()
     assert (report.programs, report.recompiles) == (before, 0)
     assert set(report.decisions()) > {"F"}
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_blocks_that_cast_their_sums_and_fill_tensors_in_place(backend: str) -> None:
+    """Wan adds in float32 (``x.float() + y``, ``.type_as(x)``), and its rotary embeddings fill an empty tensor."""
+    case = next(case for case in video.CASES if case.name == "WanTransformer3DModel")
+    model = case.build(2)
+
+    def run(denoiser: nn.Module) -> Tensor:
+        x = case.noise()
+        for step in range(6):
+            with torch.no_grad():
+                x = x - case.call(denoiser, x, 1 - step / 6) / 6
+        return x
+
+    expected = run(model)
+    compiled = hicache_compile(model, FBCache(threshold=0.0), backend=backend)
+    with compiled.trajectory(6):
+        assert torch.equal(run(compiled), expected)
+    compiled.policy = FBCache(threshold=0.5)
+    with compiled.trajectory(6):
+        cached = run(compiled)
+    assert "." in compiled.report().decisions()
+    assert (cached - expected).norm() / (expected - case.noise()).norm() < 0.3

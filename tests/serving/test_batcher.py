@@ -72,7 +72,13 @@ class Served:
     known: dict[Order, tuple[Tensor, str]] = field(default_factory=dict)
 
     def call(self, order: Order) -> dict[str, Any]:
-        given = {**self.case.arguments(), "height": 32, "width": 32, "prompt": PROMPTS[order.prompt], "num_inference_steps": order.steps}
+        given = {
+            **self.case.arguments(),
+            "height": 32,
+            "width": 32,
+            "prompt": PROMPTS[order.prompt],
+            "num_inference_steps": order.steps,
+        }
         if not order.guided:
             scale = "true_cfg_scale" if "true_cfg_scale" in given else "guidance_scale"
             given[scale] = 1.0
@@ -133,7 +139,7 @@ def flux() -> Iterator[Served]:
     yield from served_by(NAMES[0])
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(asked=st.lists(orders, min_size=1, max_size=16))
 def test_each_request_is_what_it_is_alone(served: Served, asked: list[Order]) -> None:
     for order in asked:
