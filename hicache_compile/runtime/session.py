@@ -37,10 +37,7 @@ Observer = Callable[[Step, Call, Callable[[], Output]], Output]  # makes a call 
 
 
 class Session(StepCounter):
-    """The trajectories of one compiled denoiser in one thread, or one of its runs.
-
-    ``live``: how each captured graph was used last.
-    """
+    """The trajectories of one compiled denoiser in one thread, or one of its runs; ``live``: how graphs were used."""
 
     def __init__(self, options: CompileOptions, shared: Shared) -> None:
         super().__init__(options, shared)
@@ -52,7 +49,7 @@ class Session(StepCounter):
         self.warned_eager = False
         self.observer: Observer | None = None
         self._deciders: list[tuple[object, Decider]] = []
-        self._layouts: list[tuple[Policy, Layout]] = []
+        self._layouts = list[tuple[Policy, Layout]]()
         self._slots: tuple[Policy, int] | None = None  # of the step before, where each has its own weights
 
     @contextmanager
@@ -158,9 +155,9 @@ class Session(StepCounter):
         if self.step is not None:
             raise HiCacheError("the compiled denoiser was called from inside its own call")
         again = step is not None
-        if step is None:
+        if not again:
             self._check_slots()
-        current = self.step = self.next_step(call) if step is None else step
+        current = self.step = step or self.next_step(call)
         try:
             with torch.no_grad(), set_aside() as current.modes:
                 if self.observer is None or again:
@@ -190,6 +187,10 @@ class Session(StepCounter):
             step.context.step += 1
             step.context.history[-1].append(step.letter)
             say_what_never_hit(step)
+
+    @property
+    def is_idle(self) -> bool:
+        return self.step is None and super().is_idle
 
     def forget(self) -> None:
         """Forget the anchors and the history of this thread."""

@@ -29,7 +29,7 @@ _CALLED = (
 def denoisers_of(pipeline: Any) -> list[CompiledDenoiser]:
     """The compiled denoisers of ``pipeline``, and of those it holds."""
     found: dict[int, CompiledDenoiser] = {}
-    for held in vars(pipeline).values():
+    for held in dict(vars(pipeline)).values():
         if isinstance(held, CompiledDenoiser):
             found[id(held)] = held
         elif is_pipeline(held):
@@ -42,7 +42,7 @@ def copy_of(pipeline: Any, lock: threading.RLock) -> Any:
     which holds ``lock``."""
     made = copy.copy(pipeline)
     made.set_progress_bar_config(disable=True)
-    for name, held in vars(pipeline).items():
+    for name, held in dict(vars(pipeline)).items():  # others may call it meanwhile
         if is_scheduler(held):
             vars(made)[name] = copy.deepcopy(held)
         elif is_pipeline(held):
