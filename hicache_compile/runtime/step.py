@@ -62,6 +62,11 @@ class Context:
         self.follows = False
         self.forget_anchors()
 
+    def free(self) -> None:
+        """``invalidate``, and free the memory of the anchors."""
+        self.invalidate()
+        self.states = {}
+
     def forget_anchors(self) -> None:
         """The step in progress starts over."""
         self.replays.clear()

@@ -217,11 +217,8 @@ class StepCounter:
     @property
     def is_idle(self) -> bool:
         """Whether no run can be under way here."""
-        return (
-            self.trajectory is None
-            and not self._announced_goes_on()
-            and not any(each.known for each in self._timed.values())
-        )
+        timed = any(each.known for each in self._timed.values())
+        return self.trajectory is None and not timed and not self._announced_goes_on()
 
     def _announced_goes_on(self) -> bool:
         """Whether the announced run has steps left, or a guidance branch the last one."""
@@ -235,8 +232,7 @@ class StepCounter:
         with self.shared.lock:
             if self.is_idle:
                 for context in self.contexts.values():
-                    context.invalidate()
-                    context.states = {}
+                    context.free()
 
     def invalidate(self) -> None:
         """Every anchor of every context is stale."""
@@ -245,6 +241,8 @@ class StepCounter:
 
     def reset(self) -> None:
         """Forget contexts, anchors and history, and free their memory."""
+        for context in self.contexts.values():  # the traceback of an error may hold one
+            context.free()
         self.contexts = {}
         self.run = None
         self._timed = {}
