@@ -123,12 +123,16 @@ def _latencies(pipe: Any, contender: Contender, rate: float) -> dict[str, float]
     drawn, due = random.Random(0), 0.0
     arrivals = [due := due + drawn.expovariate(rate) for _ in range(ARRIVALS)]
     ends: dict[int, float] = {}
+
+    def ended(number: int, _: object) -> None:
+        ends[number] = time.perf_counter() - began
+
     with _batcher(pipe, contender) as batcher:
         began, requests = time.perf_counter(), []
         for number, arrival in enumerate(arrivals):
             time.sleep(max(0.0, arrival - (time.perf_counter() - began)))
             request = batcher.submit(cache=contender.cache, **_call(number))
-            request.add_done_callback(lambda _, number=number: ends.__setitem__(number, time.perf_counter() - began))
+            request.add_done_callback(partial(ended, number))
             requests.append(request)
         for request in requests:
             request.result()
