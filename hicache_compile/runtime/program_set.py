@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import fx
@@ -41,6 +41,7 @@ class Program:
         kept: for each of ``state`` its place among what is kept, or -1.
         returns: what a probe hands over to the programs after it.
         after: what is kept, as it is after the step: the last outputs of a program without side effects.
+        rows: by page: the batch dimension of what probes hand over; ``None``: it has none.
         code: what Inductor generated.
     """
 
@@ -50,6 +51,7 @@ class Program:
     kept: tuple[int, ...]
     returns: tuple[StateInput, ...] = ()
     after: tuple[StateInput, ...] = ()
+    rows: Mapping[StateInput, int | None] = field(default_factory=dict)
     code: tuple[str, ...] = ()
 
 
@@ -150,6 +152,7 @@ class ProgramSet:
             tuple(self.place.get(state, -1) for state in states),
             tuple(graph.meta.get("returns", ())),
             tuple(graph.meta.get("kept", ())),
+            graph.meta.get("rows", {}),
             tuple(code),
         )
 

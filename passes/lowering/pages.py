@@ -5,7 +5,8 @@ after    y = x + gate * forecast_rows(anchors_0, rows, weights, 0);  remember_ro
 
 Requires   a straight-line program of a graph that was captured with a symbolic batch
 Ensures    what lasts is read and written by page (see ``operators.pages``); inputs ``rows [B]``, ``weights [B, K]`` (or
-           ``[B, R, K]``) and ``position [B, groups]`` are of each row; what is measured is ``[B, n]``
+           ``[B, R, K]``) and ``position [B, groups]`` are of each row; what is measured is ``[B, n]``;
+           ``meta["rows"]`` has the batch dimension of what probes hand over
 Refuses    what lasts without a batch dimension, and is written by an operator of another kind
 """
 
@@ -74,7 +75,10 @@ class _Writer:
         for node in self.origin.graph.nodes:
             if node.op != "placeholder":
                 self.env[node] = self._node(node)
-        return module_of(self.graph, self.origin)
+        made = module_of(self.graph, self.origin)
+        handed = {state_of(node): node for node in inputs if role_of(node) is Role.VALUE}
+        made.meta["rows"] = {state: self.batch.dim_of(ops.value(node), node.name) for state, node in handed.items()}
+        return made
 
     def _input(self, node: fx.Node) -> None:
         new = self.env[node] = copy_node(self.graph, node, self.env.__getitem__)

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from hicache_compile.passes.analysis.batch import Batch, NotByRowError
-from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.choices import Choice
 from hicache_compile.passes.graph.inputs import MEASURED, StateInput, memory
 from hicache_compile.passes.lowering.pages import ROWS
@@ -147,7 +146,8 @@ class _Made:
                 assert first.pool is not None
                 arguments.append(first.pool.tensors[place])
             else:
-                arguments.append(given[state] if state in given else self._handed_over(state, numbers))
+                handed = state in program.rows
+                arguments.append(self._handed_over(state, program.rows[state], numbers) if handed else given[state])
         if not self.step.modes:
             return program, program.run(*arguments)
         with brought_back(self.step.modes):
@@ -159,26 +159,18 @@ class _Made:
         assert rings[0] is not None
         return self.graph.session.shared.pools.rows(tuple(places), rings[0].tensors[0].device)
 
-    def _handed_over(self, state: StateInput, numbers: list[int]) -> torch.Tensor:
-        """What probes made for later programs."""
-        parts, dim = [], None
+    def _handed_over(self, state: StateInput, dim: int | None, numbers: list[int]) -> torch.Tensor:
+        """What probes made for later programs; ``dim``: of its rows."""
+        parts = []
         for number in numbers:
             of, program, values = next(
                 entry for entry in self._handed if number in entry[0] and state in entry[1].returns
             )
             value = values[program.returns.index(state)]
-            dim = self.batch.dim_of(self._example(state, number), str(state))
             if dim is None or of == numbers:
                 return value
             parts.append(value.narrow(dim, of.index(number), 1))
         return torch.cat(parts, dim or 0)
-
-    def _example(self, state: StateInput, number: int) -> Any:
-        for program in self.parts[number].live.programs.rewrite.programs.values():
-            for node in program.graph.find_nodes(op="placeholder"):
-                if node.meta.get("state") == state:
-                    return ops.value(node)
-        raise AssertionError(state)
 
     def _measured(self, numbers: Sequence[int], guard: int) -> list[list[Any]]:
         """What ``guard`` measured of each of the rows: read in one go."""
