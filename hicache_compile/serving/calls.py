@@ -9,6 +9,7 @@ import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from hicache_compile.internals import pytree
+from hicache_compile.runtime.rows.arguments import has_rows
 
 MOST = 64  # tensors that all rows have in common, of which a copy is kept
 
@@ -58,7 +59,7 @@ def key_of(call: Arguments, rows: int, alike: Alike) -> Hashable:
 def _key(value: Any, rows: int, alike: Alike) -> Hashable:
     if not isinstance(value, torch.Tensor):
         return (type(value), value) if isinstance(value, Hashable) else id(value)
-    if _has_rows(value, rows):
+    if has_rows(value, rows):
         return tuple(value.shape[1:]), value.dtype, value.device
     return alike.number(value)
 
@@ -69,9 +70,5 @@ def stacked(calls: Sequence[Arguments], rows: Sequence[int]) -> Arguments:
         return calls[0]
     flat = [pytree.tree_flatten((tuple(args), dict(kwargs))) for args, kwargs in calls]
     values = zip(*(leaves for leaves, _ in flat), strict=True)
-    joined = [torch.cat(each) if _has_rows(each[0], rows[0]) else each[0] for each in values]
+    joined = [torch.cat(each) if has_rows(each[0], rows[0]) else each[0] for each in values]
     return pytree.tree_unflatten(joined, flat[0][1])
-
-
-def _has_rows(value: Any, rows: int) -> bool:
-    return isinstance(value, torch.Tensor) and value.dim() > 0 and value.shape[0] == rows

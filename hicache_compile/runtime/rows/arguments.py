@@ -30,7 +30,7 @@ def rows_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
 def mark_rows(args: Sequence[Any], kwargs: Mapping[str, Any], rows: int) -> None:
     """Tell Dynamo that the batch size may be another in the next call."""
     for value in pytree.tree_leaves((tuple(args), dict(kwargs))):
-        if _has_rows(value, rows):
+        if has_rows(value, rows):
             maybe_mark_dynamic(value, 0)
 
 
@@ -40,7 +40,7 @@ def of_row(args: Sequence[Any], kwargs: Mapping[str, Any], row: int, rows: int) 
     def one(value: Any) -> Any:
         if isinstance(value, list):
             return [value[row]] if len(value) == rows else value
-        return value[row : row + 1] if _has_rows(value, rows) else value
+        return value[row : row + 1] if has_rows(value, rows) else value
 
     # Where the sample is a list, lists have an entry for each sample; else they hold tensors that have rows.
     is_leaf = _are_samples if isinstance(_first(args, kwargs), list) else None
@@ -82,7 +82,7 @@ def taken_apart(output: Any, counts: Sequence[int]) -> list[Any]:
 
 def _part(output: Any, start: int, end: int, rows: int) -> Any:
     if isinstance(output, torch.Tensor):
-        return output[start:end] if _has_rows(output, rows) else output
+        return output[start:end] if has_rows(output, rows) else output
     if isinstance(output, list):
         return output[start:end] if len(output) == rows else output
     if isinstance(output, tuple):
@@ -96,5 +96,6 @@ def _rebuilt(like: tuple[Any, ...], values: Sequence[Any]) -> Any:
     return type(like)(*values) if hasattr(like, "_fields") else tuple(values)
 
 
-def _has_rows(value: Any, rows: int) -> bool:
+def has_rows(value: Any, rows: int) -> bool:
+    """Whether ``value``, an argument or an output of a call of ``rows``, has one for each."""
     return isinstance(value, torch.Tensor) and value.dim() > 0 and value.shape[0] == rows
