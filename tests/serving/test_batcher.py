@@ -109,13 +109,19 @@ class Served:
         made.set()
         return waiting[0]
 
+    def ended(self, order: Order, request: Request) -> Any:
+        """What the pipeline returned; ``None``: the request was cancelled."""
+        if order.cancelled is None:
+            return request.result(timeout=120)[0]
+        with pytest.raises(CancelledError):
+            request.result(timeout=120)
+        return None
+
     def check(self, order: Order, request: Request) -> None:
-        if order.cancelled is not None:
-            with pytest.raises(CancelledError):
-                request.result(timeout=120)
+        made = self.ended(order, request)
+        if made is None:
             return
         expected, decisions = self.alone(order)
-        made = request.result(timeout=120)[0]
         assert request.decisions == decisions
         torch.testing.assert_close(made, expected, rtol=1e-5, atol=1e-5, msg=lambda text: f"{order}: {text}")
 
