@@ -31,9 +31,9 @@ with Feature("compiling"):
     from torch.utils._python_dispatch import (
         TorchDispatchMode,
         _disable_current_modes,
+        _get_current_dispatch_mode_stack,
         _pop_mode,
         _push_mode,
-        is_in_torch_dispatch_mode,
     )
 
     dynamo_config = torch._dynamo.config

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+# A counter sets a flag and hooks that torch has once for all threads: a frame that Dynamo sees meanwhile in another is
+# skipped for good. So no denoiser is called through Dynamo while FLOPs are counted.
+NO_DYNAMO = threading.RLock()
 
 
 def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:

@@ -9,7 +9,7 @@ from torch import fx
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from hicache_compile.internals import DynamicOutputShapeException, FakeTensorMode
-from hicache_compile.operators.flop_counter import flop_counter
+from hicache_compile.operators.flop_counter import NO_DYNAMO, flop_counter
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.graphs import placeholders
 from hicache_compile.passes.graph.shapes import Bindings, concrete
@@ -69,7 +69,7 @@ def count_flops(program: fx.GraphModule, bindings: Bindings) -> int:
 
 def flops_by_node(program: fx.GraphModule, bindings: Bindings) -> dict[str, int]:
     """FLOPs of each node, by name, as in ``count_flops``."""
-    with FakeTensorMode(), flop_counter() as counter, torch.no_grad():
+    with NO_DYNAMO, FakeTensorMode(), flop_counter() as counter, torch.no_grad():
         run = _Run(program, counter)
         run.run(*(_fake(ops.value(node), bindings) for node in placeholders(program)))
     return run.by_node

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +10,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from hicache_compile import CompiledDenoiser, HiCache, hicache_compile
+from hicache_compile.runtime.replay.dispatch_modes import GLOBAL_HOOKS
+from hicache_compile.runtime.step import Step
 from tests.support.models import ToyDiT, flux_inputs, random_flux
 
 STEPS = 10
@@ -226,3 +230,27 @@ def test_a_module_made_in_the_forward_is_compiled_once() -> None:
                     compiled(*call(step))
     report = compiled.report()
     assert (report.programs, report.recompiles, report.decisions()) == (2, 0, "FF..")
+
+
+def test_a_mode_of_another_thread_is_left_alone() -> None:
+    """torch's flag says that some thread has a mode: its hooks must not be taken off, nor put back once it is done."""
+    compiled = hicache_compile(ToyDiT(depth=2), HiCache(interval=2), backend="eager")
+    inside, go_on = threading.Event(), threading.Event()
+
+    def count() -> None:
+        with FlopCounterMode(display=False):
+            inside.set()
+            go_on.wait(60)
+
+    other = threading.Thread(target=count)
+
+    def end_it(step: Step, call: object, make: Callable[[], Tensor]) -> Tensor:
+        go_on.set()
+        other.join()
+        return make()
+
+    other.start()
+    inside.wait(60)
+    with torch.no_grad(), compiled.trajectory(2), compiled.observed(end_it):
+        compiled(torch.randn(1, 5, 16), torch.ones(1))
+    assert [len(hooks) for hooks in GLOBAL_HOOKS] == [0, 0]

@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from hicache_compile.internals import (
     TorchDispatchMode,
     _disable_current_modes,
+    _get_current_dispatch_mode_stack,
     _pop_mode,
     _push_mode,
     global_forward_hooks,
     global_forward_pre_hooks,
-    is_in_torch_dispatch_mode,
 )
 
 GLOBAL_HOOKS = (global_forward_pre_hooks, global_forward_hooks)
@@ -31,7 +31,8 @@ def set_aside() -> Iterator[list[TorchDispatchMode]]:
     """Take the active modes off the stack and the hooks off the modules; yields the modes, outermost first, those that
     were taken off further out too."""
     outside = aside()
-    if not is_in_torch_dispatch_mode(include_infra_modes=False):
+    # Of this thread: torch's own flag is set by a mode of any, whose hooks are none of ours to take off.
+    if all(mode.is_infra_mode() for mode in _get_current_dispatch_mode_stack()):
         yield outside
         return
     hooks = [dict(registered) for registered in GLOBAL_HOOKS]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
-import threading
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,9 +12,10 @@ from typing import Any
 
 from hicache_compile import internals
 from hicache_compile.internals import GuardOnDataDependentSymNode, TorchDynamoException, dynamo_config
+from hicache_compile.operators.flop_counter import NO_DYNAMO
 
-# Whether a break is an error is one setting of Dynamo for all threads.
-BREAKS_SET = threading.RLock()
+# Whether a break is an error is one setting of Dynamo for all threads; and FLOPs are not counted meanwhile.
+BREAKS_SET = NO_DYNAMO
 UNTRACED = (TorchDynamoException, GuardOnDataDependentSymNode)  # Dynamo has no graph for a call
 _ADVICE = logging.getLogger("torch._dynamo.variables.tensor")
 _frames = itertools.count()
