@@ -83,9 +83,9 @@ class Meeting:
             BaseException: what the denoiser raised.
         """
         args, kwargs = call.arguments
-        call.key = (id(call.denoiser), call.forecast, torch.is_inference_mode_enabled())
-        call.key = (call.key, key_of(call.arguments, rows_in(args, kwargs), self._alike))
+        rows, mode = rows_in(args, kwargs), torch.is_inference_mode_enabled()
         with self._changed:
+            call.key = id(call.denoiser), call.forecast, mode, key_of(call.arguments, rows, self._alike)
             if self._closed or call.request.stopped:
                 raise CancelledError
             call.since = self._clock()

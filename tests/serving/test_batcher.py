@@ -178,6 +178,8 @@ def test_requests_share_calls_and_recompile_nothing(flux: Served) -> None:
 def test_every_page_is_free_again(flux: Served) -> None:
     random.seed(0)
     asked = [Order(number % 3, 3, number % 4, 0, False, number % 2 or None) for number in range(30)]
+    for order in asked:
+        flux.alone(order.same)
     requests = [flux.submit(order) for order in asked]
     broken = flux.batcher.submit(**{**flux.call(asked[0]), "prompt": 7})  # the pipeline refuses it
     for order, request in zip(asked, requests, strict=True):
