@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hicache_compile.errors import HiCacheError, numbers
+
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
@@ -26,3 +28,15 @@ def bound(part: Any, run: RunInfo) -> Any:
     """A schedule or forecaster for ``run``: what its method ``bind(run)`` returns, or itself where it has none."""
     bind = getattr(part, "bind", None)
     return part if bind is None else bind(run)
+
+
+def checked_times(timesteps: Sequence[float], num_steps: int) -> tuple[float, ...]:
+    """``timesteps`` as numbers.
+
+    Raises:
+        HiCacheError: they are none, or not ``num_steps``.
+    """
+    times = numbers("trajectory", "timesteps", timesteps)
+    if len(times) != num_steps:
+        raise HiCacheError(f"trajectory.timesteps: {len(times)} of them, must be {num_steps}")
+    return times

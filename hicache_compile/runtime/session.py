@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from hicache_compile.errors import HiCacheError, numbers, whole_number
+from hicache_compile.errors import HiCacheError, whole_number
 from hicache_compile.policy.layout import Layout
 from hicache_compile.policy.policy import Policy
-from hicache_compile.policy.run import RunInfo
+from hicache_compile.policy.run import RunInfo, checked_times
 from hicache_compile.runtime.call_arguments import Call
 from hicache_compile.runtime.deciders.base import Decider
 from hicache_compile.runtime.deciders.rows import check_slots
@@ -43,6 +43,7 @@ class Session(StepCounter):
         super().__init__(options, shared)
         self.live: dict[object, Any] = {}
         self.step: Step | None = None
+        self._in_call = False  # from before its step is known until it is counted
         self.latest: Step | None = None  # the step of the call before
         self.last_graphs: list[object] = []
         self.most_graphs = 0
@@ -154,6 +155,13 @@ class Session(StepCounter):
         """
         if self.step is not None:
             raise HiCacheError("the compiled denoiser was called from inside its own call")
+        self._in_call = True
+        try:
+            return self._run_step(call, make, step)
+        finally:
+            self._in_call = False
+
+    def _run_step(self, call: Call, make: Callable[[Step], Output], step: Step | None) -> Output:
         again = step is not None
         if not again:
             self._check_slots()
@@ -190,7 +198,7 @@ class Session(StepCounter):
 
     @property
     def is_idle(self) -> bool:
-        return self.step is None and super().is_idle
+        return not self._in_call and super().is_idle
 
     def forget(self) -> None:
         """Forget the anchors and the history of this thread."""
@@ -234,15 +242,3 @@ class Session(StepCounter):
         if made.shareable and self.observer is None:
             self._deciders = [*self._deciders[-7:], (key, made)]
         return made
-
-
-def checked_times(timesteps: Sequence[float], num_steps: int) -> tuple[float, ...]:
-    """``timesteps`` as numbers.
-
-    Raises:
-        HiCacheError: they are none, or not ``num_steps``.
-    """
-    times = numbers("trajectory", "timesteps", timesteps)
-    if len(times) != num_steps:
-        raise HiCacheError(f"trajectory.timesteps: {len(times)} of them, must be {num_steps}")
-    return times
