@@ -7,7 +7,7 @@ import random
 
 import psutil
 
-from tests.serving.test_batcher import NAMES, POLICIES, PROMPTS, Order, Served, served_by
+from tests.serving.test_batcher import MOST_CAPTURES, NAMES, POLICIES, PROMPTS, Order, Served, served_by
 from tests.stress.size import size
 
 REQUESTS = size(40, 500)
@@ -37,11 +37,11 @@ def test_many_requests_leave_nothing() -> None:
             for prompt in range(len(PROMPTS)):
                 make(served, [Order(0, 9, policy, prompt, True)] * 2)
         make(served, [drawn(source) for _ in range(A_ROUND)])
-        graphs, before = len(served.pipe.transformer._graphs), psutil.Process().memory_info().rss
+        before = psutil.Process().memory_info().rss
         for _ in range(REQUESTS // A_ROUND):
             make(served, [drawn(source) for _ in range(A_ROUND)])
         gc.collect()
         found = served.batcher.statistics()
         assert (found.waiting, found.running, found.pages_used) == (0, 0, 0)
-        assert len(served.pipe.transformer._graphs) == graphs
+        assert len(served.pipe.transformer._graphs) <= MOST_CAPTURES
         assert psutil.Process().memory_info().rss - before < GROWTH * 2**20
