@@ -13,6 +13,7 @@ from hicache_compile.frontend.traced import Traced
 from hicache_compile.passes.analysis.batch import NotByRowError
 from hicache_compile.runtime.replay.frames import UNTRACED, drop_compiled
 from hicache_compile.runtime.rows.arguments import joined, mark_rows, of_row, rows_in
+from hicache_compile.runtime.rows.row import Row
 from hicache_compile.runtime.rows.step import RowsStep
 from hicache_compile.runtime.runs import Inside, Sessions
 from hicache_compile.runtime.step import Step
@@ -68,14 +69,18 @@ class Batches:
         outputs, rows = [], step.rows
         for number, row in enumerate(rows):
             mine = of_row(args, kwargs, number, len(rows)) if len(rows) > 1 else (args, dict(kwargs))
-            with Inside(self._sessions, row.session):
-                row.session.step = row.step
-                try:
-                    outputs.append(make(row.step, *mine))
-                finally:
-                    row.session.step = None
+            outputs.append(self.one(row, *mine, make))
             step.graphs += row.step.graphs
         return joined(outputs) if len(rows) > 1 else outputs[0]
+
+    def one(self, row: Row, args: tuple[Any, ...], kwargs: dict[str, Any], make: Make) -> Any:
+        """Make the step of a single row, as a call of its run does."""
+        with Inside(self._sessions, row.session):
+            row.session.step = row.step
+            try:
+                return make(row.step, args, kwargs)
+            finally:
+                row.session.step = None
 
 
 def _drop(code: list[types.CodeType]) -> None:

@@ -41,8 +41,7 @@ from hicache_compile.runtime.step import Step
 
 log = logging.getLogger(__name__)
 
-# Methods of diffusers' and peft's models that change what the weights compute.
-_CHANGES_MODEL = re.compile("lora|adapter|fuse_|layerwise_casting")
+_CHANGES_MODEL = re.compile("lora|adapter|fuse_|layerwise_casting")  # methods that change what weights compute
 
 
 @dataclass(slots=True)
@@ -135,7 +134,9 @@ class CompiledDenoiser(Handle, StandIn):
     def together(self, rows: Sequence[Row], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make ``rows``, steps that the sessions of their runs have begun and will count, in one call."""
         session = self._sessions.of_rows()
-        with Inside(self._sessions, session), torch.no_grad():
+        with torch.no_grad(), Inside(self._sessions, session):
+            if len(rows) == 1:
+                return self._inner.batches.one(rows[0], args, kwargs, self._replay_or_run)
             step = session.step = session.step_of(rows)
             try:
                 return self._replay_or_run(step, args, kwargs)
@@ -241,6 +242,7 @@ def _release(code: list[types.CodeType], per_thread: Sessions, shared: Shared, g
     for graph in graphs:  # after a graph break they belong to frames of the class, which outlives its denoisers
         graph.program_sets.clear()
     per_thread.clear()
+    shared.pools.clear()
     shared.attributes = None
 
 

@@ -81,6 +81,7 @@ class Sessions(PerThread[Session]):
         """Drop them all."""
         super().clear()
         self._of_runs.clear()
+        self._of_rows.clear()
 
 
 class Inside:

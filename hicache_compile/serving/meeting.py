@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from hicache_compile.frontend.denoiser import CompiledDenoiser
-from hicache_compile.runtime.rows.arguments import rows_in, taken_apart
+from hicache_compile.runtime.rows.arguments import taken_apart
 from hicache_compile.runtime.rows.row import Row
 from hicache_compile.serving.calls import Alike, Arguments, key_of, stacked
 from hicache_compile.serving.request import Request
@@ -82,8 +82,7 @@ class Meeting:
             CancelledError: its request was cancelled, or the meeting closed.
             BaseException: what the denoiser raised.
         """
-        args, kwargs = call.arguments
-        rows, mode = rows_in(args, kwargs), torch.is_inference_mode_enabled()
+        rows, mode = len(call.rows), torch.is_inference_mode_enabled()
         with self._changed:
             call.key = id(call.denoiser), call.forecast, mode, key_of(call.arguments, rows, self._alike)
             if self._closed or call.request.stopped:
@@ -186,7 +185,7 @@ class Meeting:
 
     def _made_together(self, calls: list[Call]) -> None:
         rows = [row for call in calls for row in call.rows]
-        counts = [rows_in(*call.arguments) for call in calls]
+        counts = [len(call.rows) for call in calls]
         args, kwargs = stacked([call.arguments for call in calls], counts)
         output = calls[0].denoiser.together(rows, args, dict(kwargs))
         if len(calls) == 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,8 +95,3 @@ def _tensors(args: Any) -> list[fx.Node]:
     found: list[fx.Node] = []
     fx.node.map_arg(args, found.append)
     return [node for node in found if ops.is_tensor(node)]
-
-
-def first_tensor(nodes: Iterable[fx.Node]) -> torch.Tensor:
-    """The example value of the first tensor among ``nodes``."""
-    return next(ops.value(node) for node in nodes if ops.is_tensor(node))

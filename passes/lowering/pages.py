@@ -20,7 +20,7 @@ import torch
 from torch import fx
 
 from hicache_compile.operators import anchors, measurements, pages
-from hicache_compile.passes.analysis.batch import Batch, NotByRowError, first_tensor
+from hicache_compile.passes.analysis.batch import Batch, NotByRowError
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.graphs import copy_node, fake_mode_of, module_of, placeholders
 from hicache_compile.passes.graph.inputs import KEPT, MEASURED, SCALE, Role, StateInput, add_input, role_of, state_of
@@ -68,9 +68,9 @@ class _Writer:
         for node in inputs:
             self._input(node)
         if self.kept:
-            with fake_mode_of(first_tensor(inputs)):
-                device = next(ops.value(node).device for node in self.kept)
-                example = torch.zeros(self.batch.size, dtype=torch.int64, device=device)
+            like = ops.value(next(iter(self.kept)))
+            with fake_mode_of(like):
+                example = torch.zeros(self.batch.size, dtype=torch.int64, device=like.device)
             self.rows = add_input(self.graph, ROWS, example)
         for node in self.origin.graph.nodes:
             if node.op != "placeholder":

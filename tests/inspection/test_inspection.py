@@ -23,6 +23,7 @@ from hicache_compile.inspection.page import page
 from hicache_compile.passes.graph.graphs import placeholders
 from hicache_compile.passes.graph.source import source_of
 from hicache_compile.policy.schedules.base import Interval
+from tests.support.chromium import BINARY, FLAGS
 from tests.support.models import ToyDiT, flux_inputs, random_flux, sample
 
 ROOT = Path(__file__).parents[2]
@@ -201,20 +202,7 @@ def test_live_blocks_are_on_the_map() -> None:
     assert text.count("rowspan=2") == 1
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to open the page in")
+@pytest.mark.skipif(BINARY is None, reason="no Chromium to open the page in")
 def test_the_page_works_in_a_browser(dumped: Path, tmp_path: Path) -> None:
     html = (dumped / "index.html").read_text()
     script = (
@@ -229,7 +217,7 @@ def test_the_page_works_in_a_browser(dumped: Path, tmp_path: Path) -> None:
     )
     opened = tmp_path / "opened.html"
     opened.write_text(html.replace("<head>", "<head>" + script[0]).replace("</body>", script[1]))
-    command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={tmp_path}/profile", "--dump-dom", opened.as_uri()]
+    command = [str(BINARY), *FLAGS, f"--user-data-dir={tmp_path}/profile", "--dump-dom", opened.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "<title>broken" not in done.stdout
     assert 'data-shown="layers.1.down"' in done.stdout

@@ -25,7 +25,6 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
     "--hide-scrollbars",
-    "--remote-debugging-pipe",
 ]
 
 
@@ -117,7 +116,15 @@ def chromium(profile: Path) -> Iterator[Tab]:
     numbered = "import os, sys; os.dup2({0}, 103); os.dup2({1}, 104); os.dup2(103, 3); os.dup2(104, 4); "
     numbered += "os.execv(sys.argv[1], sys.argv[1:])"  # the browser reads at 3 and writes at 4
     program = numbered.format(commands_read, answers_write)
-    command = [sys.executable, "-c", program, str(BINARY), *FLAGS, f"--user-data-dir={profile}"]
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        str(BINARY),
+        *FLAGS,
+        "--remote-debugging-pipe",
+        f"--user-data-dir={profile}",
+    ]
     process = subprocess.Popen(
         command, pass_fds=(commands_read, answers_write), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

@@ -113,7 +113,8 @@ BODIES = {
 
 @pytest.mark.parametrize("body", BODIES.values(), ids=list(BODIES))
 def test_a_body_that_is_no_request(served: Live, body: bytes) -> None:
-    told(served.http.post(GENERATIONS, content=body, headers={"content-type": "application/json"}), 400)
+    answer = served.http.post(GENERATIONS, content=body, headers={"content-type": "application/json"})
+    assert told(answer, 400)["message"]
 
 
 def test_a_prompt_of_ten_megabytes(served: Live) -> None:
@@ -125,7 +126,8 @@ def test_a_prompt_of_ten_megabytes(served: Live) -> None:
 @pytest.mark.parametrize("pieces", [21, 900])
 def test_a_body_of_unknown_length(served: Live, pieces: int) -> None:
     body = (b"x" * 1000 for _ in range(pieces))
-    told(served.http.post(GENERATIONS, content=body, headers={"content-type": "application/json"}), 413)
+    answer = served.http.post(GENERATIONS, content=body, headers={"content-type": "application/json"})
+    assert told(answer, 413)["message"]
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "multipart/form-data", "application/x-www-form-urlencoded", ""])
@@ -148,7 +150,7 @@ def test_another_content_type(served: Live, kind: str) -> None:
     ],
 )
 def test_another_method_or_address(served: Live, method: str, path: str, status: int) -> None:
-    told(served.http.request(method, path), status)
+    assert told(served.http.request(method, path), status)["message"]
 
 
 def test_another_model(served: Live) -> None:
@@ -226,4 +228,4 @@ def test_any_object_is_an_order_within_the_limits_or_an_error(body: dict[str, An
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_request_or_an_error(body: bytes) -> None:
     with contextlib.suppress(ApiError):
-        read_request(body)
+        assert read_request(body).prompt
