@@ -60,8 +60,7 @@ class CompiledDenoiser(Handle, StandIn):
     It samples: it runs without gradients, one step of a trajectory a call.
     """
 
-    # `OptimizedModule` hands assignments to the wrapped module unless the class has the attribute.
-    _inner: _Inner
+    _inner: _Inner  # `OptimizedModule` hands assignments to the wrapped module unless the class has the attribute
 
     def __init__(self, model: torch.nn.Module, options: CompileOptions) -> None:
         per_thread = sessions(options)
@@ -81,7 +80,7 @@ class CompiledDenoiser(Handle, StandIn):
         batches = Batches(per_thread, lambda: Traced(model, optimize(receive), None, OpaqueModules(model, options)))
         graphed = bool(options.mode and list_mode_options(options.mode).get("triton.cudagraphs"))
         inner = _Inner(inspect.signature(model.forward), traced, batches, graphed)
-        graphs: list[CompiledGraph] = []
+        graphs = list[CompiledGraph]()
         own = {"_sessions": per_thread, "_model": model, "_graphs": graphs, "_inner": inner, "_dumped": [0, 0]}
         for name, value in own.items():
             object.__setattr__(self, name, value)
