@@ -23,7 +23,7 @@ from hicache_compile.runtime.step import Step
 from hicache_compile.runtime.storage.budget import parse_bytes
 from hicache_compile.serving.meeting import Call, Meeting
 from hicache_compile.serving.memory import Memory
-from hicache_compile.serving.pipeline_copy import copy_of, denoisers_of
+from hicache_compile.serving.pipeline_copy import OneAtATime, copy_of, denoisers_of
 from hicache_compile.serving.progress import Progress
 from hicache_compile.serving.request import Request
 from hicache_compile.serving.statistics import Counts, Statistics
@@ -36,8 +36,8 @@ class Batcher:
 
     Each request runs the pipeline's own ``__call__`` in a thread of its own, on a copy with a scheduler of its own; so
     every diffusers pipeline is served as it is. The denoiser's calls of all requests meet: rows that are forecast are
-    made at once, rows that are computed wait at most ``max_wait`` for company. Text encoders and autoencoders are
-    called by one request at a time.
+    made at once, rows that are computed wait at most ``max_wait`` for company. Tokenizers, text encoders
+    and autoencoders are called by one request at a time.
 
     Args:
         pipe: a diffusers pipeline, compiled by ``hicache_compile`` or not (then it is now, in place).
@@ -84,7 +84,7 @@ class Batcher:
         self._closed = False
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
-        self._components = threading.RLock()
+        self._components = OneAtATime()
         self._meeting = Meeting(max_batch, max_wait, lambda: len(self._running), self._count)
 
     def submit(self, *, cache: Any = None, on_step: Callable[[Progress], None] | None = None, **call: Any) -> Request:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import threading
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -14,16 +16,42 @@ from hicache_compile.frontend.denoiser import CompiledDenoiser
 from hicache_compile.frontend.pipeline import is_pipeline
 from hicache_compile.runtime.following.pipeline_calls import is_scheduler
 
-# What pipelines call of text encoders, autoencoders and the like.
-_CALLED = (
-    "forward",
-    "encode",
-    "decode",
-    "generate",
-    "encode_image",
-    "get_text_features",
-    "get_image_features",
-)
+
+class OneAtATime:
+    """Components whose methods one thread at a time calls: of text encoders and autoencoders, because of their memory;
+    of tokenizers, because they keep the padding and truncation of the call under way on themselves."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._kinds: dict[type, type] = {}
+
+    def of(self, component: Any) -> Any:
+        """``component``, with the same state."""
+        kind = type(component)
+        with self._lock:
+            if kind not in self._kinds:
+                self._kinds[kind] = self._kind(kind)
+        made: Any = object.__new__(self._kinds[kind])
+        object.__setattr__(made, "__dict__", vars(component))
+        return made
+
+    def _kind(self, kind: type) -> type:
+        found = {name: inspect.getattr_static(kind, name) for name in dir(kind)}
+        methods = {
+            name: self._locked(method)
+            for name, method in found.items()
+            if inspect.isfunction(method) and not inspect.isgeneratorfunction(method)
+            if name == "__call__" or not name.startswith("_")
+        }
+        return types.new_class(kind.__name__, (kind,), {}, lambda space: space.update(methods, __module__=__name__))
+
+    def _locked(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with self._lock:
+                return method(*args, **kwargs)
+
+        return call
 
 
 def denoisers_of(pipeline: Any) -> list[CompiledDenoiser]:
@@ -37,36 +65,24 @@ def denoisers_of(pipeline: Any) -> list[CompiledDenoiser]:
     return list(found.values())
 
 
-def copy_of(pipeline: Any, lock: threading.RLock) -> Any:
-    """``pipeline`` with schedulers of its own. Denoisers are shared; other modules are called by one thread at a time,
-    which holds ``lock``."""
+def copy_of(pipeline: Any, components: OneAtATime) -> Any:
+    """``pipeline`` with schedulers of its own. Denoisers are shared; other components are called by one thread at a
+    time."""
     made = copy.copy(pipeline)
     made.set_progress_bar_config(disable=True)
     for name, held in dict(vars(pipeline)).items():  # others may call it meanwhile
         if is_scheduler(held):
             vars(made)[name] = copy.deepcopy(held)
         elif is_pipeline(held):
-            vars(made)[name] = copy_of(held, lock)
-        elif isinstance(held, torch.nn.Module) and not isinstance(held, CompiledDenoiser):
-            vars(made)[name] = _one_at_a_time(held, lock)
+            vars(made)[name] = copy_of(held, components)
+        elif _is_component(held):
+            vars(made)[name] = components.of(held)
     for denoiser in denoisers_of(made):
         denoiser._session.shared.watch(made)
     return made
 
 
-def _one_at_a_time(module: torch.nn.Module, lock: threading.RLock) -> torch.nn.Module:
-    made = copy.copy(module)  # the same weights
-    for name in _CALLED:
-        method = getattr(made, name, None)
-        if callable(method):
-            object.__setattr__(made, name, _locked(method, lock))
-    return made
-
-
-def _locked(method: Callable[..., Any], lock: threading.RLock) -> Callable[..., Any]:
-    @functools.wraps(method)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        with lock:
-            return method(*args, **kwargs)
-
-    return call
+def _is_component(held: Any) -> bool:
+    if isinstance(held, CompiledDenoiser):
+        return False
+    return isinstance(held, torch.nn.Module) or (callable(held) and hasattr(held, "save_pretrained"))
