@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import types
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hicache_compile.errors import HiCacheError
 from hicache_compile.frontend.traced import Traced
 from hicache_compile.passes.analysis.batch import NotByRowError
 from hicache_compile.runtime.replay.frames import UNTRACED, drop_compiled
-from hicache_compile.runtime.rows.arguments import joined, mark_rows, of_row, rows_in
+from hicache_compile.runtime.rows.arguments import joined, mark_rows, of_row, rows_in, samples_in
 from hicache_compile.runtime.rows.row import Row
+from hicache_compile.runtime.rows.samples import Samples
 from hicache_compile.runtime.rows.step import RowsStep
 from hicache_compile.runtime.runs import Inside, Sessions
 from hicache_compile.runtime.step import Step
@@ -21,6 +22,7 @@ from hicache_compile.runtime.step import Step
 log = logging.getLogger(__name__)
 
 Make = Callable[[Step, tuple[Any, ...], dict[str, Any]], Any]  # makes a step of one run
+Together = Callable[[Sequence[Row], tuple[Any, ...], dict[str, Any], bool], Any]  # makes steps in one call
 
 
 class Batches:
@@ -36,6 +38,17 @@ class Batches:
         self._traced = traced
         self._denoise: Traced | None = None
         self._one_by_one = False
+        self._samples = Samples()
+
+    def make(self, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any], make: Make, together: Together) -> Any:
+        """Make ``step`` of one run: by sample, where each decides for itself, else with ``make``."""
+        return self._samples.make(
+            self._sessions.mine(),
+            step,
+            lambda: samples_in(args, kwargs),
+            lambda rows: together(rows, args, kwargs, True),
+            lambda: make(step, args, kwargs),
+        )
 
     def __call__(self, step: RowsStep, args: tuple[Any, ...], kwargs: dict[str, Any], make: Make) -> Any:
         """Make the steps of all rows; ``make``: makes that of one.
@@ -47,7 +60,7 @@ class Batches:
         found = rows_in(args, kwargs)
         if found != count:
             raise HiCacheError(f"rows: the batch has {found} rows, must have {count}, one for each run")
-        if count == 1 or self._one_by_one:
+        if count == 1 or (self._one_by_one and not step.in_one_call):
             return self._each(step, args, kwargs, make)
         if self._denoise is None:
             self._denoise = self._traced()
@@ -60,6 +73,8 @@ class Batches:
             cause = getattr(error, "inner_exception", error)
             if isinstance(cause, HiCacheError) and not isinstance(cause, NotByRowError):
                 raise
+            if step.in_one_call:
+                raise NotByRowError(str(cause)) from error
             log.warning("rows of several runs are called one by one, because they cannot share a call: %s", cause)
             self._one_by_one = True
         step.start_over()

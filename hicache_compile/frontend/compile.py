@@ -34,6 +34,7 @@ def hicache_compile(  # type: ignore[misc]  # the overloads leave the options to
     offload: bool = False,
     anchors: str | None = None,
     decide_together: bool = False,
+    together: bool = False,
 ) -> Any:
     """Compile ``model`` to sample with the cache ``policy`` describes.
 
@@ -57,6 +58,8 @@ def hicache_compile(  # type: ignore[misc]  # the overloads leave the options to
             anchor ``"float8_e4m3fn"`` or ``"int8"``. ``None``: the dtype of what is cached.
         decide_together: the ranks of ``torch.distributed`` run one sampling (sequence or tensor parallel): guards go by
             the largest measurement of all ranks, and every rank takes the same branch.
+        together: the samples of a batch decide as one: guards go by the largest measurement of all of them. By default
+            each sample is computed and forecast as it is alone, those that do the same in one call.
 
     Returns:
         A module used like ``model``, with ``trajectory``, ``reset``, ``disabled``, ``report``, ``graphs`` and
@@ -80,6 +83,7 @@ def hicache_compile(  # type: ignore[misc]  # the overloads leave the options to
         offload=offload,
         anchors=anchors,
         decide_together=decide_together,
+        together=together,
     )
 
     def wrap(module: torch.nn.Module) -> CompiledDenoiser:

@@ -36,7 +36,8 @@ from hicache_compile.runtime.replay.frames import MOST_ENTRIES, drop_compiled
 from hicache_compile.runtime.replay.replay import Replay, changes_python_state, compiled_within, signature_of_call
 from hicache_compile.runtime.rows.row import Row
 from hicache_compile.runtime.rows.step import RowsStep
-from hicache_compile.runtime.runs import Inside, Sessions, sessions
+from hicache_compile.runtime.rows.together import together
+from hicache_compile.runtime.runs import Sessions, sessions
 from hicache_compile.runtime.step import Step
 
 log = logging.getLogger(__name__)
@@ -103,7 +104,9 @@ class CompiledDenoiser(Handle, StandIn):
             torch.compiler.cudagraph_mark_step_begin()  # a replayed step does not enter Dynamo, which would say so
         call = DenoiserCall(self._inner.signature, args, kwargs)
         try:
-            output = self._session.run_step(call, lambda step: self._replay_or_run(step, args, kwargs))
+            output = self._session.run_step(
+                call, lambda step: self._inner.batches.make(step, args, kwargs, self._replay_or_run, self.together)
+            )
         except BackendCompilerFailed as error:
             if isinstance(error.inner_exception, HiCacheError):
                 raise error.inner_exception from None
@@ -130,20 +133,17 @@ class CompiledDenoiser(Handle, StandIn):
                 step.context.replays.keep(signature, Replay(step.calls[0], tensors, output, shared.changes()))
         return output
 
-    def together(self, rows: Sequence[Row], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Make ``rows``, steps that the sessions of their runs have begun and will count, in one call."""
-        session = self._sessions.of_rows()
-        with torch.no_grad(), Inside(self._sessions, session):
+    def together(
+        self, rows: Sequence[Row], args: tuple[Any, ...], kwargs: dict[str, Any], in_one_call: bool = False
+    ) -> Any:
+        """Make ``rows``, steps that the sessions of their runs have begun and will count, in one call or, unless
+        ``in_one_call``, one by one."""
+        with torch.no_grad():
             if len(rows) == 1:
                 return self._inner.batches.one(rows[0], args, kwargs, self._replay_or_run)
-            step = session.step = session.step_of(rows)
-            try:
-                return self._replay_or_run(step, args, kwargs)
-            except BaseException:
-                step.invalidate()
-                raise
-            finally:
-                session.step = None
+            return together(
+                self._sessions, rows, lambda step: self._replay_or_run(step, args, kwargs), in_one_call=in_one_call
+            )
 
     def _run(self, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the compiled graphs."""

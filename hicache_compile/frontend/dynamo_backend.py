@@ -12,8 +12,7 @@ import inspect as introspection
 import logging
 import types
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,17 +21,21 @@ from torch import fx
 from hicache_compile import internals
 from hicache_compile.errors import HiCacheError
 from hicache_compile.frontend.calls import context_of_call, prepare_calls
+from hicache_compile.frontend.graph_inputs import GraphCallInputs, GraphInputs
 from hicache_compile.frontend.handle import Handle
 from hicache_compile.internals import BACKEND, InstructionTranslator, ShortenTraceback, lookup_backend
-from hicache_compile.passes.graph.arguments import argument_of
-from hicache_compile.passes.graph.graphs import placeholders
+from hicache_compile.passes.analysis.batch import NotByRowError
 from hicache_compile.passes.transforms.capture import capture
 from hicache_compile.passes.work import Rewrite
 from hicache_compile.runtime.compiled_graph import CompiledGraph
 from hicache_compile.runtime.nothing_cached import why_nothing
 from hicache_compile.runtime.options import CompileOptions
 from hicache_compile.runtime.replay.dispatch_modes import aside, brought_back
+from hicache_compile.runtime.rows.row import Row
+from hicache_compile.runtime.rows.samples import Samples
+from hicache_compile.runtime.rows.together import together
 from hicache_compile.runtime.runs import sessions
+from hicache_compile.runtime.step import Step
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +64,7 @@ class CompiledFunction(Handle):
         self._graphs = []
         self._plain: list[Rewrite] = []  # graphs that cache nothing, until the last one is known
         self._dumped = [0, 0]
+        self._samples = Samples()
         self._first_code: types.CodeType | None = None
         self._compiled: Callable[[], Any] = lambda: None  # weak: Dynamo keeps this handle with its code
         self._module: Callable[[], Any] = lambda: None
@@ -112,9 +116,18 @@ class CompiledFunction(Handle):
         step = None if begins else session.latest
         if step is None and not begins:
             raise HiCacheError("a part of the denoiser ran outside of its call: must be called as it was compiled")
-        outputs = session.run_step(GraphCallInputs(inputs, values), lambda _: graph(*values), step)
+        given = GraphCallInputs(inputs, values)
+        outputs = session.run_step(given, lambda made: self._made(graph, given, begins, made), step)
         self._dump_where_asked()
         return outputs
+
+    def _made(self, graph: CompiledGraph, given: GraphCallInputs, begins: bool, step: Step) -> Any:
+        def by_row(rows: Sequence[Row]) -> Any:
+            if not begins:
+                raise NotByRowError("the denoiser is several graphs")
+            return together(self._sessions, rows, lambda _: graph(*given.values), in_one_call=True)
+
+        return self._samples.make(self._session, step, given.samples, by_row, lambda: graph(*given.values))
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
         compiled = self._compiled()
@@ -140,35 +153,6 @@ class CompiledFunction(Handle):
         self._graphs.clear()
         self._first_code = None
         self.reset()
-
-
-class GraphInputs:
-    """The inputs of a captured graph that are arguments of the denoiser."""
-
-    def __init__(self, captured: fx.GraphModule, forward: Callable[..., Any] | None) -> None:
-        self.places: dict[str, int] = {}
-        self._tensors = [i for i, node in enumerate(placeholders(captured)) if not node.meta["weight"]]
-        ordered = list(introspection.signature(forward).parameters) if forward else []
-        for place, node in enumerate(placeholders(captured)):
-            name = argument_of(node)
-            if isinstance(name, int):
-                name = ordered[name] if name < len(ordered) else f"input_{name}"
-            if name is not None and not node.meta["weight"]:
-                self.places[name] = place
-
-    def of_call(self, values: Sequence[Any]) -> Iterator[Any]:
-        return (values[place] for place in self._tensors)
-
-
-@dataclass(frozen=True, slots=True)
-class GraphCallInputs:
-    """One call of a captured graph, as the step counter asks for it."""
-
-    inputs: GraphInputs
-    values: Sequence[Any]
-
-    def arguments(self) -> Mapping[str, Any]:
-        return {name: self.values[place] for name, place in self.inputs.places.items()}
 
 
 class Backend:

@@ -46,6 +46,7 @@ class CompiledGraph:
         self.options = sessions.mine().options
         self.program_sets: dict[Layout, ProgramSet] = {}
         self.replayable = False
+        self.apart = False  # rows of a batch were seen not to change with their neighbours
         self._budgeted = BudgetedLayout(captured, self.options) if self.options.memory_budget is not None else None
         self._inputs = placeholders(captured)
         # What the denoiser itself writes (a call counter, running statistics) does not change what it is.
@@ -174,7 +175,11 @@ class CompiledGraph:
         one = live.programs.cond and live.programs.rings
         for choice in dict.fromkeys([Choice.EITHER] if one else decider.choices(num_steps)):
             guards = policy.guards if choice == Choice.EITHER else ()
-            live.programs.program(choice, self.options.backend, self.options.mode, guards)
+            if self.apart:
+                capacity = self.session.shared.pools.capacity
+                live.programs.paged(choice, self.batch, capacity, self.options.backend, self.options.mode)
+            else:
+                live.programs.program(choice, self.options.backend, self.options.mode, guards)
 
     def layout(self, policy: Policy, step: Step | None = None, bindings: Bindings | None = None) -> tuple[Layout, str]:
         """Where to cut for ``policy``: as it says, or what the memory budget leaves room for, and then why."""

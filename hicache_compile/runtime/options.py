@@ -44,6 +44,7 @@ class CompileOptions:
         offload: anchors are kept on the CPU.
         anchors: the dtype they are kept in, by torch's name; ``None``: their own.
         decide_together: the ranks of ``torch.distributed`` run one sampling.
+        together: the samples of a batch decide as one.
     """
 
     policy: Policy
@@ -55,6 +56,7 @@ class CompileOptions:
     offload: bool = False
     anchors: str | None = None
     decide_together: bool = False
+    together: bool = False
 
     @classmethod
     def of(cls, policy: Any = None, **given: Any) -> CompileOptions:
@@ -78,6 +80,7 @@ class CompileOptions:
         if options.anchors is not None:
             one_of(OWNER, "anchors", options.anchors, ANCHORS)
         true_or_false(OWNER, "decide_together", options.decide_together)
+        true_or_false(OWNER, "together", options.together)
         options.check(wanted)
         return options
 

@@ -17,6 +17,7 @@ from hicache_compile.runtime.program_set import Program
 from hicache_compile.runtime.replay.dispatch_modes import brought_back
 from hicache_compile.runtime.replay.parameters import Parameters
 from hicache_compile.runtime.rows.gather import in_order, rows_of
+from hicache_compile.runtime.rows.independence import check_apart
 from hicache_compile.runtime.rows.part import Part, begin, check, find_anchors
 from hicache_compile.runtime.rows.row import Row
 from hicache_compile.runtime.step import Step
@@ -48,6 +49,9 @@ def compute(
     batch = graph.batch
     if len(step.graphs) > 1:
         raise NotByRowError("the denoiser is several graphs, and what is between them is Python")
+    if not graph.apart:
+        check_apart(graph.captured, batch, inputs)
+        graph.apart = True
     parts = [begin(graph, batch, row, inputs) for row in rows]
     find_anchors(graph, parts, parameters)
     made = _Made(graph, batch, step, inputs, parts)

@@ -9,9 +9,11 @@ from typing import Any
 from hicache_compile.passes.analysis.batch import Batch, NotByRowError
 from hicache_compile.passes.graph.choices import Choice
 from hicache_compile.passes.lowering.pages import by_pages
+from hicache_compile.policy.layout import Layout
 from hicache_compile.runtime.compiled_graph import CompiledGraph
 from hicache_compile.runtime.deciders.base import Decider, Decision
 from hicache_compile.runtime.live import Live
+from hicache_compile.runtime.options import CompileOptions
 from hicache_compile.runtime.program_set import ProgramSet
 from hicache_compile.runtime.replay.parameters import Parameters
 from hicache_compile.runtime.rows.row import Row
@@ -41,17 +43,21 @@ class Part:
         return id(self.live.programs), id(self.pool), choice
 
 
-def check(graph: CompiledGraph, programs: ProgramSet, batch: Batch) -> None:
-    """Raise ``NotByRowError`` unless every program of ``programs`` can be run by page."""
-    options, layout = graph.options, programs.rewrite.layout
+def check_options(options: CompileOptions, layout: Layout) -> None:
+    """Raise ``NotByRowError`` where no batch can be made by row."""
     for given, what in (
         (options.offload, "anchors are kept on the CPU (offload=True)"),
-        (programs.cond, f"backend {options.backend!r} keeps every branch in one program"),
+        (options.cond, f"backend {options.backend!r} keeps every branch in one program"),
         (layout.partitions is not None, "attention is computed over partitions"),
         (options.decide_together, "all ranks decide as one (decide_together=True)"),
     ):
         if given:
             raise NotByRowError(what)
+
+
+def check(graph: CompiledGraph, programs: ProgramSet, batch: Batch) -> None:
+    """Raise ``NotByRowError`` unless every program of ``programs`` can be run by page."""
+    check_options(graph.options, programs.rewrite.layout)
     if programs.by_row:
         return
     for choice in list(programs.rewrite.programs):

@@ -34,11 +34,11 @@ class RowsSession(Session):
                 rows.append(Row(session, session.next_step(call)))
         return self.step_of(rows)
 
-    def step_of(self, rows: Sequence[Row]) -> RowsStep:
-        """The step of a batch of ``rows``."""
+    def step_of(self, rows: Sequence[Row], in_one_call: bool = False) -> RowsStep:
+        """The step of a batch of ``rows``; ``in_one_call``: they are never called one by one."""
         if any(not row.step.index for row in rows):  # a run begins: Dynamo looks once
             self._own.replays.clear()
-        return RowsStep(self._own, tuple(rows))
+        return RowsStep(self._own, tuple(rows), in_one_call)
 
     def finish(self, step: Step, again: bool = False) -> None:
         assert isinstance(step, RowsStep)

@@ -28,3 +28,9 @@ def finish(rows: Sequence[Row]) -> None:
     """Count the steps of the rows after the first, whose call its session counts."""
     for row in rows[1:]:
         row.session.finish(row.step)
+
+
+def drop(rows: Sequence[Row]) -> None:
+    """The rows after the first are none."""
+    for row in rows[1:]:
+        del row.session.contexts[row.step.context.name]

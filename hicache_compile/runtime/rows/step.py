@@ -18,13 +18,15 @@ class RowsStep(Step):
     Args:
         context: of the batch itself; it keeps which capture and which calls ran.
         rows: in the order of the batch.
+        in_one_call: they are never called one by one.
     """
 
-    __slots__ = ("rows",)
+    __slots__ = ("in_one_call", "rows")
 
-    def __init__(self, context: Context, rows: tuple[Row, ...]) -> None:
+    def __init__(self, context: Context, rows: tuple[Row, ...], in_one_call: bool) -> None:
         super().__init__(context, min(row.step.index for row in rows), None)
         self.rows = rows
+        self.in_one_call = in_one_call
 
     def lower(self, graph: CompiledGraph) -> None:
         lower(graph, self.rows)

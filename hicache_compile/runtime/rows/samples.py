@@ -1,0 +1,59 @@
+"""The samples of a batch of one run: each decides for itself, as in a call of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from hicache_compile.passes.analysis.batch import NotByRowError
+from hicache_compile.policy.guards.base import Measure
+from hicache_compile.policy.policy import Policy
+from hicache_compile.runtime.rows.part import check_options
+from hicache_compile.runtime.rows.row import Row
+from hicache_compile.runtime.rows.siblings import drop, finish, rows_of
+from hicache_compile.runtime.rows.step import RowsStep
+from hicache_compile.runtime.session import Session
+from hicache_compile.runtime.step import Step
+
+
+class Samples:
+    """Makes the steps of one run whose calls have several samples.
+
+    Where guards measure, samples may decide otherwise than their neighbours: the step is then made by row. Where they
+    cannot be told apart, or with ``together=True``, they decide as one.
+    """
+
+    def __init__(self) -> None:
+        self._as_one = False
+
+    def make(
+        self,
+        session: Session,
+        step: Step,
+        count: Callable[[], int],
+        by_row: Callable[[list[Row]], Any],
+        as_one: Callable[[], Any],
+    ) -> Any:
+        """Make ``step``, a call with ``count()`` samples, by row or as one."""
+        apart = not (self._as_one or session.options.together or isinstance(step, RowsStep))
+        if not apart or not _measured(step.context.policy) or (samples := count()) < 2:
+            return as_one()
+        rows = rows_of(session, step, samples)
+        try:
+            check_options(session.options, session.layout_of(step.context.policy))
+            output = by_row(rows)
+        except NotByRowError as error:
+            self._as_one = True
+            session.shared.warn_once(
+                "the samples of a batch decide as one, by the largest of what guards measure (together=True): %s", error
+            )
+            drop(rows)
+            step.start_over()
+            return as_one()
+        finish(rows)
+        return output
+
+
+def _measured(policy: Policy) -> bool:
+    """Whether steps of ``policy`` are decided by what is measured of a sample."""
+    return any(guard.probe.measure is not Measure.OBSERVE for guard in policy.guards)

@@ -1,0 +1,27 @@
+"""A call that is a step of every row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hicache_compile.runtime.rows.row import Row
+from hicache_compile.runtime.rows.step import RowsStep
+from hicache_compile.runtime.runs import Inside, Sessions
+
+
+def together(
+    sessions: Sessions, rows: Sequence[Row], make: Callable[[RowsStep], Any], *, in_one_call: bool = False
+) -> Any:
+    """Make ``rows``, steps that the sessions of their runs have begun and will count, with ``make``."""
+    session = sessions.of_rows()
+    with Inside(sessions, session):
+        step = session.step_of(rows, in_one_call)
+        session.step = step
+        try:
+            return make(step)
+        except BaseException:
+            step.invalidate()
+            raise
+        finally:
+            session.step = None

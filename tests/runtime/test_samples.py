@@ -1,0 +1,149 @@
+"""A batch of one run: each sample is decided as it is alone, unless it is asked that they decide as one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hicache_compile import (
+    DBCache,
+    DiCache,
+    EasyCache,
+    FBCache,
+    Policy,
+    SpeCa,
+    TeaCache,
+    hicache_compile,
+    inspect,
+)
+from tests.support.models import ToyDiT
+
+GUARDED: tuple[Policy, ...] = (
+    TeaCache(threshold=0.2, coefficients=(1.0, 0.0)),
+    FBCache(threshold=0.5),
+    DBCache(threshold=0.2, first=1, warmup=2),
+    EasyCache(threshold=0.1),
+    DiCache(threshold=0.2),
+    SpeCa(threshold=0.5),
+)
+STEPS = 8
+SPEEDS = (0.02, 0.3, 1.0, 4.0)  # how far each sample goes in a step: they decide apart
+
+
+def sampled(model: nn.Module, samples: list[int], steps: Iterable[int] = range(STEPS), x: Any = None) -> Tensor:
+    """``samples`` after ``steps``, as one batch; ``x``: before, by default noise."""
+    if x is None:
+        x = torch.cat([torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(number)) for number in samples])
+    speed = torch.tensor([SPEEDS[number] for number in samples]).reshape(-1, 1, 1)
+    with torch.no_grad():
+        for index in steps:
+            time = torch.full((len(samples),), 1 - index / STEPS)
+            x = x - speed * model(x, time) / STEPS
+    return x
+
+
+def decisions(model: Any, count: int) -> list[str]:
+    return [model.report().decisions("default" + (f"[{number}]" if number else "")) for number in range(count)]
+
+
+@pytest.fixture
+def toy() -> nn.Module:
+    torch.manual_seed(0)
+    return ToyDiT().eval()
+
+
+@pytest.mark.parametrize("policy", GUARDED, ids=("TeaCache", "FBCache", "DBCache", "EasyCache", "DiCache", "SpeCa"))
+def test_each_sample_is_what_it_is_alone(toy: nn.Module, policy: Policy) -> None:
+    alone, expected = [], []
+    for number in range(4):
+        model = hicache_compile(toy, policy, backend="eager")
+        with model.trajectory(STEPS):
+            alone.append(sampled(model, [number]))
+        expected += decisions(model, 1)
+    model = hicache_compile(toy, policy, backend="eager")
+    for _ in range(2):
+        with model.trajectory(STEPS):
+            made = sampled(model, [0, 1, 2, 3])
+        assert decisions(model, 4) == expected
+        torch.testing.assert_close(made, torch.cat(alone), rtol=1e-5, atol=1e-6)
+    assert len(set(expected)) > 1, expected
+
+
+def test_a_warmup_compiles_what_they_need(toy: nn.Module) -> None:
+    model = hicache_compile(toy, FBCache(threshold=0.5), backend="eager")
+    model.warmup((torch.randn(4, 5, 16), torch.ones(4)), num_steps=STEPS)
+    compiled = model.report().programs
+    with model.trajectory(STEPS):
+        sampled(model, [0, 1, 2, 3])
+    assert (model.report().programs, model.report().recompiles) == (compiled, 0)
+    assert len(set(decisions(model, 4))) > 1
+
+
+def test_a_run_of_samples_is_suspended(toy: nn.Module, tmp_path: Path) -> None:
+    """Each has anchors and decisions of its own in the file."""
+    model = hicache_compile(toy, FBCache(threshold=0.5), backend="eager")
+    with model.trajectory(STEPS):
+        expected = sampled(model, [0, 1, 2, 3])
+    letters = decisions(model, 4)
+    with model.trajectory(STEPS):
+        x = sampled(model, [0, 1, 2, 3], range(5))
+        model.suspend(tmp_path / "run")
+    other = hicache_compile(toy, FBCache(threshold=0.5), backend="eager")
+    with other.resume(tmp_path / "run"):
+        made = sampled(other, [0, 1, 2, 3], range(5, STEPS), x)
+    torch.testing.assert_close(made, expected, rtol=1e-6, atol=1e-6)
+    assert decisions(other, 4) == letters
+
+
+def test_they_decide_as_one_where_asked(toy: nn.Module, caplog: pytest.LogCaptureFixture) -> None:
+    model = hicache_compile(toy, FBCache(threshold=0.5), backend="eager", together=True)
+    with caplog.at_level(logging.WARNING), model.trajectory(STEPS):
+        sampled(model, [0, 1, 2, 3])
+    assert list(model.report().history) == ["default"]
+    assert not caplog.records
+
+
+def test_they_decide_as_one_where_they_cannot_be_told_apart(toy: nn.Module, caplog: pytest.LogCaptureFixture) -> None:
+    """A model that mixes its samples."""
+
+    class Mixing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = toy
+
+        def forward(self, x: Tensor, time: Tensor) -> Tensor:
+            made: Tensor = self.inner(x - x.mean(0), time)
+            return made @ x.flatten(0, 1).mT @ x.flatten(0, 1)
+
+    model = hicache_compile(Mixing(), FBCache(threshold=0.5), backend="eager")
+    with caplog.at_level(logging.WARNING), model.trajectory(STEPS):
+        sampled(model, [0, 1])
+    assert [record.message for record in caplog.records if "decide as one" in record.message]
+    assert list(model.report().history) == ["default"]
+
+
+@pytest.mark.parametrize(("dynamic", "contexts"), [(True, 4), (None, 1)])
+def test_with_torch_compile(
+    toy: nn.Module, dynamic: bool | None, contexts: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By sample where the batch size is symbolic; else they decide as one, which is said."""
+    torch._dynamo.reset()
+    options = {"policy": FBCache(threshold=0.5), "backend": "eager"}
+    model: Any = torch.compile(toy, backend="hicache", options=options, dynamic=dynamic)
+    handle = inspect(model)
+    with caplog.at_level(logging.WARNING), handle.trajectory(STEPS):
+        made = sampled(model, [0, 1, 2, 3])
+    assert len(handle.report().history) == contexts
+    assert len([record for record in caplog.records if "decide as one" in record.message]) == (contexts == 1)
+    if contexts > 1:
+        alone = hicache_compile(toy, FBCache(threshold=0.5), backend="eager")
+        for number in range(4):
+            with alone.trajectory(STEPS):
+                torch.testing.assert_close(sampled(alone, [number]), made[number : number + 1], rtol=1e-5, atol=1e-6)
+            assert decisions(alone, 1) == decisions(handle, 4)[number : number + 1]
