@@ -47,11 +47,13 @@ class Batch:
         """
         if not isinstance(value, torch.Tensor):
             return None
-        sizes = [size.node.expr if isinstance(size, torch.SymInt) else size for size in value.shape]
-        read = [dim for dim, size in enumerate(sizes) if self.symbols & getattr(size, "free_symbols", set())]
+        one = self.size.node.expr
+        equal = dict.fromkeys(self.symbols, one)
+        sizes = [size.node.expr.subs(equal) if isinstance(size, torch.SymInt) else size for size in value.shape]
+        read = [dim for dim, size in enumerate(sizes) if one in getattr(size, "free_symbols", ())]
         if not read:
             return None
-        if len(read) > 1 or sizes[read[0]] not in self.symbols:
+        if len(read) > 1 or sizes[read[0]] != one:
             shape = ", ".join(map(str, sizes))
             raise NotByRowError(f"{what}: its shape ({shape}) has more of the batch size in it than a dimension")
         return read[0]

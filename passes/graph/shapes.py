@@ -12,6 +12,7 @@ from hicache_compile.internals import has_free_unbacked_symbols
 from hicache_compile.passes.graph import ops
 
 Bindings = dict[Any, int]
+UNBOUNDED = 2**48  # nothing is known of a size that may be larger
 
 
 def is_dynamic(example: Any) -> bool:
@@ -36,13 +37,19 @@ def bind_symbols(inputs: Sequence[fx.Node], actual: Sequence[Any]) -> Bindings:
 
 
 def concrete(shape: Sequence[int | torch.SymInt], bindings: Bindings) -> tuple[int, ...]:
-    """``shape`` as plain integers; a symbol without a binding has its value at capture."""
+    """``shape`` as plain integers; a symbol without a binding has its value at capture, a size that depends on data the
+    largest that it may be."""
     return tuple(_whole(size, bindings) if isinstance(size, torch.SymInt) else size for size in shape)
 
 
 def _whole(size: torch.SymInt, bindings: Bindings) -> int:
     bound = size.node.expr.subs(bindings)
-    return int(size.node.hint) if bound.free_symbols else int(bound)
+    if not bound.free_symbols:
+        return int(bound)
+    if size.node.hint is not None:
+        return int(size.node.hint)
+    largest = size.node.shape_env.bound_sympy(bound).upper
+    return int(largest) if largest.is_Integer and largest < UNBOUNDED else 1
 
 
 def _bind(bindings: Bindings, size: torch.SymInt, real: int) -> None:

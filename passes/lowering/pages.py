@@ -107,8 +107,16 @@ class _Writer:
             raise NotByRowError(f"{node.name}: what it keeps from step to step cannot be told apart by row")
         new = copy_node(self.graph, node, self._value)
         if node.target in measurements.BY_ROW:
+            self._check_measured(node)
             new.kwargs = {**new.kwargs, "by_row": True}
         return new
+
+    def _check_measured(self, node: fx.Node) -> None:
+        """Measurements take the first dimension of a value for its samples."""
+        for value in node.all_input_nodes:
+            dim = self.batch.dim_of(ops.value(value), value.name)
+            if dim:
+                raise NotByRowError(f"{value.name}: a guard measures it, and its samples are in dimension {dim}, not 0")
 
     def _value(self, node: fx.Node) -> fx.Node:
         """``node`` as other nodes read it; what lasts is gathered."""

@@ -473,3 +473,25 @@ def test_blocks_that_cast_their_sums_and_fill_tensors_in_place(backend: str) -> 
         cached = run(compiled)
     assert "." in compiled.report().decisions()
     assert (cached - expected).norm() / (expected - case.noise()).norm() < 0.3
+
+
+def test_a_guard_hands_over_sizes_that_depend_on_data() -> None:
+    """Tokens that a mask picks before the blocks: their FLOPs are counted at the most that there can be."""
+
+    class Masked(ToyDiT):
+        def forward(self, x: Tensor, time: Tensor, drop: Tensor) -> Tensor:
+            x = x.clone()
+            x[drop] *= 0.0
+            made: Tensor = super().forward(x, time)
+            made[drop] += 1.0
+            return made
+
+    model = Masked(depth=2)
+    compiled = hicache_compile(model, FBCache(threshold=1e9, max_skips=2), backend="eager")
+    x, drop = torch.randn(1, 6, 16), torch.tensor([[True, False, True, False, False, False]])
+    with compiled.trajectory(4), torch.no_grad():
+        for t in (1.0, 0.7, 0.4, 0.1):
+            compiled(x, torch.full((1,), t), drop)
+    report = compiled.report()
+    assert report.decisions() == "F..F"
+    assert 0 < report.flops_forecast < report.flops_full
