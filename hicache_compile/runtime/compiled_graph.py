@@ -46,7 +46,7 @@ class CompiledGraph:
         self.options = sessions.mine().options
         self.program_sets: dict[Layout, ProgramSet] = {}
         self.replayable = False
-        self.apart = False  # rows of a batch were seen not to change with their neighbours
+        self.by_row: set[Hashable] = set()  # the sizes at which rows were seen to be apart
         self._budgeted = BudgetedLayout(captured, self.options) if self.options.memory_budget is not None else None
         self._inputs = placeholders(captured)
         # What the denoiser itself writes (a call counter, running statistics) does not change what it is.
@@ -175,7 +175,7 @@ class CompiledGraph:
         one = live.programs.cond and live.programs.rings
         for choice in dict.fromkeys([Choice.EITHER] if one else decider.choices(num_steps)):
             guards = policy.guards if choice == Choice.EITHER else ()
-            if self.apart:
+            if self.by_row:
                 capacity = self.session.shared.pools.capacity
                 live.programs.paged(choice, self.batch, capacity, self.options.backend, self.options.mode)
             else:

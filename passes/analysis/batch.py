@@ -11,6 +11,7 @@ from torch import fx
 from hicache_compile.errors import HiCacheError
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.graphs import output_node, placeholders
+from hicache_compile.passes.graph.shapes import Bindings
 
 
 class NotByRowError(HiCacheError):
@@ -57,6 +58,16 @@ class Batch:
             shape = ", ".join(map(str, sizes))
             raise NotByRowError(f"{what}: its shape ({shape}) has more of the batch size in it than a dimension")
         return read[0]
+
+    def check_sizes(self, most: int, bindings: Bindings) -> None:
+        """Raise ``NotByRowError`` unless the graph holds for batches of up to ``most`` rows, other sizes being those of
+        ``bindings``: what Dynamo found that a size must be was asked for the whole batch only."""
+        asked = [guard.expr for guard in self.size.node.shape_env.guards if guard.expr.free_symbols & self.symbols]
+        for expr in dict.fromkeys(asked):
+            for count in range(1, most + 1):
+                sizes = bindings | dict.fromkeys(self.symbols, count)
+                if expr.subs(sizes) == False:  # noqa: E712  # sympy's
+                    raise NotByRowError(f"the captured code is another for a batch of {count}: not {expr}")
 
 
 def batch_of(captured: fx.GraphModule) -> Batch:

@@ -27,7 +27,7 @@ from hicache_compile.passes.graph.graphs import numel
 @dataclass(slots=True)
 class Block:
     """One block: its nodes in graph order, its residual sums, the nodes on its streams (``spine``) and the values at
-    which those streams start (``entries``).
+    which those streams start (``entries``, in graph order).
 
     An entry comes from outside the block, or is computed in it by an operation that is not a carrier: a projection that
     merges a long skip, a convolution that changes the resolution.
@@ -37,7 +37,7 @@ class Block:
     nodes: list[fx.Node]
     residuals: list[Residual]
     spine: set[fx.Node] = field(default_factory=set)
-    entries: set[fx.Node] = field(default_factory=set)
+    entries: list[fx.Node] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +106,11 @@ def _blocks(captured: fx.GraphModule, residuals: list[Residual], ancestry: Ances
             block.nodes.append(node)
             block.residuals += [residual for residual in residuals if residual.node is node]
     found = [block for block in blocks.values() if block.residuals]
-    _follow_streams(found)
+    _follow_streams(found, ancestry)
     return sorted(found, key=lambda block: ancestry.index[block.residuals[0].node])
 
 
-def _follow_streams(blocks: list[Block]) -> None:
+def _follow_streams(blocks: list[Block], ancestry: Ancestry) -> None:
     """Fill in the spine and the entries of ``blocks``."""
     uses: dict[fx.Node, int] = {}
     only: list[frozenset[fx.Node]] = []
@@ -133,7 +133,8 @@ def _follow_streams(blocks: list[Block]) -> None:
                 stream = next((r.stream for r in block.residuals if r.node is node), None)
                 queue += streams.carriers(node) if stream is None else [stream]
         block.spine |= bases
-        block.entries = set().union(*(streams.roots(residual.stream) for residual in block.residuals))
+        entries = frozenset().union(*(streams.roots(residual.stream) for residual in block.residuals))
+        block.entries = sorted(entries, key=ancestry.index.__getitem__)
 
 
 def _bases(block: Block) -> set[fx.Node]:

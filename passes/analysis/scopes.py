@@ -46,7 +46,7 @@ class Draft:
 def _module_drafts(graph: fx.Graph, run: Run, layout: Layout, dependent: set[fx.Node]) -> list[Draft]:
     """One site per attention or MLP: the contributions of the residual sums, stripped of their gates."""
     drafts = []
-    spines = {node for block in run.blocks for node in block.spine | block.entries}
+    spines = {node for block in run.blocks for node in (*block.spine, *block.entries)}
     drafts_of: list[tuple[Block, dict[fx.Node, frozenset[fx.Node]]]] = []
     cached = run.blocks[min(layout.starts) : len(run.blocks) - layout.last]
     for block in cached:

@@ -84,5 +84,5 @@ def _streams_of(draft: Draft, runs: list[Run]) -> set[fx.Node]:
         for run in runs
         for block in run.blocks
         if draft.zone & set(block.nodes)
-        for node in block.spine | block.entries
+        for node in (*block.spine, *block.entries)
     }

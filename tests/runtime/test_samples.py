@@ -109,23 +109,40 @@ def test_they_decide_as_one_where_asked(toy: nn.Module, caplog: pytest.LogCaptur
     assert not caplog.records
 
 
-def test_they_decide_as_one_where_they_cannot_be_told_apart(toy: nn.Module, caplog: pytest.LogCaptureFixture) -> None:
-    """A model that mixes its samples."""
+class Mixing(nn.Module):
+    """What a sample returns changes with its neighbours."""
 
-    class Mixing(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = toy
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
 
-        def forward(self, x: Tensor, time: Tensor) -> Tensor:
-            made: Tensor = self.inner(x - x.mean(0), time)
-            return made @ x.flatten(0, 1).mT @ x.flatten(0, 1)
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        made: Tensor = self.inner(x - x.mean(0), time)
+        return made
 
-    model = hicache_compile(Mixing(), FBCache(threshold=0.5), backend="eager")
+
+class InParts(Mixing):
+    """How many parts there are depends on how many samples there are."""
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        parts = x.flatten(0, 1).split(4)
+        made: Tensor = self.inner(torch.cat([part * 0.5 for part in parts]).view_as(x), time)
+        return made
+
+
+@pytest.mark.parametrize(("kind", "why"), [(Mixing, "changes with its neighbours"), (InParts, "for a batch of")])
+def test_they_decide_as_one_where_they_cannot_be_told_apart(
+    toy: nn.Module, kind: type[Mixing], why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = hicache_compile(kind(toy), FBCache(threshold=0.5), backend="eager")
     with caplog.at_level(logging.WARNING), model.trajectory(STEPS):
-        sampled(model, [0, 1])
-    assert [record.message for record in caplog.records if "decide as one" in record.message]
+        made = sampled(model, [0, 1])
+    (said,) = [record.message for record in caplog.records if "decide as one" in record.message]
+    assert why in said
     assert list(model.report().history) == ["default"]
+    together = hicache_compile(kind(toy), FBCache(threshold=0.5), backend="eager", together=True)
+    with together.trajectory(STEPS):
+        torch.testing.assert_close(sampled(together, [0, 1]), made)
 
 
 @pytest.mark.parametrize(("dynamic", "contexts"), [(True, 4), (None, 1)])

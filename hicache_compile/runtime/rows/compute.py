@@ -49,9 +49,12 @@ def compute(
     batch = graph.batch
     if len(step.graphs) > 1:
         raise NotByRowError("the denoiser is several graphs, and what is between them is Python")
-    if not graph.apart:
-        check_apart(graph.captured, batch, inputs)
-        graph.apart = True
+    sizes = (len(rows), *graph.bindings(inputs).values())
+    if sizes not in graph.by_row:
+        batch.check_sizes(len(rows), graph.bindings(inputs))
+        if not graph.by_row:
+            check_apart(graph.captured, batch, inputs)
+        graph.by_row.add(sizes)
     parts = [begin(graph, batch, row, inputs) for row in rows]
     find_anchors(graph, parts, parameters)
     made = _Made(graph, batch, step, inputs, parts)
