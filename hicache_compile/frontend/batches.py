@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import types
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hicache_compile.errors import HiCacheError
@@ -22,7 +22,7 @@ from hicache_compile.runtime.step import Step
 log = logging.getLogger(__name__)
 
 Make = Callable[[Step, tuple[Any, ...], dict[str, Any]], Any]  # makes a step of one run
-Together = Callable[[Sequence[Row], tuple[Any, ...], dict[str, Any], bool], Any]  # makes steps in one call
+Together = Callable[..., Any]  # makes steps of rows, see ``CompiledDenoiser.together``
 
 
 class Batches:
@@ -46,7 +46,7 @@ class Batches:
             self._sessions.mine(),
             step,
             lambda: samples_in(args, kwargs),
-            lambda rows: together(rows, args, kwargs, True),
+            lambda rows: together(rows, args, kwargs, in_one_call=True),
             lambda: make(step, args, kwargs),
         )
 

@@ -133,17 +133,12 @@ class CompiledDenoiser(Handle, StandIn):
                 step.context.replays.keep(signature, Replay(step.calls[0], tensors, output, shared.changes()))
         return output
 
-    def together(
-        self, rows: Sequence[Row], args: tuple[Any, ...], kwargs: dict[str, Any], in_one_call: bool = False
-    ) -> Any:
-        """Make ``rows``, steps that the sessions of their runs have begun and will count, in one call or, unless
-        ``in_one_call``, one by one."""
+    def together(self, rows: Sequence[Row], args: tuple[Any, ...], kwargs: dict[str, Any], **how: Any) -> Any:
+        """Make ``rows``, steps that the sessions of their runs have begun and will count; ``how``: see ``together``."""
         with torch.no_grad():
             if len(rows) == 1:
                 return self._inner.batches.one(rows[0], args, kwargs, self._replay_or_run)
-            return together(
-                self._sessions, rows, lambda step: self._replay_or_run(step, args, kwargs), in_one_call=in_one_call
-            )
+            return together(self._sessions, rows, lambda step: self._replay_or_run(step, args, kwargs), **how)
 
     def _run(self, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the compiled graphs."""

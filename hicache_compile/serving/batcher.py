@@ -7,7 +7,7 @@ import functools
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
@@ -82,6 +82,8 @@ class Batcher:
         self._memory = Memory(budget, lambda: self._denoisers[0].policy)
         self._counts = Counts()
         self._closed = False
+        # Threads are kept: what convolutions and allocators prepare they prepare once a thread.
+        self._threads = ThreadPoolExecutor(max_requests, "hicache-request")
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
         self._components = OneAtATime()
@@ -139,6 +141,7 @@ class Batcher:
         with self._idle:
             self._idle.wait_for(lambda: not self._running)
         self._meeting.close()
+        self._threads.shutdown()
 
     def __enter__(self) -> Batcher:
         return self
@@ -162,8 +165,7 @@ class Batcher:
                 request = self._waiting.popleft()
                 self._running.add(request)
             if request.set_running_or_notify_cancel():
-                name = f"hicache-request-{id(request):x}"
-                threading.Thread(target=self._serve, args=(request,), name=name, daemon=True).start()
+                self._threads.submit(self._serve, request)
             else:
                 self._ended(request)
 
@@ -175,7 +177,7 @@ class Batcher:
         return self._memory.has_room((*self._running, request))
 
     def _serve(self, request: Request) -> None:
-        """Run the pipeline for ``request``, in a thread of its own."""
+        """Run the pipeline for ``request``, in a thread that it has for itself."""
         output, error = None, None
         try:
             output = self._called(request)

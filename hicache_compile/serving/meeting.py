@@ -1,4 +1,5 @@
-"""Where the denoiser's calls of all requests meet: one thread makes them, those that are alike as one."""
+"""Where the denoiser's calls of all requests meet: one of their threads at a time makes them, those that are alike as
+one."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ import torch
 from hicache_compile.frontend.denoiser import CompiledDenoiser
 from hicache_compile.runtime.rows.arguments import taken_apart
 from hicache_compile.runtime.rows.row import Row
+from hicache_compile.runtime.rows.session import RowsSession
 from hicache_compile.serving.calls import Alike, Arguments, key_of, stacked
 from hicache_compile.serving.request import Request
 
@@ -30,7 +32,9 @@ class Call:
         rows: the steps that it is.
         forecast: its step is known to be forecast.
         key: the same for calls that may be made as one.
+        inference: it is made in inference mode.
         since: when it began to wait, on the clock of the meeting.
+        woken: its thread has something to look at.
     """
 
     request: Request
@@ -39,15 +43,19 @@ class Call:
     rows: list[Row]
     forecast: bool
     key: Hashable = None
+    inference: bool = False
     since: float = 0.0
     output: Any = None
     error: BaseException | None = None
-    made: threading.Event = field(default_factory=threading.Event)
+    ended: bool = False
+    woken: threading.Event = field(default_factory=threading.Event)
 
 
 class Meeting:
-    """Makes calls in a thread of its own. Steps that are forecast are made at once; steps that are computed wait for
-    company, the oldest first.
+    """Makes calls: steps that are forecast at once; steps that are computed wait for company, the oldest first.
+
+    The thread of one of the calls leads: it makes what is due, until its own call was made, and hands on to the thread
+    of the oldest that waits. So a call that is alone changes no threads.
 
     Args:
         max_batch: rows in one call.
@@ -68,12 +76,12 @@ class Meeting:
         self.max_batch, self.max_wait = max_batch, max_wait
         self._running, self._told, self._clock = running, told, clock
         self._calls: list[Call] = []
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._leader: Call | None = None
+        self._sessions: dict[int, RowsSession] = {}  # of batches, by denoiser: the leader's
         self._alike = Alike()
         self._closed = False
         self._forecast_last = False
-        self._thread = threading.Thread(target=self._work, name="hicache-batcher", daemon=True)
-        self._thread.start()
 
     def make(self, call: Call) -> Any:
         """Have ``call`` made, and return what the denoiser does.
@@ -82,55 +90,64 @@ class Meeting:
             CancelledError: its request was cancelled, or the meeting closed.
             BaseException: what the denoiser raised.
         """
-        rows, mode = len(call.rows), torch.is_inference_mode_enabled()
-        with self._changed:
-            call.key = id(call.denoiser), call.forecast, mode, key_of(call.arguments, rows, self._alike)
+        rows = len(call.rows)
+        call.inference = torch.is_inference_mode_enabled()
+        with self._lock:
+            alike = key_of(call.arguments, rows, self._alike)
+            call.key = id(call.denoiser), call.forecast, call.inference, alike
             if self._closed or call.request.stopped:
                 raise CancelledError
             call.since = self._clock()
             self._calls.append(call)
-            self._changed.notify_all()
-        call.made.wait()
+            if self._leader is None:
+                self._leader = call
+            self._leader.woken.set()
+        while not call.ended:
+            call.woken.wait()
+            if self._leader is call:
+                self._lead(call)
         if call.error is not None:
             raise call.error
         return call.output
 
     def drop(self, request: Request) -> None:
         """``request`` was cancelled: its calls that wait are not made."""
-        with self._changed:
+        with self._lock:
             dropped = [call for call in self._calls if call.request is request]
             self._calls = [call for call in self._calls if call.request is not request]
-            self._changed.notify_all()
         for call in dropped:
             _end(call, CancelledError())
+        self.look()
 
     def look(self) -> None:
         """Something changed outside: nobody may be left to wait for."""
-        with self._changed:
-            self._changed.notify_all()
+        with self._lock:
+            if self._leader is not None:
+                self._leader.woken.set()
 
     def close(self) -> None:
         """Make no more calls."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             left, self._calls = self._calls, []
-            self._changed.notify_all()
         for call in left:
             _end(call, CancelledError())
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
 
-    def _work(self) -> None:
-        while True:
-            with self._changed:
-                calls = self._next()
-                while not calls:
-                    if self._closed:
-                        return
-                    self._changed.wait(self._patience())
-                    calls = self._next()
-                self._calls = [call for call in self._calls if call not in calls]
-            self._make(calls)
+    def _lead(self, call: Call) -> None:
+        """Make what is due until ``call`` was, in its thread."""
+        while not call.ended:
+            with self._lock:
+                call.woken.clear()
+                calls, patience = self._next(), self._patience()
+                self._calls = [each for each in self._calls if each not in calls]
+            if calls:
+                self._make(calls)
+            elif not call.ended:
+                call.woken.wait(patience)
+        with self._lock:
+            self._leader = self._calls[0] if self._calls else None
+            if self._leader is not None:
+                self._leader.woken.set()
 
     def _next(self) -> list[Call]:
         """The calls to make now as one; none: there is nothing, or it is worth while to wait."""
@@ -187,7 +204,10 @@ class Meeting:
         rows = [row for call in calls for row in call.rows]
         counts = [len(call.rows) for call in calls]
         args, kwargs = stacked([call.arguments for call in calls], counts)
-        output = calls[0].denoiser.together(rows, args, dict(kwargs))
+        denoiser = calls[0].denoiser
+        session = self._sessions.setdefault(id(denoiser), denoiser._sessions.of_rows())
+        with torch.inference_mode(calls[0].inference):
+            output = denoiser.together(rows, args, dict(kwargs), session=session)
         if len(calls) == 1:
             calls[0].output = output
             return
@@ -197,4 +217,5 @@ class Meeting:
 
 def _end(call: Call, error: BaseException | None) -> None:
     call.error = error
-    call.made.set()
+    call.ended = True
+    call.woken.set()
