@@ -122,12 +122,18 @@ class CompiledFunction(Handle):
         return outputs
 
     def _made(self, graph: CompiledGraph, given: GraphCallInputs, begins: bool, step: Step) -> Any:
+        session = self._session
+
         def by_row(rows: Sequence[Row]) -> Any:
-            if not begins:
+            if session.most_graphs > 1:
                 raise NotByRowError("the denoiser is several graphs")
             return together(self._sessions, rows, lambda _: graph(*given.values), in_one_call=True)
 
-        return self._samples.make(self._session, step, given.samples, by_row, lambda: graph(*given.values))
+        if not begins:
+            return graph(*given.values)
+        return self._samples.make(
+            session, step, functools.partial(given.samples, graph), by_row, lambda: graph(*given.values)
+        )
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
         compiled = self._compiled()

@@ -9,8 +9,10 @@ from typing import Any
 
 from torch import fx
 
+from hicache_compile.passes.analysis.batch import NotByRowError
 from hicache_compile.passes.graph.arguments import argument_of
 from hicache_compile.passes.graph.graphs import placeholders
+from hicache_compile.runtime.compiled_graph import CompiledGraph
 from hicache_compile.runtime.rows.arguments import samples_in
 
 
@@ -42,6 +44,10 @@ class GraphCallInputs:
     def arguments(self) -> Mapping[str, Any]:
         return {name: self.values[place] for name, place in self.inputs.places.items()}
 
-    def samples(self) -> int:
-        """How many samples the call has."""
-        return samples_in(list(self.inputs.of_call(self.values)), {})
+    def samples(self, graph: CompiledGraph) -> int:
+        """How many samples the call of ``graph`` has."""
+        try:
+            place, dim = next(iter(graph.batch.inputs.items()))
+        except NotByRowError:  # said where there are several
+            return samples_in(list(self.inputs.of_call(self.values)), {})
+        return int(self.values[place].shape[dim])

@@ -46,7 +46,7 @@ class CompiledGraph:
         self.options = sessions.mine().options
         self.program_sets: dict[Layout, ProgramSet] = {}
         self.replayable = False
-        self.by_row: set[Hashable] = set()  # the sizes at which rows were seen to be apart
+        self.by_row: set[Hashable] = set()  # sizes at which batches were made by row
         self._budgeted = BudgetedLayout(captured, self.options) if self.options.memory_budget is not None else None
         self._inputs = placeholders(captured)
         # What the denoiser itself writes (a call counter, running statistics) does not change what it is.
@@ -172,12 +172,13 @@ class CompiledGraph:
         if live is None or live.programs.stateless:
             return
         decider = self._decider(policy, live, num_steps, 0)
+        made = [state for context in self.session.contexts.values() for state in context.states.values()]
+        page = next((state.page for state in made if state.page is not None), None)  # it was made by row
         one = live.programs.cond and live.programs.rings
         for choice in dict.fromkeys([Choice.EITHER] if one else decider.choices(num_steps)):
             guards = policy.guards if choice == Choice.EITHER else ()
-            if self.by_row:
-                capacity = self.session.shared.pools.capacity
-                live.programs.paged(choice, self.batch, capacity, self.options.backend, self.options.mode)
+            if page is not None:
+                live.programs.paged(choice, self.batch, page.pool.capacity, self.options.backend, self.options.mode)
             else:
                 live.programs.program(choice, self.options.backend, self.options.mode, guards)
 

@@ -7,7 +7,7 @@ import functools
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError
 from contextlib import ExitStack
 from typing import Any
 
@@ -27,6 +27,7 @@ from hicache_compile.serving.pipeline_copy import OneAtATime, copy_of, denoisers
 from hicache_compile.serving.progress import Progress
 from hicache_compile.serving.request import Request
 from hicache_compile.serving.statistics import Counts, Statistics
+from hicache_compile.serving.workers import Workers
 
 OFF = "off"
 
@@ -82,8 +83,7 @@ class Batcher:
         self._memory = Memory(budget, lambda: self._denoisers[0].policy)
         self._counts = Counts()
         self._closed = False
-        # Threads are kept: what convolutions and allocators prepare they prepare once a thread.
-        self._threads = ThreadPoolExecutor(max_requests, "hicache-request")
+        self._threads = Workers("hicache-request")
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
         self._components = OneAtATime()
@@ -141,7 +141,7 @@ class Batcher:
         with self._idle:
             self._idle.wait_for(lambda: not self._running)
         self._meeting.close()
-        self._threads.shutdown()
+        self._threads.close()
 
     def __enter__(self) -> Batcher:
         return self
@@ -165,7 +165,7 @@ class Batcher:
                 request = self._waiting.popleft()
                 self._running.add(request)
             if request.set_running_or_notify_cancel():
-                self._threads.submit(self._serve, request)
+                self._threads.run(functools.partial(self._serve, request))
             else:
                 self._ended(request)
 

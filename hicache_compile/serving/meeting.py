@@ -102,10 +102,13 @@ class Meeting:
             if self._leader is None:
                 self._leader = call
             self._leader.woken.set()
-        while not call.ended:
-            call.woken.wait()
-            if self._leader is call:
-                self._lead(call)
+        try:
+            while not call.ended:
+                call.woken.wait()
+                if self._leader is call:
+                    self._lead(call)
+        finally:
+            self._hand_on(call)
         if call.error is not None:
             raise call.error
         return call.output
@@ -144,10 +147,14 @@ class Meeting:
                 self._make(calls)
             elif not call.ended:
                 call.woken.wait(patience)
+
+    def _hand_on(self, call: Call) -> None:
+        """``call`` has ended, maybe before its thread came to lead: the oldest that waits leads."""
         with self._lock:
-            self._leader = self._calls[0] if self._calls else None
-            if self._leader is not None:
-                self._leader.woken.set()
+            if self._leader is call:
+                self._leader = self._calls[0] if self._calls else None
+                if self._leader is not None:
+                    self._leader.woken.set()
 
     def _next(self) -> list[Call]:
         """The calls to make now as one; none: there is nothing, or it is worth while to wait."""
@@ -195,6 +202,10 @@ class Meeting:
             for call in calls:
                 self._make([call])
             return None
+        except BaseException as error:  # an interrupt of the thread that leads: the others would wait for ever
+            for call in calls:
+                _end(call, error)
+            raise
         self._told(calls)
         for call in calls:
             _end(call, call.error)
@@ -203,10 +214,12 @@ class Meeting:
     def _made_together(self, calls: list[Call]) -> None:
         rows = [row for call in calls for row in call.rows]
         counts = [len(call.rows) for call in calls]
-        args, kwargs = stacked([call.arguments for call in calls], counts)
         denoiser = calls[0].denoiser
-        session = self._sessions.setdefault(id(denoiser), denoiser._sessions.of_rows())
+        if id(denoiser) not in self._sessions:
+            self._sessions[id(denoiser)] = denoiser._sessions.of_rows()
+        session = self._sessions[id(denoiser)]
         with torch.inference_mode(calls[0].inference):
+            args, kwargs = stacked([call.arguments for call in calls], counts)
             output = denoiser.together(rows, args, dict(kwargs), session=session)
         if len(calls) == 1:
             calls[0].output = output

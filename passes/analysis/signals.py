@@ -15,7 +15,7 @@ from hicache_compile.errors import HiCacheError
 from hicache_compile.passes.analysis.blocks import Block, Run, Streams
 from hicache_compile.passes.analysis.carried_stream import carry
 from hicache_compile.passes.graph import ops
-from hicache_compile.passes.graph.ancestry import Ancestry
+from hicache_compile.passes.graph.ancestry import Ancestry, Bits
 from hicache_compile.passes.graph.graphs import numel, output_node, placeholders, reachable_from
 from hicache_compile.policy.guards import Signal
 
@@ -24,40 +24,61 @@ _NOISE = re.compile(r"(^|_)(hidden_states|sample|x|latents?|z)_*$")
 
 
 class Signals:
-    """The signals of a denoiser with ``runs`` of blocks. Only the first run is measured."""
+    """The signals of a denoiser with ``runs`` of blocks. Measured is the longest that the noisy input enters: short
+    runs before it refine the text or the input."""
 
     def __init__(self, module: fx.GraphModule, runs: list[Run]) -> None:
         if not runs:
             raise HiCacheError("a guard measures blocks: the denoiser must have a run of blocks; none was found")
         self.module = module
-        self.blocks = runs[0].blocks
         self.ancestry = Ancestry(module.graph)
         self.inside = {node for run in runs for block in run.blocks for node in block.nodes}
         given = [node for node in placeholders(module) if not node.meta.get("weight") and "input" in node.meta]
         self.tensors = [node for node in given if ops.is_tensor(node)]
         self.inputs = [node for node in self.tensors if ops.value(node).is_floating_point()]
+        entered = [run for run in runs if self._entries(run)] or runs
+        self.blocks = max(entered, key=lambda run: len(run.blocks)).blocks
 
     def output(self) -> fx.Node:
         """The denoiser's output: the first tensor it returns."""
         return next(node for node in output_node(self.module.graph).all_input_nodes if ops.is_tensor(node))
 
+    def read(self, runs: list[Run], count: int) -> list[Run]:
+        """Those of ``runs`` that the first ``count`` blocks of the measured one read."""
+        above = self.ancestry.above_all(node for block in self.blocks[:count] for node in block.nodes)
+        return [run for run in runs if run.blocks != self.blocks and self._nodes(run) & above]
+
+    def _nodes(self, run: Run) -> Bits:
+        return self.ancestry.bits(node for block in run.blocks for node in block.nodes)
+
+    def _entries(self, run: Run) -> list[fx.Node]:
+        """The streams of the noisy input as they enter the first block of ``run``."""
+        noise = self._noise()
+        if noise is None:
+            return []
+        bit = self.ancestry.bit(noise)
+        return [entry for entry in run.blocks[0].entries if entry is noise or self.ancestry.above(entry) & bit]
+
     def noise(self) -> fx.Node:
         """The noisy input: the input with the shape of the output, else one with the usual name of a noisy input, else
         the first with more than two dimensions.
         """
+        found = self._noise()
+        if found is None:
+            raise _missing("the noisy input")
+        return found
+
+    def _noise(self) -> fx.Node | None:
         result = self.output()
         large = [node for node in self.inputs if ops.value(node).dim() > 2]
         alike = [node for node in large if ops.same_shape(node, result)]
         named = [node for node in large if _NOISE.search(node.name)]
         found = [node for node in alike if node in named] or alike or named or large
-        if not found:
-            raise _missing("the noisy input")
-        return found[0]
+        return found[0] if found else None
 
     def entry(self) -> fx.Node:
         """The stream of the noisy input as it enters block 0."""
-        noise = self.noise()
-        entries = [e for e in self.blocks[0].entries if e is noise or self.ancestry.above(e) & self.ancestry.bit(noise)]
+        entries = self._entries(Run(self.blocks))
         if not entries:
             raise _missing("a stream of the noisy input in the first block")
         return max(entries, key=numel)

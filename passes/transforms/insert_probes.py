@@ -20,7 +20,6 @@ from torch import fx
 
 from hicache_compile.errors import HiCacheError
 from hicache_compile.operators import measurements
-from hicache_compile.passes.analysis.blocks import Run
 from hicache_compile.passes.analysis.signals import Signals
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.graphs import call_node, fake_mode_of
@@ -30,25 +29,27 @@ from hicache_compile.policy.guards import Measure, Probe, Signal, SpectralFilter
 
 
 def insert_guard_probes(work: Work) -> int:
-    """Write the probes of the layout; returns how many. ``work.verified``: what forecasts are verified against."""
-    work.verified = insert_probes(work.module, work.runs, work.layout.probes)
-    work.module.recompile()
-    return len(work.layout.probes)
+    """Write the probes of the layout; returns how many. ``work.verified``: what forecasts are verified against, by the
+    number of its guard.
 
-
-def insert_probes(module: fx.GraphModule, runs: list[Run], probes: Sequence[Probe]) -> dict[int, fx.Node]:
-    """Write ``probes`` into ``module``; returns what a forecast is verified against, by the number of its guard."""
-    if not probes or not runs:
-        return {}
-    signals = Signals(module, runs)
-    verified = {}
-    for stage, probe in enumerate(probes):
-        writer = ProbeWriter(module.graph, stage)
+    Runs that a decision reads (one that refines the text) are computed before it in every step, so they are no longer
+    among ``work.runs``.
+    """
+    if not work.runs:
+        return 0
+    signals = Signals(work.module, work.runs)
+    for stage, probe in enumerate(work.layout.probes):
+        writer = ProbeWriter(work.module.graph, stage)
         if probe.measure is Measure.VERIFY:
-            verified[stage] = writer.value(torch.sub, *signals.last(probe.blocks))
+            work.verified[stage] = writer.value(torch.sub, *signals.last(probe.blocks))
         elif probe.signal is not Signal.SITES:
             _WRITERS[probe.measure](writer, probe, signals)
-    return verified
+    early = [probe.blocks for probe in work.layout.probes if probe.before]
+    if early:
+        read = signals.read(work.runs, max(1, *early))
+        work.runs = [run for run in work.runs if run not in read]
+    work.module.recompile()
+    return len(work.layout.probes)
 
 
 class ProbeWriter:

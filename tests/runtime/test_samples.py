@@ -16,6 +16,7 @@ from hicache_compile import (
     DiCache,
     EasyCache,
     FBCache,
+    HiCache,
     Policy,
     SpeCa,
     TeaCache,
@@ -121,6 +122,14 @@ class Mixing(nn.Module):
         return made
 
 
+class Reading(Mixing):
+    """Later samples read the first one, which reads none of them."""
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        made: Tensor = self.inner(x + 0.1 * x[:1], time)
+        return made
+
+
 class InParts(Mixing):
     """How many parts there are depends on how many samples there are."""
 
@@ -130,7 +139,10 @@ class InParts(Mixing):
         return made
 
 
-@pytest.mark.parametrize(("kind", "why"), [(Mixing, "changes with its neighbours"), (InParts, "for a batch of")])
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [(Mixing, "changes with its neighbours"), (Reading, "changes with its neighbours"), (InParts, "for a batch of")],
+)
 def test_they_decide_as_one_where_they_cannot_be_told_apart(
     toy: nn.Module, kind: type[Mixing], why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -164,3 +176,82 @@ def test_with_torch_compile(
             with alone.trajectory(STEPS):
                 torch.testing.assert_close(sampled(alone, [number]), made[number : number + 1], rtol=1e-5, atol=1e-6)
             assert decisions(alone, 1) == decisions(handle, 4)[number : number + 1]
+
+
+def test_pages_are_no_more_than_samples(toy: nn.Module) -> None:
+    """Nor does another guidance branch, or a run of fewer samples, keep more."""
+    model = hicache_compile(toy, FBCache(threshold=0.5), backend="eager")
+    pools = model._session.shared.pools
+    for count in (4, 2):
+        with model.trajectory(STEPS):
+            for branch in ("cond", "uncond"):
+                with model.cache_context(branch):
+                    sampled(model, [0, 1, 2, 3][:count])
+        assert pools.used == 2 * count
+        assert pools.pages == 2 * 4
+    assert model.report().recompiles == 0
+
+
+def test_an_uncached_step_outside_of_a_run_leaves_nothing(toy: nn.Module) -> None:
+    model = hicache_compile(toy, FBCache(threshold=0.5), backend="eager")
+    with model.disabled():
+        sampled(model, [0, 1], range(1))
+    with model.trajectory(STEPS):
+        sampled(model, [0, 1])
+    assert list(model.report().history) == ["default", "default[1]"]
+    assert decisions(model, 1)[0][0] == "F"
+
+
+def test_a_step_that_is_observed_may_be_made_again(toy: nn.Module) -> None:
+    model = hicache_compile(toy, FBCache(threshold=0.5), backend="eager")
+
+    def twice(step: Any, call: Any, make: Any) -> Any:
+        make()
+        return make()
+
+    with model.observed(twice), model.trajectory(STEPS):
+        sampled(model, [0, 1])
+    assert [len(letters) for letters in decisions(model, 2)] == [STEPS, STEPS]
+
+
+def test_another_policy_is_asked_anew(toy: nn.Module, caplog: pytest.LogCaptureFixture) -> None:
+    """A batch of one size that cannot be told apart says nothing of another."""
+    model = hicache_compile(InParts(toy), FBCache(threshold=0.5), backend="eager")
+    with caplog.at_level(logging.WARNING), model.trajectory(STEPS):
+        sampled(model, [0, 1])
+    assert "decide as one" in caplog.text
+    with model.trajectory(STEPS):
+        sampled(model, [0])
+    model.policy = HiCache(interval=3)
+    with model.trajectory(STEPS):
+        sampled(model, [0, 1])
+    assert model.report().decisions().count(".") > 0
+
+
+def test_a_loop_of_ones_own_that_falls_back_is_one_run(toy: nn.Module) -> None:
+    model = hicache_compile(Mixing(toy), FBCache(threshold=0.5), backend="eager")
+    together = hicache_compile(Mixing(toy), FBCache(threshold=0.5), backend="eager", together=True)
+    torch.testing.assert_close(sampled(model, [0, 1]), sampled(together, [0, 1]))
+    assert model.report().history == together.report().history
+
+
+def test_the_first_tensor_of_a_graph_may_have_no_samples(toy: nn.Module) -> None:
+    class Positioned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = toy
+
+        def forward(self, positions: Tensor, x: Tensor, time: Tensor) -> Tensor:
+            shift = positions.sin().sum(1)
+            made: Tensor = self.inner(x + shift[:, None], time)
+            return made
+
+    torch._dynamo.reset()
+    options = {"policy": FBCache(threshold=0.5), "backend": "eager"}
+    model: Any = torch.compile(Positioned(), backend="hicache", options=options, dynamic=True)
+    handle = inspect(model)
+    x = torch.randn(4, 5, 16)
+    with handle.trajectory(3), torch.no_grad():
+        for time in (1.0, 0.7, 0.4):
+            assert model(torch.ones(5, 3), x, torch.full((4,), time)).shape == x.shape
+    assert len(handle.report().history) == 4

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hicache_compile import FORA, FBCache, HiCache, HiCacheError, Policy, TaylorSeer, Uncached, hicache_compile
 from hicache_compile.serving.batcher import Batcher
+from hicache_compile.serving.meeting import Call, Meeting
 from hicache_compile.serving.progress import Progress
 from hicache_compile.serving.request import Request
 from tests.pipelines.cases import CASES, PipelineCase
@@ -284,3 +285,43 @@ def test_a_pipeline_that_is_not_compiled_is() -> None:
     with Batcher(pipe, policy) as batcher:
         assert batcher._denoisers == [pipe.transformer]
         assert pipe.transformer.policy == policy
+
+
+def test_a_leader_that_is_cancelled_hands_on() -> None:
+    """Its call is dropped after it was elected, and before its thread came to lead."""
+
+    class Cancelled:
+        stopped = False
+
+    meeting = Meeting(4, 0.0, lambda: 1, lambda calls: None)
+    calls = [Call(Cancelled(), object(), ((), {}), [], False) for _ in range(2)]  # type: ignore[arg-type]
+    elected = calls[0].woken.set
+
+    def dropped() -> None:
+        calls[0].ended, calls[0].error = True, CancelledError()
+        meeting._calls.clear()
+        elected()
+
+    calls[0].woken.set = dropped  # type: ignore[method-assign]
+    with pytest.raises(CancelledError):
+        meeting.make(calls[0])
+    assert meeting._leader is None
+
+
+def test_a_callback_of_a_request_may_ask_for_another_and_close(flux: Served) -> None:
+    """With room for one at a time; the thread of the first is busy with the callback meanwhile."""
+    found: list[Any] = []
+    done = threading.Event()
+    batcher = Batcher(flux.pipe, max_requests=1)
+
+    def then(_: object) -> None:
+        try:
+            found.append(batcher.submit(**flux.call(Order(1, 3, 0, 0, False))).result(timeout=120))
+            batcher.close()
+        finally:
+            done.set()
+
+    batcher.submit(**flux.call(Order(0, 3, 0, 0, False))).add_done_callback(then)
+    assert done.wait(120)
+    assert len(found) == 1
+    assert all(thread.daemon for thread in threading.enumerate() if thread.name == "hicache-request")

@@ -162,7 +162,9 @@ class StepCounter:
         branches = self._timed.setdefault(self.context_name, TimedBranches(self.context_name))
         found = branches.find(arguments, name, time)
         for ended in branches.drop_ended():
-            self._context(ended).states = {}
+            for name, context in self.contexts.items():
+                if name == ended or name.startswith(f"{ended}["):  # and its samples
+                    context.states = {}
         context = self._context(found.name)
         if found.begins or not context.follows:
             self.next_policy.check_open_ended()

@@ -23,14 +23,14 @@ from hicache_compile.runtime.rows.row import Row
 from hicache_compile.runtime.step import Step
 
 
-def lower(graph: CompiledGraph, rows: Sequence[Row]) -> None:
-    """Lower what the first step of each row needs.
+def lower(graph: CompiledGraph, rows: Sequence[Row], pool: Hashable) -> None:
+    """Lower what the first step of each row needs; ``pool``: see ``RowsStep``.
 
     Raises:
         NotByRowError: see ``compute``.
     """
     batch = graph.batch
-    capacity = graph.session.shared.pools.capacity
+    capacity = graph.session.shared.pools.capacity if pool is None else len(rows)
     for row in rows:
         programs = graph.programs(graph.layout(row.step.context.policy, row.step, {})[0])
         check(graph, programs, batch)
@@ -39,9 +39,14 @@ def lower(graph: CompiledGraph, rows: Sequence[Row]) -> None:
 
 
 def compute(
-    graph: CompiledGraph, step: Step, rows: Sequence[Row], inputs: Sequence[Any], parameters: Parameters
+    graph: CompiledGraph,
+    step: Step,
+    rows: Sequence[Row],
+    inputs: Sequence[Any],
+    parameters: Parameters,
+    pool: Hashable,
 ) -> Any:
-    """What the denoiser returns for the batch ``inputs``.
+    """What the denoiser returns for the batch ``inputs``; ``pool``: see ``RowsStep``.
 
     Raises:
         NotByRowError: the rows cannot be told apart.
@@ -49,14 +54,16 @@ def compute(
     batch = graph.batch
     if len(step.graphs) > 1:
         raise NotByRowError("the denoiser is several graphs, and what is between them is Python")
+    if any(inputs[place].shape[dim] != len(rows) for place, dim in batch.inputs.items()):
+        raise NotByRowError(f"an input has no row for each of the {len(rows)} samples")
+    parts = [begin(graph, batch, row, inputs) for row in rows]
     sizes = (len(rows), *graph.bindings(inputs).values())
     if sizes not in graph.by_row:
         batch.check_sizes(len(rows), graph.bindings(inputs))
         if not graph.by_row:
-            check_apart(graph.captured, batch, inputs)
+            check_apart(graph.captured, batch, inputs, len(rows))
         graph.by_row.add(sizes)
-    parts = [begin(graph, batch, row, inputs) for row in rows]
-    find_anchors(graph, parts, parameters)
+    find_anchors(graph, parts, parameters, pool)
     made = _Made(graph, batch, step, inputs, parts)
     made.decide()
     outputs = made.finish()
@@ -184,7 +191,7 @@ class _Made:
         if not numbers:
             return []
         parts = [self.parts[number] for number in numbers]
-        for part in parts:
+        for part in {id(part.row.session): part for part in parts}.values():
             part.row.step.syncs += 1
         pool, first = parts[0].pool, parts[0].live.programs
         assert pool is not None

@@ -1,4 +1,4 @@
-"""Whether the samples of a batch are apart: what one returns does not change with its neighbours."""
+"""Whether the rows of a batch are apart: what one returns does not change with its neighbours."""
 
 from __future__ import annotations
 
@@ -10,37 +10,50 @@ from torch import fx
 
 from hicache_compile.internals import pytree
 from hicache_compile.passes.analysis.batch import Batch, NotByRowError
+from hicache_compile.runtime.rows.gather import picked
 
 
-def check_apart(captured: fx.GraphModule, batch: Batch, inputs: Sequence[Any]) -> None:
-    """Run ``captured`` twice, the second time with other neighbours of the first row.
+def check_apart(captured: fx.GraphModule, batch: Batch, inputs: Sequence[Any], rows: int) -> None:
+    """Run ``captured`` on its ``inputs``, of so many ``rows``, and again where some of them are others.
 
     A shape does not tell: attention may read tokens of the whole batch, a mean may be over it. With the same shapes
-    the same kernels run, so the first row keeps its bits where the rows are apart.
+    the same kernels run, so rows that are apart keep their bits. Any two rows differ in a bit of their numbers: for
+    each bit those with it are changed, then those without, so 2 log2(rows) runs tell of all pairs.
 
     Raises:
-        NotByRowError: it does not.
+        NotByRowError: a row changed with others.
     """
-    first = _first_row(captured(*inputs), batch)
-    others = [
-        _other_neighbours(value, batch.inputs[place]) if place in batch.inputs else value
-        for place, value in enumerate(inputs)
-    ]
-    for name, (value, other) in enumerate(zip(first, _first_row(captured(*others), batch), strict=True)):
-        if not torch.equal(value, other):
-            raise NotByRowError(f"output {name}: a sample changes with its neighbours, so they are mixed")
+    expected = captured(*inputs)
+    for bit in range((rows - 1).bit_length()):
+        for value in (0, 1):
+            changed = [row for row in range(rows) if row >> bit & 1 == value]
+            kept = [row for row in range(rows) if row not in changed]
+            others = [
+                _changed(given, batch.inputs[place], changed) if place in batch.inputs else given
+                for place, given in enumerate(inputs)
+            ]
+            if not _alike(captured(*others), expected, batch, kept):
+                raise NotByRowError("a sample changes with its neighbours, so they are mixed")
 
 
-def _other_neighbours(value: torch.Tensor, dim: int) -> torch.Tensor:
-    """The rows of ``value`` after the first at half of their size; indices and masks as they are."""
-    if not value.is_floating_point() or value.shape[dim] < 2:
+def _changed(value: torch.Tensor, dim: int, rows: Sequence[int]) -> torch.Tensor:
+    """``value`` with ``rows`` at half of their size; indices and masks as they are."""
+    if not value.is_floating_point():
         return value
-    first, others = value.narrow(dim, 0, 1), value.narrow(dim, 1, value.shape[dim] - 1)
-    return torch.cat([first, others * 0.5], dim)
+    made = value.clone()
+    made.index_copy_(dim, places := torch.tensor(rows, device=value.device), value.index_select(dim, places) * 0.5)
+    return made
 
 
-def _first_row(outputs: Any, batch: Batch) -> list[torch.Tensor]:
-    made = [value for value in pytree.tree_leaves(outputs) if isinstance(value, torch.Tensor)]
-    return [
-        value.narrow(dim, 0, 1).nan_to_num() for value, dim in zip(made, batch.outputs, strict=True) if dim is not None
-    ]
+def _alike(made: Any, expected: Any, batch: Batch, rows: Sequence[int]) -> bool:
+    """Whether two outputs are the same in ``rows``."""
+    pairs = zip(_tensors(made), _tensors(expected), batch.outputs, strict=True)
+    return all(
+        torch.equal(picked(one, dim, rows).nan_to_num(), picked(other, dim, rows).nan_to_num())
+        for one, other, dim in pairs
+        if dim is not None
+    )
+
+
+def _tensors(outputs: Any) -> list[torch.Tensor]:
+    return [value for value in pytree.tree_leaves(outputs) if isinstance(value, torch.Tensor)]

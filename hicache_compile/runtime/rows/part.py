@@ -49,6 +49,7 @@ def check_options(options: CompileOptions, layout: Layout) -> None:
         (options.offload, "anchors are kept on the CPU (offload=True)"),
         (options.cond, f"backend {options.backend!r} keeps every branch in one program"),
         (layout.partitions is not None, "attention is computed over partitions"),
+        (layout.sparsity is not None, "computed steps are sparse (sparsity), and what they keep is of the whole batch"),
         (options.decide_together, "all ranks decide as one (decide_together=True)"),
     ):
         if given:
@@ -72,8 +73,8 @@ def begin(graph: CompiledGraph, batch: Batch, row: Row, inputs: Sequence[Any]) -
     return Part(row, live)
 
 
-def find_anchors(graph: CompiledGraph, parts: Sequence[Part], parameters: Parameters) -> None:
-    """Give each row that caches its page."""
+def find_anchors(graph: CompiledGraph, parts: Sequence[Part], parameters: Parameters, pool: Hashable) -> None:
+    """Give each row that caches its page; ``pool``: see ``RowsStep``."""
     sets: dict[int, list[Part]] = {}
     for part in parts:
         part.row.step.graphs.append(graph)
@@ -84,6 +85,7 @@ def find_anchors(graph: CompiledGraph, parts: Sequence[Part], parameters: Parame
         part.storage.next_step = -1  # an exception in the middle leaves the anchors incomplete
         sets.setdefault(id(part.live.programs), []).append(part)
     for alike in sets.values():
-        pool = graph.session.shared.pools.admit([part.storage for part in alike if part.storage is not None])
+        rings = [part.storage for part in alike if part.storage is not None]
+        shared = graph.session.shared.pools.admit(rings, pool)
         for part in alike:
-            part.pool = pool
+            part.pool = shared

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from hicache_compile.passes.analysis.batch import NotByRowError
@@ -24,7 +24,7 @@ class Samples:
     """
 
     def __init__(self) -> None:
-        self._as_one = False
+        self._as_one: set[Hashable] = set()  # layouts, and how many samples
 
     def make(
         self,
@@ -35,20 +35,22 @@ class Samples:
         as_one: Callable[[], Any],
     ) -> Any:
         """Make ``step``, a call with ``count()`` samples, by row or as one."""
-        apart = not (self._as_one or session.options.together or isinstance(step, RowsStep))
-        if not apart or not _measured(step.context.policy) or (samples := count()) < 2:
+        policy, kept = step.context.policy, session.contexts.get(step.context.name) is step.context
+        asked = kept and not session.options.together and not isinstance(step, RowsStep) and _measured(policy)
+        samples = count() if asked else 1
+        key = (session.layout_of(policy), samples)
+        if samples < 2 or key in self._as_one:
             return as_one()
         rows = rows_of(session, step, samples)
         try:
-            check_options(session.options, session.layout_of(step.context.policy))
+            check_options(session.options, key[0])
             output = by_row(rows)
         except NotByRowError as error:
-            self._as_one = True
-            session.shared.warn_once(
-                "the samples of a batch decide as one, by the largest of what guards measure (together=True): %s", error
-            )
+            self._as_one.add(key)
             drop(rows)
-            step.start_over()
+            session.shared.warn_once(
+                f"the samples of a batch decide as one, by the largest of what guards measure (together=True): {error}"
+            )
             return as_one()
         finish(rows)
         return output

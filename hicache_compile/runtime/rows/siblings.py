@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from hicache_compile.runtime.rows.row import Row
@@ -11,7 +12,16 @@ from hicache_compile.runtime.step import Context, Step
 
 def rows_of(session: Session, step: Step, count: int) -> list[Row]:
     """``step`` as the steps of ``count`` rows. The contexts of those after the first are ``name[1]`` and so on."""
+    if not step.index:
+        _free_others(session, step, count)
     return [Row(session, step), *(Row(session, _beside(session, step, number)) for number in range(1, count))]
+
+
+def _free_others(session: Session, step: Step, count: int) -> None:
+    """A run begins with ``count`` samples: the anchors of more than these are of a run before."""
+    name, known = step.context.name, session.contexts
+    for number in itertools.takewhile(lambda number: f"{name}[{number}]" in known, itertools.count(count)):
+        known[f"{name}[{number}]"].free()
 
 
 def _beside(session: Session, step: Step, number: int) -> Step:
@@ -20,6 +30,9 @@ def _beside(session: Session, step: Step, number: int) -> Step:
     if context.trajectory != step.context.trajectory:
         context.begin(step.context.trajectory, step.context.policy)
         context.step = step.index
+    if context.step > step.index:  # an observer makes the step again
+        context.step = step.index
+        context.history[-1].pop()
     context.ambiguous = step.context.ambiguous
     return Step(context, step.index, step.num_steps, step.uncached, step.doubtful, step.together)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 from hicache_compile.runtime.compiled_graph import CompiledGraph
@@ -28,11 +28,16 @@ class RowsStep(Step):
         self.rows = rows
         self.in_one_call = in_one_call
 
+    @property
+    def pool(self) -> Hashable:
+        """Whose pages they share: those of the samples of a context are no more than there are samples."""
+        return (id(self.rows[0].session), self.rows[0].step.context.name) if self.in_one_call else None
+
     def lower(self, graph: CompiledGraph) -> None:
-        lower(graph, self.rows)
+        lower(graph, self.rows, self.pool)
 
     def compute(self, graph: CompiledGraph, inputs: Sequence[Any], parameters: Parameters) -> Any:
-        return compute(graph, self, self.rows, inputs, parameters)
+        return compute(graph, self, self.rows, inputs, parameters, self.pool)
 
     def invalidate(self) -> None:
         for row in self.rows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from hicache_compile.passes.analysis.batch import NotByRowError
 from hicache_compile.runtime.rows.row import Row
 from hicache_compile.runtime.rows.session import RowsSession
 from hicache_compile.runtime.rows.step import RowsStep
@@ -31,6 +32,8 @@ def together(
         session.step = step
         try:
             return make(step)
+        except NotByRowError:  # nothing was changed
+            raise
         except BaseException:
             step.invalidate()
             raise

@@ -71,23 +71,31 @@ class Pools:
         self._rows: dict[tuple[tuple[int, ...], torch.device], torch.Tensor] = {}
         self._lock = threading.Lock()
 
-    def admit(self, rows: list[Rings]) -> Pool:
-        """Move ``rows``, which keep things of the same shapes, into pages of one pool."""
+    def admit(self, rows: list[Rings], of: Hashable = None) -> Pool:
+        """Move ``rows``, which keep things of the same shapes, into pages of one pool. ``of``: whose alone it is, and
+        then it has no more pages than it needs."""
         with self._lock:
-            key = (rows[0].signature, *rows[0].kept.items())
+            key = (of, rows[0].signature, *rows[0].kept.items())
             pool = self._known.get(key)
             outside = [rings for rings in rows if rings.page is None or rings.page.pool is not pool]
             if pool is None or len(outside) > pool.capacity - pool.used:
-                pool = self._larger(key, pool, rows[0].kept, len(rows))
+                exact = of is not None
+                pool = self._with(key, rows[0].kept, len(rows)) if exact else self._larger(key, pool, rows)
                 outside = rows
             for rings in outside:
                 pool.adopt(rings)
             return pool
 
-    def _larger(self, key: Hashable, pool: Pool | None, kept: Kept, rows: int) -> Pool:
-        """A pool with room for ``rows`` more; pages move there when their rows are next admitted."""
+    def _with(self, key: Hashable, kept: Kept, capacity: int) -> Pool:
+        """A new pool; pages move there when their rows are next admitted."""
         for other in [known for known, each in self._known.items() if known != key and not each.used]:
             del self._known[other]  # of shapes that nobody uses now
+        made = self._known[key] = Pool(kept, capacity)
+        return made
+
+    def _larger(self, key: Hashable, pool: Pool | None, more: list[Rings]) -> Pool:
+        """A pool with room for ``more``."""
+        kept, rows = more[0].kept, len(more)
         used = 0 if pool is None else pool.used
         raise_to = self.capacity if pool is None else pool.capacity
         while raise_to < used + rows:
@@ -95,8 +103,7 @@ class Pools:
         if self.limit is not None:
             others = sum(each.nbytes for known, each in self._known.items() if known != key)
             raise_to = max(used + rows, min(raise_to, (self.limit - others) // max(1, nbytes_of(kept))))
-        made = self._known[key] = Pool(kept, raise_to)
-        return made
+        return self._with(key, kept, raise_to)
 
     def rows(self, places: tuple[int, ...], device: torch.device) -> torch.Tensor:
         """The pages ``places`` as an index on ``device``, each uploaded once."""

@@ -23,7 +23,7 @@ UNKNOWN = ("unknown",)  # the signature of anchors of an older format
 class Page:
     """A place in ``pool`` that the tensors of some rings are views of; ``free`` is told once they are gone."""
 
-    def __init__(self, pool: object, index: int, free: Callable[[int], object]) -> None:
+    def __init__(self, pool: Any, index: int, free: Callable[[int], object]) -> None:
         self.pool = pool
         self.index = index
         weakref.finalize(self, free, index).atexit = False
