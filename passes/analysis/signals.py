@@ -25,7 +25,7 @@ _NOISE = re.compile(r"(^|_)(hidden_states|sample|x|latents?|z)_*$")
 
 class Signals:
     """The signals of a denoiser with ``runs`` of blocks. Measured is the longest that the noisy input enters: short
-    runs before it refine the text or the input."""
+    runs before it refine the text or the input. ``runs``: the same, cut where the noisy input enters later."""
 
     def __init__(self, module: fx.GraphModule, runs: list[Run]) -> None:
         if not runs:
@@ -36,28 +36,34 @@ class Signals:
         given = [node for node in placeholders(module) if not node.meta.get("weight") and "input" in node.meta]
         self.tensors = [node for node in given if ops.is_tensor(node)]
         self.inputs = [node for node in self.tensors if ops.value(node).is_floating_point()]
-        entered = [run for run in runs if self._entries(run)] or runs
+        self.runs = [part for run in runs for part in self._parts(run)]
+        entered = [run for run in self.runs if self._entries(run.blocks[0])] or runs
         self.blocks = max(entered, key=lambda run: len(run.blocks)).blocks
 
     def output(self) -> fx.Node:
         """The denoiser's output: the first tensor it returns."""
         return next(node for node in output_node(self.module.graph).all_input_nodes if ops.is_tensor(node))
 
-    def read(self, runs: list[Run], count: int) -> list[Run]:
+    def read(self, count: int) -> list[Run]:
         """Those of ``runs`` that the first ``count`` blocks of the measured one read."""
         above = self.ancestry.above_all(node for block in self.blocks[:count] for node in block.nodes)
-        return [run for run in runs if run.blocks != self.blocks and self._nodes(run) & above]
+        return [run for run in self.runs if run.blocks != self.blocks and self._nodes(run) & above]
 
     def _nodes(self, run: Run) -> Bits:
         return self.ancestry.bits(node for block in run.blocks for node in block.nodes)
 
-    def _entries(self, run: Run) -> list[fx.Node]:
-        """The streams of the noisy input as they enter the first block of ``run``."""
+    def _parts(self, run: Run) -> list[Run]:
+        """``run``, or its blocks before the first that the noisy input enters and those after."""
+        start = next((place for place, block in enumerate(run.blocks) if self._entries(block)), 0)
+        return [Run(run.blocks[:start]), Run(run.blocks[start:])] if start else [run]
+
+    def _entries(self, block: Block) -> list[fx.Node]:
+        """The streams of the noisy input as they enter ``block``."""
         noise = self._noise()
         if noise is None:
             return []
         bit = self.ancestry.bit(noise)
-        return [entry for entry in run.blocks[0].entries if entry is noise or self.ancestry.above(entry) & bit]
+        return [entry for entry in block.entries if entry is noise or self.ancestry.above(entry) & bit]
 
     def noise(self) -> fx.Node:
         """The noisy input: the input with the shape of the output, else one with the usual name of a noisy input, else
@@ -78,7 +84,7 @@ class Signals:
 
     def entry(self) -> fx.Node:
         """The stream of the noisy input as it enters block 0."""
-        entries = self._entries(Run(self.blocks))
+        entries = self._entries(self.blocks[0])
         if not entries:
             raise _missing("a stream of the noisy input in the first block")
         return max(entries, key=numel)

@@ -46,8 +46,8 @@ def insert_guard_probes(work: Work) -> int:
             _WRITERS[probe.measure](writer, probe, signals)
     early = [probe.blocks for probe in work.layout.probes if probe.before]
     if early:
-        read = signals.read(work.runs, max(1, *early))
-        work.runs = [run for run in work.runs if run not in read]
+        read = signals.read(max(1, *early))
+        work.runs = [run for run in signals.runs if run not in read]
     work.module.recompile()
     return len(work.layout.probes)
 

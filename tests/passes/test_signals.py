@@ -24,3 +24,16 @@ def test_blocks_that_refine_the_text_are_not_measured(name: str) -> None:
         assert compiled.report().decisions() == "F..F.."
         made.append(x)
     torch.testing.assert_close(*made, rtol=1e-5, atol=1e-6)
+
+
+def test_a_run_is_measured_from_where_the_noisy_input_enters() -> None:
+    """MiniMax-H3 refines the text in the first block of its only run: that and the block after it are computed."""
+    case = next(case for case in CASES if case.name == "MiniMaxH3Transformer3DModel")
+    compiled = hicache_compile(case.build(3), FBCache(threshold=1e9, max_skips=2), backend="eager")
+    with compiled.trajectory(3), torch.no_grad():
+        for time in (1.0, 0.7, 0.4):
+            case.call(compiled, case.noise(), time)
+    report = compiled.report()
+    assert report.decisions() == "F.."
+    (site,) = compiled._graphs[0].session.live[compiled._graphs[0]].programs.rewrite.sites
+    assert site.name == "transformer_blocks.1..transformer_blocks.2"
