@@ -87,7 +87,8 @@ class Batcher:
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
         self._components = OneAtATime()
-        self._meeting = Meeting(max_batch, max_wait, lambda: len(self._running), self._count)
+        graphed = any(denoiser._inner.graphed for denoiser in self._denoisers)
+        self._meeting = Meeting(max_batch, max_wait, lambda: len(self._running), self._count, graphed)
 
     def submit(self, *, cache: Any = None, on_step: Callable[[Progress], None] | None = None, **call: Any) -> Request:
         """Queue a request.

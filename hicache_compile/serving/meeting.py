@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Hashable
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,6 +62,7 @@ class Meeting:
         max_wait: seconds that a step waits at most for others.
         running: how many requests may still come to call.
         told: of the rows of each call, once it was made.
+        in_one_thread: whoever leads, one thread makes the calls: CUDA graphs are kept by the thread that recorded them.
         clock: seconds.
     """
 
@@ -71,6 +72,7 @@ class Meeting:
         max_wait: float,
         running: Callable[[], int],
         told: Callable[[list[Call]], None],
+        in_one_thread: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.max_batch, self.max_wait = max_batch, max_wait
@@ -79,6 +81,7 @@ class Meeting:
         self._lock = threading.Lock()
         self._leader: Call | None = None
         self._sessions: dict[int, RowsSession] = {}  # of batches, by denoiser: the leader's
+        self._maker = ThreadPoolExecutor(1, "hicache-batcher") if in_one_thread else None
         self._alike = Alike()
         self._closed = False
         self._forecast_last = False
@@ -135,6 +138,8 @@ class Meeting:
             left, self._calls = self._calls, []
         for call in left:
             _end(call, CancelledError())
+        if self._maker is not None:
+            self._maker.shutdown(wait=False)
 
     def _lead(self, call: Call) -> None:
         """Make what is due until ``call`` was, in its thread."""
@@ -194,7 +199,10 @@ class Meeting:
 
     def _make(self, calls: list[Call]) -> None:
         try:
-            self._made_together(calls)
+            if self._maker is None:
+                self._made_together(calls)
+            else:
+                self._maker.submit(self._made_together, calls).result()
         except Exception as error:
             if len(calls) == 1:
                 return _end(calls[0], error)

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hicache_compile import FORA, FBCache, HiCache, HiCacheError, Policy, TaylorSeer, Uncached, hicache_compile
+from hicache_compile.frontend.denoiser import CompiledDenoiser
 from hicache_compile.serving.batcher import Batcher
 from hicache_compile.serving.meeting import Call, Meeting
 from hicache_compile.serving.progress import Progress
@@ -325,3 +326,21 @@ def test_a_callback_of_a_request_may_ask_for_another_and_close(flux: Served) -> 
     assert done.wait(120)
     assert len(found) == 1
     assert all(thread.daemon for thread in threading.enumerate() if thread.name == "hicache-request")
+
+
+def test_one_thread_makes_the_calls_of_cuda_graphs(flux: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are kept by the thread that recorded them."""
+    threads: set[str] = set()
+    together = CompiledDenoiser.together
+
+    def noticed(self: CompiledDenoiser, *args: Any, **how: Any) -> Any:
+        threads.add(threading.current_thread().name)
+        return together(self, *args, **how)
+
+    monkeypatch.setattr(CompiledDenoiser, "together", noticed)
+    monkeypatch.setattr(flux.pipe.transformer._inner, "graphed", True)
+    with Batcher(flux.pipe) as batcher:
+        for request in [batcher.submit(**flux.call(Order(seed, 3, 0, 0, False))) for seed in range(3)]:
+            request.result(timeout=120)
+    assert len(threads) == 1
+    assert threads.pop().startswith("hicache-batcher")
