@@ -56,10 +56,11 @@ def compute(
         raise NotByRowError("the denoiser is several graphs, and what is between them is Python")
     if any(inputs[place].shape[dim] != len(rows) for place, dim in batch.inputs.items()):
         raise NotByRowError(f"an input has no row for each of the {len(rows)} samples")
-    parts = [begin(graph, batch, row, inputs) for row in rows]
-    sizes = (len(rows), *graph.bindings(inputs).values())
+    bindings = graph.bindings(inputs)
+    parts = [begin(graph, row, batch, bindings) for row in rows]
+    sizes = (len(rows), *bindings.values())
     if sizes not in graph.by_row:
-        batch.check_sizes(len(rows), graph.bindings(inputs))
+        batch.check_sizes(len(rows), bindings)
         if not graph.by_row:
             check_apart(graph.captured, batch, inputs, len(rows))
         graph.by_row.add(sizes)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from hicache_compile.passes.analysis.batch import Batch, NotByRowError
 from hicache_compile.passes.graph.choices import Choice
+from hicache_compile.passes.graph.shapes import Bindings
 from hicache_compile.passes.lowering.pages import by_pages
 from hicache_compile.policy.layout import Layout
 from hicache_compile.runtime.compiled_graph import CompiledGraph
@@ -66,9 +66,10 @@ def check(graph: CompiledGraph, programs: ProgramSet, batch: Batch) -> None:
     programs.by_row = True
 
 
-def begin(graph: CompiledGraph, batch: Batch, row: Row, inputs: Sequence[Any]) -> Part:
-    bindings = graph.bindings(inputs) | dict.fromkeys(batch.symbols, 1)
-    live = graph.live(row.step, bindings, row.session.live.get(graph))
+def begin(graph: CompiledGraph, row: Row, batch: Batch, bindings: Bindings) -> Part:
+    """What ``row`` computes with; ``bindings``: the sizes of the whole batch."""
+    alone = bindings | dict.fromkeys(batch.symbols, 1)
+    live = graph.live(row.step, alone, row.session.live.get(graph))
     check(graph, live.programs, batch)
     return Part(row, live)
 
