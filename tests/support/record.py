@@ -128,7 +128,8 @@ def entry(model_name: str, backend: str, case: str) -> Entry:
     made, options = CASES[case]
     slots = _slots(model, inputs) if case.startswith("by slot") else 0
     given = {name: value[model_name] if isinstance(value, dict) else value for name, value in options.items()}
-    compiled = hicache_compile(model, made(slots), backend=backend, **given)
+    # The batch decides as one: what each of its samples decides by itself is what it decides alone (test_samples).
+    compiled = hicache_compile(model, made(slots), backend=backend, together=True, **given)
     schedule = compiled.policy.schedule
     steps = len(schedule.mask) if isinstance(schedule, StepMask) else STEPS
     with compiled.trajectory(steps):
