@@ -9,6 +9,7 @@ from collections.abc import Collection
 
 from torch import fx
 
+from hicache_compile.passes.analysis.ranks import ranks_of
 from hicache_compile.passes.graph.choices import Choice
 from hicache_compile.passes.graph.graphs import copy_graph
 from hicache_compile.passes.transforms.collapse import collapse_sites
@@ -76,7 +77,7 @@ def rewrite(captured: fx.GraphModule, layout: Layout, without: Collection[str] =
         HiCacheError: the layout cannot be had of this denoiser; with ``HICACHE_VERIFY=1`` also a pass that broke what
             it promises.
     """
-    work = Work(captured, layout, copy_graph(captured)[0])
+    work = Work(captured, layout, copy_graph(captured)[0], ranks=ranks_of(captured, layout.together))
     for step in PASSES:
         if step.applies(layout) and step.name not in without:
             _observed(step, work)
@@ -118,6 +119,7 @@ def _finished(work: Work) -> Rewrite:
         work.block_nodes,
         work.sites,
         work.refused,
+        work.ranks,
         groups,
         work.stages,
         work.partitioned,

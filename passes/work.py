@@ -46,6 +46,7 @@ class Work:
         runs: the runs of blocks in ``module``.
         block_nodes: the names of each block's nodes.
         sites, refused: what can be cached, and what was declined.
+        ranks: the process groups that sample one thing.
         verified: what forecasts are verified against, by guard (SpeCa).
         sparse, partitioned: the attentions and MLPs that are sparse in some steps, the attentions over partitions.
         guarded: the graph with a guarded call for each site.
@@ -61,6 +62,7 @@ class Work:
     block_nodes: dict[str, list[str]] = field(default_factory=dict)
     sites: list[Site] = field(default_factory=list)
     refused: list[CannotRewrite] = field(default_factory=list)
+    ranks: tuple[str, ...] = ()
     verified: dict[int, fx.Node] = field(default_factory=dict)
     sparse: list[str] = field(default_factory=list)
     partitioned: list[str] = field(default_factory=list)
@@ -100,6 +102,7 @@ class Pass:
 class Rewrite:
     """What the passes made: a graph for each level, and what was declined on the way.
 
+    ``ranks``: the process groups over which measurements are summed.
     ``groups``: the groups of sites that are decided each by itself, in the order of their rows; ``[""]``: one for all.
     ``sparsify``: makes the program of a computed step in given phases from a dense one.
     """
@@ -111,6 +114,7 @@ class Rewrite:
     block_nodes: dict[str, list[str]]
     sites: list[Site]
     refused: list[CannotRewrite]
+    ranks: tuple[str, ...]
     groups: list[str]
     stages: list[Stage]
     partitioned: list[str]

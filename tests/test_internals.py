@@ -19,6 +19,7 @@ OPTIONAL = {
     "dumps of bytecode": "torch._dynamo.eval_frame._debug_get_cache_entry_list",
     "TORCH_TRACE": "torch._logging._internal.trace_structured",
     "Inductor": "torch._inductor.compile_fx.compile_fx",
+    "ranks that sample one thing": "torch._C._distributed_c10d._resolve_process_group",
     "layerwise casting": "torch.nn.utils.stateless._reparametrize_module",
     "the layout of streams": "torch._inductor.inductor_prims.force_stride_order",
     "dumps of Inductor's code": "torch._inductor.graph.GraphLowering.save_output_code",

@@ -33,7 +33,7 @@ def hicache_compile(  # type: ignore[misc]  # the overloads leave the options to
     memory_budget: str | int | None = None,
     offload: bool = False,
     anchors: str | None = None,
-    decide_together: bool = False,
+    decide_together: bool | None = None,
     together: bool = False,
 ) -> Any:
     """Compile ``model`` to sample with the cache ``policy`` describes.
@@ -56,8 +56,9 @@ def hicache_compile(  # type: ignore[misc]  # the overloads leave the options to
         offload: keep the anchors on the CPU; the device then holds one row a slot.
         anchors: the dtype anchors are kept in: ``"float32"``, ``"float16"``, ``"bfloat16"``, or with a scale for each
             anchor ``"float8_e4m3fn"`` or ``"int8"``. ``None``: the dtype of what is cached.
-        decide_together: the ranks of ``torch.distributed`` run one sampling (sequence or tensor parallel): guards go by
-            the largest measurement of all ranks, and every rank takes the same branch.
+        decide_together: whether the ranks of ``torch.distributed`` run one sampling (sequence or tensor parallel,
+            sharded weights): what guards measure is summed over them, so that all decide what one process would. By
+            default the ranks that the denoiser's graph has collectives with; ``True``: all; ``False``: each by itself.
         together: the samples of a batch decide as one: guards go by the largest measurement of all of them. By default
             each sample is computed and forecast as it is alone, those that do the same in one call.
 

@@ -22,6 +22,7 @@ from hicache_compile.frontend.batches import Batches
 from hicache_compile.frontend.handle import Handle
 from hicache_compile.frontend.layerwise_casting import cast_in_the_graph
 from hicache_compile.frontend.opaque_modules import OpaqueModules
+from hicache_compile.frontend.sharded_weights import gather_in_the_graph
 from hicache_compile.frontend.stand_in import StandIn
 from hicache_compile.frontend.traced import Traced
 from hicache_compile.internals import BackendCompilerFailed, list_mode_options, optimize, pytree
@@ -144,7 +145,8 @@ class CompiledDenoiser(Handle, StandIn):
         """Run the compiled graphs."""
         if not step.index:  # hooks are looked for once a run: it walks every module
             cast_in_the_graph(self._orig_mod)
-
+            for why in gather_in_the_graph(self._orig_mod):
+                self._session.shared.warn_once("its hooks break the graph, which costs most of the cache: %s", why)
         if isinstance(step, RowsStep):
             return self._inner.batches(step, args, kwargs, self._replay_or_run)
         return self._inner.denoise(args, kwargs, step, step.start_over)

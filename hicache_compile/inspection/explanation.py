@@ -14,7 +14,7 @@ from hicache_compile.inspection.findings import BlockRow, Findings, ScopeRow, Si
 from hicache_compile.inspection.tables import render
 from hicache_compile.operators.anchors import QUANTISED
 from hicache_compile.passes import Choice, Rewrite, rewrite
-from hicache_compile.passes.graph.cost import flops_by_node
+from hicache_compile.passes.graph.cost import Cost, cost_of
 from hicache_compile.passes.graph.inputs import Role
 from hicache_compile.passes.graph.shapes import Bindings
 from hicache_compile.passes.transforms.partition_attention import PARTITIONED
@@ -43,10 +43,11 @@ class View:
     def __init__(self, graph: fx.GraphModule, bindings: Bindings) -> None:
         self.graph = graph
         self.bindings = bindings
-        self.flops = flops_by_node(graph, bindings)
+        self.cost = cost_of(graph, bindings)
+        self.flops = self.cost.flops
         self.flops_full = sum(self.flops.values())
         self._programs: dict[Layout, ProgramSet] = {}
-        self._flops_of: dict[tuple[Layout, Choice], int] = {}
+        self._costs: dict[tuple[Layout, Choice], list[Cost]] = {}
 
     def programs(self, layout: Layout) -> ProgramSet:
         """With rings of one anchor: how many there are changes bytes alone. Nothing is lowered."""
@@ -69,13 +70,16 @@ class View:
 
     def flops_of(self, layout: Layout, choice: Choice = Choice.FORECAST) -> int:
         """FLOPs of a step of ``choice``, over all programs it runs; of attention over partitions, to the local keys."""
+        local = 1.0 if layout.partitions is None else 1 / layout.partitions.partitions
+        counted = (item for part in self.costs(layout, choice) for item in part.flops.items())
+        return round(sum(n * (local if name.startswith(PARTITIONED) else 1) for name, n in counted))
+
+    def costs(self, layout: Layout, choice: Choice = Choice.FORECAST) -> list[Cost]:
+        """What the programs that a step of ``choice`` runs cost."""
         key = replace(layout, depth=1), choice
-        if key not in self._flops_of:
-            local = 1.0 if layout.partitions is None else 1 / layout.partitions.partitions
-            parts = [flops_by_node(part, self.bindings) for part in self.rewrite(layout).parts(choice)]
-            counted = ((name, count) for part in parts for name, count in part.items())
-            self._flops_of[key] = round(sum(n * (local if name.startswith(PARTITIONED) else 1) for name, n in counted))
-        return self._flops_of[key]
+        if key not in self._costs:
+            self._costs[key] = [cost_of(part, self.bindings) for part in self.rewrite(layout).parts(choice)]
+        return self._costs[key]
 
     def flops_of_run(self, layout: Layout, policy: Policy, decisions: str) -> int:
         """FLOPs of all steps of a run; where guards decide, of the shortest they may make it."""
@@ -121,6 +125,7 @@ def explain(
     flops_full = sum(view.flops_full for view in views)
     if layout.fixed_scope:
         scopes = (layout.scope,)  # what is measured or told apart is at this one
+    cheap = [part for view, own in zip(views, layouts, strict=True) for part in view.costs(own)]
     chosen = _at_scope(layout.scope, views, layouts, policy, decisions, flops_full)
     rows = [
         chosen
@@ -140,6 +145,10 @@ def explain(
         flops_full=flops_full,
         flops_forecast=chosen.flops_forecast,
         flops_speedup=chosen.ceiling,
+        collectives_full=sum(view.cost.collectives for view in views),
+        collectives_forecast=sum(part.collectives for part in cheap),
+        bytes_sent_full=sum(view.cost.bytes_sent for view in views),
+        bytes_sent_forecast=sum(part.bytes_sent for part in cheap),
         state_bytes=chosen.state_bytes,
         blocks=[row for view, own in zip(views, layouts, strict=True) for row in _blocks(view, own)],
         sites=[row for view, own in zip(views, layouts, strict=True) for row in _sites(view, own, flops_full)],

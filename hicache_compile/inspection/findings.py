@@ -48,7 +48,9 @@ class BlockRow:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """``decisions``: one letter per step; ``state_bytes`` and the sites' bytes are for one guidance branch."""
+    """``decisions``: one letter per step; ``state_bytes`` and the sites' bytes are for one guidance branch. Of a
+    denoiser over several ranks, FLOPs, bytes and collectives (calls, and bytes put into them) are those of this rank.
+    """
 
     model: str
     policy: dict[str, Any]
@@ -60,6 +62,10 @@ class Findings:
     flops_full: int
     flops_forecast: int
     flops_speedup: float
+    collectives_full: int
+    collectives_forecast: int
+    bytes_sent_full: int
+    bytes_sent_forecast: int
     state_bytes: int
     blocks: list[BlockRow]
     sites: list[SiteRow]

@@ -25,6 +25,8 @@ class Report:
     part is forecast counts as forecast.
     ``flops_full`` and ``flops_forecast`` are those of one step at the shape last seen (two for each
     multiply-add, as FlopCounterMode counts); ``flops_speedup`` is full steps over what that trajectory cost.
+    ``collectives_full`` and ``collectives_forecast`` are the operators of one step that communicate with other ranks,
+    ``bytes_sent_full`` and ``bytes_sent_forecast`` what this rank puts into them; FLOPs and bytes are of this rank too.
     ``state_bytes`` are the bytes of the live rings, ``programs`` the lowered programs, ``recompiles`` the
     captures beyond one for each graph and set of input shapes, ``host_syncs`` the values read back from a
     device, ``memory`` what a memory budget made of the policy. ``strategy`` names what decides, ``rows`` what happened
@@ -41,6 +43,10 @@ class Report:
     recompiles: int
     graph_breaks: int
     host_syncs: int
+    collectives_full: int
+    collectives_forecast: int
+    bytes_sent_full: int
+    bytes_sent_forecast: int
     nonfinite_probes: int
     refused: list[tuple[str, str]]
     memory: str = ""
@@ -104,6 +110,9 @@ def gather(session: Session, graphs: Sequence[CompiledGraph]) -> Report:
     letters = "".join(context.letters() for context in current)
     computed = letters.count("F") + letters.count("S")
     full, cheap = (sum(graph.flops(choice) for graph in called) for choice in (Choice.FULL, Choice.FORECAST))
+    computing, forecasting = (
+        [part for graph in called for part in graph.costs(choice)] for choice in (Choice.FULL, Choice.FORECAST)
+    )
     spent = sum(
         count * graph.flops(choice, reused)
         for context in current
@@ -128,6 +137,10 @@ def gather(session: Session, graphs: Sequence[CompiledGraph]) -> Report:
         recompiles=len(graphs) - len({graph.signature for graph in graphs}),
         graph_breaks=max(0, session.most_graphs - 1),
         host_syncs=session.syncs,
+        collectives_full=sum(part.collectives for part in computing),
+        collectives_forecast=sum(part.collectives for part in forecasting),
+        bytes_sent_full=sum(part.bytes_sent for part in computing),
+        bytes_sent_forecast=sum(part.bytes_sent for part in forecasting),
         nonfinite_probes=sum(decider.nonfinite for decider in deciders),
         refused=_refused(session, live),
         memory="; ".join(one.why for one in live if one.why),

@@ -64,6 +64,11 @@ def _summary(found: Findings) -> Text:
         f"({percent(found.flops_forecast / max(1, found.flops_full))}); at most {found.flops_speedup:.2f}x faster; "
         f"anchors {size(found.state_bytes)} a guidance branch",
     ]
+    if found.collectives_full:
+        lines.append(
+            f"to other ranks: {found.collectives_full} collectives, {size(found.bytes_sent_full)} in a full step; "
+            f"{found.collectives_forecast}, {size(found.bytes_sent_forecast)} in a forecast"
+        )
     if found.sparse:
         lines.append(f"{found.decisions.count('S')} steps sparse in {len(found.sparse)} attentions and MLPs")
     return Text("\n".join(lines))

@@ -77,8 +77,19 @@ with Feature("Python floats under dynamic shapes", "compiling with dynamic=True 
 with Feature("torch.func.vmap in denoisers", "what is computed under it is not analysed") as VMAP:
     from torch._C._functorch import is_batchedtensor
 
+with Feature("ranks that sample one thing", "where guards decide, each rank decides for itself") as RANKS:
+    from torch._C._distributed_c10d import _resolve_process_group as group_named
+    from torch.distributed import _functional_collectives
+    from torch.distributed.distributed_c10d import _get_object_coll_device as device_of_group
+
+    _functional_collectives.RANK_TYPES  # noqa: B018  # looked up: the import makes the operators
+    functional_collectives = torch.ops._c10d_functional
+
 with Feature("layerwise casting", "leave it out, or keep the weights in the dtype that computes") as CASTING:
     from torch.nn.utils.stateless import _reparametrize_module as reparametrize_module
+
+# Its modules take a second to import: what is missing is found where weights are sharded.
+SHARDED = Feature("weights sharded by FSDP2", "its hooks break the graph at every module that it shards")
 
 with Feature("dumps of bytecode", "a dump has no Python of what Dynamo compiled") as BYTECODE:
     from torch._dynamo.eval_frame import _debug_get_cache_entry_list as cache_entries

@@ -1,11 +1,19 @@
-"""Collectives over the ranks of ``torch.distributed`` that sample one thing."""
+"""Sums over the ranks of ``torch.distributed`` that sample one thing; in a graph and outside of one."""
 
 from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from hicache_compile import internals
 from hicache_compile.errors import HiCacheError
+
+COLLECTIVES = "_c10d_functional"  # the namespace of torch's collectives in graphs
+Ranks = Sequence[str]  # names of process groups, a sum over one after the other is the sum over all ranks
 
 
 def require_ranks(owner: str) -> int:
@@ -22,21 +30,64 @@ def require_ranks(owner: str) -> int:
     return int(dist.get_world_size())
 
 
-def largest_first(measured: Tensor) -> Tensor:
-    """``measured`` ``[n]`` as all ranks decide by it: the largest first value of all (one that is not finite counts as
-    infinite), the mean of the others."""
-    first = torch.where(measured[:1].isfinite(), measured[:1], torch.inf)
-    torch.distributed.all_reduce(first, torch.distributed.ReduceOp.MAX)
-    return torch.cat([first, mean(measured[1:])]) if len(measured) > 1 else first
+def is_dtensor_type(kind: type) -> bool:
+    """Whether it is ``DTensor``. Importing its module takes a second, which is left to whoever makes one."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and issubclass(kind, module.DTensor)
+
+
+def is_dtensor(value: object) -> bool:
+    """Whether ``value`` is a ``DTensor``."""
+    return is_dtensor_type(type(value))
+
+
+def mesh_of(value: Any) -> Any:
+    """The device mesh of a ``DTensor``, also of a fake one, where torch stands something in for it."""
+    mesh = value.device_mesh
+    return getattr(mesh, "real_obj", mesh)
+
+
+def local_part(value: Any) -> Tensor:
+    """What this rank has of a ``DTensor``. ``to_local`` would be an operator, which a mode of fake tensors refuses of a
+    tensor of another."""
+    part: Tensor = value._local_tensor
+    return part
+
+
+def like_dtensor(value: Any, part: Tensor) -> Tensor:
+    """A ``DTensor`` laid out like ``value`` of which this rank has ``part``."""
+    layout = {"shape": value.shape, "stride": value.stride()}
+    made: Tensor = type(value).from_local(part, mesh_of(value), value.placements, run_check=False, **layout)
+    return made
+
+
+def _named(group: str) -> Any:
+    return internals.group_named(group)  # type: ignore[arg-type]  # a name is a string
+
+
+def members(group: str) -> frozenset[int]:
+    """The ranks of the process group ``group``."""
+    return frozenset(torch.distributed.get_process_group_ranks(_named(group)))
+
+
+def total(values: Tensor, ranks: Ranks) -> Tensor:
+    """The sum of ``values`` over ``ranks``: one all-reduce a group. Without ranks, ``values``."""
+    for group in ranks:
+        reduced = internals.functional_collectives.all_reduce(values, "sum", group)
+        values = internals.functional_collectives.wait_tensor(reduced)
+    return values
+
+
+def everywhere(truth: bool, ranks: Ranks) -> bool:
+    """Whether ``truth`` holds on all ``ranks``. The host waits for it."""
+    if not ranks:
+        return truth
+    device = internals.device_of_group(_named(ranks[0]))
+    return total(torch.tensor([float(not truth)], device=device), ranks).item() == 0
 
 
 def mean(measured: Tensor) -> Tensor:
-    """The mean of ``measured`` over the ranks."""
-    return total(measured) / torch.distributed.get_world_size()
-
-
-def total(measured: Tensor) -> Tensor:
-    """The sum of ``measured`` over the ranks."""
+    """The mean of ``measured`` over all ranks."""
     summed = measured.clone()
     torch.distributed.all_reduce(summed)
-    return summed
+    return summed / torch.distributed.get_world_size()

@@ -6,7 +6,11 @@ import threading
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from hicache_compile.internals import TorchDispatchMode, pytree
+from hicache_compile.operators.collectives import COLLECTIVES, is_dtensor_type
 
 # A counter sets a flag and hooks that torch has once for all threads: a frame that Dynamo sees meanwhile in another is
 # skipped for good. So no denoiser is called through Dynamo while FLOPs are counted.
@@ -21,3 +25,22 @@ def flop_counter() -> FlopCounterMode:
     """A counter that prints nothing. torch's has only the GPU kernels; the CPU's computes the same products."""
     kernels = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
     return FlopCounterMode(display=False, custom_mapping=kernels)
+
+
+class Sent(TorchDispatchMode):
+    """Counts collectives and the bytes that this rank puts into them. An operator on ``DTensor`` is taken for those
+    that it makes on this rank's parts, also by a counter outside of this one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(is_dtensor_type(kind) for kind in types):
+            return NotImplemented
+        if str(func).startswith(COLLECTIVES) and "wait_tensor" not in str(func):
+            self.calls += 1
+            given = pytree.tree_leaves(args[0])
+            self.bytes += sum(value.numel() * value.element_size() for value in given if isinstance(value, Tensor))
+        return func(*args, **(kwargs or {}))

@@ -2,25 +2,45 @@
 
 ``change(a, b) = mean|a - b| / mean|b|`` in float32, per sample (first dimension); if a call has several samples, the
 largest decides for all. A sample whose value is not finite has no say, unless all are. A measured value is ``[n]``
-float32; ``by_row``: ``[B, n]``, of each sample by itself.
+float32; ``by_row``: ``[B, n]``, of each sample by itself. ``ranks``: each has a part of what is measured, and all get
+the value of the whole, with one all-reduce of sums.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from hicache_compile.operators.anchors import is_finite
+from hicache_compile.operators.collectives import Ranks, total
 
 
-def size(x: Tensor) -> Tensor:
+def size(x: Tensor, ranks: Ranks = ()) -> Tensor:
     """``mean|x|`` per sample, ``[B]`` float32."""
-    return x.abs().flatten(1).mean(1, dtype=torch.float32)
+    return _joined(ranks, x, x.abs().flatten(1).mean(1, dtype=torch.float32))[0]
 
 
-def ratio(now: Tensor, before: Tensor) -> Tensor:
+def _joined(ranks: Ranks, of: Tensor, *means: Tensor) -> Sequence[Tensor]:
+    """Means ``[B]`` over parts of the size of ``of``, as means over the parts of all ``ranks``, which may differ in
+    size."""
+    if not ranks:
+        return means
+    count = torch.full_like(means[0], of[0].numel())
+    *sums, counts = total(torch.stack([*(each * count for each in means), count]), ranks).unbind()
+    return [each / counts for each in sums]
+
+
+def _moved(now: Tensor, before: Tensor) -> Tensor:
+    """``mean|now - before|`` per sample."""
+    return size(now.float() - before.float())
+
+
+def ratio(now: Tensor, before: Tensor, ranks: Ranks = ()) -> Tensor:
     """``mean|now - before| / mean|before|`` per sample, ``[B]`` float32; 0 / 0 is NaN."""
-    return size(now.float() - before.float()) / size(before.float())
+    moved, was = _joined(ranks, now, _moved(now, before), size(before.float()))
+    return moved / was
 
 
 def largest(values: Tensor, by_row: bool = False) -> Tensor:
@@ -37,28 +57,25 @@ def average(values: Tensor, over: Tensor | None = None, by_row: bool = False) ->
     if by_row:
         return (values / over)[:, None]
     good = is_finite(values) & is_finite(over)
-    total, parts = (torch.where(good, each, 0.0).sum(0).reshape(1) for each in (values, over))
-    return total / parts
+    whole, parts = (torch.where(good, each, 0.0).sum(0).reshape(1) for each in (values, over))
+    return whole / parts
 
 
-def change(now: Tensor, before: Tensor, by_row: bool = False) -> Tensor:
+def change(now: Tensor, before: Tensor, by_row: bool = False, ranks: Ranks = ()) -> Tensor:
     """The largest change over samples, ``[1]``."""
-    return largest(ratio(now, before), by_row)
+    return largest(ratio(now, before, ranks), by_row)
 
 
-def rate(x: Tensor, x_before: Tensor, factor: Tensor, output_size: Tensor, by_row: bool = False) -> Tensor:
+def rate(
+    x: Tensor, x_before: Tensor, factor: Tensor, output_size: Tensor, by_row: bool = False, ranks: Ranks = ()
+) -> Tensor:
     """``factor mean|x - x_before| / output_size``, the largest over samples, ``[1]`` (EasyCache)."""
-    return largest(factor * size(x.float() - x_before.float()) / output_size, by_row)
+    return largest(factor * size(x.float() - x_before.float(), ranks) / output_size, by_row)
 
 
-def rate_factor(y: Tensor, y_before: Tensor, x: Tensor, x_before: Tensor) -> Tensor:
+def rate_factor(y: Tensor, y_before: Tensor, x: Tensor, x_before: Tensor, ranks: Ranks = ()) -> Tensor:
     """``mean|dy| / mean|dx|`` between computed steps, ``[B]`` (EasyCache)."""
-    return size(y.float() - y_before.float()) / size(x.float() - x_before.float())
-
-
-def progress(residual: Tensor, newer: Tensor, older: Tensor, by_row: bool = False) -> Tensor:
-    """``mean|residual - older| / mean|newer - older|`` over all samples, ``[1]`` (DiCache)."""
-    return average(size(residual.float() - older.float()), size(newer.float() - older.float()), by_row)
+    return size(y.float() - y_before.float(), ranks) / size(x.float() - x_before.float(), ranks)
 
 
 def shifted(residual: Tensor, newer: Tensor) -> Tensor:
@@ -76,9 +93,20 @@ def older(residuals: Tensor) -> Tensor:
     return residuals[1]
 
 
-def end(now: Tensor, before: Tensor, residual: Tensor, newer: Tensor, older: Tensor, by_row: bool = False) -> Tensor:
-    """The change of the probe's output and the progress of its residual, ``[2]`` (DiCache)."""
-    return together(change(now, before, by_row), progress(residual, newer, older, by_row))
+def end(
+    now: Tensor,
+    before: Tensor,
+    residual: Tensor,
+    newer: Tensor,
+    older: Tensor,
+    by_row: bool = False,
+    ranks: Ranks = (),
+) -> Tensor:
+    """The change of the probe's output and the progress of its residual, ``mean|residual - older| / mean|newer -
+    older|`` over all samples, ``[2]`` (DiCache)."""
+    far, whole = _moved(residual, older), _moved(newer, older)
+    moved, was, far, whole = _joined(ranks, now, _moved(now, before), size(before.float()), far, whole)
+    return together(largest(moved / was, by_row), average(far, whole, by_row))
 
 
 def excess(
@@ -90,18 +118,25 @@ def excess(
     newer: Tensor,
     older: Tensor,
     by_row: bool = False,
+    ranks: Ranks = (),
 ) -> Tensor:
-    """The difference of the changes of the probe's output and of its input, and the progress, ``[2]`` (DiCache)."""
-    difference = largest((ratio(now, before) - ratio(start, start_before)).abs(), by_row)
-    return together(difference, progress(residual, newer, older, by_row))
+    """The difference of the changes of the probe's output and of its input, and the progress as in ``end``, ``[2]``
+    (DiCache)."""
+    changes = [_moved(now, before), size(before.float()), _moved(start, start_before), size(start_before.float())]
+    far, whole = _moved(residual, older), _moved(newer, older)
+    moved, was, moved_start, start_was, far, whole = _joined(ranks, now, *changes, far, whole)
+    difference = largest((moved / was - moved_start / start_was).abs(), by_row)
+    return together(difference, average(far, whole, by_row))
 
 
-def magnitude(now: Tensor, before: Tensor, by_row: bool = False) -> Tensor:
+def magnitude(now: Tensor, before: Tensor, by_row: bool = False, ranks: Ranks = ()) -> Tensor:
     """``|now| / |before|`` (2-norm over the last dimension), averaged over all tokens, ``[1]`` (MagCache)."""
-    return average((now.float().norm(dim=-1) / before.float().norm(dim=-1)).flatten(1).mean(1), by_row=by_row)
+    grown = now.float().norm(dim=-1) / before.float().norm(dim=-1)
+    return average(_joined(ranks, grown, grown.flatten(1).mean(1))[0], by_row=by_row)
 
 
 BY_ROW = (change, rate, end, excess, magnitude)  # those that take ``by_row``
+OVER_RANKS = (*BY_ROW, size, rate_factor)  # those that take ``ranks``
 
 
 def low_passed(

@@ -34,7 +34,6 @@ class Trait(StrEnum):
     ON_ANCHORS = "offload, memory_budget or anchors"
     OFFLOAD = "offload=True"
     ANCHOR_DTYPE = "anchors in a dtype of their own"
-    TOGETHER = "decide_together=True"
     GRAPH_DECIDES = "guards that decide in the graph (a cond backend or an export)"
     EXPORTED = "an exported graph"
 
@@ -80,11 +79,6 @@ CONFLICTS = (
         Trait.GRAPH_DECIDES,
         Trait.OFFLOAD,
         "the host does not see which anchors a step needs: use a backend without cond",
-    ),
-    Conflict(
-        Trait.GRAPH_DECIDES,
-        Trait.TOGETHER,
-        "ranks cannot agree inside one graph: use a backend without cond",
     ),
     Conflict(
         Trait.GRAPH_DECIDES,

@@ -30,6 +30,7 @@ class Layout:
         sparsity: how sparse attention and MLPs are in computed steps.
         depth: anchors a ring holds.
         anchors: the dtype anchors are kept in, by torch's name; ``None``: each in the dtype of its slot.
+        together: which ranks decide as one, see ``CompileOptions.decide_together``.
     """
 
     scope: str
@@ -42,6 +43,7 @@ class Layout:
     sparsity: Chipmunk | None = None
     depth: int = 1
     anchors: str | None = None
+    together: bool | None = None
 
     @property
     def starts(self) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from hicache_compile.operators.opaque import module_of
 from hicache_compile.passes import Choice, rewrite
 from hicache_compile.passes.analysis.batch import Batch, batch_of
 from hicache_compile.passes.graph import ops
-from hicache_compile.passes.graph.cost import flops_by_node
+from hicache_compile.passes.graph.cost import Cost, cost_of
 from hicache_compile.passes.graph.graphs import placeholders
 from hicache_compile.passes.graph.shapes import Bindings, bind_symbols, is_dynamic
 from hicache_compile.passes.trace import trace_rewrite
@@ -58,7 +58,7 @@ class CompiledGraph:
         self._opaque = [str(node.args[0]) for node in captured.graph.nodes if ops.op(node) == ops.OPAQUE]
         self.quantised = self.options.quantised_on_the_host
         self.signature = (len(captured.graph.nodes), *sizes)
-        self._flops: dict[Hashable, int] = {}
+        self._costs: dict[Hashable, list[Cost]] = {}
         self._dynamic = any(is_dynamic(ops.value(self._inputs[i])) for i in self._sized)
 
     @property
@@ -206,14 +206,17 @@ class CompiledGraph:
     def flops(self, choice: Choice, reused: float = 0.0) -> int:
         """FLOPs of the program of ``choice`` at the shapes last seen, of which attentions over partitions reused the
         share ``reused`` of the keys."""
+        counted = [item for part in self.costs(choice) for item in part.flops.items()]
+        partitioned = sum(count for name, count in counted if name.startswith(PARTITIONED))
+        return sum(count for _, count in counted) - int(partitioned * reused)
+
+    def costs(self, choice: Choice) -> list[Cost]:
+        """What the programs of ``choice`` cost at the shapes last seen, in their order."""
         live = self.session.live[self]
-        key = (live.layout, choice, reused, *live.bindings.values())
-        if key not in self._flops:
-            parts = [flops_by_node(part, live.bindings) for part in live.programs.rewrite.parts(choice)]
-            partitioned = sum(n for part in parts for name, n in part.items() if name.startswith(PARTITIONED))
-            total = sum(count for part in parts for count in part.values())
-            self._flops[key] = total - int(partitioned * reused)
-        return self._flops[key]
+        key = (live.layout, choice, *live.bindings.values())
+        if key not in self._costs:
+            self._costs[key] = [cost_of(part, live.bindings) for part in live.programs.rewrite.parts(choice)]
+        return self._costs[key]
 
     def decider_of(self, live: Live, step: Step, start: int) -> Decider:
         """The decider of the run of ``step``, which starts over at ``start``."""

@@ -28,7 +28,7 @@ def execute(run: Run, programs: ProgramSet, storage: Rings, step: Step, graph: o
     decision = decider.decide(step.index, step.forced)
     if not isinstance(decision, Decision):
         decision = _asked(decision, run, decider, storage, step, handed)
-    step.syncs += storage.prepare(decision, step.index, step.together)
+    step.syncs += storage.prepare(decision, step.index, programs.rewrite.ranks)
     device = storage.tensors[0].device if storage.tensors else CPU
     inputs = {**handed, **storage.device_rows(decider.inputs(step.index, decision, device, programs.weights_dtype))}
     if programs.cond and programs.rings and not decision.pending:
@@ -66,11 +66,8 @@ def _read(storage: Rings, guard: int, decider: Decider, step: Step) -> list[Any]
     """What ``guard`` measured: the one time a step waits for the device."""
     step.syncs += 1
     measured = storage.memory(memory(MEASURED, guard))
-    if decider.spans_ranks or (step.together and measured.dim() > 1):
+    if decider.spans_ranks:
         measured = collectives.mean(measured)
-    elif step.together:
-        collectives.require_ranks("hicache_compile.decide_together")
-        measured = collectives.largest_first(measured)
     found: list[Any] = measured.tolist()
     return found
 

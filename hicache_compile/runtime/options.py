@@ -43,7 +43,8 @@ class CompileOptions:
         memory_budget: bytes of anchors on the device, over all contexts.
         offload: anchors are kept on the CPU.
         anchors: the dtype they are kept in, by torch's name; ``None``: their own.
-        decide_together: the ranks of ``torch.distributed`` run one sampling.
+        decide_together: which ranks of ``torch.distributed`` run one sampling: ``None``: those that the denoiser's
+            graph has collectives with; all; or each by itself.
         together: the samples of a batch decide as one.
     """
 
@@ -55,7 +56,7 @@ class CompileOptions:
     memory_budget: int | None = None
     offload: bool = False
     anchors: str | None = None
-    decide_together: bool = False
+    decide_together: bool | None = None
     together: bool = False
 
     @classmethod
@@ -79,7 +80,8 @@ class CompileOptions:
         true_or_false(OWNER, "offload", options.offload)
         if options.anchors is not None:
             one_of(OWNER, "anchors", options.anchors, ANCHORS)
-        true_or_false(OWNER, "decide_together", options.decide_together)
+        if options.decide_together not in (None, True, False):
+            raise HiCacheError(f"{OWNER}.decide_together = {options.decide_together!r}: must be None, True or False")
         true_or_false(OWNER, "together", options.together)
         options.check(wanted)
         return options
@@ -127,7 +129,6 @@ class CompileOptions:
             Trait.ON_ANCHORS: self.offload or self.memory_budget is not None or self.anchors is not None,
             Trait.OFFLOAD: self.offload,
             Trait.ANCHOR_DTYPE: self.anchors is not None,
-            Trait.TOGETHER: self.decide_together,
             Trait.GRAPH_DECIDES: self.cond and bool(policy.guards),
         }
         return frozenset(trait for trait, has in own.items() if has)
@@ -135,7 +136,7 @@ class CompileOptions:
     def layout(self, policy: Policy) -> Layout:
         """The layout of ``policy`` with these options, before a memory budget."""
         on_device = None if self.quantised_on_the_host else self.anchors
-        layout = replace(policy.layout, sparsity=self.sparsity, anchors=on_device)
+        layout = replace(policy.layout, sparsity=self.sparsity, anchors=on_device, together=self.decide_together)
         if layout.partitions is not None and layout.partitions.distributed:
             ranks = require_ranks("DiTangoSchedule.distributed")
             layout = replace(layout, partitions=replace(layout.partitions, partitions=ranks))

@@ -90,7 +90,6 @@ class Step:
         num_steps: of the run; ``None``: unknown.
         uncached: nothing is cached in this step.
         doubtful: whether it goes on with the run before it is only known later, so it is computed.
-        together: all ranks decide as one.
         letter: of the newest graph that cached something.
         graphs: those that ran.
         calls: what they ran on, where that can be replayed.
@@ -104,7 +103,6 @@ class Step:
     num_steps: int | None
     uncached: bool = False
     doubtful: bool = False
-    together: bool = False
     letter: str = "F"
     graphs: list[object] = field(default_factory=list)
     calls: list[GraphCall] = field(default_factory=list)

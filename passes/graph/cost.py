@@ -1,7 +1,8 @@
-"""FLOPs of a program, counted by torch's FlopCounterMode on fake tensors."""
+"""FLOPs of a program, counted by torch's FlopCounterMode on fake tensors, and what it sends to other ranks."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ from torch import fx
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from hicache_compile.internals import DynamicOutputShapeException, FakeTensorMode
-from hicache_compile.operators.flop_counter import NO_DYNAMO, flop_counter
+from hicache_compile.operators.collectives import is_dtensor, like_dtensor, local_part
+from hicache_compile.operators.flop_counter import NO_DYNAMO, Sent, flop_counter
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.graphs import placeholders
 from hicache_compile.passes.graph.shapes import Bindings, concrete
@@ -62,21 +64,33 @@ def _largest(node: fx.Node, env: dict[fx.Node, Any]) -> Any:
     return torch.empty(mask.numel(), *source.shape[mask.dim() :], dtype=source.dtype, device=source.device)
 
 
-def count_flops(program: fx.GraphModule, bindings: Bindings) -> int:
-    """FLOPs (two per multiply-add) of one run of ``program`` at the sizes in ``bindings``."""
-    return sum(flops_by_node(program, bindings).values())
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one run of a program costs this rank.
+
+    Args:
+        flops: of each node, by name; two per multiply-add.
+        collectives: calls of operators that communicate.
+        bytes_sent: what this rank puts into them.
+    """
+
+    flops: dict[str, int]
+    collectives: int
+    bytes_sent: int
 
 
-def flops_by_node(program: fx.GraphModule, bindings: Bindings) -> dict[str, int]:
-    """FLOPs of each node, by name, as in ``count_flops``."""
-    with NO_DYNAMO, FakeTensorMode(), flop_counter() as counter, torch.no_grad():
+def cost_of(program: fx.GraphModule, bindings: Bindings) -> Cost:
+    """The cost of ``program`` at the sizes in ``bindings``."""
+    with NO_DYNAMO, FakeTensorMode(), flop_counter() as counter, Sent() as sent, torch.no_grad():
         run = _Run(program, counter)
         run.run(*(_fake(ops.value(node), bindings) for node in placeholders(program)))
-    return run.by_node
+    return Cost(run.by_node, sent.calls, sent.bytes)
 
 
 def _fake(example: Any, bindings: Bindings) -> Any:
     """A new fake value like ``example``. Requires an active fake mode."""
+    if is_dtensor(example):
+        return like_dtensor(example, _fake(local_part(example), bindings))
     if isinstance(example, torch.Tensor):
         return torch.empty(concrete(example.shape, bindings), dtype=example.dtype, device=example.device)
     if isinstance(example, torch.SymInt):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,12 +13,15 @@ from hicache_compile.internals import FakeTensor, FakeTensorMode
 from hicache_compile.passes.graph import ops
 
 
-def call_node(graph: fx.Graph, function: Callable[..., Any], args: Sequence[Any], **meta: Any) -> fx.Node:
-    """A call of ``function`` where ``graph`` inserts, with its example value; ``meta``: what else is known of it."""
-    node = graph.call_function(function, tuple(args))
+def call_node(
+    graph: fx.Graph, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any] = {}, **meta: Any
+) -> fx.Node:
+    """A call of ``function`` where ``graph`` inserts, with its example value; ``kwargs``: no nodes; ``meta``: what else
+    is known of it."""
+    node = graph.call_function(function, tuple(args), dict(kwargs))
     examples = fx.node.map_arg(tuple(args), ops.value)
     with fake_mode_of(next(example for example in examples if isinstance(example, torch.Tensor))), torch.no_grad():
-        node.meta = {"path": "", **meta, "example_value": function(*examples)}
+        node.meta = {"path": "", **meta, "example_value": function(*examples, **kwargs)}
     return node
 
 

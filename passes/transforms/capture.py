@@ -18,6 +18,8 @@ from hicache_compile.passes.transforms.functionalise import functionalise
 
 _ROOT = re.compile(r"""^L\[['"]\w+['"]\](\.__self__)*""")
 _OURS = re.compile(r"hicache_compile/(frontend|runtime/replay)/\w+\.py")  # code that is traced around the user's
+_GETATTR = re.compile(r"""getattr\((.*), ['"](\w+)['"]\)""")  # of a name that is no identifier: an entry of a list
+_THROUGH_FORWARD = re.compile(r"\.forward(\.(forward|module|__self__|func))+")  # what stands in for a module's forward
 _DICT_ITEM = re.compile(r"\.__dict__\['_modules'\]\['(\w+)'\]|\._modules\['(\w+)'\]|\['?(\w+)'?\]")
 
 
@@ -33,7 +35,9 @@ def module_calls(node: fx.Node, within: str = "") -> tuple[tuple[str, int], ...]
 
 
 def _dotted(path: str) -> str:
-    path = _ROOT.sub("", path)
+    while found := _GETATTR.search(path):
+        path = f"{path[: found.start()]}{found[1]}.{found[2]}{path[found.end() :]}"
+    path = _THROUGH_FORWARD.sub("", _ROOT.sub("", path))
     return _DICT_ITEM.sub(lambda found: "." + next(filter(None, found.groups())), path).strip(".")
 
 

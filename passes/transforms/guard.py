@@ -69,6 +69,7 @@ class _Writer:
         self.layout = work.layout
         self.sites = work.sites
         self.verified = work.verified
+        self.ranks = work.ranks
         self.graph = fx.Graph()
         self.env: dict[fx.Node, fx.Node] = {}
         self.submodules: dict[str, fx.GraphModule] = {}
@@ -184,7 +185,7 @@ class _Writer:
         if not self.slots:
             return
         for stage, probe in enumerate(self.layout.probes):
-            writer = ProbeWriter(self.graph, stage)
+            writer = ProbeWriter(self.graph, stage, self.ranks)
             if probe.measure is Measure.VERIFY:
                 added = self.env[self.verified[stage]]
                 ring = self._ring(f"verified_{stage}", added)

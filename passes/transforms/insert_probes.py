@@ -39,7 +39,7 @@ def insert_guard_probes(work: Work) -> int:
         return 0
     signals = Signals(work.module, work.runs)
     for stage, probe in enumerate(work.layout.probes):
-        writer = ProbeWriter(work.module.graph, stage)
+        writer = ProbeWriter(work.module.graph, stage, work.ranks)
         if probe.measure is Measure.VERIFY:
             work.verified[stage] = writer.value(torch.sub, *signals.last(probe.blocks))
         elif probe.signal is not Signal.SITES:
@@ -53,16 +53,20 @@ def insert_guard_probes(work: Work) -> int:
 
 
 class ProbeWriter:
-    """Adds the nodes of one guard's probe to a graph, each as early as it can run."""
+    """Adds the nodes of one guard's probe to a graph, each as early as it can run; ``ranks``: what is measured is of
+    the parts that all of them have."""
 
-    def __init__(self, graph: fx.Graph, stage: int) -> None:
+    def __init__(self, graph: fx.Graph, stage: int, ranks: tuple[str, ...]) -> None:
         self.graph = graph
         self.stage = stage
+        self.ranks = ranks
 
     def value(self, function: Callable[..., Any], *args: Any) -> fx.Node:
         """A call of ``function``."""
+        joined = self.ranks and function in measurements.OVER_RANKS
         with self.graph.inserting_after(self._latest(args)):
-            return call_node(self.graph, function, args, calls=(), probe="value")
+            kwargs = {"ranks": self.ranks} if joined else {}
+            return call_node(self.graph, function, args, kwargs, calls=(), probe="value")
 
     def memory(self, name: str, like: fx.Node) -> fx.Node:
         """An input that lasts from step to step, made zero at the start of a run, of the form of ``like``."""

@@ -190,7 +190,6 @@ def test_tables_hold_the_weights_of_every_history(forecaster: object) -> None:
     ("options", "message"),
     [
         ({"offload": True}, "the host does not see which anchors a step needs"),
-        ({"decide_together": True}, "ranks cannot agree inside one graph"),
         ({"policy": TeaCache(0.5, forecaster=Chebyshev(4))}, "reads more than 3 anchors"),
     ],
 )

@@ -17,6 +17,7 @@ from hicache_compile import DiTango, FBCache, hicache_compile
 from hicache_compile.key_partitions import KeyPartitions
 from hicache_compile.operators.partitioned_attention import _exchange
 from tests.support.models import ToyDiT, flux_inputs, random_flux
+from tests.support.parallel import sampled
 
 STEPS, TOKENS = 14, 16
 
@@ -70,7 +71,30 @@ def exchange(rank: int, world: int, groups: int) -> dict[str, object]:
     return {"keys": [int(key[0, 0, 0, 0]) for key, _ in found], "values": [int(v[0, 0, 0, 0]) for _, v in found]}
 
 
-TASKS = {"exchange": exchange, "context_parallel": context_parallel, "together": together, "dying": dying}
+def _number(text: str) -> int | float | str:
+    try:
+        return float(text) if "." in text else int(text)
+    except ValueError:
+        return text
+
+
+def parallel(rank: int, world: int, engine: str, cases: str) -> dict[str, object]:
+    """Runs of denoisers over the ranks, by case: the model, the policy and the backend."""
+    found: dict[str, object] = {}
+    for case in cases.split(";"):
+        model, policy, backend = case.split(":")
+        found[case] = sampled(model, policy, engine, world, backend)
+        torch._dynamo.reset()
+    return found
+
+
+TASKS = {
+    "exchange": exchange,
+    "context_parallel": context_parallel,
+    "together": together,
+    "dying": dying,
+    "parallel": parallel,
+}
 
 if __name__ == "__main__":
     task, rank, world, store, out, *rest = sys.argv[1:]
@@ -78,6 +102,6 @@ if __name__ == "__main__":
     dist.init_process_group(
         "gloo", init_method=f"file://{store}", rank=int(rank), world_size=int(world), timeout=timedelta(seconds=40)
     )
-    numbers = [float(text) if "." in text else int(text) for text in rest]
-    torch.save(TASKS[task](int(rank), int(world), *numbers), Path(out) / f"{rank}.pt")  # type: ignore[operator]
+    given = [_number(text) for text in rest]
+    torch.save(TASKS[task](int(rank), int(world), *given), Path(out) / f"{rank}.pt")  # type: ignore[operator]
     dist.destroy_process_group()

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from hicache_compile.errors import HiCacheError
+from hicache_compile.operators.collectives import Ranks, total
 from hicache_compile.passes.graph.inputs import StateInput
 from hicache_compile.policy.compatibility import Trait
 from hicache_compile.policy.forecasters import measured_weights
@@ -142,12 +143,12 @@ class AnchorRows:
         """Whether weights are fitted to the anchors."""
         return Trait.READS_ANCHORS in self.policy.traits
 
-    def fit(self, step: int, rings: Sequence[torch.Tensor], total: Any = None) -> int:
+    def fit(self, step: int, rings: Sequence[torch.Tensor], ranks: Ranks = ()) -> int:
         """Fit the weights of ``step`` to the anchors, group by group.
 
         Args:
             rings: the anchors of each slot, ``[K, *S]`` in a floating dtype.
-            total: sums a Gram matrix over the ranks that sample one thing.
+            ranks: each has a part of every slot.
 
         Returns:
             How often the host waited for the device: once for each group that was computed since.
@@ -162,7 +163,7 @@ class AnchorRows:
                 places = [(rows.known[place] - 1 - age) % self.spec.depth for age in range(len(read))]
                 mine = [slot for slot in range(len(rings)) if self.spec.group_of[slot] == place]
                 gram = torch.stack([_gram(rings[slot][places]) for slot in mine]).sum(0).double()
-                self._gram[group] = (gram if total is None else total(gram)).cpu().numpy()
+                self._gram[group] = total(gram, ranks).cpu().numpy()
                 waited += 1
             found = measured_weights(
                 self._bound.forecaster,  # type: ignore[arg-type]  # Trait.READS_ANCHORS

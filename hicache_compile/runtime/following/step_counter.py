@@ -86,7 +86,6 @@ class StepCounter:
         """The step that begins now with ``call``."""
         step = self._next_step(call)
         step.uncached = step.uncached or not config.caching()
-        step.together = self.options.decide_together
         return step
 
     def _next_step(self, call: Call) -> Step:

@@ -62,7 +62,7 @@ def compute(
     if sizes not in graph.by_row:
         batch.check_sizes(len(rows), bindings)
         if not graph.by_row:
-            check_apart(graph.captured, batch, inputs, len(rows))
+            check_apart(graph.captured, batch, inputs, len(rows), parts[0].live.programs.rewrite.ranks)
         graph.by_row.add(sizes)
     find_anchors(graph, parts, parameters, pool)
     made = _Made(graph, batch, step, inputs, parts)
@@ -143,7 +143,7 @@ class _Made:
             if part.storage is None:
                 return {}
             step, programs = part.row.step, part.live.programs
-            step.syncs += part.storage.prepare(part.decision, step.index)
+            step.syncs += part.storage.prepare(part.decision, step.index, part.live.programs.rewrite.ranks)
             device = part.storage.tensors[0].device
             each.append(part.decider.inputs(step.index, part.decision, device, programs.weights_dtype))
         return {state: torch.stack([inputs[state] for inputs in each]) for state in each[0]}

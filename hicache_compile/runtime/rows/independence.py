@@ -9,16 +9,18 @@ import torch
 from torch import fx
 
 from hicache_compile.internals import pytree
+from hicache_compile.operators.collectives import Ranks, everywhere
 from hicache_compile.passes.analysis.batch import Batch, NotByRowError
 from hicache_compile.runtime.rows.gather import picked
 
 
-def check_apart(captured: fx.GraphModule, batch: Batch, inputs: Sequence[Any], rows: int) -> None:
+def check_apart(captured: fx.GraphModule, batch: Batch, inputs: Sequence[Any], rows: int, ranks: Ranks) -> None:
     """Run ``captured`` on its ``inputs``, of so many ``rows``, and again where some of them are others.
 
     A shape does not tell: attention may read tokens of the whole batch, a mean may be over it. With the same shapes
     the same kernels run, so rows that are apart keep their bits. Any two rows differ in a bit of their numbers: for
-    each bit those with it are changed, then those without, so 2 log2(rows) runs tell of all pairs.
+    each bit those with it are changed, then those without, so 2 log2(rows) runs tell of all pairs. ``ranks`` that
+    sample one thing find the same, and stop at the same run.
 
     Raises:
         NotByRowError: a row changed with others.
@@ -32,7 +34,7 @@ def check_apart(captured: fx.GraphModule, batch: Batch, inputs: Sequence[Any], r
                 _changed(given, batch.inputs[place], changed) if place in batch.inputs else given
                 for place, given in enumerate(inputs)
             ]
-            if not _alike(captured(*others), expected, batch, kept):
+            if not everywhere(_alike(captured(*others), expected, batch, kept), ranks):
                 raise NotByRowError("a sample changes with its neighbours, so they are mixed")
 
 

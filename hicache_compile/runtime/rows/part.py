@@ -50,7 +50,6 @@ def check_options(options: CompileOptions, layout: Layout) -> None:
         (options.cond, f"backend {options.backend!r} keeps every branch in one program"),
         (layout.partitions is not None, "attention is computed over partitions"),
         (layout.sparsity is not None, "computed steps are sparse (sparsity), and what they keep is of the whole batch"),
-        (options.decide_together, "all ranks decide as one (decide_together=True)"),
     ):
         if given:
             raise NotByRowError(what)

@@ -34,7 +34,7 @@ def _beside(session: Session, step: Step, number: int) -> Step:
         context.step = step.index
         context.history[-1].pop()
     context.ambiguous = step.context.ambiguous
-    return Step(context, step.index, step.num_steps, step.uncached, step.doubtful, step.together)
+    return Step(context, step.index, step.num_steps, step.uncached, step.doubtful)
 
 
 def finish(rows: Sequence[Row]) -> None:

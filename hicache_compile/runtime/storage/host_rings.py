@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from hicache_compile.operators.anchors import quantised, scale_of
+from hicache_compile.operators.collectives import Ranks
 from hicache_compile.passes.graph.inputs import SCALE, Role, StateInput, memory
 from hicache_compile.runtime.deciders.base import Decider, Decision, Inputs
 from hicache_compile.runtime.deciders.device_rows import POSITION, WEIGHTS
@@ -65,11 +66,11 @@ class HostRings(Rings):
             self._inputs[shape] = {WEIGHTS: weights.new_ones(shape), POSITION: torch.zeros_like(position)}
         return {**inputs, **self._inputs[shape]}
 
-    def prepare(self, decision: Decision, step: int, together: bool = False) -> int:
+    def prepare(self, decision: Decision, step: int, ranks: Ranks = ()) -> int:
         if not decision.choice.forecasts:
             return 0
         self._wait()
-        super().prepare(decision, step, together)  # the Gram matrix is made on the host
+        super().prepare(decision, step, ranks)  # the Gram matrix is made on the host
         for slot, ring, anchors in self._slots(step, forecast=True):
             wide = torch.float32 if self.quantised else torch.promote_types(anchors.dtype, torch.float32)
             row = torch.tensor(self._rows.row_of(step, slot), dtype=wide)

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from hicache_compile.operators import collectives
 from hicache_compile.operators.anchors import dequantised
+from hicache_compile.operators.collectives import Ranks
 from hicache_compile.passes.graph.inputs import SCALE, Role, StateInput, memory
 from hicache_compile.runtime.deciders.base import Decider, Decision, Inputs
 
@@ -182,12 +182,13 @@ class Rings:
         decider.load_state_dict(self.suspended["decider"])
         self.decider, self.suspended = decider, None
 
-    def prepare(self, decision: Decision, step: int, together: bool = False) -> int:
-        """Make the anchors ready to be read by a forecast; how often the host waited for the device."""
+    def prepare(self, decision: Decision, step: int, ranks: Ranks = ()) -> int:
+        """Make the anchors, of which each of ``ranks`` has a part, ready to be read by a forecast; how often the host
+        waited for the device."""
         rows = getattr(self.decider, "rows", None)
         if rows is None or not rows.measures or not decision.choice.forecasts:
             return 0
-        waited: int = rows.fit(step, self.anchors, collectives.total if together else None)
+        waited: int = rows.fit(step, self.anchors, ranks)
         return waited
 
     def device_rows(self, inputs: Inputs) -> Inputs:

@@ -1,0 +1,56 @@
+"""Which ranks sample one thing: those that the captured graph has collectives with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import fx
+
+from hicache_compile import internals
+from hicache_compile.operators.collectives import COLLECTIVES, is_dtensor, members, mesh_of, require_ranks
+from hicache_compile.passes.graph import ops
+
+
+def ranks_of(captured: fx.GraphModule, together: bool | None) -> tuple[str, ...]:
+    """The process groups over which what is measured is summed; none, where each process decides for itself.
+
+    Args:
+        captured: the denoiser's graph.
+        together: ``None``: the groups of its collectives and of its ``DTensor``; ``True``: all ranks; ``False``: none.
+
+    Raises:
+        HiCacheError: ``together`` is true and ``torch.distributed`` is not initialised.
+    """
+    if together is False:
+        return ()
+    if together:
+        require_ranks("hicache_compile.decide_together")
+        internals.RANKS.require()
+        return (torch.distributed.group.WORLD.group_name,)  # type: ignore[union-attr]  # it is initialised
+    found = {group for node in captured.graph.nodes for group in _groups(node)}
+    if not found:
+        return ()
+    internals.RANKS.require()
+    # A group of which all ranks are in another adds nothing; of equal ones the first by name counts.
+    ranks = {group: members(group) for group in sorted(found)}
+    kept: list[str] = []
+    for group in sorted(ranks, key=lambda group: -len(ranks[group])):
+        if len(ranks[group]) > 1 and not any(ranks[group] <= ranks[other] for other in kept):
+            kept.append(group)
+    return tuple(kept)
+
+
+def is_collective(node: fx.Node) -> bool:
+    """Whether ``node`` calls one of torch's collectives."""
+    return str(node.target).startswith(COLLECTIVES) and ops.op(node) != "wait_tensor"
+
+
+def _groups(node: fx.Node) -> Iterator[str]:
+    """The names of the process groups that ``node`` communicates over."""
+    if is_collective(node):
+        yield str(getattr(node.args[-1], "group_name", node.args[-1]))
+    value = ops.value(node)
+    if is_dtensor(value):
+        for group in mesh_of(value).get_all_groups():
+            yield str(group.group_name)

@@ -1,0 +1,116 @@
+"""Denoisers over several ranks as people run them: diffusers' ``enable_parallelism``, and FSDP2."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hicache_compile import hicache_compile
+from tests.support.models import random_flux, trace
+from tests.support.record import CASES
+from tests.zoo import tokens, video
+from tests.zoo.case import Case
+
+STEPS = 12
+SIZE = 2  # 24 tokens: even parts for 2 and 4 ranks
+ZOO: dict[str, Case] = {case.name: case for case in (*tokens.CASES, *video.CASES)}
+MODELS = {
+    "flux": "FluxTransformer2DModel",
+    "wan": "WanTransformer3DModel",
+    "qwen": "QwenImageTransformer2DModel",
+    "hunyuan": "HunyuanVideoTransformer3DModel",
+}
+Found = dict[str, Any]
+
+
+def flux_inputs_in_parts(parts: int) -> dict[str, Tensor]:
+    """Inputs of ``random_flux`` of which the first of ``parts`` of the tokens holds nearly all of the change."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(1, 16, 4, generator=generator) * 1e-2
+    noise[:, : 16 // parts] *= 300
+    return {
+        "hidden_states": noise,
+        "encoder_hidden_states": torch.randn(1, 4, 14, generator=generator),
+        "pooled_projections": torch.randn(1, 10, generator=generator),
+        "img_ids": torch.zeros(16, 3),
+        "txt_ids": torch.zeros(4, 3),
+    }
+
+
+def build(model: str) -> nn.Module:
+    return random_flux(3, 2) if model == "uneven" else ZOO[MODELS[model]].build(3)
+
+
+def parallelise(model: Any, engine: str, world: int) -> nn.Module:
+    """``model`` over ``world`` ranks. diffusers takes a CPU for no accelerator, so it is told otherwise."""
+    from diffusers import ContextParallelConfig, TensorParallelConfig
+    from diffusers.hooks import tensor_parallel
+
+    torch.accelerator.device_count = lambda: 1
+    tensor_parallel._SUPPORTED_TP_DEVICES = ("cpu",)
+    if engine == "ulysses":
+        model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=world))
+    elif engine == "ring":
+        model.enable_parallelism(config=ContextParallelConfig(ring_degree=world))
+    elif engine == "tensor":
+        model.enable_parallelism(config=TensorParallelConfig(tp_degree=world))
+    elif engine == "fsdp":
+        _shard(model, None)
+    elif engine == "ulysses, fsdp":  # weights over two ranks, and each such pair has half of the tokens
+        from torch.distributed.device_mesh import init_device_mesh
+
+        mesh = init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("data", "ulysses"))
+        names = {"ring": 1, "ulysses": world // 2}
+        tokens_mesh = init_device_mesh("cpu", (2, *names.values()), mesh_dim_names=("data", *names))["ring", "ulysses"]
+        model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=world // 2, mesh=tokens_mesh))
+        _shard(model, mesh["data"])
+    return model
+
+
+def _shard(model: nn.Module, mesh: Any) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    for blocks in model.children():
+        if isinstance(blocks, nn.ModuleList):
+            for block in blocks:
+                fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def run(denoiser: Any, model: str, contexts: int, parts: int = 2) -> Tensor:
+    """The last states of a run with ``contexts`` guidance branches."""
+    if model == "uneven":
+        return trace(denoiser, flux_inputs_in_parts(parts), STEPS)[-1]
+    case = ZOO[MODELS[model]]
+    x = case.noise(size=SIZE)
+    for step in range(STEPS):
+        velocities = []
+        for branch in range(contexts):
+            with denoiser.cache_context(f"branch {branch}") if contexts > 1 else nullcontext(), torch.no_grad():
+                velocities.append(case.call(denoiser, x + 0.1 * branch, 1 - step / STEPS, SIZE))
+        x = x - sum(velocities) / contexts / STEPS
+    return x
+
+
+def sampled(model: str, policy: str, engine: str = "", world: int = 1, backend: str = "eager", **options: Any) -> Found:
+    """A run of ``model`` under the policy ``policy`` of the record."""
+    contexts = 2 if model == "qwen" else 1
+    made, given = CASES[policy]
+    assert not given
+    compiled = hicache_compile(parallelise(build(model), engine, world), made(0), backend=backend, **options)
+    with compiled.trajectory(STEPS):
+        x = run(compiled, model, contexts)
+    report = compiled.report()
+    return {
+        "x": x,
+        "decisions": {name: report.decisions(name) for name in report.history},
+        "breaks": report.graph_breaks,
+        "recompiles": report.recompiles,
+        "flops": (report.flops_full, report.flops_forecast),
+        "collectives": (report.collectives_full, report.collectives_forecast),
+        "bytes": (report.bytes_sent_full, report.bytes_sent_forecast),
+        "state": report.state_bytes,
+    }
