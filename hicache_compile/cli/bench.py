@@ -14,7 +14,8 @@ def bench(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Scenarios, or host, compile, memory, growth, onnx, guards, serving, study-stack (docs/study.md)."
+            help="Scenarios, or host, compile, memory, growth, onnx, guards, ranks, serving, study-stack, ... "
+            "(docs/study.md)."
         ),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, max=shared.MOST, help="Trajectories of each contender.")] = 3,

@@ -80,6 +80,7 @@ with Feature("torch.func.vmap in denoisers", "what is computed under it is not a
 with Feature("ranks that sample one thing", "where guards decide, each rank decides for itself") as RANKS:
     from torch._C._distributed_c10d import _resolve_process_group as group_named
     from torch.distributed import _functional_collectives
+    from torch.distributed.distributed_c10d import _get_default_store as default_store
     from torch.distributed.distributed_c10d import _get_object_coll_device as device_of_group
 
     _functional_collectives.RANK_TYPES  # noqa: B018  # looked up: the import makes the operators

@@ -27,6 +27,7 @@ from hicache_compile.runtime.deciders.base import Inputs
 from hicache_compile.runtime.execute import execute
 from hicache_compile.runtime.live import Live
 from hicache_compile.runtime.per_thread import PerThread
+from hicache_compile.runtime.places import same_place
 from hicache_compile.runtime.program_set import Program, ProgramSet
 from hicache_compile.runtime.replay.dispatch_modes import brought_back
 from hicache_compile.runtime.replay.parameters import Parameters
@@ -92,7 +93,8 @@ class CompiledGraph:
         everywhere = layout.partitions is not None and layout.partitions.distributed
         if programs.stateless or (step.uncached and not everywhere):
             step.choices.append((self, Choice.PLAIN, 0.0))
-            return self._run(programs, inputs, None, step, Choice.PLAIN, {})[1]
+            with same_place(programs.rewrite.ranks, step, "uncached", communicates=True):
+                return self._run(programs, inputs, None, step, Choice.PLAIN, {})[1]
         storage = storage_of(self, live, step, parameters)
         storage.next_step = -1  # an exception in the middle leaves the anchors incomplete
         outputs = execute(partial(self._run, programs, inputs, storage, step), programs, storage, step, self)

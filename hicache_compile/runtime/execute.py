@@ -12,6 +12,7 @@ from hicache_compile.passes.graph.choices import Choice
 from hicache_compile.passes.graph.inputs import MEASURED, Role, StateInput, memory
 from hicache_compile.passes.lowering.cond_graph import branches_of, computing
 from hicache_compile.runtime.deciders.base import Asking, Decider, Decision, Inputs
+from hicache_compile.runtime.places import same_place
 from hicache_compile.runtime.program_set import Program, ProgramSet
 from hicache_compile.runtime.step import Step
 from hicache_compile.runtime.storage.rings import Rings
@@ -24,8 +25,19 @@ def execute(run: Run, programs: ProgramSet, storage: Rings, step: Step, graph: o
     """Run ``step`` of ``graph`` as the decider of ``storage`` decides; returns what the denoiser returns."""
     decider = storage.decider
     assert decider is not None
-    handed: dict[StateInput, torch.Tensor] = {}
     decision = decider.decide(step.index, step.forced)
+    decided = isinstance(decision, Decision) and not decision.pending
+    what = str(decision.choice) if decided else "decided by guards"  # type: ignore[union-attr]  # a Decision
+    with same_place(programs.rewrite.ranks, step, what, communicates=what != str(Choice.FORECAST)):
+        return _execute(decision, run, programs, storage, step, graph)
+
+
+def _execute(
+    decision: Decision | Asking, run: Run, programs: ProgramSet, storage: Rings, step: Step, graph: object
+) -> Any:
+    decider = storage.decider
+    assert decider is not None
+    handed: dict[StateInput, torch.Tensor] = {}
     if not isinstance(decision, Decision):
         decision = _asked(decision, run, decider, storage, step, handed)
     step.syncs += storage.prepare(decision, step.index, programs.rewrite.ranks)

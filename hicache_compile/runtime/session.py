@@ -23,6 +23,7 @@ from hicache_compile.runtime.following.announced_run import ids
 from hicache_compile.runtime.following.step_counter import DEFAULT_CONTEXT, StepCounter
 from hicache_compile.runtime.nothing_cached import say_what_never_hit
 from hicache_compile.runtime.options import CompileOptions, Shared
+from hicache_compile.runtime.places import call_under_way
 from hicache_compile.runtime.replay.dispatch_modes import set_aside
 from hicache_compile.runtime.replay.parameters import Parameters
 from hicache_compile.runtime.step import Context, Step
@@ -157,7 +158,8 @@ class Session(StepCounter):
             raise HiCacheError("the compiled denoiser was called from inside its own call")
         self._in_call = True
         try:
-            return self._run_step(call, make, step)
+            with call_under_way():
+                return self._run_step(call, make, step)
         finally:
             self._in_call = False
 

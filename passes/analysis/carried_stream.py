@@ -18,6 +18,7 @@ def carry(graph: fx.Graph, exit_node: fx.Node, streams: Streams, blocks: list[Bl
     sums = {residual.node: residual.stream for block in blocks for residual in block.residuals}
     built: dict[fx.Node, fx.Node] = {}
     copies: list[fx.Node] = []
+    parts: set[fx.Node] = set()  # of what enters the blocks: a rank's part of the tokens, taken in the first block
 
     def build(node: fx.Node) -> fx.Node:
         if node not in streams.inside:
@@ -38,6 +39,8 @@ def carry(graph: fx.Graph, exit_node: fx.Node, streams: Streams, blocks: list[Bl
         carried = {carrier: build(carrier) for carrier in on_stream}
         # A cast in the first block (Wan sums in float32) is made once more before it.
         if not casts and all(new is old for old, new in carried.items()):
+            if all(read in parts or read not in streams.inside for read in node.all_input_nodes):
+                parts.add(node)
             return node
         part = part_of_join(node, carried.get(on_stream[0], on_stream[0]))
         if part is not None:
@@ -52,7 +55,8 @@ def carry(graph: fx.Graph, exit_node: fx.Node, streams: Streams, blocks: list[Bl
         return None
     result = build(exit_node)
     # A join with a value computed in the blocks is not independent of them.
-    whole = not any(read in streams.inside for copy in copies for read in copy.all_input_nodes)
+    made_inside = streams.inside - parts
+    whole = not any(read in made_inside for copy in copies for read in copy.all_input_nodes)
     for copy in reversed(copies):
         if not copy.users and (copy is not result or not whole):
             graph.erase_node(copy)

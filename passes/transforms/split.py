@@ -93,17 +93,22 @@ def split(full: fx.GraphModule, skips: Sequence[fx.GraphModule], guards: Sequenc
 
 
 class _Numbers:
-    """A number for each value, the same for values of several programs that are computed alike from the same inputs."""
+    """A number for each value, the same for values of several programs that are computed alike from the same inputs.
+
+    A value that is written in place has one of its own: two that are made alike (empty) are filled with other things.
+    """
 
     def __init__(self) -> None:
         self._known: dict[object, Number] = {}
 
     def of(self, program: fx.GraphModule) -> dict[fx.Node, Number]:
         numbers: dict[fx.Node, Number] = {}
+        targets = (ops.mutated(node) for node in program.graph.nodes)
+        written = {ops.storage(target) for target in targets if target is not None and target.op != "placeholder"}
         for node in program.graph.nodes:
             if node.op == "placeholder":
                 key: object = ("input", node.meta.get("input"), node.meta.get("state"))
-            elif node.op == "output" or not ops.is_pure(node):
+            elif node.op == "output" or not ops.is_pure(node) or (written and ops.storage(node) in written):
                 key = ("effect", node.name)
             else:
                 read = fx.node.map_arg((node.args, node.kwargs), lambda a: f"%{numbers[a]}")

@@ -50,12 +50,12 @@ def test_flux_dev_costs_what_the_papers_say(flux_dev: tuple[torch.nn.Module, dic
     for interval, full_steps in ((5, 12), (6, 10), (7, 9), (8, 8), (9, 8)):
         assert HiCache(interval=interval).decisions(STEPS).count("F") == full_steps
     compiled = hicache_compile(model, HiCache(interval=9), backend="eager")
-    with compiled.trajectory(STEPS):
-        spent = sum(counted(compiled, inputs) for _ in range(STEPS))
+    with compiled.trajectory(14):
+        spent = sum(counted(compiled, inputs) for _ in range(14))
     report = compiled.report()
-    assert (report.computed, report.forecast) == (8, STEPS - 8)
+    assert report.decisions() == "FFF........F.."
     assert report.flops_full == uncached
-    assert report.flops_speedup == pytest.approx(STEPS * uncached / spent, rel=1e-3)
+    assert report.flops_speedup == pytest.approx(14 * uncached / spent, rel=1e-3)
 
 
 def test_slots_of_flux_dev(flux_dev: tuple[torch.nn.Module, dict[str, torch.Tensor]]) -> None:

@@ -87,7 +87,7 @@ def test_a_second_shape_adds_its_programs_once() -> None:
 def test_dynamic_shapes_share_programs_but_not_anchors() -> None:
     model = random_flux(1, 2)
     compiled = hicache_compile(model, HiCache(interval=3), backend="aot_eager", dynamic=True)
-    for tokens in (16, 25, 36, 16):
+    for tokens in (16, 25, 16):
         alone = hicache_compile(model, HiCache(interval=3), backend="aot_eager", dynamic=False)
         with alone.trajectory(8), compiled.trajectory(8):
             expected, found = (sample(each, flux_inputs(tokens), 8) for each in (alone, compiled))

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from hicache_compile import DiTango, FBCache, hicache_compile
+from hicache_compile import DiTango, FBCache, HiCache, hicache_compile
 from hicache_compile.key_partitions import KeyPartitions
 from hicache_compile.operators.partitioned_attention import _exchange
 from tests.support.models import ToyDiT, flux_inputs, random_flux
-from tests.support.parallel import sampled
+from tests.support.parallel import parallelise, sampled
 
 STEPS, TOKENS = 14, 16
 
@@ -35,11 +36,11 @@ def context_parallel(rank: int, world: int, ratio: float, groups: int) -> dict[s
 
 
 def together(rank: int, world: int) -> dict[str, object]:
-    """Guards on ranks whose noise is not quite the same."""
+    """Guards on ranks whose noise is not quite the same, and whose graphs have no collectives."""
     model, inputs = random_flux(3, 5), flux_inputs(batch=1)
     other = flux_inputs(batch=1, seed=1)["hidden_states"]
     found = {}
-    for name, decide_together in (("alone", False), ("together", True)):
+    for name, decide_together in (("alone", None), ("together", True)):
         compiled = hicache_compile(model, FBCache(0.3), backend="eager", decide_together=decide_together)
         x = inputs["hidden_states"] + 0.3 * rank * other
         with compiled.trajectory(STEPS), torch.no_grad():
@@ -71,6 +72,27 @@ def exchange(rank: int, world: int, groups: int) -> dict[str, object]:
     return {"keys": [int(key[0, 0, 0, 0]) for key, _ in found], "values": [int(v[0, 0, 0, 0]) for _, v in found]}
 
 
+def parting(rank: int, world: int, how: str) -> dict[str, object]:
+    """One rank goes another way in the middle of a run, or is late."""
+    from hicache_compile.runtime import places
+
+    places.IDLE = 3.0
+    last = rank == world - 1
+    policy = HiCache(interval=4 if last and how == "other policy" else 3, scope="stack")
+    steps = STEPS + 2 if last and how == "other steps" else STEPS
+    compiled = hicache_compile(parallelise(random_flux(), "ulysses", world), policy, backend="eager")
+    inputs = flux_inputs(batch=1)
+    try:
+        with compiled.trajectory(steps), torch.no_grad():
+            for step in range(steps):
+                if last and step == 6 and how == "late":
+                    time.sleep(1.5)
+                compiled(**inputs, timestep=torch.full((1,), 1 - step / steps), return_dict=False)
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+    return {"decisions": compiled.report().decisions()}
+
+
 def _number(text: str) -> int | float | str:
     try:
         return float(text) if "." in text else int(text)
@@ -94,6 +116,7 @@ TASKS = {
     "together": together,
     "dying": dying,
     "parallel": parallel,
+    "parting": parting,
 }
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from hicache_compile.passes.graph.inputs import MEASURED, StateInput, memory
 from hicache_compile.passes.lowering.pages import ROWS
 from hicache_compile.runtime.compiled_graph import CompiledGraph
 from hicache_compile.runtime.deciders.base import Ask, Asking, Decision, Inputs
+from hicache_compile.runtime.places import same_place
 from hicache_compile.runtime.program_set import Program
 from hicache_compile.runtime.replay.dispatch_modes import brought_back
 from hicache_compile.runtime.replay.parameters import Parameters
@@ -66,8 +67,9 @@ def compute(
         graph.by_row.add(sizes)
     find_anchors(graph, parts, parameters, pool)
     made = _Made(graph, batch, step, inputs, parts)
-    made.decide()
-    outputs = made.finish()
+    with same_place(parts[0].live.programs.rewrite.ranks, rows[0].step, f"{len(rows)} rows", communicates=True):
+        made.decide()
+        outputs = made.finish()
     for part in parts:
         if part.storage is not None:
             part.storage.next_step = part.row.step.index + 1
