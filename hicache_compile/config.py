@@ -1,4 +1,4 @@
-"""The global switch: ``HICACHE_ENABLE=0`` at start, or ``hicache_compile.config.enabled = False`` at any time.
+"""Settings of the process. The switch: ``HICACHE_ENABLE=0`` at start, or ``hicache_compile.config.enabled = False``.
 
 While it is off, every denoiser runs uncached (and compiled), bit for bit as without a policy. A warning is logged once,
 when a denoiser first runs uncached for this reason.
@@ -14,6 +14,7 @@ from hicache_compile.errors import switched_on
 log = logging.getLogger(__name__)
 
 enabled: bool = switched_on("HICACHE_ENABLE", default="1")
+idle_rank_seconds: float = 20.0  # that a rank may spend between two steps of a run while others wait for it
 
 
 def caching() -> bool:

@@ -57,6 +57,10 @@ def stepping(
     asked = frozenset(trait for trait, given in options.items() if given)
     check("export.policy", traits_when_exported(policy) | asked)
     made = rewrite(call.captured, replace(policy.layout, sparsity=sparsity, anchors=anchors))
+    if made.ranks:
+        raise HiCacheError(
+            "export: must be the denoiser of one process, this one communicates with other ranks, and a file knows none"
+        )
     if not made.sites:
         nearest = made.refused[0] if made.refused else "no list of modules with a residual stream was found"
         raise HiCacheError(f"export.policy: must cache something, scope {policy.scope!r} has no site; {nearest}")

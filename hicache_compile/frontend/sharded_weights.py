@@ -47,6 +47,8 @@ def _gather(module: Any, state: Any) -> list[str]:
         return [f"{type(module).__name__} is sharded by FSDP2 in a group of modules"]
     if any(each.sharded_param.device_mesh != each.mesh_info.mesh for each in mine.values()):
         return [f"{type(module).__name__} is sharded by FSDP2 and in another way too"]
+    if any(each.offload_to_cpu for each in mine.values()):
+        return [f"{type(module).__name__} is sharded by FSDP2 with its weights on the CPU"]
     before, after = state._pre_forward_hook_handle.id, state._post_forward_hook_handle.id
     forward = _Gathering(module, module.forward, names, state._mp_policy)
     module._forward_pre_hooks[before] = _Before(module._forward_pre_hooks[before])

@@ -78,16 +78,23 @@ def total(values: Tensor, ranks: Ranks) -> Tensor:
     return values
 
 
+def total_outside(values: Tensor, ranks: Ranks) -> Tensor:
+    """``total`` outside of a graph, of values on any device."""
+    if not ranks:
+        return values
+    device = internals.device_of_group(_named(ranks[0]))
+    return total(values.to(device), ranks).to(values.device)
+
+
 def everywhere(truth: bool, ranks: Ranks) -> bool:
     """Whether ``truth`` holds on all ``ranks``. The host waits for it."""
-    if not ranks:
-        return truth
-    device = internals.device_of_group(_named(ranks[0]))
-    return total(torch.tensor([float(not truth)], device=device), ranks).item() == 0
+    return total_outside(torch.tensor([float(not truth)]), ranks).item() == 0 if ranks else truth
 
 
-def mean(measured: Tensor) -> Tensor:
-    """The mean of ``measured`` over all ranks."""
-    summed = measured.clone()
-    torch.distributed.all_reduce(summed)
-    return summed / torch.distributed.get_world_size()
+def mean(measured: Tensor, ranks: Ranks | None) -> Tensor:
+    """The mean of ``measured`` over ``ranks``; ``None``: over all that there are."""
+    if ranks is None:
+        summed = measured.clone()
+        torch.distributed.all_reduce(summed)
+        return summed / torch.distributed.get_world_size()
+    return total_outside(measured, ranks) / total_outside(torch.ones(()), ranks).item() if ranks else measured

@@ -31,6 +31,8 @@ class Sent(TorchDispatchMode):
     """Counts collectives and the bytes that this rank puts into them. An operator on ``DTensor`` is taken for those
     that it makes on this rank's parts, also by a counter outside of this one."""
 
+    supports_higher_order_operators = True
+
     def __init__(self) -> None:
         super().__init__()
         self.calls = 0

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from hicache_compile.operators import collectives
+from hicache_compile.operators.collectives import Ranks
+from hicache_compile.passes.analysis.ranks import communicates_inside
 from hicache_compile.passes.graph.choices import Choice
 from hicache_compile.passes.graph.inputs import MEASURED, Role, StateInput, memory
 from hicache_compile.passes.lowering.cond_graph import branches_of, computing
@@ -26,9 +28,9 @@ def execute(run: Run, programs: ProgramSet, storage: Rings, step: Step, graph: o
     decider = storage.decider
     assert decider is not None
     decision = decider.decide(step.index, step.forced)
-    decided = isinstance(decision, Decision) and not decision.pending
-    what = str(decision.choice) if decided else "decided by guards"  # type: ignore[union-attr]  # a Decision
-    with same_place(programs.rewrite.ranks, step, what, communicates=what != str(Choice.FORECAST)):
+    known = decision.choice if isinstance(decision, Decision) and not decision.pending else None
+    communicates = known is None or communicates_inside(programs.rewrite, known)
+    with same_place(programs.rewrite.ranks, step, str(known or "decided by guards"), communicates):
         return _execute(decision, run, programs, storage, step, graph)
 
 
@@ -37,10 +39,11 @@ def _execute(
 ) -> Any:
     decider = storage.decider
     assert decider is not None
+    ranks = programs.rewrite.ranks
     handed: dict[StateInput, torch.Tensor] = {}
     if not isinstance(decision, Decision):
-        decision = _asked(decision, run, decider, storage, step, handed)
-    step.syncs += storage.prepare(decision, step.index, programs.rewrite.ranks)
+        decision = _asked(decision, run, decider, storage, step, handed, ranks)
+    step.syncs += storage.prepare(decision, step.index, ranks)
     device = storage.tensors[0].device if storage.tensors else CPU
     inputs = {**handed, **storage.device_rows(decider.inputs(step.index, decision, device, programs.weights_dtype))}
     if programs.cond and programs.rings and not decision.pending:
@@ -54,13 +57,20 @@ def _execute(
         storage.replace(after)
         decider.take(after, step.resolver(graph, programs.rewrite.stages))
     storage.keep(decision, step.index)
-    decider.after(step.index, decision, {number: _read(storage, number, decider, step) for number in decision.reads})
+    measured = {number: _read(storage, number, decider, step, ranks) for number in decision.reads}
+    decider.after(step.index, decision, measured)
     step.record(graph, decision)
     return outputs
 
 
 def _asked(
-    asking: Asking, run: Run, decider: Decider, storage: Rings, step: Step, handed: dict[StateInput, torch.Tensor]
+    asking: Asking,
+    run: Run,
+    decider: Decider,
+    storage: Rings,
+    step: Step,
+    handed: dict[StateInput, torch.Tensor],
+    ranks: Ranks,
 ) -> Decision:
     """The decision of a generator, once its probes have run; ``handed``: what they hand over to later programs."""
     try:
@@ -68,18 +78,18 @@ def _asked(
         while True:
             program, values = run(ask.probe, handed)
             handed |= dict(zip(program.returns, values, strict=True))
-            ask = asking.send(_read(storage, ask.guard, decider, step) if ask.reads else [])
+            ask = asking.send(_read(storage, ask.guard, decider, step, ranks) if ask.reads else [])
     except StopIteration as end:
         decision: Decision = end.value
         return decision
 
 
-def _read(storage: Rings, guard: int, decider: Decider, step: Step) -> list[Any]:
+def _read(storage: Rings, guard: int, decider: Decider, step: Step, ranks: Ranks) -> list[Any]:
     """What ``guard`` measured: the one time a step waits for the device."""
     step.syncs += 1
     measured = storage.memory(memory(MEASURED, guard))
-    if decider.spans_ranks:
-        measured = collectives.mean(measured)
+    if measured.dim() > 1:  # of the groups of keys of each attention, over this rank's queries
+        measured = collectives.mean(measured, None if decider.spans_ranks else ranks)
     found: list[Any] = measured.tolist()
     return found
 

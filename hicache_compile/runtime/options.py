@@ -80,8 +80,8 @@ class CompileOptions:
         true_or_false(OWNER, "offload", options.offload)
         if options.anchors is not None:
             one_of(OWNER, "anchors", options.anchors, ANCHORS)
-        if options.decide_together not in (None, True, False):
-            raise HiCacheError(f"{OWNER}.decide_together = {options.decide_together!r}: must be None, True or False")
+        if options.decide_together is not None:
+            true_or_false(OWNER, "decide_together", options.decide_together)
         true_or_false(OWNER, "together", options.together)
         options.check(wanted)
         return options

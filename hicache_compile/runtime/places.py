@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import atexit
 import itertools
+import re
 import threading
 import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 
 import torch
 
-from hicache_compile import internals
+from hicache_compile import config, internals
 from hicache_compile.errors import HiCacheError
 from hicache_compile.operators.collectives import Ranks, members
 from hicache_compile.policy.policy import Policy
@@ -28,7 +28,8 @@ from hicache_compile.runtime.step import Step
 
 BEAT = 2.0  # seconds between signs of life
 SILENT = 12.0  # seconds without one, after which a rank is taken for dead
-IDLE = 20.0  # seconds that a rank may spend between two steps of a run while the others wait for it
+LONGEST = 1800.0  # seconds that a rank waits for one that has not begun
+REMEMBERED = 512  # steps
 LONGEST_NAP = 0.05
 
 _known: dict[Ranks, Places] = {}
@@ -50,12 +51,10 @@ def same_place(ranks: Ranks, step: Step, what: str, communicates: bool) -> Itera
     if places is None:
         yield
         return
-    of = "" if step.num_steps is None else f" of {step.num_steps}"
-    policy = _short(step.context.policy)
-    places.announce(f"step {step.index}{of} of context {step.context.name!r} ({what}, policy {policy})")
+    places.announce(step, what)
+    if communicates:
+        places.meet(in_run=step.index > 0)
     try:
-        if communicates:
-            places.meet(in_run=step.index > 0)
         yield
     except HiCacheError:
         raise
@@ -73,12 +72,7 @@ def call_under_way() -> Iterator[None]:
         yield
     finally:
         for places in _known.values():
-            places.idle_since = time.monotonic()
-
-
-@lru_cache
-def _short(policy: Policy) -> str:
-    return f"{zlib.crc32(repr(policy).encode()):08x}"
+            places.between, places.idle_since = True, time.monotonic()
 
 
 class Places:
@@ -95,35 +89,55 @@ class Places:
             f"hicache_compile/{sizes}/{_made[sizes]}", store
         )
         _made[sizes] += 1
-        self._steps = 0
+        self._calls, self._times = 0, 0
+        self._key = ""
         self._place = ""
+        self._policy: tuple[Policy, str] | None = None
+        self.between = True  # two calls, of which the next has not said where it is
         self.idle_since: float | None = None  # None: a call is under way
         self._ended = threading.Event()
         self._heart = threading.Thread(target=self._beat, name="hicache_compile ranks", daemon=True)
         self._heart.start()
 
-    def announce(self, place: str) -> None:
-        """This rank makes its next step, at ``place``."""
-        self._steps += 1
-        self._place = place
-        self._store.set(f"at/{self.mine}", f"{self._steps} {place}")
+    def announce(self, step: Step, what: str) -> None:
+        """This rank makes ``step``, or the next graph of it, or makes it again."""
+        self._times = 0 if self.between else self._times + 1
+        self._calls += self.between
+        self.between = False
+        of = "" if step.num_steps is None else f" of {step.num_steps}"
+        policy = self._short(step.context.policy)
+        self._place = f"step {step.index}{of} of context {step.context.name!r} ({what}, policy {policy})"
+        self._key = f"{self._calls % REMEMBERED}.{self._times}"  # others may be some forecasts behind
+        self._store.set(f"at/{self.mine}/{self._key}", f"{self._calls} {self._place}")
+
+    def _short(self, policy: Policy) -> str:
+        """A policy as a few letters, the same on all ranks."""
+        if self._policy is None or self._policy[0] is not policy:
+            text = re.sub(" at 0x[0-9a-f]+", "", repr(policy))
+            self._policy = policy, f"{zlib.crc32(text.encode()):08x}"
+        return self._policy[1]
 
     def meet(self, in_run: bool) -> None:
-        """Return once all others are where this rank said it is; ``in_run``: they have made a step of this run.
+        """Return once all others are where this rank is; ``in_run``: they have made a step of this run.
 
         Raises:
             HiCacheError: one is somewhere else, or does not come.
         """
-        waiting, nap = list(self.others), 0.0002
-        heard: dict[int, tuple[str, float]] = {}
-        while True:
-            waiting = [rank for rank in waiting if not self._is_here(rank)]
-            if not waiting:
-                return
-            for rank in waiting:
-                self._check_comes(rank, heard, in_run)
-            time.sleep(nap)
-            nap = min(2 * nap, LONGEST_NAP)
+        began, nap, heard = time.monotonic(), 0.0002, dict[int, tuple[str, float]]()
+        waiting = list(self.others)
+        try:
+            while waiting := [rank for rank in waiting if not self._is_here(rank)]:
+                for rank in waiting:
+                    self._check_comes(rank, heard, in_run, began)
+                time.sleep(nap)
+                nap = min(2 * nap, LONGEST_NAP)
+        except HiCacheError:
+            raise
+        except Exception as error:
+            raise HiCacheError(
+                f"rank {self.mine} is at {self._place}: the store of torch.distributed is gone, and with it the rank "
+                "that kept it (rank 0, or torchrun)"
+            ) from error
 
     def explain(self, error: Exception) -> None:
         """Raise a ``HiCacheError`` from ``error``, which ended the step, if another rank made another one."""
@@ -136,29 +150,32 @@ class Places:
             return
 
     def _is_here(self, rank: int) -> bool:
-        steps, _, place = self._read(f"at/{rank}").partition(" ")
-        if not steps or int(steps) < self._steps:
+        call, _, place = self._read(f"at/{rank}/{self._key}").partition(" ")
+        if call != str(self._calls):
             return False
-        if int(steps) > self._steps or place != self._place:
+        if place != self._place:
             raise HiCacheError(
                 f"rank {self.mine} is at {self._place}, rank {rank} at {place}: ranks that sample one thing must make "
                 "the same steps under the same policy; give all of them the same arguments"
             )
         return True
 
-    def _check_comes(self, rank: int, heard: dict[int, tuple[str, float]], in_run: bool) -> None:
+    def _check_comes(self, rank: int, heard: dict[int, tuple[str, float]], in_run: bool, began: float) -> None:
         sign, now = self._read(f"alive/{rank}"), time.monotonic()
         before, when = heard.setdefault(rank, (sign, now))
         if sign != before:
             heard[rank] = sign, now
-        elif now - when > SILENT and sign:
-            raise HiCacheError(f"rank {self.mine} is at {self._place}: rank {rank} has not answered for {SILENT:.0f} s")
         idle = float(sign.partition(" ")[2] or 0)
-        if in_run and idle > IDLE:
-            last = self._read(f"at/{rank}").partition(" ")[2]
+        why = ""
+        if sign and sign == before and now - when > SILENT:
+            why = f"has given no sign of life for {SILENT:.0f} s"
+        elif in_run and idle > config.idle_rank_seconds:
+            why = f"has made no step for {idle:.0f} s (hicache_compile.config.idle_rank_seconds)"
+        elif now - began > LONGEST:
+            why = f"has not come in {LONGEST / 60:.0f} minutes"
+        if why:
             raise HiCacheError(
-                f"rank {self.mine} is at {self._place}: rank {rank} has made no step for {idle:.0f} s, its last was "
-                f"{last}; all ranks must make all steps of a run"
+                f"rank {self.mine} is at {self._place}: rank {rank} {why}; all ranks must make all steps of a run"
             )
 
     def _read(self, key: str) -> str:
@@ -174,7 +191,10 @@ class Places:
                 self._store.set(f"alive/{self.mine}", f"{number} {idle:.1f}")
             except Exception:  # the rank that kept the store is gone
                 return
-            if self._ended.wait(BEAT) or not torch.distributed.is_initialized():
+            if self._ended.wait(BEAT):
+                return
+            if not torch.distributed.is_initialized():
+                _forget(self)
                 return
 
     def end(self) -> None:
@@ -194,6 +214,13 @@ def _places_of(ranks: Ranks) -> Places | None:
             found.end()
         found = _known[ranks] = Places(ranks, store)
     return found
+
+
+def _forget(gone: Places) -> None:
+    """The process group is gone, and with the last that knows its store the store."""
+    for ranks, places in list(_known.items()):
+        if places is gone:
+            del _known[ranks]
 
 
 @atexit.register

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import fx
@@ -10,6 +11,10 @@ from torch import fx
 from hicache_compile import internals
 from hicache_compile.operators.collectives import COLLECTIVES, is_dtensor, members, mesh_of, require_ranks
 from hicache_compile.passes.graph import ops
+from hicache_compile.passes.graph.choices import Choice
+
+if TYPE_CHECKING:
+    from hicache_compile.passes.work import Rewrite
 
 
 def ranks_of(captured: fx.GraphModule, together: bool | None) -> tuple[str, ...]:
@@ -29,9 +34,8 @@ def ranks_of(captured: fx.GraphModule, together: bool | None) -> tuple[str, ...]
         internals.RANKS.require()
         return (torch.distributed.group.WORLD.group_name,)  # type: ignore[union-attr]  # it is initialised
     found = {group for node in captured.graph.nodes for group in _groups(node)}
-    if not found:
+    if not found or not internals.RANKS:
         return ()
-    internals.RANKS.require()
     # A group of which all ranks are in another adds nothing; of equal ones the first by name counts.
     ranks = {group: members(group) for group in sorted(found)}
     kept: list[str] = []
@@ -44,6 +48,18 @@ def ranks_of(captured: fx.GraphModule, together: bool | None) -> tuple[str, ...]
 def is_collective(node: fx.Node) -> bool:
     """Whether ``node`` calls one of torch's collectives."""
     return str(node.target).startswith(COLLECTIVES) and ops.op(node) != "wait_tensor"
+
+
+def communicates_inside(rewrite: Rewrite, choice: Choice) -> bool:
+    """Whether the program of ``choice`` communicates more than what leaves the denoiser."""
+    if not rewrite.ranks:
+        return False
+    program = rewrite.program(choice)
+    if "communicates" not in program.meta:
+        nodes = program.graph.nodes
+        program.meta["communicates"] = sum(is_collective(node) or is_dtensor(ops.value(node)) for node in nodes) > 1
+    found: bool = program.meta["communicates"]
+    return found
 
 
 def _groups(node: fx.Node) -> Iterator[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from hicache_compile import DiTango, FBCache, HiCache, hicache_compile
+from hicache_compile import DiTango, FBCache, HiCache, config, hicache_compile
 from hicache_compile.key_partitions import KeyPartitions
 from hicache_compile.operators.partitioned_attention import _exchange
 from tests.support.models import ToyDiT, flux_inputs, random_flux
@@ -74,9 +74,7 @@ def exchange(rank: int, world: int, groups: int) -> dict[str, object]:
 
 def parting(rank: int, world: int, how: str) -> dict[str, object]:
     """One rank goes another way in the middle of a run, or is late."""
-    from hicache_compile.runtime import places
-
-    places.IDLE = 3.0
+    config.idle_rank_seconds = 3.0
     last = rank == world - 1
     policy = HiCache(interval=4 if last and how == "other policy" else 3, scope="stack")
     steps = STEPS + 2 if last and how == "other steps" else STEPS

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from hicache_compile.errors import HiCacheError
-from hicache_compile.operators.collectives import Ranks, total
+from hicache_compile.operators.collectives import Ranks, total_outside
 from hicache_compile.passes.graph.inputs import StateInput
 from hicache_compile.policy.compatibility import Trait
 from hicache_compile.policy.forecasters import measured_weights
@@ -163,7 +163,7 @@ class AnchorRows:
                 places = [(rows.known[place] - 1 - age) % self.spec.depth for age in range(len(read))]
                 mine = [slot for slot in range(len(rings)) if self.spec.group_of[slot] == place]
                 gram = torch.stack([_gram(rings[slot][places]) for slot in mine]).sum(0).double()
-                self._gram[group] = total(gram, ranks).cpu().numpy()
+                self._gram[group] = total_outside(gram, ranks).cpu().numpy()
                 waited += 1
             found = measured_weights(
                 self._bound.forecaster,  # type: ignore[arg-type]  # Trait.READS_ANCHORS

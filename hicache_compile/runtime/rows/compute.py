@@ -59,15 +59,16 @@ def compute(
         raise NotByRowError(f"an input has no row for each of the {len(rows)} samples")
     bindings = graph.bindings(inputs)
     parts = [begin(graph, row, batch, bindings) for row in rows]
-    sizes = (len(rows), *bindings.values())
-    if sizes not in graph.by_row:
-        batch.check_sizes(len(rows), bindings)
-        if not graph.by_row:
-            check_apart(graph.captured, batch, inputs, len(rows), parts[0].live.programs.rewrite.ranks)
-        graph.by_row.add(sizes)
-    find_anchors(graph, parts, parameters, pool)
-    made = _Made(graph, batch, step, inputs, parts)
-    with same_place(parts[0].live.programs.rewrite.ranks, rows[0].step, f"{len(rows)} rows", communicates=True):
+    ranks = parts[0].live.programs.rewrite.ranks
+    with same_place(ranks, rows[0].step, f"{len(rows)} rows", communicates=True):
+        sizes = (len(rows), *bindings.values())
+        if sizes not in graph.by_row:
+            batch.check_sizes(len(rows), bindings)
+            if not graph.by_row:
+                check_apart(graph.captured, batch, inputs, len(rows), ranks)
+            graph.by_row.add(sizes)
+        find_anchors(graph, parts, parameters, pool)
+        made = _Made(graph, batch, step, inputs, parts)
         made.decide()
         outputs = made.finish()
     for part in parts:
