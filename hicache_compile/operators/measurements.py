@@ -3,7 +3,7 @@
 ``change(a, b) = mean|a - b| / mean|b|`` in float32, per sample (first dimension); if a call has several samples, the
 largest decides for all. A sample whose value is not finite has no say, unless all are. A measured value is ``[n]``
 float32; ``by_row``: ``[B, n]``, of each sample by itself. ``ranks``: each has a part of what is measured, and all get
-the value of the whole, with one all-reduce of sums.
+the value of the whole, with an all-reduce of sums.
 """
 
 from __future__ import annotations
