@@ -39,7 +39,8 @@ def carry(graph: fx.Graph, exit_node: fx.Node, streams: Streams, blocks: list[Bl
         carried = {carrier: build(carrier) for carrier in on_stream}
         # A cast in the first block (Wan sums in float32) is made once more before it.
         if not casts and all(new is old for old, new in carried.items()):
-            if all(read in parts or read not in streams.inside for read in node.all_input_nodes):
+            outside = all(read in parts or read not in streams.inside for read in node.all_input_nodes)
+            if outside and ops.op(node) in ops.SELECT:
                 parts.add(node)
             return node
         part = part_of_join(node, carried.get(on_stream[0], on_stream[0]))
