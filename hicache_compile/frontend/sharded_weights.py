@@ -29,7 +29,7 @@ def gather_in_the_graph(model: nn.Module) -> list[str]:
     found = []
     for module in model.modules():
         state_of: Any = getattr(module, "_get_fsdp_state", None)
-        if state_of is not None and internals.SHARDED:
+        if state_of is not None and internals.SHARDED and internals.CASTING:  # which has reparametrize_module
             with internals.SHARDED:  # a torch that keeps them in another way costs this feature
                 found += _gather(module, state_of())
     return found

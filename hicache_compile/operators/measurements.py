@@ -104,9 +104,7 @@ def end(
 ) -> Tensor:
     """The change of the probe's output and the progress of its residual, ``mean|residual - older| / mean|newer -
     older|`` over all samples, ``[2]`` (DiCache)."""
-    far, whole = _moved(residual, older), _moved(newer, older)
-    moved, was, far, whole = _joined(ranks, now, _moved(now, before), size(before.float()), far, whole)
-    return together(largest(moved / was, by_row), average(far, whole, by_row))
+    return _with_progress([(now, before)], residual, newer, older, by_row, ranks)
 
 
 def excess(
@@ -122,11 +120,23 @@ def excess(
 ) -> Tensor:
     """The difference of the changes of the probe's output and of its input, and the progress as in ``end``, ``[2]``
     (DiCache)."""
-    changes = [_moved(now, before), size(before.float()), _moved(start, start_before), size(start_before.float())]
-    far, whole = _moved(residual, older), _moved(newer, older)
-    moved, was, moved_start, start_was, far, whole = _joined(ranks, now, *changes, far, whole)
-    difference = largest((moved / was - moved_start / start_was).abs(), by_row)
-    return together(difference, average(far, whole, by_row))
+    return _with_progress([(now, before), (start, start_before)], residual, newer, older, by_row, ranks)
+
+
+def _with_progress(
+    pairs: Sequence[tuple[Tensor, Tensor]],
+    residual: Tensor,
+    newer: Tensor,
+    older: Tensor,
+    by_row: bool,
+    ranks: Ranks,
+) -> Tensor:
+    """The change of the first pair, or how far it is from that of the second, and the progress."""
+    means = [mean for now, before in pairs for mean in (_moved(now, before), size(before.float()))]
+    *changes, far, whole = _joined(ranks, residual, *means, _moved(residual, older), _moved(newer, older))
+    first, *second = [moved / was for moved, was in zip(changes[::2], changes[1::2], strict=True)]
+    found = (first - second[0]).abs() if second else first
+    return together(largest(found, by_row), average(far, whole, by_row))
 
 
 def magnitude(now: Tensor, before: Tensor, by_row: bool = False, ranks: Ranks = ()) -> Tensor:

@@ -28,6 +28,8 @@ def execute(run: Run, programs: ProgramSet, storage: Rings, step: Step, graph: o
     decider = storage.decider
     assert decider is not None
     decision = decider.decide(step.index, step.forced)
+    if not programs.rewrite.ranks:
+        return _execute(decision, run, programs, storage, step, graph)
     known = decision.choice if isinstance(decision, Decision) and not decision.pending else None
     communicates = known is None or communicates_inside(programs.rewrite, known)
     with same_place(programs.rewrite.ranks, step, str(known or "decided by guards"), communicates):

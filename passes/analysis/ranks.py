@@ -52,8 +52,6 @@ def is_collective(node: fx.Node) -> bool:
 
 def communicates_inside(rewrite: Rewrite, choice: Choice) -> bool:
     """Whether the program of ``choice`` communicates more than what leaves the denoiser."""
-    if not rewrite.ranks:
-        return False
     program = rewrite.program(choice)
     if "communicates" not in program.meta:
         nodes = program.graph.nodes

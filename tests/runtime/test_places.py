@@ -44,6 +44,8 @@ def test_a_rank_that_has_gone_on_was_there(pair: list[Places]) -> None:
     go(second, at(0), "full")
     first.meet(in_run=False)
     go(first, at(1), "forecast")  # which waits for nobody
+    assert not first._is_here(1)  # at the step after
+    assert second._is_here(0)
     second.meet(in_run=False)
     second.explain(RuntimeError("out of memory"))  # it is no other step that the rank ahead makes
     for rank in pair:

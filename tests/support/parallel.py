@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hicache_compile import hicache_compile
-from tests.support.models import random_flux, trace
+from tests.support.models import flux_inputs, random_flux, trace
 from tests.support.record import CASES
 from tests.zoo import tokens, video
 from tests.zoo.case import Case
@@ -26,18 +26,11 @@ MODELS = {
 Found = dict[str, Any]
 
 
-def flux_inputs_in_parts(parts: int) -> dict[str, Tensor]:
-    """Inputs of ``random_flux`` of which the first of ``parts`` of the tokens holds nearly all of the change."""
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(1, 16, 4, generator=generator) * 1e-2
-    noise[:, : 16 // parts] *= 300
-    return {
-        "hidden_states": noise,
-        "encoder_hidden_states": torch.randn(1, 4, 14, generator=generator),
-        "pooled_projections": torch.randn(1, 10, generator=generator),
-        "img_ids": torch.zeros(16, 3),
-        "txt_ids": torch.zeros(4, 3),
-    }
+def uneven_inputs() -> dict[str, Tensor]:
+    """Inputs of ``random_flux`` of which the first half of the tokens holds nearly all of the change."""
+    inputs = flux_inputs(batch=1)
+    sizes = torch.tensor([3.0, 0.01]).repeat_interleave(8)[:, None]
+    return {**inputs, "hidden_states": inputs["hidden_states"] * sizes}
 
 
 def build(model: str) -> nn.Module:
@@ -53,8 +46,6 @@ def parallelise(model: Any, engine: str, world: int) -> nn.Module:
     tensor_parallel._SUPPORTED_TP_DEVICES = ("cpu",)
     if engine == "ulysses":
         model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=world))
-    elif engine == "ring":
-        model.enable_parallelism(config=ContextParallelConfig(ring_degree=world))
     elif engine == "tensor":
         model.enable_parallelism(config=TensorParallelConfig(tp_degree=world))
     elif engine == "fsdp":
@@ -80,10 +71,10 @@ def _shard(model: nn.Module, mesh: Any) -> None:
     fully_shard(model, mesh=mesh)
 
 
-def run(denoiser: Any, model: str, contexts: int, parts: int = 2) -> Tensor:
+def run(denoiser: Any, model: str, contexts: int) -> Tensor:
     """The last states of a run with ``contexts`` guidance branches."""
     if model == "uneven":
-        return trace(denoiser, flux_inputs_in_parts(parts), STEPS)[-1]
+        return trace(denoiser, uneven_inputs(), STEPS)[-1]
     case = ZOO[MODELS[model]]
     x = case.noise(size=SIZE)
     for step in range(STEPS):
