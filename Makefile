@@ -1,4 +1,4 @@
-# Two commands: `make demo` samples digits with a cache, `make test` runs everything CI runs.
+# Two commands: `make demo` draws emoji with a cache, `make test` runs everything CI runs.
 # `make check` is for every edit: style, types, policies, passes and the layout of the source.
 # `make exhaustive` also runs the cases that `make test` leaves out (tests/support/sampled_cases.py): hours.
 # All make .venv on their first run and use it again afterwards.

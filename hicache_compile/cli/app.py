@@ -17,7 +17,8 @@ from hicache_compile.cli.explain import explain
 from hicache_compile.cli.export import export
 from hicache_compile.cli.generate import generate
 from hicache_compile.cli.presets import presets
-from hicache_compile.cli.serve import ServeCommand, serve
+from hicache_compile.cli.ray_option import RayCommand
+from hicache_compile.cli.serve import serve
 from hicache_compile.cli.shared import reporting
 from hicache_compile.cli.tune import tune
 from hicache_compile.errors import one_line
@@ -54,8 +55,8 @@ app.command("explain")(reporting("explain")(explain))
 app.command("doctor")(reporting("doctor", models=False)(doctor))
 app.command("presets")(reporting("presets", models=False)(presets))
 app.command("export")(reporting("export")(export))
-app.command("generate")(reporting("generate")(generate))
-app.command("serve", cls=ServeCommand)(reporting("serve")(serve))
+app.command("generate", cls=RayCommand)(reporting("generate")(generate))
+app.command("serve", cls=RayCommand)(reporting("serve")(serve))
 app.command("tune")(reporting("tune")(tune))
 app.command("eval")(reporting("eval")(evaluate))
 app.command("bench")(reporting("bench")(bench))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,9 +12,13 @@ from rich.console import Console
 
 from hicache_compile.cli import shared
 from hicache_compile.cli.call_options import NOTHING_GIVEN, Call, with_call_options
+from hicache_compile.cli.ray_option import Ray
+from hicache_compile.errors import HiCacheError
 
 if TYPE_CHECKING:
-    from hicache_compile.generate.rounds import Outcome
+    from hicache_compile.generate.run import Outcome
+    from hicache_compile.generate.settings import Settings
+    from hicache_compile.generate.workers import Workers
 
 
 @with_call_options
@@ -36,15 +41,25 @@ def generate(
     offload: Annotated[bool, typer.Option(help="Keep the anchors on the CPU.")] = False,
     anchors: shared.Anchors = None,
     sparsity: Annotated[str | None, typer.Option(help="Chipmunk, a YAML file of it, or JSON of its fields.")] = None,
+    ray: Ray = None,
+    workers: Annotated[int, typer.Option(min=1, max=shared.MOST, help="With --ray, pipelines there.")] = 1,
+    ulysses: Annotated[
+        int, typer.Option(min=1, max=shared.MOST, help="Under torchrun, ranks with parts of the tokens.")
+    ] = 1,
+    ring: Annotated[int, typer.Option(min=1, max=shared.MOST, help="The same, with ring attention.")] = 1,
+    tensor_parallel: Annotated[
+        int, typer.Option(min=1, max=shared.MOST, help="Under torchrun, ranks with parts of the weights.")
+    ] = 1,
     json: shared.AsJson = False,
 ) -> None:
     """Generate pictures or videos with a pipeline from a folder; skips what is there already.
 
-    Under torchrun the prompts are shared out among the processes.
+    --ray shares the prompts out; under torchrun all processes make each picture together.
     """
-    from hicache_compile.generate import rounds
+    from hicache_compile.generate import run
     from hicache_compile.generate.items import items_of
-    from hicache_compile.generate.launch import Settings
+    from hicache_compile.generate.settings import Settings
+    from hicache_compile.generate.spread import Spread
 
     settings = Settings(
         model=model,
@@ -57,15 +72,35 @@ def generate(
         offload=offload,
         anchors=anchors,
         sparsity=sparsity,
+        spread=Spread(ulysses=ulysses, ring=ring, tensor_parallel=tensor_parallel),
         arguments=dict(call),
     )
     items = items_of(prompt or [], prompt_file, metadata_file, samples, seed, image)
-    outcome = rounds.generate(items, output_dir, settings)
-    if outcome.rank == 0 and json:
+    with _workers(settings, ray, workers) as makers:
+        if makers.follow():
+            return
+        outcome = run.generate(items, output_dir, settings, makers)
+    if json:
         shared.print_json(outcome.as_data())
-    elif outcome.rank == 0:
+    else:
         _print(outcome)
     raise typer.Exit(1 if outcome.failed else 0)
+
+
+def _workers(settings: Settings, ray: str | None, count: int) -> AbstractContextManager[Workers]:
+    from hicache_compile.generate.ray_workers import ray_workers
+    from hicache_compile.generate.workers import processes, workers_of_this_process
+
+    if ray is None:
+        if count > 1:
+            raise HiCacheError(f"generate.workers = {count}: must be 1 without --ray")
+        return workers_of_this_process(settings)
+    if settings.spread.ranks > 1 or processes() > 1:
+        raise HiCacheError(
+            "generate.ray: must be without torchrun and its options (--ulysses, --ring, --tensor-parallel): on Ray one "
+            "worker makes a picture"
+        )
+    return ray_workers(settings, ray, count)
 
 
 def _print(outcome: Outcome) -> None:
@@ -78,7 +113,7 @@ def _print(outcome: Outcome) -> None:
     console = Console(markup=False, width=min(100, shutil.get_terminal_size().columns))
     console.print(shared.facts(rows))
     for one in outcome.errors:
-        console.print(f"rank {one['rank']}: {one['error']}", style="red")
+        console.print(f"{one['item']}, {one['worker']}: {one['error']}", style="red")
     if outcome.failed:
         again = "run the same command again to try them again"
         console.print(f"{outcome.failed} items could not be made; {again}", style="red")

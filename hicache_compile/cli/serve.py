@@ -10,30 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from hicache_compile.cli import shared
 from hicache_compile.cli.call_options import NOTHING_GIVEN, Call, with_call_options
+from hicache_compile.cli.ray_option import Ray
 from hicache_compile.errors import HiCacheError, find_name
 
 if TYPE_CHECKING:
     from hicache_compile.serving.http import Service, Settings
     from hicache_compile.serving.http.source import Source
 
-HERE = "local"  # Ray on this machine
 DEMO = "demo"  # the emoji model of the package
-
-
-class ServeCommand(TyperCommand):
-    """The command, whose ``--ray`` may stand without an address."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        bare = [
-            at for at, text in enumerate(args) if text == "--ray" and (args[at + 1 : at + 2] or ["-"])[0][:1] == "-"
-        ]
-        for at in reversed(bare):
-            args = [*args[: at + 1], HERE, *args[at + 1 :]]
-        return super().parse_args(ctx, args)
 
 
 @with_call_options
@@ -69,7 +56,7 @@ def serve(
     backend: shared.Backend = "inductor",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: a GPU if any.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
-    ray: Annotated[str | None, typer.Option(help="Make pictures on a Ray cluster: its address, or none: here.")] = None,
+    ray: Ray = None,
     replicas: Annotated[str, typer.Option(help="With --ray, N Batchers there; LEAST:MOST as work demands.")] = "1",
     json: shared.AsJson = False,
 ) -> None:
@@ -155,7 +142,7 @@ def _open(opener: Callable[[], Service], ray: str | None, replicas: tuple[int, i
         return opener()
     from hicache_compile.serving.ray_serve import open_replicas
 
-    return open_replicas(opener, None if ray == HERE else ray, *replicas)
+    return open_replicas(opener, ray, *replicas)
 
 
 def _facts(

@@ -17,7 +17,7 @@ from hicache_compile.runtime.replay.capture import as_call
 from hicache_compile.runtime.replay.parameters import Parameters
 from hicache_compile.runtime.runs import Rows, Run, members_of
 from hicache_compile.runtime.session import Observer
-from hicache_compile.runtime.storage import snapshot
+from hicache_compile.runtime.storage import rank_files, snapshot
 from hicache_compile.runtime.storage.snapshot import Snapshot
 
 
@@ -101,12 +101,15 @@ class Handle(Inspected):
     def suspend(self, path: str | Path) -> None:
         """Write the open trajectory to ``path``: its policy, its step counter, every anchor of every context.
 
+        Where ranks sample one thing each writes its own file beside ``path``: ``run-rank1of2.safetensors``.
+
         Raises:
             HiCacheError: no trajectory is open, or a step is in progress.
         """
         session = self._session
         if session.trajectory is None or session.num_steps is None or session.step is not None:
             raise HiCacheError("suspend(): must be called between two steps of an open `with compiled.trajectory(...)`")
+        path = rank_files.own_path(path) if any(live.over_ranks for live in session.live.values()) else path
         snapshot.save(path, Snapshot(session.num_steps, session.policy, session.under_way(), self._weights()))
 
     @contextmanager
@@ -117,8 +120,10 @@ class Handle(Inspected):
         the same backend.
 
         Raises:
-            HiCacheError: no such file, or other weights made it, or a trajectory is open. Nothing is changed then.
+            HiCacheError: no such file, or other weights or another number of ranks made it, or a trajectory is open.
+                Nothing is changed then.
         """
+        path = rank_files.path_to_resume(path)
         kept = snapshot.load(path)
         self._session.options.check(kept.policy)
         mine = self._weights()

@@ -20,39 +20,35 @@ def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 class Record:
-    """The JSON lines of one process. Lines of earlier runs and of other processes are read, never changed.
+    """The JSON lines of a folder.
 
     Args:
         folder: the output folder.
-        rank: of this process; each writes a file of its own, which ``merge`` joins.
     """
 
-    def __init__(self, folder: Path, rank: int = 0) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.path = folder / f".results.rank{rank}.jsonl"
-        write_whole(self.path, json_lines(_lines(self.path)))  # a kill may have torn the last line
+        self.path = folder / RESULTS
+        if self.path.exists():
+            write_whole(self.path, json_lines(_lines(self.path)))  # a kill may have torn the last line
 
     def done(self) -> dict[str, dict[str, Any]]:
         """The line of every file that is in place, by its name."""
-        found = {}
-        for path in sorted([*self.folder.glob(".results.rank*.jsonl"), self.folder / RESULTS]):
-            found.update({line["file"]: line for line in _lines(path) if (self.folder / line["file"]).exists()})
-        return found
+        return {line["file"]: line for line in _lines(self.path) if (self.folder / line["file"]).exists()}
 
     def add(self, line: dict[str, Any]) -> None:
         """Write down that ``line["file"]`` is in place."""
         add_line(self.path, json_lines([line]))
 
-    def merge(self) -> list[dict[str, Any]]:
-        """Join all lines into ``results.jsonl``, ordered by prompt and sample, and remove the rest."""
+    def sort(self) -> list[dict[str, Any]]:
+        """Order the lines by prompt and sample, and remove what processes that were killed left behind."""
         lines = sorted(self.done().values(), key=lambda line: (line["index"], line["sample"]))
-        write_whole(self.folder / RESULTS, json_lines(lines))
-        for path in [*self.folder.glob(".results.rank*.jsonl"), *self._unfinished()]:
+        write_whole(self.path, json_lines(lines))
+        for path in self._unfinished():
             path.unlink(missing_ok=True)
         return lines
 
     def _unfinished(self) -> Iterator[Path]:
-        """What processes that were killed left behind."""
         for path in self.folder.glob(f"**/.*{UNFINISHED}*"):
             process = path.name[1:].partition(UNFINISHED)[0]
             if process.isdigit() and not _is_alive(int(process)):

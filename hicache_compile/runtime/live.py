@@ -30,3 +30,9 @@ class Live:
         """Bytes of what one context keeps on the device."""
         shapes = self.programs.shapes(self.bindings).values()
         return sum(prod(shape) * dtype.itemsize for shape, dtype, _ in shapes)
+
+    @property
+    def over_ranks(self) -> bool:
+        """Whether several ranks sample one thing, so that each has its own part of what is kept."""
+        partitions = self.layout.partitions
+        return bool(self.programs.rewrite.ranks) or (partitions is not None and partitions.distributed)

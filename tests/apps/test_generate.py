@@ -9,8 +9,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,11 +19,13 @@ from typer.testing import CliRunner
 
 from hicache_compile import HiCacheError
 from hicache_compile.cli import app
-from hicache_compile.generate.items import geneval_items, items_of, plain_items, read_prompts
-from hicache_compile.generate.launch import Settings
+from hicache_compile.generate.items import Item, geneval_items, items_of, plain_items, read_prompts
+from hicache_compile.generate.maker import Made, Maker
 from hicache_compile.generate.record import Record
-from hicache_compile.generate.rounds import Outcome
-from hicache_compile.generate.rounds import generate as run
+from hicache_compile.generate.run import Outcome
+from hicache_compile.generate.run import generate as run
+from hicache_compile.generate.settings import Settings
+from hicache_compile.generate.workers import Here
 from tests.pipelines import by_name
 
 PROMPTS = ["a photo of a cat", "a painting of a ship", "the number seven", "a dog", "a forest", "a red ball"]
@@ -50,7 +50,8 @@ def generate(
 ) -> Outcome:
     given: dict[str, Any] = {"policy": "HiCache", "steps": 5, "backend": "eager", "device": "cpu", "arguments": SMALL}
     settings = Settings(model=model, **{**given, **more})
-    return run(items_of(prompts, prompt_file, metadata_file, samples, 0, image), folder, settings)
+    items = items_of(prompts, prompt_file, metadata_file, samples, 0, image)
+    return run(items, folder, settings, Here(settings))
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -177,19 +178,19 @@ def test_the_command_line(model: Path, tmp_path: Path) -> None:
 
 
 def test_a_bad_prompt_stops_no_other(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hicache_compile.generate.launch import Launcher
+    make = Maker.make
 
-    make = Launcher.make
-
-    def fragile(self: Launcher, item: Any) -> None:
+    def fragile(self: Maker, item: Item) -> Made:
         if item.prompt == PROMPTS[1]:
             raise RuntimeError("out of memory")
-        make(self, item)
+        return make(self, item)
 
-    monkeypatch.setattr(Launcher, "make", fragile)
-    assert generate(model, tmp_path, PROMPTS[:3]).failed == 1
+    monkeypatch.setattr(Maker, "make", fragile)
+    outcome = generate(model, tmp_path, PROMPTS[:3])
+    assert outcome.failed == 1
+    assert outcome.errors == [{"item": "00001", "worker": "this process", "error": "RuntimeError: out of memory"}]
     assert sorted(digests(tmp_path)) == ["00000.png", "00002.png"]
-    monkeypatch.setattr(Launcher, "make", make)
+    monkeypatch.setattr(Maker, "make", make)
     assert generate(model, tmp_path, PROMPTS[:3]).failed == 0
     assert sorted(digests(tmp_path)) == ["00000.png", "00001.png", "00002.png"]
 
@@ -250,42 +251,3 @@ def test_killed_again_and_again_and_resumed(model: Path, tmp_path: Path) -> None
     assert digests(broken) == digests(whole)
     without_times = [[{k: v for k, v in line.items() if k != "seconds"} for line in lines(f)] for f in (whole, broken)]
     assert without_times[0] == without_times[1]
-
-
-@pytest.mark.slow
-def test_two_processes_share_the_prompts(model: Path, tmp_path: Path) -> None:
-    """The second process cannot load the model: it is reported, and the first makes its prompts."""
-    script = tmp_path / "worker.py"
-    script.write_text(
-        "import os, sys\n"
-        "import torch; torch.set_num_threads(1)\n"
-        "from hicache_compile.generate import launch\n"
-        "from hicache_compile.cli import app\n"
-        "if os.environ['RANK'] == '1' and os.environ.get('BROKEN'):\n"
-        "    def load(self): raise MemoryError('this process has no room')\n"
-        "    launch.Launcher._load = load\n"
-        "app()\n"
-    )
-    whole = tmp_path / "whole"
-    generate(model, whole)
-    for broken in ("", "1"):
-        out = tmp_path / f"out{broken}"
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-        command += ["generate", "--model", str(model), "--policy", "HiCache", "--output-dir", str(out), "--steps", "5"]
-        command += ["--height", "16", "--width", "16", "--max-sequence-length", "48", "--backend", "eager", "--json"]
-        command += [word for prompt in PROMPTS for word in ("--prompt", prompt)]
-        done = subprocess.run(
-            command,
-            env={**os.environ, "BROKEN": broken, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert digests(out) == digests(whole)
-        summary = json.loads(done.stdout[done.stdout.index("{") :])
-        assert (summary["items"], summary["failed"]) == (len(PROMPTS), 0)
-        ranks = {entry["rank"] for entry in summary["errors"]}
-        assert ranks == ({1} if broken else set())
-        if broken:
-            assert "this process has no room" in summary["errors"][0]["error"]

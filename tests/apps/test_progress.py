@@ -20,7 +20,7 @@ from hicache_compile.benchmarks.measurement import Line, Measurement
 from hicache_compile.cli import app
 from hicache_compile.demo.training import Plan, train
 from hicache_compile.evaluation.runs import Judge
-from hicache_compile.generate.launch import Launcher
+from hicache_compile.generate.maker import Maker
 from hicache_compile.policy import progress
 from tests.pipelines.cases import by_name
 
@@ -122,7 +122,7 @@ def test_a_bench_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: p
 
 def test_generating_keeps_what_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = by_name("FluxPipeline").saved(tmp_path / "flux")
-    monkeypatch.setattr(Launcher, "make", interrupted_at(1, Launcher.make, []))
+    monkeypatch.setattr(Maker, "make", interrupted_at(1, Maker.make, []))
     arguments = ["generate", "--model", str(model), "--policy", "FORA", "--output-dir", str(tmp_path / "out")]
     arguments += ["--steps", "2", "--backend", "eager", "--prompt", "a", "--prompt", "b"]
     stopped = CliRunner().invoke(app, arguments)

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from hicache_compile import DiTango, hicache_compile
+from hicache_compile import DiTango, FBCache, HiCacheError, hicache_compile
 from tests.support.distributed_worker import STEPS, TOKENS
 from tests.support.models import ToyDiT
-from tests.support.parallel import sampled
+from tests.support.parallel import build, sampled
 
 
 def start(task: str, world: int, folder: Path, *arguments: object) -> list[subprocess.Popen[str]]:
@@ -99,6 +99,20 @@ def test_ranks_that_part_ways(how: str, first: str, last: str, tmp_path: Path) -
     for rank, expected in enumerate((first, last)):
         found = torch.load(tmp_path / f"{rank}.pt")
         assert expected in str(found), found
+
+
+def test_ranks_are_suspended_and_resumed_each_with_its_part(tmp_path: Path) -> None:
+    for found in results("suspending", 2, tmp_path, tmp_path / "kept"):
+        assert found["equal"]
+        whole, resumed = found["decisions"]
+        assert whole == resumed
+        assert set(whole) == {"F", "."}
+    kept = tmp_path / "kept"
+    assert sorted(path.name for path in kept.iterdir()) == [f"run-rank{rank}of2.safetensors" for rank in (0, 1)]
+    compiled = hicache_compile(build("uneven"), FBCache(0.2), backend="eager")
+    refused = pytest.raises(HiCacheError, match="ranks suspended it, this is rank 0 of 1: must be continued by as many")
+    with refused, compiled.resume(kept / "run.safetensors"):
+        pass
 
 
 def test_keys_arrive_from_the_rank_they_are_asked_of(tmp_path: Path) -> None:

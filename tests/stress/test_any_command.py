@@ -37,7 +37,8 @@ STOPPED = {  # where a command would begin to work
     "hicache_compile.tune.fit_subject.measure",
     "hicache_compile.runtime.replay.capture.capture_call",
     "hicache_compile.export.files.capture_call",
-    "hicache_compile.generate.launch.load_pipeline",
+    "hicache_compile.generate.maker.load_pipeline",
+    "hicache_compile.generate.cluster._ray",
     "hicache_compile.evaluation.subjects.load_pipeline",
     "hicache_compile.benchmarks.command._race",
 }

@@ -10,15 +10,17 @@ import sys
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from hicache_compile import DiTango, FBCache, HiCache, config, hicache_compile
 from hicache_compile.key_partitions import KeyPartitions
 from hicache_compile.operators.partitioned_attention import _exchange
 from tests.support.models import ToyDiT, flux_inputs, random_flux
-from tests.support.parallel import parallelise, sampled
+from tests.support.parallel import CASES, build, parallelise, sampled, uneven_inputs
 
 STEPS, TOKENS = 14, 16
 
@@ -108,6 +110,32 @@ def parallel(rank: int, world: int, engine: str, cases: str) -> dict[str, object
     return found
 
 
+def suspending(rank: int, world: int, folder: str) -> dict[str, object]:
+    """A run under a guard, whole, and suspended and resumed by a new denoiser."""
+    inputs = uneven_inputs()
+
+    def denoiser() -> Any:
+        torch._dynamo.reset()
+        return hicache_compile(parallelise(build("uneven"), "ulysses", world), CASES["fbcache"][0](0), backend="eager")
+
+    def steps(compiled: Any, x: Tensor, which: range) -> Tensor:
+        for step in which:
+            time = torch.full((1,), 1 - step / STEPS)
+            with torch.no_grad():
+                x = x - compiled(**{**inputs, "hidden_states": x}, timestep=time, return_dict=False)[0] / STEPS
+        return x
+
+    compiled, path = denoiser(), Path(folder) / "run.safetensors"
+    with compiled.trajectory(STEPS):
+        x = steps(compiled, inputs["hidden_states"], range(6))
+        compiled.suspend(path)
+        whole = steps(compiled, x, range(6, STEPS))
+    again = denoiser()
+    with again.resume(path):
+        x = steps(again, x, range(6, STEPS))
+    return {"equal": torch.equal(x, whole), "decisions": (compiled.report().decisions(), again.report().decisions())}
+
+
 TASKS = {
     "exchange": exchange,
     "context_parallel": context_parallel,
@@ -115,6 +143,7 @@ TASKS = {
     "dying": dying,
     "parallel": parallel,
     "parting": parting,
+    "suspending": suspending,
 }
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from hicache_compile.errors import HiCacheError
+from hicache_compile.operators.collectives import is_dtensor, local_part
 from hicache_compile.passes.graph.inputs import Role, StateInput
 from hicache_compile.policy.files import file_path, write_whole
 from hicache_compile.policy.json_codec import from_dict, to_dict
@@ -40,10 +41,11 @@ class Snapshot:
 
 
 def fingerprint(weights: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """SHA-256 over names, shapes, dtypes and 64 evenly spaced elements of each weight."""
+    """SHA-256 over names, shapes, dtypes and 64 evenly spaced elements of each weight, of what this rank has of it."""
     digest = hashlib.sha256()
-    for name, weight in weights:
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+    for name, given in weights:
+        weight = local_part(given) if is_dtensor(given) else given
+        digest.update(f"{name} {tuple(given.shape)} {weight.dtype}".encode())
         if weight.device.type != "meta" and weight.numel():
             places = torch.linspace(0, weight.numel() - 1, min(SAMPLED, weight.numel()), dtype=torch.float64).long()
             sampled = weight.detach().reshape(-1)[places.to(weight.device)].cpu().contiguous()

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from hicache_compile.generate.cluster import HERE
 from hicache_compile.serving.http import Limits
 from tests.serving.http.fake_service import SECONDS_OF_A_TEST, fake_service
 from tests.serving.http.live import GENERATIONS, Live, live
@@ -28,7 +29,7 @@ REQUESTS = 100
 def running() -> Iterator[Live]:
     from hicache_compile.serving.ray_serve import open_replicas
 
-    service = open_replicas(partial(fake_service, 0.02), None, 2, 2)
+    service = open_replicas(partial(fake_service, 0.02), HERE, 2, 2)
     with live(service, Limits(queue=REQUESTS, seconds=120)) as served:
         yield served
 

@@ -1,0 +1,40 @@
+"""A Ray cluster: one that runs, or one that is started on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from hicache_compile.errors import HiCacheError
+
+HERE = "local"  # what ``--ray`` means without an address
+
+
+def connect(address: str, owner: str) -> int:
+    """Reach the cluster at ``address``; returns how many GPUs a worker of it takes, 1 or 0.
+
+    Args:
+        owner: the command whose option it is, for messages.
+
+    Raises:
+        HiCacheError: Ray is not installed, or the cluster is not reached.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray = _ray(owner)
+    where = None if address == HERE else address
+    try:
+        ray.init(where, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    except Exception as error:
+        raise HiCacheError(f"{owner}.ray = {address!r}: must be a Ray cluster that can be reached ({error})") from None
+    return 1 if ray.cluster_resources().get("GPU") else 0
+
+
+def _ray(owner: str) -> Any:
+    try:
+        import ray
+    except ImportError:
+        raise HiCacheError(
+            f"{owner}.ray: needs Ray, which is not installed: must be (pip install 'hicache_compile[ray]')"
+        ) from None
+    return ray
