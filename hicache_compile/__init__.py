@@ -56,14 +56,17 @@ from hicache_compile.policy.presets import (
     PAB,
     SCM,
     AdaCache,
+    ClusCa,
     DBCache,
     DiCache,
     DiTango,
+    DuCa,
     EasyCache,
     FBCache,
     FBCacheTeaCache,
     FlexCache,
     HiCache,
+    HiClusCa,
     LeMiCa,
     MagCache,
     SeaCache,
@@ -71,6 +74,7 @@ from hicache_compile.policy.presets import (
     Spectrum,
     TaylorSeer,
     TeaCache,
+    ToCa,
     Uncached,
 )
 from hicache_compile.policy.schedules.base import Always, Free, Growing, Interval, StepMask
@@ -78,6 +82,7 @@ from hicache_compile.policy.schedules.ditango import DiTangoSchedule
 from hicache_compile.policy.schedules.magcache import MagCacheSchedule
 from hicache_compile.policy.schedules.per_kind import Broadcast, KeySteps, PerKind
 from hicache_compile.policy.sparsity.chipmunk import Chipmunk
+from hicache_compile.policy.tokens import Tokens
 
 if TYPE_CHECKING:
     from hicache_compile.export import export_onnx
@@ -128,12 +133,14 @@ __all__ = [
     "CannotRewrite",
     "Chebyshev",
     "Chipmunk",
+    "ClusCa",
     "CompiledDenoiser",
     "DBCache",
     "DiCache",
     "DiCacheGuard",
     "DiTango",
     "DiTangoSchedule",
+    "DuCa",
     "EasyCache",
     "EasyCacheGuard",
     "FBCache",
@@ -150,6 +157,7 @@ __all__ = [
     "Hermite",
     "HiCache",
     "HiCacheError",
+    "HiClusCa",
     "Interval",
     "KeySteps",
     "LeMiCa",
@@ -177,6 +185,8 @@ __all__ = [
     "TaylorSeer",
     "TeaCache",
     "TeaCacheGuard",
+    "ToCa",
+    "Tokens",
     "Uncached",
     "VariableAdamsBashforth",
     "VariableBDF2",

@@ -23,6 +23,7 @@ from hicache_compile.passes.transforms.partition_attention import partition_atte
 from hicache_compile.passes.transforms.sparsify import sparsify_steps
 from hicache_compile.passes.transforms.specialise import specialise
 from hicache_compile.passes.transforms.split import split_at_probes
+from hicache_compile.passes.transforms.token_steps import plan_tokens
 from hicache_compile.passes.verify import (
     verify_captured,
     verify_guarded,
@@ -59,6 +60,7 @@ PASSES = (
     Pass("collapse", collapse_sites, lambda layout: layout.scope == "block"),
     Pass("spend fuel", spend_fuel, _cuts_sites),
     Pass("guard", guard_sites, _cuts_sites, verify_guarded),
+    Pass("plan tokens", plan_tokens, lambda layout: layout.tokens is not None and _cuts_sites(layout)),
     Pass("specialise", specialise, ensures=verify_programs),
     Pass("split at probes", split_at_probes, lambda layout: layout.staged, verify_parts),
     Pass("sparsify", sparsify_steps, _is_sparse, verify_phases),
@@ -122,6 +124,7 @@ def _finished(work: Work) -> Rewrite:
         work.ranks,
         groups,
         work.stages,
+        [*work.tokenwise],
         work.partitioned,
         work.sparse,
         work.records,

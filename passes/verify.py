@@ -86,7 +86,7 @@ def verify_program(work: Work, choice: Choice, program: fx.GraphModule) -> None:
         written = ops.mutated(node)
         into_ring = written is not None and is_ring(written)
         _require(not into_ring, level, node, "kept from writing to a ring except through remember")
-        if "probe" in node.meta:
+        if "probe" in node.meta or "tokens" in node.meta:
             continue
         if choice.forecasts:
             _require(choice.partial or node.target is not remember, level, node, "free of writes")
@@ -108,16 +108,23 @@ def verify_program(work: Work, choice: Choice, program: fx.GraphModule) -> None:
 
 
 def verify_pair(programs: Mapping[Choice, fx.GraphModule]) -> None:
-    """The full program writes exactly the rings the forecast program reads, at the same shapes."""
-    full, forecasting = (
+    """The full program writes exactly the rings that forecasts read, at the same shapes."""
+    full, forecasting, tokenwise = (
         {n.meta["slot"]: tuple(ops.value(n).shape) for n in placeholders(programs[c]) if "slot" in n.meta}
-        for c in (Choice.FULL, Choice.FORECAST)
+        for c in (Choice.FULL, Choice.FORECAST, _with_tokens(programs))
     )
+    forecasting |= tokenwise
     if full != forecasting:
         raise HiCacheError(
             f"programs: full writes rings {sorted(full.items())}, forecast reads {sorted(forecasting.items())}: "
             "must be the same"
         )
+
+
+def _with_tokens(programs: Mapping[Choice, fx.GraphModule]) -> Choice:
+    """The forecast that computes some tokens, or where there is none the plain one."""
+    tokenwise = Choice.FORECAST.with_tokens()
+    return tokenwise if tokenwise in programs else Choice.FORECAST
 
 
 def verify_parts(work: Work) -> None:
@@ -177,7 +184,7 @@ def _reordered(work: Work) -> bool:
 def _ops_of(module: torch.nn.Module) -> Counter[str]:
     """How often each op is called; the parts of a linear of which only some outputs are made count as one."""
     assert isinstance(module, fx.GraphModule)
-    added = {"probe", "carried"}  # marks of what is no op of the captured graph
+    added = {"probe", "carried", "tokens"}  # marks of what is no op of the captured graph
     calls = [n for n in module.graph.nodes if n.op.startswith("call")]
     called = [n for n in calls if added.isdisjoint(n.meta) and not _is_row(n)]
     counted = Counter(ops.op(node) for node in called)

@@ -11,6 +11,7 @@ from torch import fx
 from hicache_compile.errors import CannotRewrite
 from hicache_compile.passes.analysis.blocks import Run
 from hicache_compile.passes.analysis.sites import Site
+from hicache_compile.passes.analysis.token_sites import TokenSite
 from hicache_compile.passes.graph.choices import Choice, Phases
 from hicache_compile.policy.layout import NOWHERE, Layout
 
@@ -48,6 +49,7 @@ class Work:
         sites, refused: what can be cached, and what was declined.
         ranks: the process groups that sample one thing.
         verified: what forecasts are verified against, by guard (SpeCa).
+        tokenwise: the sites of which some tokens can be computed, by name.
         sparse, partitioned: the attentions and MLPs that are sparse in some steps, the attentions over partitions.
         guarded: the graph with a guarded call for each site.
         specialiser: makes programs of ``guarded``.
@@ -64,6 +66,7 @@ class Work:
     refused: list[CannotRewrite] = field(default_factory=list)
     ranks: tuple[str, ...] = ()
     verified: dict[int, fx.Node] = field(default_factory=dict)
+    tokenwise: dict[str, TokenSite] = field(default_factory=dict)
     sparse: list[str] = field(default_factory=list)
     partitioned: list[str] = field(default_factory=list)
     guarded: fx.GraphModule | None = None
@@ -117,6 +120,7 @@ class Rewrite:
     ranks: tuple[str, ...]
     groups: list[str]
     stages: list[Stage]
+    tokenwise: list[str]
     partitioned: list[str]
     sparse: list[str]
     records: list[PassRecord]

@@ -24,6 +24,7 @@ from tests.support.features import FEATURES, SPARSE, STEPS, Feature, policy_of
 from tests.support.reference_toy import CachedToy, Toy
 
 MOST_CONFLICTS = 14
+TOKENWISE = "computing_forecast_tokens"  # the predicate of that branch in an exported graph
 # What a denoiser cannot have because its graph breaks: refused for the model, not for the policy.
 OF_THE_MODEL = {
     frozenset(
@@ -107,12 +108,14 @@ def exported(
         code = int(state[names.index("run")][3]) if "run" in names else 0
         for group in cells:
             taken = manifest.plan.get(f"computing_{group.replace('-', '_')}" if group else "computing", [True] * STEPS)
-            others = [name for name in manifest.plan if name.startswith("computing") and manifest.plan[name][step]]
+            on = [name for name in manifest.plan if name.startswith("computing") and manifest.plan[name][step]]
+            others = [name for name in on if name != TOKENWISE]
             computed = (not code) if "run" in names else taken[step] or (not group and bool(others))
-            cells[group] += "c" if computed else "r"
+            cells[group] += "c" if computed else "t" if TOKENWISE in on else "r"
         letters += "F" if all(row[-1] == "c" for row in cells.values()) else "."
     places = manifest.group_of
-    return x, [cells[manifest.groups[place]] for place in places], letters, policy.scope
+    found = [cells[manifest.groups[place]] for place in places]  # slots of attention, MLP, attention, ...
+    return x, [row if slot % 2 else row.replace("t", "r") for slot, row in enumerate(found)], letters, policy.scope
 
 
 def kinds_of(policy: Policy, cells: list[str]) -> dict[int, int]:

@@ -24,10 +24,12 @@ Plan = dict[str, list[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Branches:
-    """The branches of an exported graph; ``groups`` are decided each by itself, ``sparse``: there are phases."""
+    """The branches of an exported graph; ``groups`` are decided each by itself, ``sparse``: there are phases,
+    ``tokenwise``: the sites that can compute some of their tokens."""
 
     groups: Sequence[str]
     sparse: bool = False
+    tokenwise: Sequence[str] = ()
 
     def choice(self, forecasts: Sequence[str], phases: Phases = ()) -> Choice:
         choice = Choice.forecasting(forecasts, self.groups)
@@ -70,6 +72,7 @@ def _structure(policy: Policy) -> dict[str, object]:
         "kinds": layout.groups,
         "guards": guards,
         "probes": layout.probes,
+        "tokens": layout.tokens,
     }
 
 
@@ -97,6 +100,8 @@ def plan_of(
         elif name == "weights":
             weights = [decider.rows.steps[step].weights for step in range(num_steps)]
             plan[name] = weights if len(spec.shape) > 1 else [rows[0] for rows in weights]
+        elif name == "draw" and policy.tokens is not None:
+            plan[name] = [[policy.tokens.draw(step)] for step in range(num_steps)]
         else:
             plan[name] = [_is_taken(name, choice, branches) for choice in choices]
     return plan

@@ -11,8 +11,9 @@ import numpy as np
 
 from hicache_compile.errors import HiCacheError, whole_number
 from hicache_compile.export.manifest import Manifest
-from hicache_compile.export.plan import Branches, Plan, check_fits, constants_of, dense, plan_of
+from hicache_compile.export.plan import Branches, Plan, check_fits, constants_of, control_name, dense, plan_of
 from hicache_compile.export.sizes import size_of
+from hicache_compile.passes.graph.choices import Choice
 from hicache_compile.policy.files import file_path
 from hicache_compile.policy.json_codec import as_policy
 from hicache_compile.policy.sparsity.chipmunk import Chipmunk
@@ -97,7 +98,8 @@ class OnnxDenoiser:
         spec = RowSpec(manifest.depth, manifest.groups, manifest.group_of, manifest.per_slot, len(manifest.group_of))
         sparsity = None if manifest.sparsity is None else Chipmunk.from_dict(manifest.sparsity)
         names = [port.name for port in manifest.controls]
-        branches = Branches(manifest.groups, sparsity is not None)
+        tokenwise = [name for name in names if name == control_name(str(Choice.FORECAST.with_tokens()))]
+        branches = Branches(manifest.groups, sparsity is not None, tokenwise)
         self._plan = plan_of(policy, num_steps, spec, branches, sparsity, names)
         constants = constants_of(policy, num_steps, manifest.depth)
         dtypes = {port.name: port.dtype for port in manifest.controls}

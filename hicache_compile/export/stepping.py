@@ -115,7 +115,7 @@ class _Writer:
         sparsity = self.rewritten.layout.sparsity
         programs = ProgramSet(self.rewritten, self.policy.depth)
         spec = programs.rows(self.policy.depth, 0)
-        branches = Branches(self.rewritten.groups, bool(self.rewritten.sparse))
+        branches = Branches(self.rewritten.groups, bool(self.rewritten.sparse), self.rewritten.tokenwise)
         names = [port.name for port in self.controls]
         return Manifest(
             policy=_as_data(self.policy),

@@ -8,7 +8,16 @@ from typing import Any
 
 from hicache_compile.errors import HiCacheError
 from hicache_compile.inspection.decision_map_png import draw
-from hicache_compile.inspection.decision_rows import ANCHOR, COMPUTED, FORCED, REUSED, UNKNOWN, DecisionRows, Row
+from hicache_compile.inspection.decision_rows import (
+    ANCHOR,
+    COMPUTED,
+    FORCED,
+    REUSED,
+    TOKENWISE,
+    UNKNOWN,
+    DecisionRows,
+    Row,
+)
 from hicache_compile.key_partitions import Code
 from hicache_compile.passes import Rewrite
 from hicache_compile.policy.files import write_whole
@@ -16,12 +25,13 @@ from hicache_compile.policy.policy import Policy
 from hicache_compile.runtime.deciders import Decider
 
 CODES = {Code.FORCED: FORCED, Code.ANCHOR: ANCHOR, Code.COMPUTED: COMPUTED, Code.REUSED: REUSED}
-MERGED = (ANCHOR, FORCED, COMPUTED, REUSED, UNKNOWN)  # what counts where guidance branches differ
+MERGED = (ANCHOR, FORCED, COMPUTED, TOKENWISE, REUSED, UNKNOWN)  # what counts where guidance branches differ
 
 Colour = tuple[int, int, int]
 GRAY, ORANGE, BLUE, LIGHT, DEEP = (160, 160, 160), (255, 180, 40), (40, 140, 255), (120, 200, 255), (20, 80, 200)
+VIOLET = (150, 100, 210)
 TANGO = {FORCED: GRAY, ANCHOR: (30, 180, 80), COMPUTED: (50, 120, 230), REUSED: (250, 210, 70), UNKNOWN: GRAY}
-ADAPTIVE = {FORCED: GRAY, ANCHOR: ORANGE, COMPUTED: ORANGE, REUSED: BLUE, UNKNOWN: GRAY}
+ADAPTIVE = {FORCED: GRAY, ANCHOR: ORANGE, COMPUTED: ORANGE, TOKENWISE: VIOLET, REUSED: BLUE, UNKNOWN: GRAY}
 BETWEEN_GROUPS, BETWEEN_LAYERS = (245, 245, 245), (30, 30, 30)
 
 
@@ -69,7 +79,7 @@ class DecisionMap(DecisionRows):
         """One colour a step."""
         steps = ["".join(row.cells[step] for row in self.rows if step < len(row.cells)) for step in range(self.steps)]
         if self.strategy != "pab":
-            return [ADAPTIVE[max(cells, key="-facr".index)] for cells in steps]
+            return [ADAPTIVE[max(cells, key="-fatcr".index)] for cells in steps]
         return [self._broadcast(step, cells) for step, cells in enumerate(steps)]
 
     def _broadcast(self, step: int, cells: str) -> Colour:
@@ -106,8 +116,10 @@ def rows_of(rewrite: Rewrite, decider: Decider, policy: Policy, letters: str) ->
                 for step, letter in enumerate(letters)
             ]
         forced = [_is_forced(policy, schedule, step, decider.num_steps) for step in range(len(letters))]
+        skipped = [TOKENWISE if letter == "t" and site.name in rewrite.tokenwise else REUSED for letter in letters]
         cells = "".join(
-            (FORCED if must else COMPUTED) if full else REUSED for full, must in zip(computed, forced, strict=True)
+            (FORCED if must else COMPUTED) if full else instead
+            for full, must, instead in zip(computed, forced, skipped, strict=True)
         )
         rows.append(Row(site.name, site.kind, cells))
     return rows

@@ -7,7 +7,7 @@ from pathlib import Path
 from hicache_compile.inspection.decision_rows import NAMES, DecisionRows
 from hicache_compile.inspection.figures import save_figure
 
-COLOURS = {"f": "#8f8a80", "a": "#2a9d6f", "c": "#d1495b", "r": "#e7e5df", "-": "#ffffff"}
+COLOURS = {"f": "#8f8a80", "a": "#2a9d6f", "c": "#d1495b", "t": "#e8a0aa", "r": "#e7e5df", "-": "#ffffff"}
 INK, FAINT = "#222222", "#777777"
 MOST_LABELS = 40
 

@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-FORCED, ANCHOR, COMPUTED, REUSED, UNKNOWN = "facr-"
-NAMES = {FORCED: "forced", ANCHOR: "anchor", COMPUTED: "computed", REUSED: "forecast or reused"}
+FORCED, ANCHOR, COMPUTED, TOKENWISE, REUSED, UNKNOWN = "factr-"
+NAMES = {
+    FORCED: "forced",
+    ANCHOR: "anchor",
+    COMPUTED: "computed",
+    TOKENWISE: "some tokens",
+    REUSED: "forecast or reused",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """A site, or a group of keys of an attention.
 
-    ``cells``: one letter per step: ``f`` forced, ``a`` anchor, ``c`` computed, ``r`` forecast or reused, ``-`` unknown.
+    ``cells``: one letter per step: ``f`` forced, ``a`` anchor, ``c`` computed, ``t`` some tokens computed, ``r``
+    forecast or reused, ``-`` unknown.
     """
 
     name: str

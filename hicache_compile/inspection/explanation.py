@@ -121,7 +121,8 @@ def explain(
     layout, sparsity = layouts[0], layouts[0].sparsity
     rewrites = [view.rewrite(own) for view, own in zip(views, layouts, strict=True)]
     sparse = [path for made in rewrites for path in made.sparse]
-    decisions = letters_of(policy, num_steps, sparsity if sparse else None)
+    tokenwise = any(made.tokenwise for made in rewrites)
+    decisions = letters_of(policy, num_steps, sparsity if sparse else None, tokenwise)
     flops_full = sum(view.flops_full for view in views)
     if layout.fixed_scope:
         scopes = (layout.scope,)  # what is measured or told apart is at this one

@@ -58,7 +58,7 @@ class Report:
     def decisions(self, context: str = DEFAULT_CONTEXT, trajectory: int = -1) -> str:
         """One letter a step of a trajectory (by default the newest): ``F`` full, ``S`` computed
         sparsely, ``.`` forecast, ``s`` ended in a
-        forecast by an inner guard, ``p`` some kinds of sites forecast.
+        forecast by an inner guard, ``p`` some kinds of sites forecast, ``t`` some tokens computed.
 
         Where every call was made in a named context, ``"default"`` is the first of them.
 

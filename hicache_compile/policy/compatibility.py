@@ -35,6 +35,7 @@ class Trait(StrEnum):
     OFFLOAD = "offload=True"
     ANCHOR_DTYPE = "anchors in a dtype of their own"
     GRAPH_DECIDES = "guards that decide in the graph (a cond backend or an export)"
+    TOKENS = "tokens that are computed in skipped steps"
     EXPORTED = "an exported graph"
 
 
@@ -74,7 +75,6 @@ CONFLICTS = (
         "what attention keeps of each group of keys has the dtype it is added up in: leave anchors out",
     ),
     Conflict(Trait.LIVE_ENDS, Trait.NO_BLOCKS, "no block can be left live: use scope 'module', 'block' or 'stack'"),
-    Conflict(Trait.NOTHING_KEPT, Trait.ON_ANCHORS, "no anchors are kept: leave these options out"),
     Conflict(
         Trait.GRAPH_DECIDES,
         Trait.OFFLOAD,
@@ -99,6 +99,16 @@ CONFLICTS = (
         Trait.GRAPH_DECIDES,
         Trait.SPARSITY,
         "how sparse a step is depends on decisions that the host does not see: use a backend without cond",
+    ),
+    Conflict(
+        Trait.GRAPH_DECIDES,
+        Trait.TOKENS,
+        "how many steps were skipped in a row is not known in the graph: use a backend without cond",
+    ),
+    Conflict(
+        Trait.SITES_APART,
+        Trait.TOKENS,
+        "kinds of sites that are decided each by itself have no skipped step in common: use one of the two",
     ),
     Conflict(
         Trait.EXPORTED,

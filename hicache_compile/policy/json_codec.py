@@ -20,6 +20,7 @@ from hicache_compile.policy.schedules.lemica import LeMiCaSchedule
 from hicache_compile.policy.schedules.magcache import MagCacheSchedule
 from hicache_compile.policy.schedules.per_kind import Broadcast, KeySteps, PerKind
 from hicache_compile.policy.sealed import sealed, unsealed
+from hicache_compile.policy.tokens import Tokens
 
 SCHEDULES = (
     Interval,
@@ -34,11 +35,11 @@ SCHEDULES = (
     KeySteps,
     DiTangoSchedule,
 )
-TYPES: dict[str, type] = {cls.__name__: cls for cls in (*SCHEDULES, *FORECASTERS, *GUARDS, Smoothing, Table)}
+TYPES: dict[str, type] = {cls.__name__: cls for cls in (*SCHEDULES, *FORECASTERS, *GUARDS, Smoothing, Table, Tokens)}
 VERSION = 1  # of the format; raised when a field changes its meaning, so that an older release refuses the file
 _MOST_BITS = 1000  # of a number: more than a float has, and as many digits as can be shown
 _DEEPEST = 20
-_OBJECTS = ("schedule", "forecaster", "smoothing")
+_OBJECTS = ("schedule", "forecaster", "smoothing", "tokens")
 
 
 def to_dict(policy: Policy) -> dict[str, Any]:

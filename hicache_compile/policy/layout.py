@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from hicache_compile.key_partitions import KeyPartitions
 from hicache_compile.policy.guards import Measure, Probe, Signal
 from hicache_compile.policy.sparsity.chipmunk import Chipmunk
+from hicache_compile.policy.tokens import Tokens
 
 SCOPES = ("module", "block", "stack", "output")
 ANCHORS = ("float32", "float16", "bfloat16", "float8_e4m3fn", "int8")  # dtypes that anchors can be kept in
@@ -28,6 +29,7 @@ class Layout:
         per_slot: each slot has weights of its own.
         partitions: how the keys of attentions are partitioned (``DiTangoSchedule``).
         sparsity: how sparse attention and MLPs are in computed steps.
+        tokens: which tokens are computed in token-wise steps.
         depth: anchors a ring holds.
         anchors: the dtype anchors are kept in, by torch's name; ``None``: each in the dtype of its slot.
         together: which ranks decide as one, see ``CompileOptions.decide_together``.
@@ -41,6 +43,7 @@ class Layout:
     per_slot: bool = False
     partitions: KeyPartitions | None = None
     sparsity: Chipmunk | None = None
+    tokens: Tokens | None = None
     depth: int = 1
     anchors: str | None = None
     together: bool | None = None

@@ -16,6 +16,7 @@ from hicache_compile.policy.layout import NOWHERE, SCOPES, WITH_ENDS, Layout
 from hicache_compile.policy.published import PublishedModel, for_model
 from hicache_compile.policy.run import RunInfo, bound
 from hicache_compile.policy.schedules.base import Always, Schedule
+from hicache_compile.policy.tokens import Tokens
 
 __all__ = ["NOWHERE", "SCOPES", "Policy"]
 
@@ -40,6 +41,7 @@ class Policy:
         first: blocks at the start that always run (scopes ``module``, ``block`` and ``stack``).
         last: blocks at the end that always run.
         smoothing: smooth the anchors before forecasting.
+        tokens: in some of the steps that are not computed, compute a few tokens of sites whose tokens do not mix.
 
     Raises:
         HiCacheError: a field has a wrong type or is out of range, or two of them cannot be combined (see
@@ -54,6 +56,7 @@ class Policy:
     first: int = 0
     last: int = 0
     smoothing: Smoothing | None = None
+    tokens: Tokens | None = None
     depth: int = field(init=False, repr=False, compare=False)  # anchors a forecast reads at most
     layout: Layout = field(init=False, repr=False, compare=False)
     traits: frozenset[Trait] = field(init=False, repr=False, compare=False)
@@ -87,6 +90,8 @@ class Policy:
         whole_number("Policy", "last", self.last, 0)
         if self.smoothing is not None and not isinstance(self.smoothing, Smoothing):
             raise HiCacheError(f"Policy.smoothing = {self.smoothing!r}: must be a Smoothing or None")
+        if self.tokens is not None and not isinstance(self.tokens, Tokens):
+            raise HiCacheError(f"Policy.tokens = {self.tokens!r}: must be Tokens(...) or None")
 
     def _check_guards(self) -> None:
         guards = tuple(self.guards) if isinstance(self.guards, list | tuple) else None
@@ -115,6 +120,7 @@ class Policy:
             Trait.PER_SLOT in traits_of(self.forecaster),
             partitions() if partitions is not None else None,
             depth=self.depth,
+            tokens=self.tokens.of_graph if self.tokens is not None else None,
         )
 
     def _traits(self) -> frozenset[Trait]:
@@ -127,6 +133,7 @@ class Policy:
             ),
             Trait.NOT_MODULE: self.scope != "module",
             Trait.NO_BLOCKS: self.scope not in WITH_ENDS,
+            Trait.TOKENS: self.tokens is not None,
             Trait.NOTHING_KEPT: self.scope == NOWHERE,
         }
         return traits_of(self.schedule) | traits_of(self.forecaster) | {trait for trait, has in own.items() if has}

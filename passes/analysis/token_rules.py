@@ -51,11 +51,16 @@ def follow_tokens(entry: fx.Node, axis: Axis, count: int, nodes: Sequence[fx.Nod
     tokens = Tokens(count, entry, axis)
     for node in nodes:
         if any(argument in tokens.axes or argument in tokens.lists for argument in node.all_input_nodes):
-            _follow(tokens, node)
+            follow(tokens, node)
     return tokens
 
 
-def _follow(tokens: Tokens, node: fx.Node) -> None:
+def follow(tokens: Tokens, node: fx.Node) -> None:
+    """Find the token axis of ``node``, which reads tokens.
+
+    Raises:
+        HiCacheError: see ``follow_tokens``.
+    """
     name = ops.op(node)
     if (node.op == "call_method" and name in ("size", "dim", "numel")) or name in ("getattr", "sym_size"):
         return

@@ -32,12 +32,14 @@ class Choice:
         phases: how computed groups are sparse, by group; none: dense.
         stage: probe: its number. Forecast: the stage whose guard ended the step, where an earlier one has the same
             groups.
+        tokens: forecast: sites that can compute some of their tokens do.
     """
 
     kind: Kind
     groups: frozenset[str] | None = None
     phases: Phases = ()
     stage: int | None = None
+    tokens: bool = False
 
     FULL: ClassVar[Choice]
     FORECAST: ClassVar[Choice]
@@ -61,6 +63,10 @@ class Choice:
         """The same with computed groups in ``phases``."""
         return replace(self, phases=phases)
 
+    def with_tokens(self) -> Choice:
+        """The same with some tokens computed in sites that are forecast."""
+        return replace(self, tokens=True)
+
     @property
     def forecasts(self) -> bool:
         """Whether something is forecast."""
@@ -82,6 +88,7 @@ class Choice:
             parts.append("+".join(sorted(self.groups)))
         if self.stage is not None:
             parts.append(str(self.stage) if self.kind is Kind.PROBE else f"after_{self.stage}")
+        parts += ["tokens"] if self.tokens else []
         parts += [str(phase) if not group else f"{group}={phase}" for group, phase in self.phases]
         return "_".join(parts)
 

@@ -19,6 +19,7 @@ class Role(StrEnum):
     WEIGHTS = "weights"  # [K] or [rows, K]: of the anchors in a forecast
     MEMORY = "memory"  # what probes and sparse steps keep from step to step
     ROWS = "rows"  # [B] int64: the pages of a batch whose rows are of several runs
+    DRAW = "draw"  # [1] int64: what is random in a token-wise step follows from it
     ANCHORS = "anchors"  # [K, *S]: the ring of a slot
     VALUE = "value"  # what a probe hands over to the program after it
     PLAN = "plan"  # [attentions, groups] int64: what happens to each group of keys

@@ -19,7 +19,7 @@ from hicache_compile.policy.sparsity.phases import phases_of
 
 COMPUTING = StateInput(Role.COMPUTING)
 STEP, TABLE, RUN = StateInput(Role.STEP), StateInput(Role.TABLE), StateInput(Role.RUN)
-POSITION, WEIGHTS = StateInput(Role.POSITION), StateInput(Role.WEIGHTS)
+POSITION, WEIGHTS, DRAW = StateInput(Role.POSITION), StateInput(Role.WEIGHTS), StateInput(Role.DRAW)
 
 
 def parameters(guard: int) -> StateInput:
@@ -36,16 +36,17 @@ def computing(choice: Choice) -> StateInput:
 
 
 def branches_of(rewrite: Rewrite) -> list[Choice]:
-    """The computed branches of a graph in which the step index decides; the last branch is the forecast."""
+    """The branches of a graph in which the step index decides, but for the last, the forecast."""
     sparsity = rewrite.layout.sparsity
     phases = phases_of(sparsity) if sparsity is not None and rewrite.sparse else ()
-    return [Choice.FULL, *(Choice.FULL.with_phases((("", phase),)) for phase in phases)]
+    computed = [Choice.FULL, *(Choice.FULL.with_phases((("", phase),)) for phase in phases)]
+    return [*computed, Choice.FORECAST.with_tokens()] if rewrite.tokenwise else computed
 
 
 class CondGraph(ABC):
     """The outermost graph: its inputs, a part that makes the outputs, what is kept."""
 
-    rows: tuple[StateInput, ...] = (POSITION, WEIGHTS)  # inputs; where guards decide they are made in the graph
+    rows: tuple[StateInput, ...] = (POSITION, WEIGHTS, DRAW)  # inputs; where guards decide they are made in the graph
 
     def __init__(self, rewrite: Rewrite, used: Sequence[fx.GraphModule]) -> None:
         self.rewrite = rewrite

@@ -86,7 +86,7 @@ class _Writer:
         if node in self.kept:
             page = [1 if self.batch.is_size(size) else size for size in example.shape]
             new.meta = {**node.meta, "example_value": self._fake(example, (self.capacity, *page))}
-        elif role_of(node) in (Role.POSITION, Role.WEIGHTS):
+        elif role_of(node) in (Role.POSITION, Role.WEIGHTS, Role.DRAW):
             new.meta = {**node.meta, "example_value": self._fake(example, (self.batch.size, *example.shape))}
 
     def _fake(self, like: torch.Tensor, shape: Sequence[Any]) -> torch.Tensor:

@@ -32,6 +32,7 @@ from hicache_compile.passes.transforms.narrow_linears import narrow_linears
 from hicache_compile.passes.transforms.narrow_slices import Window, as_nodes, as_values, narrow
 from hicache_compile.passes.transforms.program_inputs import drop_unused_inputs, number_rows, resize_rings
 from hicache_compile.passes.transforms.sparsify import sparsify
+from hicache_compile.passes.transforms.token_steps import TokenSteps
 from hicache_compile.passes.work import Work
 
 
@@ -65,6 +66,7 @@ class Specialiser:
         self.groups = list(dict.fromkeys(call.meta["group"] for call in calls))
         slots = {ring.meta["slot"] for call in calls for ring in call.args[4]}
         self.read: set[int] = slots if self.independent else set()
+        self.tokens = TokenSteps(work, guarded)
         self.windows: dict[int, Window] = {}
 
     def programs(self) -> dict[Choice, fx.GraphModule]:
@@ -73,8 +75,9 @@ class Specialiser:
         rows = [self.groups[start:] for start in range(max(1, len(self.groups)))]
         wanted = {Choice.FORECAST: self.groups} if self.independent else {self._choice(row): row for row in rows}
         wanted = wanted if self.groups else {Choice.FORECAST: []}
-        forecasts = {choice: self._inlined(groups) for choice, groups in wanted.items()}
-        whole = set(self.read) if self.independent else self._read_differently(wanted, staged)
+        wanted |= {choice.with_tokens(): row for choice, row in wanted.items() if self.tokens.sites}
+        forecasts = {choice: self._inlined(groups, choice.tokens) for choice, groups in wanted.items()}
+        whole = set(self.read) if self.independent else self._read_differently(wanted, staged) | self.tokens.slots
         for program in forecasts.values():
             self.windows |= narrow(program, whole, staged)
             if not staged:
@@ -92,7 +95,7 @@ class Specialiser:
                 self.work.programs[dense] = self.make(dense)
             assert self.work.layout.sparsity is not None
             return sparsify(self.work.programs[dense], self.work.layout.sparsity, dict(choice.phases))
-        program = self._inlined(choice.groups or ())
+        program = self._inlined(choice.groups or (), choice.tokens)
         narrow(program, self.read)
         narrow_linears(program)
         return self._finished(program)
@@ -105,8 +108,8 @@ class Specialiser:
         if len(wanted) == 1:
             return set()
         seen: dict[int, set[str]] = {}
-        for groups in wanted.values():
-            scratch = self._inlined(groups)
+        for choice, groups in wanted.items():
+            scratch = self._inlined(groups, choice.tokens)
             windows = narrow(scratch, (), staged)
             drop_dead_code(scratch.graph)
             for node in scratch.graph.nodes:
@@ -115,12 +118,15 @@ class Specialiser:
                     seen.setdefault(slot, set()).add(str(windows.get(slot)))
         return {slot for slot, windows in seen.items() if len(windows) > 1}
 
-    def _inlined(self, groups: Iterable[str]) -> fx.GraphModule:
+    def _inlined(self, groups: Iterable[str], tokens: bool = False) -> fx.GraphModule:
         chosen = set(groups)
 
         def site(graph: fx.Graph, call: fx.Node, env: dict[fx.Node, fx.Node]) -> list[fx.Node]:
             if call.meta["group"] in chosen:
-                return _forecast_site(graph, call, env)
+                outputs = _forecast_site(graph, call, env)
+                if tokens and call.meta["site"] in self.tokens.sites:
+                    return self.tokens.write_site(graph, call, env, outputs)
+                return outputs
             outputs = _inline_full(graph, call, env, call.meta["group"] if self.independent else "")
             if self.independent or not chosen:
                 _remember(graph, call, env, outputs, self.read, self.windows)
@@ -133,6 +139,7 @@ class Specialiser:
         return _inline(self.guarded, _inline_full, ())
 
     def _finished(self, program: fx.GraphModule) -> fx.GraphModule:
+        self.tokens.finish(program)
         drop_dead_code(program.graph)
         drop_unused_inputs(program)
         resize_rings(program, self.windows)

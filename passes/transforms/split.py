@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle
 
 from torch import fx
 
@@ -39,15 +40,19 @@ def split_at_probes(work: Work) -> int:
     starts = [layout.starts[number] for number in guards]
     groups = list(dict.fromkeys(site.group for site in work.sites)) if not layout.groups else [""]
     whole = [Choice.forecasting([g for g in groups if _start_of(g) >= at] or groups, groups) for at in starts]
-    parts = split(programs[Choice.FULL], [copy_graph(programs[choice])[0] for choice in whole], guards)
+    ways = (whole, [choice.with_tokens() for choice in whole]) if work.tokenwise else (whole,)
+    skips = [copy_graph(programs[choice])[0] for choices in ways for choice in choices]
+    parts = split(programs[Choice.FULL], skips, guards)
     programs[Choice.FULL] = parts.full
     ends: list[Choice] = []
-    for number, (choice, probe, skip) in enumerate(zip(whole, parts.probes, parts.skips, strict=True)):
+    for number, (choice, probe) in enumerate(zip(whole, parts.probes, strict=True)):
         end = replace(choice, stage=number) if choice in ends else choice
         ends.append(end)
-        narrow_linears(skip)
         work.stages.append(Stage(guards[number], Choice.probe(number), end))
-        programs |= {work.stages[-1].probe: probe, end: skip}
+        programs[work.stages[-1].probe] = probe
+    for end, skip in zip([*ends, *(end.with_tokens() for end in ends)], parts.skips, strict=False):
+        narrow_linears(skip)
+        programs[end] = skip
     return len(work.stages)
 
 
@@ -58,7 +63,7 @@ def _start_of(group: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What ``split`` makes. ``skips[i]`` is what is left of a step that the guard of ``probes[i]`` ends."""
+    """What ``split`` makes. ``skips[i]``: what is left of a step that the guard of ``probes[i % len(probes)]`` ends."""
 
     probes: list[fx.GraphModule]
     full: fx.GraphModule
@@ -70,7 +75,7 @@ def split(full: fx.GraphModule, skips: Sequence[fx.GraphModule], guards: Sequenc
 
     Args:
         full: the program of a computed step; the writes of stage ``i`` have ``meta["stage"] = i``.
-        skips: the program of a step that the guard of stage ``i`` skips; it is changed.
+        skips: the program of a step that the guard of stage ``i`` skips, once or more for all stages; it is changed.
         guards: the number of the guard of each stage.
     """
     for program in skips:
@@ -82,7 +87,7 @@ def split(full: fx.GraphModule, skips: Sequence[fx.GraphModule], guards: Sequenc
         measured = [n for n in full.graph.nodes if n.meta.get("stage") == guard and n.meta.get("probe") == "every"]
         done.append({known[node] for node in _closure(full, measured)} | (done[-1] if done else set()))
     cuts = [_Cut(full, known, done[-1])]
-    cuts += [_Cut(program, numbers.of(program), before) for program, before in zip(skips, done, strict=True)]
+    cuts += [_Cut(program, numbers.of(program), before) for program, before in zip(skips, cycle(done), strict=False)]
     stages = [_Cut(full, known, before, upto) for before, upto in zip([set(), *done], done, strict=False)]
     handed = {number for cut in (*cuts, *stages) for number in cut.reads}
     place = {known[node]: index for index, node in enumerate(full.graph.nodes)}

@@ -29,6 +29,7 @@ from hicache_compile import (
     SteppedHermite,
     Table,
     TeaCacheGuard,
+    Tokens,
 )
 
 STEPS = 6
@@ -94,6 +95,7 @@ FEATURES = (
     Feature("stack", "scope", _set(scope="stack")),
     Feature("output", "scope", _set(scope="output")),
     Feature("first", "ends", _set(first=1)),
+    Feature("tokens", "tokens", _set(tokens=Tokens("grid", 3, every=2))),
     Feature("sparsity", "sparsity", options=(("sparsity", SPARSE),)),
     Feature("offload", "offload", options=(("offload", True),)),
     Feature("budget", "budget", options=(("memory_budget", "1MiB"),)),

@@ -73,6 +73,7 @@ class CachedToy:
         self.cells = cells
         self.groups = groups
         self.anchors: dict[int, list[tuple[int, Tensor]]] = {}  # by slot: computed steps and values, oldest first
+        self.errors: dict[int, Tensor] = {}  # by slot: of tokens that were computed since the last full step
         self.step = -1
         self._rows: dict[int, list[float]] = {}
 
@@ -118,13 +119,27 @@ class CachedToy:
 
     def slot(self, compute: object) -> Tensor:
         number, self.number = self.number, self.number + 1
-        if self.cells[number][self.step] != "r":
+        if self.cells[number][self.step] not in "rt":
             value: Tensor = compute()  # type: ignore[operator]
             self.anchors.setdefault(number, []).append((self.step, value))
+            self.errors.pop(number, None)
             return value
         weights = self.weights(number)
         newest = [value for _, value in reversed(self.anchors[number])]
-        return sum((w * value for w, value in zip(weights, newest, strict=False)), torch.zeros_like(newest[0]))
+        made = sum((w * value for w, value in zip(weights, newest, strict=False)), torch.zeros_like(newest[0]))
+        whole = made + self.errors.get(number, 0)
+        if self.cells[number][self.step] == "t":
+            chosen = self.grid(made.shape[1])
+            whole[:, chosen] = compute()[:, chosen]  # type: ignore[operator]
+            self.errors[number] = whole - made
+        return whole
+
+    def grid(self, tokens: int) -> list[int]:
+        """``count`` of the ``tokens``, evenly spaced, moved on by what is drawn in a step."""
+        wanted = self.policy.tokens
+        assert wanted is not None
+        count = wanted.of(tokens)
+        return [(place * tokens // count + wanted.draw(self.step)) % tokens for place in range(count)]
 
     def weights(self, number: int) -> list[float]:
         steps = [step for step, _ in self.anchors[number]]

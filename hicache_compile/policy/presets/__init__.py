@@ -28,6 +28,7 @@ from hicache_compile.policy.presets.scheduled import (
     Uncached,
 )
 from hicache_compile.policy.presets.teacache import TeaCache
+from hicache_compile.policy.presets.tokenwise import ClusCa, DuCa, HiClusCa, ToCa
 
 __all__ = [
     "FORA",
@@ -35,14 +36,17 @@ __all__ = [
     "PRESETS",
     "SCM",
     "AdaCache",
+    "ClusCa",
     "DBCache",
     "DiCache",
     "DiTango",
+    "DuCa",
     "EasyCache",
     "FBCache",
     "FBCacheTeaCache",
     "FlexCache",
     "HiCache",
+    "HiClusCa",
     "LeMiCa",
     "MagCache",
     "SeaCache",
@@ -50,6 +54,7 @@ __all__ = [
     "Spectrum",
     "TaylorSeer",
     "TeaCache",
+    "ToCa",
     "Uncached",
 ]
 
@@ -75,6 +80,10 @@ PRESETS: dict[str, Callable[..., Policy]] = {
         PAB,
         DiTango,
         FlexCache,
+        ToCa,
+        DuCa,
+        ClusCa,
+        HiClusCa,
         Uncached,
     )
 }

@@ -35,6 +35,13 @@ class Decision:
     pending: bool = False
 
 
+def letter_of(choice: Choice) -> str:
+    """The letter of a step of ``choice`` in reports."""
+    if choice.forecasts:
+        return "t" if choice.tokens else "p" if choice.partial else "."
+    return "S" if choice.is_sparse else "F"
+
+
 class Ask(NamedTuple):
     """A probe to run in the middle of a step; ``reads``: whether the host reads what it measured for ``guard``."""
 

@@ -59,8 +59,14 @@ class ComputedSteps:
             self._ageing.load_state_dict(state["ageing"])
 
 
-def letters_of(policy: Policy, num_steps: int, sparsity: Chipmunk | None) -> str:
-    """``policy.decisions(num_steps)``, with ``S`` for the steps that ``sparsity`` makes sparse."""
-    computed = ComputedSteps(sparsity)
-    decisions = enumerate(policy.decisions(num_steps))
-    return "".join("S" if letter == "F" and computed.compute(step).is_sparse else letter for step, letter in decisions)
+def letters_of(policy: Policy, num_steps: int, sparsity: Chipmunk | None, tokenwise: bool = False) -> str:
+    """``policy.decisions(num_steps)``, with ``S`` for the steps that ``sparsity`` makes sparse, and where there are
+    ``tokenwise`` sites ``t`` for those that compute some of their tokens."""
+    computed, tokens = ComputedSteps(sparsity), policy.tokens if tokenwise else None
+    letters = ""
+    for step, letter in enumerate(policy.decisions(num_steps)):
+        if letter == "F":
+            letters += "S" if computed.compute(step).is_sparse else "F"
+        else:
+            letters += "t" if tokens is not None and tokens.chosen_at(step - computed.steps[-1]) else letter
+    return letters

@@ -10,7 +10,7 @@ import torch
 from hicache_compile.passes.graph.choices import Phases
 from hicache_compile.passes.graph.inputs import Role, StateInput
 
-POSITION, WEIGHTS = StateInput(Role.POSITION), StateInput(Role.WEIGHTS)
+POSITION, WEIGHTS, DRAW = StateInput(Role.POSITION), StateInput(Role.WEIGHTS), StateInput(Role.DRAW)
 KEPT = 64  # rows of guarded runs that are kept on the device
 
 

@@ -15,7 +15,7 @@ from hicache_compile.policy.guards import Measure, Signal
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.schedules.base import Free
 from hicache_compile.policy.sparsity.chipmunk import Chipmunk
-from hicache_compile.runtime.deciders.base import Ask, Asking, Decider, Decision, Inputs, Measured
+from hicache_compile.runtime.deciders.base import Ask, Asking, Decider, Decision, Inputs, Measured, letter_of
 from hicache_compile.runtime.deciders.device_rows import RowSpec
 from hicache_compile.runtime.deciders.rows import AnchorRows
 
@@ -81,7 +81,10 @@ class GuardedDecider(Decider):
         if own is not None and len(own) > len(self.computed):
             own = None
         self.rows.lay(step, (), own)
-        return Decision(choice, "s" if number else ".", self._late(Measure.VERIFY, Signal.RESIDUAL))
+        if self.rewrite.tokenwise:
+            choice = self.rows.tokenwise(step, choice)
+        letter = "t" if choice.tokens else "s" if number else "."
+        return Decision(choice, letter, self._late(Measure.VERIFY, Signal.RESIDUAL))
 
     def _compute(self, step: int, whole: bool) -> Decision:
         """No guard skipped: kinds that are decided each by itself follow their schedules, all else is computed."""
@@ -90,9 +93,8 @@ class GuardedDecider(Decider):
         choice = self.rewrite.choice(rows.forecasts, rows.phases)
         if not choice.forecasts:
             self.skipped = 0
-        letter = "p" if choice.partial else "." if choice.forecasts else "S" if choice.is_sparse else "F"
         measured = self._late(Measure.CHANGE, Signal.SITES) + self._late(Measure.OBSERVE, None)
-        return Decision(choice, letter, measured if len(self.computed) > 1 and not choice.forecasts else ())
+        return Decision(choice, letter_of(choice), measured if len(self.computed) > 1 and not choice.forecasts else ())
 
     def _free(self, schedule: object) -> bool:
         return len(self.rows.spec.groups) == 1 or isinstance(schedule, Free)

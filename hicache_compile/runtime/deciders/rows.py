@@ -11,6 +11,7 @@ import torch
 
 from hicache_compile.errors import HiCacheError
 from hicache_compile.operators.collectives import Ranks, total_outside
+from hicache_compile.passes.graph.choices import Choice
 from hicache_compile.passes.graph.inputs import StateInput
 from hicache_compile.policy.compatibility import Trait
 from hicache_compile.policy.forecasters import measured_weights
@@ -19,7 +20,7 @@ from hicache_compile.policy.run import RunInfo
 from hicache_compile.policy.sparsity.chipmunk import Chipmunk
 from hicache_compile.policy.sparsity.phases import Phase
 from hicache_compile.runtime.deciders.computed_steps import ComputedSteps
-from hicache_compile.runtime.deciders.device_rows import DeviceRows, DeviceTable, RowSpec, StepRows
+from hicache_compile.runtime.deciders.device_rows import DRAW, DeviceRows, DeviceTable, RowSpec, StepRows
 
 
 @dataclass(slots=True)
@@ -178,7 +179,19 @@ class AnchorRows:
 
     def inputs(self, step: int, device: torch.device, dtype: torch.dtype) -> dict[StateInput, torch.Tensor]:
         """What the programs of ``step`` read."""
-        return self._device.inputs(self.steps[step], device, dtype)
+        return self._device.inputs(self.steps[step], device, dtype) | self.drawn(step, device)
+
+    def drawn(self, step: int, device: torch.device) -> dict[StateInput, torch.Tensor]:
+        """What is random in ``step``. A fill, which no device waits for."""
+        tokens = self.policy.tokens
+        return {} if tokens is None else {DRAW: torch.full((1,), tokens.draw(step), device=device)}
+
+    def tokenwise(self, step: int, choice: Choice) -> Choice:
+        """``choice`` of ``step``, with some tokens computed where the policy says so."""
+        tokens, computed = self.policy.tokens, next(iter(self.tracks.values())).steps
+        if tokens is None or not choice.forecasts or not tokens.chosen_at(step - computed[-1]):
+            return choice
+        return choice.with_tokens()
 
     def table(self, device: torch.device, dtype: torch.dtype, steps: int) -> DeviceTable:
         """The rows of the first ``steps`` on ``device``, uploaded once."""

@@ -12,7 +12,7 @@ from hicache_compile.errors import HiCacheError
 from hicache_compile.passes.graph.choices import Choice, Phases
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.sparsity.chipmunk import Chipmunk
-from hicache_compile.runtime.deciders.base import Decider, Decision, Inputs
+from hicache_compile.runtime.deciders.base import Decider, Decision, Inputs, letter_of
 from hicache_compile.runtime.deciders.device_rows import POSITION, WEIGHTS, RowSpec
 from hicache_compile.runtime.deciders.rows import AnchorRows
 
@@ -21,6 +21,11 @@ HORIZON = 64  # steps that are laid out at a time where the length of a run is u
 
 class Branches(Protocol):
     """The programs there are: a ``Rewrite``, or the branches of an exported graph."""
+
+    @property
+    def tokenwise(self) -> Sequence[str]:
+        """The sites that can compute some of their tokens."""
+        ...
 
     def choice(self, forecasts: Sequence[str], phases: Phases = ()) -> Choice:
         """The choice to forecast the groups ``forecasts`` and to compute the others in ``phases``."""
@@ -72,8 +77,9 @@ class ScheduledDecider(Decider):
             ]
             rows = self.rows.lay(step, computed)
             choice = self._branches.choice(rows.forecasts, rows.phases)
-            letter = "p" if choice.partial else "." if choice.forecasts else "S" if choice.is_sparse else "F"
-            self._decisions.append(Decision(choice, letter))
+            if self._branches.tokenwise:
+                choice = self.rows.tokenwise(step, choice)
+            self._decisions.append(Decision(choice, letter_of(choice)))
 
     def decide(self, step: int, forced: bool) -> Decision:
         self._reach(step + 1)
@@ -97,4 +103,4 @@ class ScheduledDecider(Decider):
             with suppress(HiCacheError):  # a mask ends: the step beyond it raises when it is asked for
                 self._reach(-(-(step + 1) // HORIZON) * HORIZON)
         table = self.rows.table(device, dtype, step + 1)
-        return {POSITION: table.positions[step], WEIGHTS: table.weights[step]}
+        return {POSITION: table.positions[step], WEIGHTS: table.weights[step], **self.rows.drawn(step, device)}

@@ -1,0 +1,100 @@
+"""Published methods that compute some tokens of MLPs in the steps they skip; attention is forecast or reused there.
+
+As published, image and text tokens are chosen apart; blocks that compute attention and MLP in one (FLUX's single
+blocks) are forecast.
+"""
+
+from __future__ import annotations
+
+from hicache_compile.policy.forecasters import Forecaster, Hermite, Reuse, Taylor
+from hicache_compile.policy.policy import Policy
+from hicache_compile.policy.schedules.base import Interval
+from hicache_compile.policy.tokens import Tokens
+
+
+def ToCa(
+    interval: int = 4,
+    share: float = 0.07,
+    warmup: int = 1,
+    *,
+    staleness: float = 0.25,
+    bonus: float = 0.6,
+    cooldown: int = 0,
+    forecaster: Forecaster | None = None,
+) -> Policy:
+    """ToCa (2410.05317): plain reuse, and in every skipped step the MLPs of the tokens that need it most.
+
+    Use it to reproduce it; the score has no attention maps, which no fused attention gives: the size of the last change
+    stands for them.
+
+    Args:
+        share: of the tokens, computed in a skipped step.
+        staleness, bonus: see ``Tokens``.
+    """
+    tokens = Tokens("score", share=share, staleness=staleness, bonus=bonus)
+    return Policy(Interval(interval, warmup, cooldown), forecaster or Reuse(), "module", tokens=tokens)
+
+
+def DuCa(
+    interval: int = 5,
+    share: float = 0.07,
+    warmup: int = 1,
+    *,
+    cooldown: int = 0,
+    forecaster: Forecaster | None = None,
+) -> Policy:
+    """DuCa (2412.18911): skipped steps in turn reuse everything, and compute the MLPs of the tokens of largest values.
+
+    Use it to reproduce it; steps that reuse everything do so module by module; the original reuses the last block.
+
+    Args:
+        share: of the tokens, computed in every second skipped step.
+    """
+    tokens = Tokens("norm", share=share, every=2)
+    return Policy(Interval(interval, warmup, cooldown), forecaster or Reuse(), "module", tokens=tokens)
+
+
+def ClusCa(
+    interval: int = 5,
+    order: int = 1,
+    clusters: int = 16,
+    blend: float = 0.005,
+    warmup: int = 3,
+    *,
+    seed: int = 0,
+    cooldown: int = 0,
+    forecaster: Forecaster | None = None,
+) -> Policy:
+    """ClusCa (2509.10312): Taylor forecasts; in skipped steps the MLPs of one token of each cluster, which draws the
+    others of its cluster a little towards its value.
+
+    Use it to reproduce it, or where a few computed tokens should say whether forecasts are good.
+
+    Args:
+        clusters: of k-means over the tokens of each stream; as many tokens are computed.
+        blend: how far the others move, gamma.
+        seed: of the token that is taken of each cluster.
+    """
+    tokens = Tokens("clusters", clusters, spread="value", blend=blend, seed=seed)
+    return Policy(Interval(interval, warmup, cooldown), forecaster or Taylor(order), "module", tokens=tokens)
+
+
+def HiClusCa(
+    interval: int = 5,
+    order: int = 2,
+    sigma: float = 0.5,
+    clusters: int = 16,
+    blend: float = 0.005,
+    warmup: int = 3,
+    *,
+    seed: int = 0,
+    cooldown: int = 0,
+) -> Policy:
+    """ClusCa with HiCache's forecasts (2508.16984): scaled Hermite in place of Taylor.
+
+    Use it where ClusCa is used: the same cost, a smaller error.
+
+    Args:
+        clusters, blend, seed: see ``ClusCa``.
+    """
+    return ClusCa(interval, 1, clusters, blend, warmup, seed=seed, cooldown=cooldown, forecaster=Hermite(order, sigma))

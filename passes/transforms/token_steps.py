@@ -1,0 +1,253 @@
+"""token-wise: in some of the skipped steps sites compute a few of their tokens and forecast the others.
+
+forecast    y = forecast(anchors, weights) + correction
+token-wise  c = one_of_each(draw, clusters, 16);  rows = full(take(x, c), ...)
+            f = forecast(anchors, weights) + correction
+            y = put(f, c, rows);  keep(correction, y - forecast(anchors, weights))
+full        remember(anchors, position, y);  keep(correction, 0);  keep(clusters, nearest(...))
+
+Requires   a guarded graph, and sites in which tokens do not mix
+Ensures    one more program for each way to forecast; what was computed of a token since the last full step is added to
+           the forecasts after it; anchors are written by full steps alone. What is chosen is data: new inputs ``draw``
+           and ``memory:...`` (a correction for each slot, what tokens are chosen by for each stream)
+Refuses    sites whose tokens mix, or whose code has their number written out
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from hicache_compile.errors import CannotRewrite
+from hicache_compile.operators import measurements, tokens
+from hicache_compile.operators.anchors import forecast, full_or_forecast, quantised, remember
+from hicache_compile.passes.analysis.token_sites import TokenSite, token_site
+from hicache_compile.passes.graph import ops
+from hicache_compile.passes.graph.graphs import call_node, copy_node, fake_mode_of, output_node, placeholders
+from hicache_compile.passes.graph.inputs import Role, StateInput, add_input, memory, state_of
+from hicache_compile.passes.work import Work
+from hicache_compile.policy.tokens import Tokens
+
+DRAW = StateInput(Role.DRAW)
+
+log = logging.getLogger(__name__)
+
+
+def plan_tokens(work: Work) -> int:
+    """Find the sites that can be token-wise; returns how many."""
+    wanted, guarded = work.layout.tokens, work.guarded
+    assert wanted is not None
+    assert guarded is not None
+    for call in guarded.graph.nodes:
+        if call.target is not full_or_forecast or call.meta["kind"] not in wanted.kinds:
+            continue
+        full: Any = guarded.get_submodule(str(call.args[0].target))
+        if any(stream is not None for stream in call.args[3]):
+            found: TokenSite | str = "it is cached as a residual"
+        else:
+            found = token_site(full, wanted.of)
+        if isinstance(found, str):
+            work.refused.append(CannotRewrite(call.meta["site"], f"token-wise: {found}"))
+        else:
+            work.tokenwise[call.meta["site"]] = found
+    if not work.tokenwise:
+        log.warning(
+            "no site can be computed for some of its tokens (kinds %s, scope %s), so those steps are forecasts; %s",
+            ", ".join(wanted.kinds),
+            work.layout.scope,
+            work.refused[-1] if work.refused else "use scope='module'",
+        )
+    return len(work.tokenwise)
+
+
+class TokenSteps:
+    """Writes what token-wise steps need into the programs of a guarded graph."""
+
+    def __init__(self, work: Work, guarded: fx.GraphModule) -> None:
+        self.wanted = work.layout.tokens
+        self.sites: dict[str, TokenSite] = work.tokenwise
+        calls = [c for c in guarded.graph.nodes if c.target is full_or_forecast and c.meta["site"] in self.sites]
+        self.slots = {ring.meta["slot"] for call in calls for ring in call.args[4]}
+        self.streams = list(dict.fromkeys(self.sites[call.meta["site"]].tokens for call in calls))
+        # By the slot that tokens are chosen by, the last of its stream: the stream.
+        last = {self.sites[call.meta["site"]].tokens: call.args[4][0].meta["slot"] for call in calls}
+        self.leading = {slot: stream for stream, slot in last.items()}
+
+    def write_site(
+        self, graph: fx.Graph, call: fx.Node, env: dict[fx.Node, fx.Node], forecasts: list[fx.Node]
+    ) -> list[fx.Node]:
+        """The slots of ``call``, forecast as ``forecasts``, with the rows of the chosen tokens computed."""
+        site = self.sites[call.meta["site"]]
+        selected = _Selection(_Writer(graph, call.meta["site"]), self.wanted, site.tokens, self.streams)
+        chosen = selected.chosen(forecasts[0])
+        rows = self._computed(graph, call, env, site, chosen)
+        outputs = []
+        for made, row, ring in zip(forecasts, rows, call.args[4], strict=True):  # type: ignore[arg-type]  # a list
+            write = _Writer(graph, call.meta["site"])
+            corrected, correction = write.corrected(made, ring.meta["slot"])
+            whole = write(tokens.put, selected.spread(corrected, chosen, row), chosen, row)
+            write.keep(correction, write(torch.sub, whole, made))
+            outputs.append(whole)
+        return outputs
+
+    def _computed(
+        self, graph: fx.Graph, call: fx.Node, env: dict[fx.Node, fx.Node], site: TokenSite, chosen: fx.Node
+    ) -> list[fx.Node]:
+        """The rows of the chosen tokens, of each slot."""
+        write = _Writer(graph, call.meta["site"])
+        full: Any = call.graph.owning_module.get_submodule(str(call.args[0].target))  # type: ignore[union-attr]
+        operands: Any = call.args[2]
+        inner: dict[fx.Node, fx.Node] = {}
+        mode = fake_mode_of(ops.value(chosen))
+        for place, (node, operand) in enumerate(zip(placeholders(full), operands, strict=True)):
+            given = env[operand]
+            inner[node] = write(tokens.take, given, chosen) if place in site.gathered else given
+        for node in full.graph.nodes:
+            if node.op not in ("placeholder", "output"):
+                inner[node] = copy_node(graph, node, inner.__getitem__)
+                inner[node].meta = {**node.meta, "tokens": True, "example_value": _value_of(inner[node], mode)}
+        return [inner[slot] for slot in output_node(full.graph).args[0]]  # type: ignore[union-attr]  # a tuple of nodes
+
+    def finish(self, program: fx.GraphModule) -> None:
+        """Forecasts are corrected; full steps clear corrections and note what tokens are chosen by."""
+        for node in list(program.graph.nodes):
+            slot = node.args[0].meta.get("slot") if node.target in (forecast, remember) else None
+            if slot not in self.slots or "corrected" in node.meta:
+                continue
+            write = _Writer(program.graph, node.meta["path"], after=node)
+            if node.target is forecast:
+                readers = list(node.users)
+                corrected, _ = write.corrected(node, slot)
+                for reader in readers:
+                    reader.replace_input_with(node, corrected)
+                continue
+            value = node.args[2].args[0] if node.args[2].target is quantised else node.args[2]
+            write.keep(write.memory("correction", slot, value), write(torch.zeros_like, value))
+            if slot in self.leading:
+                _Selection(write, self.wanted, self.leading[slot], self.streams).note(value)
+
+
+class _Writer:
+    """Adds nodes to a graph, at its end or one after another behind ``after``."""
+
+    def __init__(self, graph: fx.Graph, path: str, after: fx.Node | None = None) -> None:
+        self.graph, self.path, self.last = graph, path, after
+
+    def __call__(self, function: Callable[..., Any], *args: Any) -> fx.Node:
+        return self._placed(lambda: call_node(self.graph, function, args, path=self.path, calls=(), tokens=True))
+
+    def keep(self, kept: fx.Node, value: fx.Node) -> None:
+        """Write ``value`` into the memory ``kept``."""
+        node = self._placed(lambda: self.graph.call_function(measurements.keep, (kept, value)))
+        node.meta = {"path": self.path, "calls": (), "side_effect": True, "tokens": True}
+
+    def corrected(self, made: fx.Node, slot: int) -> tuple[fx.Node, fx.Node]:
+        """The forecast ``made`` of ``slot`` with what is known of its error, and the memory of that."""
+        made.meta["corrected"] = True
+        correction = self.memory("correction", slot, made)
+        return self(torch.add, made, correction), correction
+
+    def memory(self, name: str, number: int, like: fx.Node | torch.Tensor) -> fx.Node:
+        """The memory ``name`` of slot or stream ``number``, of the form of ``like``, which all programs have one of."""
+        return self.input(memory(f"tokens_{name}", number), like)
+
+    def input(self, state: StateInput, like: fx.Node | torch.Tensor) -> fx.Node:
+        known = (node for node in self.graph.find_nodes(op="placeholder") if state_of(node) == state)
+        found = next(known, None)
+        if found is None:
+            example = ops.value(like) if isinstance(like, fx.Node) else like
+            with fake_mode_of(example):
+                found = add_input(self.graph, state, torch.empty_like(example, memory_format=torch.contiguous_format))
+        return found
+
+    def _placed(self, make: Callable[[], fx.Node]) -> fx.Node:
+        if self.last is None:
+            return make()
+        with self.graph.inserting_after(self.last):
+            self.last = make()
+        return self.last
+
+
+class _Selection:
+    """How the tokens of one stream are chosen."""
+
+    def __init__(self, write: _Writer, wanted: Tokens | None, stream: int, streams: list[int]) -> None:
+        assert wanted is not None
+        self.write, self.wanted = write, wanted
+        self.number = streams.index(stream)
+        self.tokens, self.count = stream, wanted.of(stream)
+
+    def note(self, value: fx.Node) -> None:
+        """In a full step: what later steps choose tokens of ``value`` by."""
+        write, select = self.write, self.wanted.select
+        if select == "clusters":
+            centroids = self._memory("centroids", value)
+            found = write(tokens.moved, centroids, value, self.wanted.iterations)
+            write.keep(self._memory("clusters", value), write(tokens.nearest, found, value))
+            write.keep(centroids, found)
+        elif select == "norm":
+            write.keep(self._memory("change", value), write(tokens.size_of, value))
+        elif select == "score":
+            before, stale = self._memory("before", value), self._memory("stale", value)
+            write.keep(self._memory("change", value), write(tokens.size_of_change, value, before))
+            write.keep(before, value)
+            write.keep(stale, write(torch.zeros_like, stale))
+
+    def chosen(self, like: fx.Node) -> fx.Node:
+        """In a token-wise step: the indices ``[B, T]``, the same for all sites of the stream."""
+        mark = ("chosen", self.number)
+        known = next((node for node in self.write.graph.nodes if node.meta.get("chooses") == mark), None)
+        if known is None:
+            known = self._choose(like)
+            known.meta["chooses"] = mark
+        return known
+
+    def _choose(self, like: fx.Node) -> fx.Node:
+        write, wanted = self.write, self.wanted
+        if wanted.select == "norm":
+            return write(tokens.best, self._memory("change", like), self.count)
+        if wanted.select == "score":
+            change, stale = self._memory("change", like), self._memory("stale", like)
+            score = write(tokens.score, change, stale, wanted.staleness, wanted.bonus)
+            chosen = write(tokens.best, score, self.count)
+            write.keep(stale, write(tokens.older, stale, chosen))
+            return chosen
+        example = ops.value(like)
+        with fake_mode_of(example):
+            number = torch.zeros(1, dtype=torch.int64, device=example.device)
+        draw = write.input(DRAW, number)
+        if wanted.select == "clusters":
+            return write(tokens.one_of_each, draw, self._memory("clusters", like), self.count)
+        return write(tokens.on_a_grid if wanted.select == "grid" else tokens.at_random, draw, like, self.count)
+
+    def spread(self, forecast: fx.Node, chosen: fx.Node, rows: fx.Node) -> fx.Node:
+        """``forecast`` with what the computed ``rows`` say about the other tokens of their clusters."""
+        if self.wanted.spread == "none":
+            return forecast
+        function = tokens.spread_value if self.wanted.spread == "value" else tokens.spread_error
+        clusters = self._memory("clusters", forecast)
+        return self.write(function, forecast, chosen, rows, clusters, self.wanted.blend)
+
+    def _memory(self, name: str, like: fx.Node) -> fx.Node:
+        example = ops.value(like)
+        batch, device = example.shape[0], example.device
+        with fake_mode_of(example):
+            form = {
+                "clusters": lambda: torch.empty(batch, self.tokens, dtype=torch.int64, device=device),
+                "centroids": lambda: torch.empty(batch, self.count, example.shape[2], device=device),
+                "before": lambda: torch.empty(example.shape, dtype=example.dtype, device=device),
+            }.get(name, lambda: torch.empty(batch, self.tokens, device=device))()
+        return self.write.memory(name, self.number, form)
+
+
+def _value_of(node: fx.Node, mode: Any) -> Any:
+    """The value of the call ``node``, by the example values of its arguments, in their fake ``mode``."""
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), ops.value)
+    with mode, torch.no_grad():
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)  # type: ignore[operator]  # a function
