@@ -110,13 +110,16 @@ class TokenSteps:
             if node.op not in ("placeholder", "output"):
                 inner[node] = copy_node(graph, node, inner.__getitem__)
                 inner[node].meta = {**node.meta, "tokens": True, "example_value": _value_of(inner[node], mode)}
-        return [inner[slot] for slot in output_node(full.graph).args[0]]  # type: ignore[union-attr]  # a tuple of nodes
+        slots: Any = output_node(full.graph).args[0]
+        return [inner[slot] for slot in slots]
 
     def finish(self, program: fx.GraphModule) -> None:
         """Forecasts are corrected; full steps clear corrections and note what tokens are chosen by."""
         for node in list(program.graph.nodes):
-            slot = node.args[0].meta.get("slot") if node.target in (forecast, remember) else None
-            if slot not in self.slots or "corrected" in node.meta:
+            if node.target not in (forecast, remember) or "corrected" in node.meta:
+                continue
+            slot: int = node.args[0].meta.get("slot", -1)  # the scales of a ring have none
+            if slot not in self.slots:
                 continue
             write = _Writer(program.graph, node.meta["path"], after=node)
             if node.target is forecast:
