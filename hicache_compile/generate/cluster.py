@@ -11,20 +11,22 @@ from hicache_compile.errors import HiCacheError
 HERE = "local"  # what ``--ray`` means without an address
 
 
-def connect(address: str, owner: str) -> int:
+def connect(address: str, owner: str, workers: int) -> int:
     """Reach the cluster at ``address``; returns how many GPUs a worker of it takes, 1 or 0.
 
     Args:
         owner: the command whose option it is, for messages.
+        workers: how many there will be; a cluster that is started here has room for them.
 
     Raises:
         HiCacheError: Ray is not installed, or the cluster is not reached.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray = _ray(owner)
-    where = None if address == HERE else address
+    started = {"num_cpus": max(workers, os.cpu_count() or 1), "include_dashboard": False}
+    where: dict[str, Any] = started if address == HERE else {"address": address}
     try:
-        ray.init(where, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+        ray.init(log_to_driver=False, logging_level=logging.WARNING, **where)
     except Exception as error:
         raise HiCacheError(f"{owner}.ray = {address!r}: must be a Ray cluster that can be reached ({error})") from None
     return 1 if ray.cluster_resources().get("GPU") else 0

@@ -49,7 +49,7 @@ def ray_workers(settings: Settings, address: str, count: int) -> Iterator[RayWor
     Raises:
         HiCacheError: the cluster is not reached.
     """
-    gpus = connect(address, "generate")
+    gpus = connect(address, "generate", count)
     import ray
 
     try:

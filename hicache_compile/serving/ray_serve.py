@@ -31,7 +31,7 @@ def open_replicas(opener: Callable[[], Service], address: str, least: int, most:
     Raises:
         HiCacheError: the cluster is not reached, or no replica could be started.
     """
-    gpus = connect(address, OWNER)
+    gpus = connect(address, OWNER, most)
     import ray
     from ray import serve
 
