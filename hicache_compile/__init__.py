@@ -81,6 +81,7 @@ from hicache_compile.policy.schedules.base import Always, Free, Growing, Interva
 from hicache_compile.policy.schedules.ditango import DiTangoSchedule
 from hicache_compile.policy.schedules.magcache import MagCacheSchedule
 from hicache_compile.policy.schedules.per_kind import Broadcast, KeySteps, PerKind
+from hicache_compile.policy.schedules.per_range import PerRange
 from hicache_compile.policy.sparsity.chipmunk import Chipmunk
 from hicache_compile.policy.tokens import Tokens
 
@@ -167,6 +168,7 @@ __all__ = [
     "NewtonHermite",
     "NewtonScaledTaylor",
     "PerKind",
+    "PerRange",
     "Policy",
     "Report",
     "ResidualGate",

@@ -119,7 +119,10 @@ def exported(
 
 
 def kinds_of(policy: Policy, cells: list[str]) -> dict[int, int]:
-    """The group of each slot: of kinds in the order attention, MLP, ..., else all in one."""
+    """The group of each slot: of kinds in the order attention, MLP, ..., of ranges by block, else all in one."""
+    ranges = len(policy.layout.ranges)
+    if ranges:
+        return {slot: slot * ranges // len(cells) for slot in range(len(cells))}
     return {slot: slot % 2 if policy.layout.groups else 0 for slot in range(len(cells))}
 
 

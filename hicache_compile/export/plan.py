@@ -70,6 +70,7 @@ def _structure(policy: Policy) -> dict[str, object]:
         "scope": layout.scope,
         "first, last": ends,
         "kinds": layout.groups,
+        "ranges": layout.ranges,
         "guards": guards,
         "probes": layout.probes,
         "tokens": layout.tokens,

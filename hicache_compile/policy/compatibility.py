@@ -16,7 +16,8 @@ from hicache_compile.policy.str_enum import StrEnum
 class Trait(StrEnum):
     """What a part needs or does that another may not allow. The text names it in messages."""
 
-    SITES_APART = "a schedule that tells kinds of sites apart (PerKind, DiTangoSchedule)"
+    SITES_APART = "a schedule that decides about sites apart (PerKind, PerRange, DiTangoSchedule)"
+    KINDS_APART = "a schedule that tells kinds of sites apart (PerKind, DiTangoSchedule)"
     PARTITIONS = "attention over partitions of the keys (DiTangoSchedule)"
     GUARDS = "guards"
     REUSES = "plain reuse"
@@ -25,7 +26,7 @@ class Trait(StrEnum):
     PER_SLOT = "a forecaster with weights for each slot"
     BY_RUN = "a forecaster that goes by the steps of the run"
     MANY_ANCHORS = "a forecaster that reads more than 3 anchors"
-    LIVE_ENDS = "first or last blocks that always run"
+    BLOCKS_APART = "blocks that are told apart (first, last, PerRange)"
     NOT_MODULE = "a scope other than 'module'"
     NO_BLOCKS = "a scope that cuts no blocks ('output', 'none')"
     NOTHING_KEPT = "scope 'none'"
@@ -50,7 +51,7 @@ class Conflict:
 
 CONFLICTS = (
     Conflict(
-        Trait.SITES_APART,
+        Trait.KINDS_APART,
         Trait.NOT_MODULE,
         "only at scope 'module' are attention and MLPs sites of their own: use scope='module'",
     ),
@@ -74,7 +75,9 @@ CONFLICTS = (
         Trait.ANCHOR_DTYPE,
         "what attention keeps of each group of keys has the dtype it is added up in: leave anchors out",
     ),
-    Conflict(Trait.LIVE_ENDS, Trait.NO_BLOCKS, "no block can be left live: use scope 'module', 'block' or 'stack'"),
+    Conflict(
+        Trait.BLOCKS_APART, Trait.NO_BLOCKS, "it has no sites of single blocks: use scope 'module', 'block' or 'stack'"
+    ),
     Conflict(
         Trait.GRAPH_DECIDES,
         Trait.OFFLOAD,
@@ -108,7 +111,7 @@ CONFLICTS = (
     Conflict(
         Trait.SITES_APART,
         Trait.TOKENS,
-        "kinds of sites that are decided each by itself have no skipped step in common: use one of the two",
+        "sites that are decided each by itself have no skipped step in common: use one of the two",
     ),
     Conflict(
         Trait.EXPORTED,

@@ -19,6 +19,7 @@ from hicache_compile.policy.schedules.ditango import DiTangoSchedule
 from hicache_compile.policy.schedules.lemica import LeMiCaSchedule
 from hicache_compile.policy.schedules.magcache import MagCacheSchedule
 from hicache_compile.policy.schedules.per_kind import Broadcast, KeySteps, PerKind
+from hicache_compile.policy.schedules.per_range import PerRange
 from hicache_compile.policy.sealed import sealed, unsealed
 from hicache_compile.policy.tokens import Tokens
 
@@ -31,6 +32,7 @@ SCHEDULES = (
     MagCacheSchedule,
     LeMiCaSchedule,
     PerKind,
+    PerRange,
     Broadcast,
     KeySteps,
     DiTangoSchedule,
@@ -181,6 +183,8 @@ def _rich_object(key: str, value: dict[str, Any]) -> Any:
     for field, item in fields.items():
         if field == "schedules" and isinstance(item, dict):
             fields[field] = {kind: _rich("schedule", one) for kind, one in item.items()}
+        elif field == "parts" and isinstance(item, list):
+            fields[field] = tuple(_rich("schedule", one) for one in item)
         elif field == "forecaster":
             fields[field] = _rich(field, item)
         elif field == "table" and isinstance(item, dict):

@@ -25,7 +25,9 @@ class Layout:
     Args:
         scope, first, last: where the sites are cut, see ``Policy``.
         probes: what guards measure, in their order.
-        groups: the kinds of sites that are decided each by itself (``PerKind``); none: all are decided together.
+        groups: the sites that are decided each by itself, by their kind (``PerKind``) or by where they are in the run
+            of blocks (``PerRange``); none: all are decided together.
+        ranges: where each range of blocks begins, as a part of the run (``PerRange``).
         per_slot: each slot has weights of its own.
         partitions: how the keys of attentions are partitioned (``DiTangoSchedule``).
         sparsity: how sparse attention and MLPs are in computed steps.
@@ -40,6 +42,7 @@ class Layout:
     last: int = 0
     probes: tuple[Probe, ...] = ()
     groups: tuple[Group, ...] = ()
+    ranges: tuple[float, ...] = ()
     per_slot: bool = False
     partitions: KeyPartitions | None = None
     sparsity: Chipmunk | None = None
@@ -56,6 +59,14 @@ class Layout:
         last = max(starts, default=self.first)
         early = iter(starts)
         return tuple(next(early) if probe.before else last for probe in self.probes) or (self.first,)
+
+    def range_of(self, block: int, blocks: int) -> int:
+        """The range that ``block`` of a run of ``blocks`` is in."""
+        return sum(self.start_of(place, blocks) <= block for place in range(len(self.ranges))) - 1
+
+    def start_of(self, place: int, blocks: int) -> int:
+        """The first block of range ``place`` in a run of ``blocks``."""
+        return round(self.ranges[place] * blocks)
 
     @property
     def observed(self) -> bool:
@@ -77,7 +88,7 @@ class Layout:
         if scope == self.scope:
             return self
         first, last = (self.first, self.last) if scope in WITH_ENDS else (0, 0)
-        return replace(self, scope=scope, first=first, last=last, probes=(), groups=(), per_slot=False)
+        return replace(self, scope=scope, first=first, last=last, probes=(), groups=(), ranges=(), per_slot=False)
 
     def __str__(self) -> str:
         kept = f" in {self.anchors}" if self.anchors else ""

@@ -117,6 +117,7 @@ class Policy:
             max(self.last, verified) if self.scope in WITH_ENDS else self.last,
             probes,
             getattr(self.schedule, "groups", ()),
+            getattr(self.schedule, "starts", ()),
             Trait.PER_SLOT in traits_of(self.forecaster),
             partitions() if partitions is not None else None,
             depth=self.depth,
@@ -128,7 +129,7 @@ class Policy:
             Trait.GUARDS: bool(self.guards),
             Trait.FORECASTS: Trait.REUSES not in traits_of(self.forecaster),
             Trait.MANY_ANCHORS: self.depth > IN_GRAPH_ANCHORS,
-            Trait.LIVE_ENDS: bool(
+            Trait.BLOCKS_APART: bool(
                 self.first or self.last or any(g.probe.measure is Measure.VERIFY for g in self.guards)
             ),
             Trait.NOT_MODULE: self.scope != "module",

@@ -88,8 +88,10 @@ def _block_drafts(graph: fx.Graph, run: Run, layout: Layout, dependent: set[fx.N
 
 def _stack_drafts(graph: fx.Graph, run: Run, layout: Layout, dependent: set[fx.Node]) -> list[Draft]:
     """One site: the residual over the whole run of blocks, or over its middle; several where guards skip from
-    different blocks on. Where the first blocks align the forecast, it is the residual over those too."""
-    starts = sorted(set(layout.starts))
+    different blocks on, or ranges of blocks have schedules of their own. Where the first blocks align the forecast, it
+    is the residual over those too."""
+    ranges = (layout.start_of(place, len(run.blocks)) for place in range(len(layout.ranges)))
+    starts = sorted({*layout.starts, *(start for start in ranges if start > min(layout.starts))})
     aligned = any(probe.measure in (Measure.END, Measure.EXCESS) for probe in layout.probes)
     drafts = []
     for start, stop in itertools.pairwise([*starts, len(run.blocks) - layout.last]):

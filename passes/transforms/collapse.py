@@ -63,7 +63,7 @@ def obstacle(earlier: Site, later: Site) -> str | None:
         if slot.carried is None:
             return f"`{slot.node.name}` is not a residual: the gate it is multiplied with is computed live"
     if earlier.group != later.group:
-        return "guards skip from different blocks on"
+        return "they are decided each by itself"
     handed_out = {slot.node for slot in earlier.slots}
     known = handed_out | {slot.carried for slot in earlier.slots}
     region = set(earlier.region) | set(later.region)

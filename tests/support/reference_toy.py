@@ -97,7 +97,9 @@ class CachedToy:
             return self.slot(lambda: self.through(blocks, x, c))
         if layout.scope == "module":
             return self.modules(blocks, x, c, min(layout.starts), end)
-        places = [*sorted(set(layout.starts)), end]  # block sites in a row are one site: residuals add up
+        ranges = [round(share * len(blocks)) for share in layout.ranges]
+        starts = {*layout.starts, *(start for start in ranges if start > min(layout.starts))}
+        places = [*sorted(starts), end]  # block sites in a row are one site: residuals add up
         hidden = self.through(blocks[: places[0]], x, c)
         for low, high in itertools.pairwise(places):
             part = blocks[low:high]

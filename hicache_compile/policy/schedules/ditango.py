@@ -36,7 +36,7 @@ class DiTangoSchedule:
     partitions: int | None = None
     distributed: bool = False
 
-    traits: ClassVar[frozenset[Trait]] = frozenset({Trait.PARTITIONS, Trait.SITES_APART})
+    traits: ClassVar[frozenset[Trait]] = frozenset({Trait.PARTITIONS, Trait.SITES_APART, Trait.KINDS_APART})
 
     def __post_init__(self) -> None:
         owner = "DiTangoSchedule"

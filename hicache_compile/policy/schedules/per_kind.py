@@ -124,7 +124,7 @@ class PerKind:
 
     schedules: Mapping[str, Any]
 
-    traits: ClassVar[frozenset[Trait]] = frozenset({Trait.SITES_APART})
+    traits: ClassVar[frozenset[Trait]] = frozenset({Trait.SITES_APART, Trait.KINDS_APART})
 
     def __post_init__(self) -> None:
         if not isinstance(self.schedules, Mapping) or not self.schedules:
