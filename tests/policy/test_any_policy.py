@@ -23,11 +23,13 @@ from hicache_compile import (
     FlexCache,
     HiCache,
     HiCacheError,
+    HiClusCa,
     Interval,
     KeySteps,
     MagCache,
     Newton,
     PerKind,
+    PerRange,
     Policy,
     Reuse,
     SeaCache,
@@ -37,6 +39,7 @@ from hicache_compile import (
     StepMask,
     SteppedHermite,
     TeaCache,
+    ToCa,
 )
 from hicache_compile.policy.json_codec import TYPES, as_policy, from_json, to_dict
 from hicache_compile.policy.presets import PRESETS
@@ -63,6 +66,9 @@ POLICIES = [
     DiTango(0.5),
     FlexCache("teacache"),
     Policy(PerKind({"self-attention": Interval(3), "mlp": KeySteps([0, 2])}), Reuse()),
+    Policy(PerRange((Interval(6), StepMask("1100"), Interval(3)), (0, 0.2, 0.7)), Reuse(), "stack"),
+    ToCa(),
+    HiClusCa(blend=0.1),
 ]
 
 TEXTS = st.one_of(st.text(), st.sampled_from(["[" * 100_000, "9" * 5000, '{"preset": ' * 2000]))
