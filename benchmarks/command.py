@@ -26,6 +26,7 @@ from hicache_compile.benchmarks import (
     sparse_fidelity,
     study_sections,
     study_tables,
+    tokens,
 )
 from hicache_compile.benchmarks.charts import draw
 from hicache_compile.benchmarks.contenders import BASELINES, OURS, WITH_GRAPHS
@@ -54,6 +55,7 @@ OTHERS = {
     "serving": Measurement(serving.measure),
     "sparse": Measurement(sparse.measure),
     "sparse-fidelity": Measurement(sparse_fidelity.measure),
+    "tokens": Measurement(tokens.measure),
     **{f"study-{scope}": Measurement(partial(study_sections.methods, scope)) for scope in EVALUATIONS},
     "study-cost": Measurement(study_sections.cost),
     "study-ablations": Measurement(study_sections.ablations),

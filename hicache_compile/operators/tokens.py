@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from hicache_compile.operators.anchors import is_finite
+
 _WORD = 0xFFFFFFFF
 
 
@@ -97,7 +99,7 @@ def moved(centroids: Tensor, values: Tensor, iterations: int) -> Tensor:
 
 def nearest(centroids: Tensor, values: Tensor) -> Tensor:
     """The cluster of each token, ``[B, N]`` int64."""
-    return torch.cdist(values.float(), centroids, p=1.0).argmin(-1)
+    return torch.cdist(values.float(), centroids, p=1.0).nan_to_num(torch.inf).argmin(-1)
 
 
 def size_of(values: Tensor) -> Tensor:
@@ -120,6 +122,11 @@ def score(change: Tensor, stale: Tensor, staleness: float, bonus: float) -> Tens
     cells = found.reshape(-1, side // 2, 2, side // 2, 2)
     top = cells == cells.amax((2, 4), keepdim=True)
     return found + bonus * (cells * top).reshape(found.shape)
+
+
+def finite_or(values: Tensor, before: Tensor) -> Tensor:
+    """``values``, and where they are no finite numbers what was ``before``: one bad step is not carried on."""
+    return torch.where(is_finite(values), values, before)
 
 
 def older(stale: Tensor, chosen: Tensor) -> Tensor:

@@ -72,7 +72,8 @@ class Selection:
         write, select = self.write, self.wanted.select
         if select == "clusters":
             centroids = self._memory("centroids", value)
-            found = write(tokens.moved, centroids, value, self.wanted.iterations)
+            moved = write(tokens.moved, centroids, value, self.wanted.iterations)
+            found = write(tokens.finite_or, moved, centroids)
             write.keep(self._memory("clusters", value), write(tokens.nearest, found, value))
             write.keep(centroids, found)
         elif select == "norm":

@@ -86,7 +86,7 @@ class TokenSteps:
             write = TokenWriter(graph, call.meta["site"])
             corrected, correction = write.corrected(made, ring.meta["slot"])
             whole = write(tokens.put, selected.spread(corrected, chosen, row), chosen, row)
-            write.keep(correction, write(torch.sub, whole, made))
+            write.keep(correction, write(tokens.finite_or, write(torch.sub, whole, made), correction))
             outputs.append(whole)
         return outputs
 

@@ -13,7 +13,7 @@ import torch
 from torch import fx
 from torch.torch_version import TorchVersion
 
-from hicache_compile import Chipmunk
+from hicache_compile import Chipmunk, Tokens
 from hicache_compile.passes import Choice, rewrite
 from hicache_compile.passes.lowering.cond import both_branches
 from hicache_compile.policy.layout import Layout
@@ -51,6 +51,14 @@ def test_every_phase_of_a_sparse_step(model: tuple[str, fx.GraphModule]) -> None
     for phase in (Phase.SELECT, Phase.REFRESH, Phase.SPARSE):
         program = made.programs[Choice.FULL.with_phases((("", phase),))]
         assert _is_golden(GOLDEN / f"{name}-module-{phase}.txt", program), phase
+
+
+def test_a_tokenwise_step() -> None:
+    graph = captured(ToyDiT(depth=2), torch.zeros(2, 5, 16), torch.zeros(2))
+    tokens = Tokens("clusters", 2, spread="value", iterations=2)
+    made = rewrite(graph, Layout("module", depth=2, tokens=tokens))
+    for choice in (Choice.FULL, Choice.FORECAST, Choice.FORECAST.with_tokens()):
+        assert _is_golden(GOLDEN / f"toy-tokens-{choice}.txt", made.programs[choice]), choice
 
 
 def _is_golden(path: Path, module: fx.GraphModule) -> bool:

@@ -351,3 +351,27 @@ def test_tokens_that_mix_are_left_to_forecasts(caplog: pytest.LogCaptureFixture)
     assert compiled.report().decisions() == "F..F.."
     assert "no site can be computed for some of its tokens" in caplog.text
     assert any("its tokens mix in `mean`" in reason for _, reason in compiled.report().refused)
+
+
+@pytest.mark.parametrize("kind", ["F", "t"])
+def test_one_bad_step_spoils_no_other(kind: str) -> None:
+    """A sample that overflows in a full or in a token-wise step is what it was in later ones, and so is the other."""
+    decisions = "FFFtttFttt"
+    bad = decisions.index(kind, 3)
+
+    def outputs(spoil: bool) -> list[Tensor]:
+        compiled = hicache_compile(Toy(), ClusCa(4, clusters=3, warmup=3), backend="eager")
+        made = []
+        with compiled.trajectory(len(decisions)), torch.no_grad():
+            for step in range(len(decisions)):
+                x = torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(step))
+                if spoil and step == bad:
+                    x[0] = torch.inf
+                made.append(compiled(x, torch.full((2,), 1 - step / 10)))
+        assert compiled.report().decisions() == decisions
+        return made
+
+    plain, spoiled = outputs(False), outputs(True)
+    for step in range(len(decisions)):
+        torch.testing.assert_close(spoiled[step][1], plain[step][1])
+        assert bool(spoiled[step][0].isfinite().all()) == (step != bad)
