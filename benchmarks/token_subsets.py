@@ -1,7 +1,7 @@
 """What a denoiser run on a part of its tokens knows of them: can it correct a forecast?
 
 Guided runs of the emoji model, 28 steps of which every 7th is computed. At the steps between, the errors at a random
-part of the tokens: of a forecast, of the denoiser run on these tokens alone, and of two ways to put both together, which
+part of the tokens: of a forecast, of the denoiser run on these tokens alone, and of two ways to join them, which
 take out what such a run lacks, as it sees no other tokens.
 """
 

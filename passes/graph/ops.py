@@ -22,7 +22,8 @@ ADD = frozenset({"add", "iadd", "add_"})
 MUL = frozenset({"mul", "imul", "mul_", "multiply"})
 DIV = frozenset({"div", "truediv", "itruediv", "div_"})
 DROPOUT = frozenset({"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout"})
-ATTENTION = frozenset({"scaled_dot_product_attention", "flex_attention", "multi_head_attention_forward"})
+KERNELS = frozenset(f"_scaled_dot_product_{name}_attention" for name in ("flash", "efficient", "cudnn"))
+ATTENTION = frozenset({"scaled_dot_product_attention", "flex_attention", "multi_head_attention_forward"}) | KERNELS
 OPAQUE = "opaque"  # a submodule that Dynamo cannot trace
 HEAVY = ATTENTION | {
     OPAQUE,
@@ -145,9 +146,15 @@ def is_random(node: fx.Node) -> bool:
     name = op(node)
     if name in DROPOUT:
         return bool(_bound(node, 1, "p", 0.5)) and bool(_bound(node, 2, "training", True))
-    if name in ATTENTION:
+    if name in ATTENTION - KERNELS:
         return name != "flex_attention" and bool(_bound(node, 4, "dropout_p", 0.0))
-    return name in _RANDOM_SOURCES or any(seeded for _, seeded in _schemas(name))
+    return name in _RANDOM_SOURCES or any(seeded and _drops(node, schema) for schema, seeded in _schemas(name))
+
+
+def _drops(node: fx.Node, schema: Any) -> bool:
+    """Whether a call of ``schema`` draws numbers: an attention kernel that drops nothing does not."""
+    names = [argument.name for argument in schema.arguments]
+    return "dropout_p" not in names or bool(_bound(node, names.index("dropout_p"), "dropout_p", 0.0))
 
 
 def mutated(node: fx.Node) -> fx.Node | None:

@@ -7,7 +7,7 @@ Requires   a captured graph
 Ensures    with every group computed the numbers are those of the captured graph, up to rounding; new inputs ``plan``
            and ``memory:...``; nothing else is changed
 Refuses    attention with a mask, causal or grouped, or over fewer tokens than partitions; cross-attention stays
-Raises     HiCacheError where keys are on several ranks and a self-attention is refused
+Raises     HiCacheError where keys are on several ranks and a self-attention is refused, or attends to several streams
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from hicache_compile.errors import CannotRewrite, HiCacheError
 from hicache_compile.key_partitions import KeyPartitions
 from hicache_compile.operators.partitioned_attention import new_states
 from hicache_compile.passes.analysis.attentions import arguments_of, attentions, scale_of, why_not_its_own
+from hicache_compile.passes.analysis.blocks import Run
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.choices import Choice
 from hicache_compile.passes.graph.graphs import copy_graph, fake_mode_of, reachable_from
@@ -39,6 +40,8 @@ def partition_attention(work: Work) -> int:
     """Partition the attentions of the working copy; returns how many."""
     partitions = work.layout.partitions
     assert partitions is not None
+    if partitions.distributed:
+        _check_streams(work.runs)
     found, refused = [], []
     tokens = reachable_from(entry for run in work.runs for block in run.blocks for entry in block.entries)
     for node in attentions(work.module.graph):
@@ -65,6 +68,18 @@ def partition_attention(work: Work) -> int:
         partitions.partitions,
     )
     return len(found)
+
+
+def _check_streams(runs: list[Run]) -> None:
+    """Raise where a second stream is attended to together with the one that ranks have parts of: every rank has all of
+    it, so its keys would arrive once from each."""
+    for run in runs:
+        streams = [entry for entry in run.blocks[0].entries if ops.is_tensor(entry) and ops.value(entry).dim() == 3]
+        if len(streams) > 1:
+            raise HiCacheError(
+                f"DiTangoSchedule.distributed: {run.blocks[0].name} attends to {len(streams)} streams of tokens at "
+                "once (text and picture): must be one; use diffusers' enable_parallelism, with another policy"
+            )
 
 
 def _refusal(node: fx.Node, partitions: KeyPartitions, tokens: set[fx.Node]) -> str | None:

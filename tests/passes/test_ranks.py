@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from hicache_compile import hicache_compile
+from hicache_compile import DiTango, HiCache, HiCacheError, hicache_compile
+from hicache_compile.benchmarks.models import Flux
 from hicache_compile.operators.collectives import members
 from hicache_compile.passes.analysis.ranks import is_collective, ranks_of
 from tests.support.parallel import STEPS, build, parallelise, run
@@ -43,3 +45,36 @@ def test_a_forecast_sends_what_leaves_the_denoiser(policy: str, sent: int) -> No
     assert ranks_of(captured, False) == ()
     (everyone,) = ranks_of(captured, True)
     assert members(everyone) == {0, 1, 2, 3}
+
+
+@pytest.mark.usefixtures("four_ranks")
+def test_text_keys_would_arrive_once_from_each_rank() -> None:
+    compiled = hicache_compile(build("flux"), DiTango(0.5, 2, 2, 2, distributed=True), backend="eager")
+    refused = pytest.raises(HiCacheError, match="attends to 2 streams of tokens at once")
+    with compiled.trajectory(STEPS), refused:
+        run(compiled, "flux", 1)
+
+
+@pytest.mark.parametrize("scope", ["module", "stack"])
+@pytest.mark.usefixtures("four_ranks")
+def test_a_forecast_of_ring_attention_sends_what_leaves_the_denoiser(scope: str) -> None:
+    """Kernels of a GPU, so shapes alone are run."""
+    from diffusers import ContextParallelConfig
+
+    shape = Flux(2, 2, 4, 32, 64, 32, device="meta")
+    model: Any = shape.model()
+    model.set_attention_backend("_native_flash")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.accelerator, "device_count", lambda: 1)
+        model.enable_parallelism(config=ContextParallelConfig(ring_degree=4))
+    compiled = hicache_compile(model, HiCache(3, scope=scope), backend="eager")
+    (branch,) = shape.branches().values()
+    with compiled.trajectory(8), torch.no_grad():
+        for step in range(4):
+            now = torch.full((1,), 1 - step / 8, device="meta")
+            compiled(hidden_states=shape.noise(), timestep=now, **branch, return_dict=False)
+    report = compiled.report()
+    assert report.decisions() == "FFF."
+    assert (report.graph_breaks, report.recompiles, report.refused) == (0, 0, [])
+    assert report.collectives_full == 4 + 1  # keys and values of each attention, and the output
+    assert report.collectives_forecast == 1
