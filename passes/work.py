@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import fx
@@ -157,7 +157,8 @@ class Rewrite:
         if choice == Choice.PLAIN or not self.stages:
             return [self.program(choice)]
         ends = [stage.skip for stage in self.stages]
-        last = ends.index(choice) if choice in ends else len(ends) - 1
+        forecast = replace(choice, tokens=False)
+        last = ends.index(forecast) if forecast in ends else len(ends) - 1
         return [*(self.programs[stage.probe] for stage in self.stages[: last + 1]), self.program(choice)]
 
     def choice(self, forecasts: Sequence[str], phases: Phases = ()) -> Choice:

@@ -21,6 +21,8 @@ from hicache_compile.runtime.deciders.device_rows import RowSpec
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+TOKENWISE = control_name(str(Choice.FORECAST.with_tokens()))
+
 
 class OnnxDenoiser:
     """An ONNX file of ``export_onnx``, with the state and the step counter it needs. ``decisions``: those of the newest
@@ -98,8 +100,7 @@ class OnnxDenoiser:
         spec = RowSpec(manifest.depth, manifest.groups, manifest.group_of, manifest.per_slot, len(manifest.group_of))
         sparsity = None if manifest.sparsity is None else Chipmunk.from_dict(manifest.sparsity)
         names = [port.name for port in manifest.controls]
-        tokenwise = [name for name in names if name == control_name(str(Choice.FORECAST.with_tokens()))]
-        branches = Branches(manifest.groups, sparsity is not None, tokenwise)
+        branches = Branches(manifest.groups, sparsity is not None, [name for name in names if name == TOKENWISE])
         self._plan = plan_of(policy, num_steps, spec, branches, sparsity, names)
         constants = constants_of(policy, num_steps, manifest.depth)
         dtypes = {port.name: port.dtype for port in manifest.controls}
@@ -177,6 +178,8 @@ class OnnxDenoiser:
             code = int(state[names.index("run")].numpy()[3])  # see operators.guard_state
             return "F" if not code else "." if code == 1 else "s"
         taken = [name for name in plan if name.startswith("computing") and plan[name][step]]
+        if TOKENWISE in taken:
+            return "t"
         if len(self.manifest.groups) > 1:
             return "F" if len(taken) == len(self.manifest.groups) else "p" if taken else "."
         return "." if not taken else "S" if any(name.endswith(("sparse", "kept")) for name in taken) else "F"

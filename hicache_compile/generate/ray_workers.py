@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -21,7 +21,7 @@ from hicache_compile.generate.maker import Made
 from hicache_compile.generate.settings import Settings
 from hicache_compile.generate.workers import Failed, Here, UnfitError
 
-TRIES = 3  # of different workers at one item, and of Ray to start a process that dies again
+TRIES = 3  # of different workers at one item
 
 
 class Worker:
@@ -47,13 +47,15 @@ def ray_workers(settings: Settings, address: str, count: int) -> Iterator[RayWor
     """``count`` workers on the cluster at ``address`` (``cluster.HERE``: one that is started on this machine).
 
     Raises:
-        HiCacheError: the cluster is not reached.
+        HiCacheError: the cluster is not reached, or has no room for as many.
     """
-    gpus = connect(address, "generate", count)
+    gpus = connect(address, "generate", count, settings.device)
     import ray
 
     try:
-        actor = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=TRIES, max_task_retries=TRIES)(Worker)
+        # A process may die as often as it likes; what it was at is made again once, then it is the item's fault too.
+        actor = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=1)(Worker)
+        settings = replace(settings, model=settings.model.resolve())  # workers have a working folder of their own
         yield RayWorkers([actor.remote(settings) for _ in range(count)])
     finally:
         ray.shutdown()
@@ -68,45 +70,46 @@ class RayWorkers:
     def follow(self) -> bool:
         return False
 
-    def made(self, items: Iterable[Item]) -> Iterator[tuple[Item, Made | Failed]]:
-        left, idle = list(items), list(self.actors)
+    def made(self, items: Iterable[Item]) -> Generator[tuple[Item, Made | Failed]]:
+        left, idle = [_with_whole_path(item) for item in items], list(self.actors)
         busy: dict[Any, tuple[Any, Item]] = {}
-        tried: dict[str, set[Any]] = defaultdict(set)  # by the file of an item, those that failed at it
-        unfit: set[Any] = set()
-        lost = ""
+        tried: dict[str, dict[Any, str]] = defaultdict(dict)  # by the file of an item: who failed at it, and why
+        unfit: dict[Any, str] = {}
         while left or busy:
-            idle = [actor for actor in idle if actor not in unfit]
-            for actor in [*idle]:
+            for actor in [actor for actor in idle if actor not in unfit]:
                 item = next((item for item in left if actor not in tried[item.file]), None)
                 if item is not None:
                     left.remove(item)
                     idle.remove(actor)
                     busy[actor.attempt.remote(item)] = (actor, item)
             if not busy:
-                raise HiCacheError(
-                    f"generate.workers: none is left, {len(left)} items are: must be able to run ({lost})"
-                )
+                break
             actor, item, result = _next(busy)
-            if isinstance(result, UnfitError):
-                unfit.add(actor)
-                lost = str(result)
-                left.insert(0, item)
-                yield item, Failed(lost, "a worker", again=True)
-                continue
             idle.append(actor)
-            if isinstance(result, Failed):
-                tried[item.file].add(actor)
-                fresh = {*idle, *(actor for actor, _ in busy.values())} - tried[item.file] - unfit
-                again = bool(fresh) and len(tried[item.file]) < TRIES
-                left[:0] = [item] if again else []  # next, to know soon whose fault it is
-                yield item, replace(result, again=again)
-            else:
+            if isinstance(result, Made):
                 unfit |= tried[item.file]
                 yield item, result
+                continue
+            tried[item.file][actor] = str(result)
+            if isinstance(result, UnfitError):
+                unfit[actor] = str(result)
+            again = len(tried[item.file]) < TRIES and len({*self.actors} - {*tried[item.file], *unfit}) > 0
+            left[:0] = [item] if again else []  # next, to know soon whose fault it is
+            yield item, Failed(str(result), f"worker {self.actors.index(actor) + 1}", again)
+        if left and len(unfit) == len(self.actors):
+            why = next(iter(unfit.values()))
+            raise HiCacheError(f"generate.workers: none is left, {len(left)} items are: must be able to run ({why})")
+        for item in left:  # those who could try it cannot work any more
+            yield item, Failed([*tried[item.file].values()][-1], "every worker that is left")
 
 
-def _next(busy: dict[Any, tuple[Any, Item]]) -> tuple[Any, Item, Made | Failed | UnfitError]:
-    """The next actor that is done, its item and what came of it, out of ``busy``.
+def _with_whole_path(item: Item) -> Item:
+    """``item``, whose picture is found from any working folder."""
+    return replace(item, image=os.path.abspath(item.image)) if item.image and os.path.isfile(item.image) else item
+
+
+def _next(busy: dict[Any, tuple[Any, Item]]) -> tuple[Any, Item, Made | str | UnfitError]:
+    """The next actor that is done, its item and what came of it or why nothing did, out of ``busy``.
 
     Raises:
         HiCacheError: no item can be made.
@@ -118,7 +121,7 @@ def _next(busy: dict[Any, tuple[Any, Item]]) -> tuple[Any, Item, Made | Failed |
     try:
         result = ray.get(done)
     except ray.exceptions.RayError as error:
-        return actor, item, UnfitError(f"{type(error).__name__}: {error}")
+        return actor, item, f"{type(error).__name__}: {error}"
     if isinstance(result, HiCacheError) and not isinstance(result, UnfitError):
         raise result
-    return actor, item, result
+    return actor, item, result.error if isinstance(result, Failed) else result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -53,14 +54,14 @@ def generate(items: Sequence[Item], folder: Path, settings: Settings, workers: W
         failed = 0
         with kept(f"what was made is in {folder}; the same command makes the rest"):
             bar = progress(total=len(left), what="prompts", unit="item")
-            for item, result in workers.made(left):
-                if isinstance(result, Made):
-                    _write(item, result, settings, record)
-                else:
-                    errors.append({"item": item.file, "worker": result.worker, "error": result.error})
-                    failed += not result.again
-                bar.update(isinstance(result, Made) or not result.again)
-            bar.close()
+            with closing(bar), closing(workers.made(left)) as made:
+                for item, result in made:
+                    if isinstance(result, Made):
+                        _write(item, result, settings, record)
+                    else:
+                        errors.append({"item": item.file, "worker": result.worker, "error": result.error})
+                        failed += not result.again
+                    bar.update(isinstance(result, Made) or not result.again)
         lines = record.sort()
     seconds = sorted(line["seconds"] for line in lines)
     median = seconds[len(seconds) // 2] if seconds else None

@@ -7,7 +7,7 @@ has processes of a Ray cluster that make different items.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -43,7 +43,7 @@ class UnfitError(HiCacheError):
 class Workers(Protocol):
     """Whoever makes items."""
 
-    def made(self, items: Iterable[Item]) -> Iterator[tuple[Item, Made | Failed]]:
+    def made(self, items: Iterable[Item]) -> Generator[tuple[Item, Made | Failed]]:
         """Every item with what came of it, in the order in which they are ready.
 
         Raises:
@@ -61,7 +61,7 @@ class Here:
         self._settings, self._quiet = settings, quiet
         self._maker: Maker | None = None
 
-    def made(self, items: Iterable[Item]) -> Iterator[tuple[Item, Made | Failed]]:
+    def made(self, items: Iterable[Item]) -> Generator[tuple[Item, Made | Failed]]:
         for item in items:
             yield item, self.attempt(item)
 
@@ -98,10 +98,15 @@ class OverRanks:
         self._leads = dist.get_rank() == 0
         self._here = Here(settings, quiet=not self._leads)
 
-    def made(self, items: Iterable[Item]) -> Iterator[tuple[Item, Made | Failed]]:
+    def made(self, items: Iterable[Item]) -> Generator[tuple[Item, Made | Failed]]:
         for item in items:
             _told(item)
-            yield item, self._attempt(item)
+            result = self._attempt(item)
+            try:
+                yield item, result
+            except GeneratorExit:  # it could not be written, or Ctrl-C: the others need not wait
+                _told(None)
+                raise
         _told(None)
 
     def follow(self) -> bool:
@@ -115,7 +120,7 @@ class OverRanks:
         result = self._here.attempt(item, "every rank")
         errors: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(errors, result.error if isinstance(result, Failed) else None)
-        if len(set(errors)) > 1:
+        if any(errors) and None in errors:
             told = "; ".join(f"rank {rank}: {error}" for rank, error in enumerate(errors) if error)
             raise HiCacheError(f"generate: {item.file} failed on some ranks only: must be made by all ({told})")
         return result

@@ -41,6 +41,7 @@ TYPES: dict[str, type] = {cls.__name__: cls for cls in (*SCHEDULES, *FORECASTERS
 VERSION = 1  # of the format; raised when a field changes its meaning, so that an older release refuses the file
 _MOST_BITS = 1000  # of a number: more than a float has, and as many digits as can be shown
 _DEEPEST = 20
+_LATER = ("tokens",)  # fields of a Policy that came after the first release of the format
 _OBJECTS = ("schedule", "forecaster", "smoothing", "tokens")
 
 
@@ -51,7 +52,8 @@ def to_dict(policy: Policy) -> dict[str, Any]:
         HiCacheError: it contains a user-defined schedule or forecaster, which JSON cannot name.
     """
     fields = {field.name: _plain(getattr(policy, field.name)) for field in dataclasses.fields(policy) if field.init}
-    return {"version": VERSION, **fields}
+    later = {name for name in _LATER if fields[name] is None}  # so that releases without them read the rest
+    return {"version": VERSION, **{name: value for name, value in fields.items() if name not in later}}
 
 
 def from_dict(data: dict[str, Any]) -> Policy:

@@ -66,7 +66,7 @@ class Layout:
 
     def start_of(self, place: int, blocks: int) -> int:
         """The first block of range ``place`` in a run of ``blocks``."""
-        return round(self.ranges[place] * blocks)
+        return int(self.ranges[place] * blocks + 1e-9)  # a third of 9 blocks are 3
 
     @property
     def observed(self) -> bool:
@@ -88,7 +88,9 @@ class Layout:
         if scope == self.scope:
             return self
         first, last = (self.first, self.last) if scope in WITH_ENDS else (0, 0)
-        return replace(self, scope=scope, first=first, last=last, probes=(), groups=(), ranges=(), per_slot=False)
+        return replace(
+            self, scope=scope, first=first, last=last, probes=(), groups=(), ranges=(), tokens=None, per_slot=False
+        )
 
     def __str__(self) -> str:
         kept = f" in {self.anchors}" if self.anchors else ""

@@ -117,7 +117,7 @@ class Policy:
             max(self.last, verified) if self.scope in WITH_ENDS else self.last,
             probes,
             getattr(self.schedule, "groups", ()),
-            getattr(self.schedule, "starts", ()),
+            getattr(self.schedule, "ranges", ()),
             Trait.PER_SLOT in traits_of(self.forecaster),
             partitions() if partitions is not None else None,
             depth=self.depth,
@@ -135,7 +135,7 @@ class Policy:
             Trait.NOT_MODULE: self.scope != "module",
             Trait.NO_BLOCKS: self.scope not in WITH_ENDS,
             Trait.TOKENS: self.tokens is not None,
-            Trait.NOTHING_KEPT: self.scope == NOWHERE,
+            Trait.KINDS_APART: self.tokens is not None,
         }
         return traits_of(self.schedule) | traits_of(self.forecaster) | {trait for trait, has in own.items() if has}
 

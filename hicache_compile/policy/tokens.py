@@ -8,13 +8,12 @@ from hicache_compile.errors import HiCacheError, is_real, one_of, real_number, w
 
 SELECTIONS = ("clusters", "score", "norm", "grid", "random")
 SPREADS = ("none", "value", "error")
-KINDS = ("mlp",)  # of sites whose tokens do not mix
 _SEEDS = 2**31
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """In some of the steps that are not computed, sites compute a few of their tokens and forecast the others.
+    """In some of the steps that are not computed, MLPs compute a few of their tokens and forecast the others.
 
     What was computed stays until the next full step: it is added to the forecasts that follow, as their error at that
     token. One selection of tokens serves all sites of a stream (image and text tokens are told apart), and each sample
@@ -36,7 +35,6 @@ class Tokens:
             first (DuCa).
         iterations: of k-means in a full step, which goes on from the clusters before (ClusCa: 10).
         staleness, bonus: see ``select``.
-        kinds: the kinds of sites that are token-wise. Tokens mix in attention, so it is forecast.
         seed: of what is random; the same seed chooses the same tokens in every run.
 
     Raises:
@@ -52,7 +50,6 @@ class Tokens:
     iterations: int = 10
     staleness: float = 0.25
     bonus: float = 0.6
-    kinds: tuple[str, ...] = KINDS
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -67,10 +64,6 @@ class Tokens:
         _from_zero("staleness", self.staleness, 1e3)
         _from_zero("bonus", self.bonus, 1e3)
         whole_number("Tokens", "seed", self.seed, 0, _SEEDS - 1)
-        if isinstance(self.kinds, list):
-            object.__setattr__(self, "kinds", tuple(self.kinds))
-        if not self.kinds or not set(self.kinds) <= set(KINDS):
-            raise HiCacheError(f"Tokens.kinds = {self.kinds!r}: must be some of {', '.join(KINDS)}")
         if self.spread != "none" and self.select != "clusters":
             raise HiCacheError(
                 f"Tokens.spread = {self.spread!r}: must be 'none' with select={self.select!r}; it goes by clusters"

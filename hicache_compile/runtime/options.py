@@ -126,7 +126,6 @@ class CompileOptions:
         own = {
             Trait.SPARSITY: sparse,
             Trait.SPARSE_ATTENTION: sparse and self.sparsity.top_keys is not None,  # type: ignore[union-attr]
-            Trait.ON_ANCHORS: self.offload or self.memory_budget is not None or self.anchors is not None,
             Trait.OFFLOAD: self.offload,
             Trait.ANCHOR_DTYPE: self.anchors is not None,
             Trait.GRAPH_DECIDES: self.cond and bool(policy.guards),

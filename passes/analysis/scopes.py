@@ -90,11 +90,12 @@ def _stack_drafts(graph: fx.Graph, run: Run, layout: Layout, dependent: set[fx.N
     """One site: the residual over the whole run of blocks, or over its middle; several where guards skip from
     different blocks on, or ranges of blocks have schedules of their own. Where the first blocks align the forecast, it
     is the residual over those too."""
+    end = len(run.blocks) - layout.last
     ranges = (layout.start_of(place, len(run.blocks)) for place in range(len(layout.ranges)))
-    starts = sorted({*layout.starts, *(start for start in ranges if start > min(layout.starts))})
+    starts = sorted({*layout.starts, *(start for start in ranges if min(layout.starts) < start < end)})
     aligned = any(probe.measure in (Measure.END, Measure.EXCESS) for probe in layout.probes)
     drafts = []
-    for start, stop in itertools.pairwise([*starts, len(run.blocks) - layout.last]):
+    for start, stop in itertools.pairwise([*starts, end]):
         cached = run.blocks[start:stop]
         if not cached:
             continue

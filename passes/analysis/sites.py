@@ -63,7 +63,8 @@ def find_sites(module: fx.GraphModule, runs: list[Run], layout: Layout) -> tuple
 def _in_ranges(sites: list[Site], layout: Layout, runs: list[Run]) -> list[Site]:
     """The sites, each in the group of the range of blocks that it begins in."""
     place = {n: (at, len(run.blocks)) for run in runs for at, block in enumerate(run.blocks) for n in block.nodes}
-    first = [min((place[node] for node in site.region if node in place), default=(0, 1)) for site in sites]
+    start = (0, len(runs[0].blocks)) if runs else (0, 1)
+    first = [min((place[node] for node in site.region if node in place), default=start) for site in sites]
     return [
         replace(site, group=layout.groups[layout.range_of(*where)][0]) for site, where in zip(sites, first, strict=True)
     ]

@@ -97,7 +97,10 @@ def _pointwise(tokens: Tokens, node: fx.Node) -> Axis | None:
 def _by_channel(tokens: Tokens, node: fx.Node) -> Axis | None:
     source = node.all_input_nodes[0]
     axis = tokens.axes.get(source)
-    if axis is None or axis.dim >= tokens.rank(source) - 1:
+    dims = ops.argument(node, 2, "dim", 1) if ops.op(node) == "normalize" else -1
+    rank = tokens.rank(source)
+    over = {int(dim) % rank for dim in (dims if isinstance(dims, list | tuple) else [dims])}
+    if axis is None or axis.dim >= rank - 1 or axis.dim in over:
         raise tokens.lost(node)
     return axis
 

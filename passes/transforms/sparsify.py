@@ -21,7 +21,7 @@ from torch import fx
 from hicache_compile.operators.anchors import remember
 from hicache_compile.passes.analysis.mlps import mlp_of
 from hicache_compile.passes.graph.choices import Choice
-from hicache_compile.passes.graph.graphs import copy_graph
+from hicache_compile.passes.graph.graphs import copy_graph, drop_dead_code
 from hicache_compile.passes.transforms.narrow_linears import narrow_linears
 from hicache_compile.passes.transforms.sparse_attention import write_attention
 from hicache_compile.passes.transforms.sparse_mlp import write_mlp
@@ -60,8 +60,10 @@ def sparsify(program: fx.GraphModule, chipmunk: Chipmunk, phases: Mapping[str, P
         node.replace_all_uses_with(result)
         made.graph.erase_node(node)
     if sparse and chipmunk.anchors == "dense":
-        for node in [node for node in made.graph.nodes if node.target is remember]:
-            made.graph.erase_node(node)
+        for node in list(made.graph.nodes):
+            if node.target is remember or ("tokens" in node.meta and "side_effect" in node.meta):
+                made.graph.erase_node(node)
+        drop_dead_code(made.graph)
     narrow_linears(made)
     made.graph.lint()
     made.recompile()

@@ -75,6 +75,9 @@ class Specialiser:
         rows = [self.groups[start:] for start in range(max(1, len(self.groups)))]
         wanted = {Choice.FORECAST: self.groups} if self.independent else {self._choice(row): row for row in rows}
         wanted = wanted if self.groups else {Choice.FORECAST: []}
+        if self.tokens.sites:
+            read = [self._windows_read(row, False, staged) for row in wanted.values()]
+            self.tokens.leave_out_unread({slot for windows in read for slot in windows})
         wanted |= {choice.with_tokens(): row for choice, row in wanted.items() if self.tokens.sites}
         forecasts = {choice: self._inlined(groups, choice.tokens) for choice, groups in wanted.items()}
         whole = set(self.read) if self.independent else self._read_differently(wanted, staged) | self.tokens.slots
@@ -103,19 +106,22 @@ class Specialiser:
     def _choice(self, groups: Iterable[str]) -> Choice:
         return Choice.forecasting(groups, self.groups)
 
+    def _windows_read(self, groups: Iterable[str], tokens: bool, staged: bool) -> dict[int, str]:
+        """By slot that such a forecast reads the window that it reads of it."""
+        scratch = self._inlined(groups, tokens)
+        windows = narrow(scratch, (), staged)
+        drop_dead_code(scratch.graph)
+        read = [node.args[0].meta["slot"] for node in scratch.graph.nodes if node.target is forecast]
+        return {slot: str(windows.get(slot)) for slot in read}
+
     def _read_differently(self, wanted: Mapping[Choice, list[str]], staged: bool) -> set[int]:
         """The slots of which not all forecasts ``wanted`` read the same window."""
         if len(wanted) == 1:
             return set()
         seen: dict[int, set[str]] = {}
         for choice, groups in wanted.items():
-            scratch = self._inlined(groups, choice.tokens)
-            windows = narrow(scratch, (), staged)
-            drop_dead_code(scratch.graph)
-            for node in scratch.graph.nodes:
-                if node.target is forecast:
-                    slot = node.args[0].meta["slot"]
-                    seen.setdefault(slot, set()).add(str(windows.get(slot)))
+            for slot, window in self._windows_read(groups, choice.tokens, staged).items():
+                seen.setdefault(slot, set()).add(window)
         return {slot for slot, windows in seen.items() if len(windows) > 1}
 
     def _inlined(self, groups: Iterable[str], tokens: bool = False) -> fx.GraphModule:

@@ -30,6 +30,8 @@ from hicache_compile.passes.graph.graphs import copy_node, fake_mode_of, output_
 from hicache_compile.passes.transforms.token_selection import Selection, TokenWriter
 from hicache_compile.passes.work import Work
 
+KIND = "mlp"  # of sites whose tokens do not mix; in attention they do
+
 log = logging.getLogger(__name__)
 
 
@@ -39,7 +41,7 @@ def plan_tokens(work: Work) -> int:
     assert wanted is not None
     assert guarded is not None
     for call in guarded.graph.nodes:
-        if call.target is not full_or_forecast or call.meta["kind"] not in wanted.kinds:
+        if call.target is not full_or_forecast or call.meta["kind"] != KIND:
             continue
         full: Any = guarded.get_submodule(str(call.args[0].target))
         if any(stream is not None for stream in call.args[3]):
@@ -52,10 +54,8 @@ def plan_tokens(work: Work) -> int:
             work.tokenwise[call.meta["site"]] = found
     if not work.tokenwise:
         log.warning(
-            "no site can be computed for some of its tokens (kinds %s, scope %s), so those steps are forecasts; %s",
-            ", ".join(wanted.kinds),
-            work.layout.scope,
-            work.refused[-1] if work.refused else "use scope='module'",
+            "no MLP can be computed for some of its tokens, so such steps are forecasts; %s",
+            work.refused[-1] if work.refused else "there is none",
         )
     return len(work.tokenwise)
 
@@ -66,7 +66,19 @@ class TokenSteps:
     def __init__(self, work: Work, guarded: fx.GraphModule) -> None:
         self.wanted = work.layout.tokens
         self.sites: dict[str, TokenSite] = work.tokenwise
-        calls = [c for c in guarded.graph.nodes if c.target is full_or_forecast and c.meta["site"] in self.sites]
+        self._calls = [call for call in guarded.graph.nodes if call.target is full_or_forecast]
+        self._find()
+
+    def leave_out_unread(self, read: set[int]) -> None:
+        """Drop the sites of which no forecast reads a slot (of text, which only attention reads): nothing would come of
+        their tokens."""
+        for call in self._calls:
+            if not read & {ring.meta["slot"] for ring in call.args[4]}:
+                self.sites.pop(call.meta["site"], None)
+        self._find()
+
+    def _find(self) -> None:
+        calls = [call for call in self._calls if call.meta["site"] in self.sites]
         self.slots = {ring.meta["slot"] for call in calls for ring in call.args[4]}
         self.streams = list(dict.fromkeys(self.sites[call.meta["site"]].tokens for call in calls))
         # By the slot that tokens are chosen by, the last of its stream: the stream.

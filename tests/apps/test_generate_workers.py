@@ -24,7 +24,7 @@ from hicache_compile.generate.record import Record
 from hicache_compile.generate.run import generate as run
 from hicache_compile.generate.settings import Settings
 from hicache_compile.generate.spread import Spread
-from hicache_compile.generate.workers import Failed, UnfitError
+from hicache_compile.generate.workers import UnfitError
 from tests.apps.test_generate import PROMPTS, SMALL, digests, generate, lines, model
 
 __all__ = ["model"]  # a fixture
@@ -73,7 +73,7 @@ class Scripted:
 
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Actors answer in the order in which they were asked, with no cluster."""
+    """Actors answer in the order in which they were asked, with no cluster; text: why they failed."""
 
     def answered(busy: dict[Any, Any]) -> Any:
         actor, item = busy.pop(next(iter(busy)))
@@ -92,13 +92,13 @@ def ended(actors: Sequence[Scripted], count: int) -> Iterator[tuple[str, str]]:
 
 @pytest.mark.usefixtures("scripted")
 def test_what_a_worker_fails_at_others_try() -> None:
-    broken = Scripted("a", {"all": Failed("no room", "a")})
+    broken = Scripted("a", {"all": "no room"})
     well = Scripted("b", {})
     found = list(ended([broken, well], 9))
     assert sorted(item for item, how in found if how == "made") == [str(item) for item in range(9)]
     assert len(found) == 9 + len(broken.asked)
-    assert len(broken.asked) < 3  # once the other had made what it failed at, it got no more
-    bad = {"00001": Failed("a bad prompt", "x")}
+    assert len(broken.asked) < 9 // 2  # once the other had made what it failed at, it got no more
+    bad = {"00001": "a bad prompt"}
     actors = [Scripted(name, bad) for name in "abcd"]
     found = list(ended(actors, 6))
     assert [how for item, how in found if item == "1"] == ["again", "again", "failed"]
@@ -111,8 +111,16 @@ def test_a_worker_that_cannot_work_gets_no_more() -> None:
     lost = Scripted("a", {"all": UnfitError("cannot be loaded")})
     assert list(ended([lost, Scripted("b", {})], 2)) == [("0", "again"), ("1", "made"), ("0", "made")]
     assert lost.asked == ["00000"]
-    with pytest.raises(HiCacheError, match=r"generate.workers: none is left, 2 items are: .*cannot be loaded"):
+    with pytest.raises(HiCacheError, match=r"generate.workers: none is left, 1 items are: .*cannot be loaded"):
         list(ended([lost], 2))
+
+
+@pytest.mark.usefixtures("scripted")
+def test_an_item_that_nobody_left_may_try_is_said_to_have_failed() -> None:
+    """Its worker failed at it, the other cannot work: what is left is made all the same."""
+    one, other = Scripted("a", {"00000": "killed"}), Scripted("b", {"all": UnfitError("cannot be loaded")})
+    found = list(ended([one, other], 3))
+    assert sorted(found) == [("0", "again"), ("0", "failed"), ("1", "again"), ("1", "made"), ("2", "made")]
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,8 @@ class Programs:
         probes = enumerate(guard.probe for guard in policy.guards)
         self.stages = [Stage(n, Choice.probe(n), Choice.FORECAST) for n, probe in probes if probe.before]
 
+    tokenwise = ()
+
     def choice(self, forecasts: Sequence[str], phases: Phases = ()) -> Choice:
         return Choice.forecasting(forecasts, [""])
 

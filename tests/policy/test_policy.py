@@ -37,6 +37,7 @@ from hicache_compile import (
     NewtonHermite,
     NewtonScaledTaylor,
     PerKind,
+    PerRange,
     Policy,
     ResidualGate,
     Reuse,
@@ -47,6 +48,7 @@ from hicache_compile import (
     Table,
     Taylor,
     TaylorSeer,
+    Tokens,
     VariableAdamsBashforth,
     VariableBDF2,
 )
@@ -55,6 +57,8 @@ from hicache_compile.policy.json_codec import SCHEDULES, as_policy, from_dict, f
 from hicache_compile.policy.presets import PRESETS
 from hicache_compile.policy.schedules.base import Schedule
 from hicache_compile.policy.schedules.lemica import LeMiCaSchedule
+
+RANGES = {"parts": (Interval(3), Interval(2))}
 
 TABLE = Table(3, (1.0, 4.0, 1.0), ((2, (1, 0), (2.0, -1.0)),))
 SCHEDULE_VALUES: list[Schedule] = [Interval(6), Interval(1, 1), Interval(4, 2, 5), StepMask("1101"), Growing()]
@@ -86,6 +90,7 @@ SMOOTHING_VALUES = [None, Smoothing(), Smoothing("moving_average"), Smoothing("e
 POLICIES = [
     *(Policy(s, f, smoothing=m) for s, f, m in itertools.product(SCHEDULE_VALUES, FORECASTER_VALUES, SMOOTHING_VALUES)),
     *(Policy(Interval(6), f, smoothing=Smoothing(hybrid=True)) for f in ON_DIFFERENCES),
+    Policy(PerRange(**RANGES), Reuse()),
     *(Policy(Interval(6), f) for f in MEASURED),
     *(
         Policy(Interval(6), Hermite(), scope, first=i, last=j)
@@ -267,6 +272,9 @@ OTHER: list[tuple[Any, dict[str, Any], str, list[Any], str]] = [
     (Policy, POLICY_FIELDS, "scope", ["blocks", "", None, 1, ["module"]], "module, block, stack, output"),
     (Policy, POLICY_FIELDS, "guards", [None, (1,), "", 0, {}], "a tuple of guards"),
     (Policy, POLICY_FIELDS, "groups", [(), {}, 0, False, "self"], "must be None"),
+    (Policy, POLICY_FIELDS, "tokens", ["clusters", True, 3, Tokens, {}], "Tokens(...) or None"),
+    (PerRange, RANGES, "parts", [3, (), (Interval(3),), (Interval, Interval)], "two or more schedules"),
+    (PerRange, RANGES, "starts", [3, (), (0.1, 0.5), (0, 1), "01"], "numbers"),
     (Policy, POLICY_FIELDS, "smoothing", ["exponential", True, 0.8, Smoothing, {}], "a Smoothing or None"),
 ]
 
@@ -317,7 +325,7 @@ def test_first_and_last_blocks_stay_live_where_blocks_are_cut() -> None:
         policy = Policy(Interval(6), Hermite(), scope, first=2, last=1)
         assert (policy.layout.first, policy.layout.last) == (2, 1)
     for field in ("first", "last"):
-        with pytest.raises(HiCacheError, match=r"no block can be left live: use scope 'module', 'block' or 'stack'"):
+        with pytest.raises(HiCacheError, match="it has no sites of single blocks: use scope"):
             Policy(Interval(6), Hermite(), "output", **{field: 1})
 
 

@@ -219,6 +219,8 @@ POLICIES = [
 class Programs:
     """Programs of sites that are decided all together, without a model."""
 
+    tokenwise = ()
+
     def choice(self, forecasts: Sequence[str], phases: Phases = ()) -> Choice:
         return Choice.forecasting(forecasts, [""])
 

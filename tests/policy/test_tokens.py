@@ -21,7 +21,10 @@ from hicache_compile.runtime.deciders.computed_steps import letters_of
         (lambda: Tokens(share=0.0), r"Tokens.share = 0.0: must be a number in \(0, 1\]"),
         (lambda: Tokens(blend=2), "Tokens.blend = 2: must be a number from 0 to 1"),
         (lambda: Tokens("grid", spread="error"), "Tokens.spread = 'error': must be 'none' with select='grid'"),
-        (lambda: Tokens(kinds=("self-attention",)), "Tokens.kinds = .*: must be some of mlp"),
+        (
+            lambda: Policy(Interval(3), Reuse(), "stack", tokens=Tokens()),
+            "only at scope 'module' are attention and MLPs sites of their own",
+        ),
         (lambda: Policy(Interval(3), Reuse(), tokens=3), r"Policy.tokens = 3: must be Tokens"),
         (
             lambda: Policy(PerKind({"mlp": Interval(3)}), Reuse(), tokens=Tokens()),

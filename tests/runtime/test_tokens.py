@@ -19,6 +19,7 @@ from hicache_compile import (
     HiClusCa,
     Interval,
     PerKind,
+    PerRange,
     Policy,
     Reuse,
     Taylor,
@@ -332,6 +333,42 @@ def test_other_denoisers(name: str) -> None:
     assert error["some"] < error["none"]
 
 
+def test_text_that_no_forecast_reads_is_left_out() -> None:
+    """Text reaches the picture through attention alone, which is forecast: its MLPs would be for nothing."""
+    compiled = hicache_compile(random_flux(2, 1), ToCa(3, 0.3), backend="eager")
+    with compiled.trajectory(STEPS):
+        run(compiled)
+    cells = {row.name: row.cells for row in next(iter(compiled.report().rows.values()))}
+    assert {name for name, row in cells.items() if "t" in row} == {f"transformer_blocks.{n}.ff" for n in (0, 1)}
+
+
+@pytest.mark.parametrize("dim", [1, -1])
+def test_a_norm_over_tokens_mixes_them(dim: int) -> None:
+    def normed(mlp: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        return nn.functional.normalize(mlp(x), dim=dim)
+
+    toy = Toy()
+    for block in toy.blocks:
+        block.mlp = functools.partial(normed, block.mlp)  # type: ignore[method-assign,arg-type]
+    compiled = hicache_compile(toy, Policy(Interval(3, 1), Reuse(), tokens=Tokens("grid", 2)), backend="eager")
+    with compiled.trajectory(3), torch.no_grad():
+        for step in range(3):
+            compiled(torch.randn(1, 8, 8), torch.full((1,), 1 - step / 3))
+    assert compiled.report().decisions() == ("F.." if dim == 1 else "Ftt")
+
+
+def test_ranges_leave_the_last_blocks_live() -> None:
+    ranges = PerRange((Interval(3, 1), Interval(2, 1), Interval(4, 1)))
+    for scope, blocks in (("stack", 2), ("block", 2), ("module", 12)):
+        compiled = hicache_compile(Toy(depth=10), Policy(ranges, Reuse(), scope, last=4), backend="eager")
+        with compiled.trajectory(6), torch.no_grad():
+            for step in range(6):
+                compiled(torch.randn(1, 8, 8), torch.full((1,), 1 - step / 6))
+        rows = next(iter(compiled.report().rows.values()))
+        assert len(rows) == blocks
+        assert not [row.name for row in rows if any(f"blocks.{live}" in row.name for live in range(6, 10))]
+
+
 def test_tokens_that_mix_are_left_to_forecasts(caplog: pytest.LogCaptureFixture) -> None:
     def pooled(mlp: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         made = mlp(x)
@@ -349,7 +386,7 @@ def test_tokens_that_mix_are_left_to_forecasts(caplog: pytest.LogCaptureFixture)
             for step in range(6):
                 compiled(torch.randn(1, 8, 8), torch.full((1,), 1 - step / 6))
     assert compiled.report().decisions() == "F..F.."
-    assert "no site can be computed for some of its tokens" in caplog.text
+    assert "no MLP can be computed for some of its tokens" in caplog.text
     assert any("its tokens mix in `mean`" in reason for _, reason in compiled.report().refused)
 
 

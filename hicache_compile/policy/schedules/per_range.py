@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from hicache_compile.errors import HiCacheError, numbers
 from hicache_compile.policy.compatibility import Trait
+from hicache_compile.policy.published import PublishedModel, for_model
 from hicache_compile.policy.run import RunInfo, bound
 from hicache_compile.policy.schedules.base import Schedule
 
@@ -59,6 +60,12 @@ class PerRange:
         return tuple((f"range_{place}", None) for place in range(len(self.parts)))
 
     @property
+    def ranges(self) -> tuple[float, ...]:
+        """Where each range begins, which determines the compiled graph."""
+        assert self.starts is not None  # since it was made
+        return self.starts
+
+    @property
     def first_anchor(self) -> int:
         return min(part.first_anchor for part in self.parts)
 
@@ -69,3 +76,7 @@ class PerRange:
     def bind(self, run: RunInfo) -> PerRange:
         """The schedules for ``run``."""
         return PerRange(tuple(bound(part, run) for part in self.parts), self.starts)
+
+    def for_model(self, model: PublishedModel) -> PerRange:
+        """The schedules with the published values for ``model`` where none were given."""
+        return PerRange(tuple(for_model(part, model) for part in self.parts), self.starts)

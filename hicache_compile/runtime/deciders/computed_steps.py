@@ -63,10 +63,11 @@ def letters_of(policy: Policy, num_steps: int, sparsity: Chipmunk | None, tokenw
     """``policy.decisions(num_steps)``, with ``S`` for the steps that ``sparsity`` makes sparse, and where there are
     ``tokenwise`` sites ``t`` for those that compute some of their tokens."""
     computed, tokens = ComputedSteps(sparsity), policy.tokens if tokenwise else None
-    letters = ""
+    letters, skipped = "", 0
     for step, letter in enumerate(policy.decisions(num_steps)):
+        skipped = 0 if letter == "F" else skipped + 1
         if letter == "F":
             letters += "S" if computed.compute(step).is_sparse else "F"
         else:
-            letters += "t" if tokens is not None and tokens.chosen_at(step - computed.steps[-1]) else letter
+            letters += "t" if tokens is not None and tokens.chosen_at(skipped) else letter
     return letters

@@ -82,7 +82,7 @@ class GuardedDecider(Decider):
             own = None
         self.rows.lay(step, (), own)
         if self.rewrite.tokenwise:
-            choice = self.rows.tokenwise(step, choice)
+            choice = self.rows.tokenwise(choice)
         letter = "t" if choice.tokens else "s" if number else "."
         return Decision(choice, letter, self._late(Measure.VERIFY, Signal.RESIDUAL))
 

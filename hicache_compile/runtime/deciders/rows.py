@@ -42,6 +42,7 @@ class AnchorRows:
     sparsity: Chipmunk | None = None
     tracks: dict[str, ComputedSteps] = field(init=False)
     steps: list[StepRows] = field(init=False)
+    skipped: int = field(init=False, default=0)  # steps in a row that were not computed
     first: int = field(init=False)  # step that is known; those before were made elsewhere
     _bound: Policy = field(init=False)
     _rest: ComputedSteps | None = field(init=False)  # of sparse sites in no group, which every step computes
@@ -85,6 +86,7 @@ class AnchorRows:
             if group not in computed:
                 self._forecast(rows, step, place, group, own)
         self.steps.append(rows)
+        self.skipped = self.skipped + 1 if rows.forecasts else 0
         return rows
 
     def _forecast(self, rows: StepRows, step: int, place: int, group: str, own: Sequence[float] | None) -> None:
@@ -186,12 +188,11 @@ class AnchorRows:
         tokens = self.policy.tokens
         return {} if tokens is None else {DRAW: torch.full((1,), tokens.draw(step), device=device)}
 
-    def tokenwise(self, step: int, choice: Choice) -> Choice:
-        """``choice`` of ``step``, with some tokens computed where the policy says so."""
-        tokens, computed = self.policy.tokens, next(iter(self.tracks.values())).steps
-        if tokens is None or not choice.forecasts or not tokens.chosen_at(step - computed[-1]):
-            return choice
-        return choice.with_tokens()
+    def tokenwise(self, choice: Choice) -> Choice:
+        """``choice`` of the step laid out last, with some tokens computed where the policy says so."""
+        tokens = self.policy.tokens
+        chosen = tokens is not None and choice.forecasts and tokens.chosen_at(self.skipped)
+        return choice.with_tokens() if chosen else choice
 
     def table(self, device: torch.device, dtype: torch.dtype, steps: int) -> DeviceTable:
         """The rows of the first ``steps`` on ``device``, uploaded once."""
@@ -200,12 +201,14 @@ class AnchorRows:
     def state_dict(self) -> dict[str, Any]:
         """Everything that later rows depend on, as plain data."""
         rest = {} if self._rest is None else {"rest": self._rest.state_dict()}
-        return {"tracks": {group: track.state_dict() for group, track in self.tracks.items()}, **rest}
+        tracks = {group: track.state_dict() for group, track in self.tracks.items()}
+        return {"tracks": tracks, "skipped_in_a_row": self.skipped, **rest}
 
     def load_state_dict(self, state: Mapping[str, Any], step: int) -> None:
         """Go on at ``step`` from what ``state_dict`` returned."""
         for group, track in self.tracks.items():
             track.load_state_dict(state["tracks"][group])
+        self.skipped = int(state.get("skipped_in_a_row", 0))  # of formats that had no tokens
         if self._rest is not None:
             self._rest.load_state_dict(state["rest"])
         blank = StepRows([0] * len(self.spec.groups), [0] * len(self.spec.groups), self._zeros(), [])

@@ -78,7 +78,7 @@ class ScheduledDecider(Decider):
             rows = self.rows.lay(step, computed)
             choice = self._branches.choice(rows.forecasts, rows.phases)
             if self._branches.tokenwise:
-                choice = self.rows.tokenwise(step, choice)
+                choice = self.rows.tokenwise(choice)
             self._decisions.append(Decision(choice, letter_of(choice)))
 
     def decide(self, step: int, forced: bool) -> Decision:

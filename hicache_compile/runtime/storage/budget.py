@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from hicache_compile.errors import HiCacheError
-from hicache_compile.policy.layout import QUANTISED, SCOPES, Layout
+from hicache_compile.policy.layout import NOWHERE, QUANTISED, SCOPES, Layout
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +63,8 @@ def choose(wanted: Layout, budget: int, rows: int | None, slots_at: Callable[[st
     Raises:
         HiCacheError: nothing fits; the message has the least that would do.
     """
+    if wanted.scope == NOWHERE:
+        return wanted, "nothing is kept"
     needs = bytes_of(wanted, slots_at(wanted.scope), rows)
     least = (needs, wanted)
     for layout in _finest_first(wanted, slots_at, quantise=rows is None):

@@ -19,19 +19,21 @@ def own_path(path: str | Path) -> Path:
 
 
 def path_to_resume(path: str | Path) -> Path:
-    """``path``, or this rank's file beside it where there is none.
+    """This rank's file beside ``path`` where there is one, else ``path``.
 
     Raises:
         HiCacheError: files of other ranks are there, of another number of ranks.
     """
     path = file_path("resume.path", path)
+    rank, size = _place()
+    if size > 1 and own_path(path).exists():
+        return own_path(path)
     if path.exists():
         return path
     form = re.compile(rf"{re.escape(path.stem)}-rank\d+of(\d+){re.escape(path.suffix)}")
     found = [match for other in path.parent.glob("*-rank*of*") if (match := form.fullmatch(other.name))]
     if not found:
         return path
-    rank, size = _place()
     sizes = sorted({int(match[1]) for match in found})
     if size not in sizes:
         raise HiCacheError(
