@@ -6,6 +6,7 @@ load the pipeline, or fails at what another then makes, gets no more items.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections import defaultdict
@@ -22,6 +23,9 @@ from hicache_compile.generate.settings import Settings
 from hicache_compile.generate.workers import Failed, Here, UnfitError
 
 TRIES = 3  # of different workers at one item
+PATIENCE = 60  # seconds for a worker to start before a log says that none has
+
+log = logging.getLogger(__name__)
 
 
 class Worker:
@@ -47,7 +51,7 @@ def ray_workers(settings: Settings, address: str, count: int) -> Iterator[RayWor
     """``count`` workers on the cluster at ``address`` (``cluster.HERE``: one that is started on this machine).
 
     Raises:
-        HiCacheError: the cluster is not reached, or has no room for as many.
+        HiCacheError: the cluster is not reached.
     """
     gpus = connect(address, "generate", count, settings.device)
     import ray
@@ -62,7 +66,7 @@ def ray_workers(settings: Settings, address: str, count: int) -> Iterator[RayWor
 
 
 class RayWorkers:
-    """Actors, each busy with one item at a time."""
+    """Actors, each busy with one item at a time; those that the cluster has no room for yet wait, and have none."""
 
     def __init__(self, actors: Sequence[Any]) -> None:
         self.actors = actors
@@ -71,11 +75,11 @@ class RayWorkers:
         return False
 
     def made(self, items: Iterable[Item]) -> Generator[tuple[Item, Made | Failed]]:
-        left, idle = [_with_whole_path(item) for item in items], list(self.actors)
-        busy: dict[Any, tuple[Any, Item]] = {}
+        left, idle = [_with_whole_path(item) for item in items], list[Any]()
+        busy: dict[Any, tuple[Any, Item | None]] = {actor.name.remote(): (actor, None) for actor in self.actors}
         tried: dict[str, dict[Any, str]] = defaultdict(dict)  # by the file of an item: who failed at it, and why
         unfit: dict[Any, str] = {}
-        while left or busy:
+        while left or any(item is not None for _, item in busy.values()):
             for actor in [actor for actor in idle if actor not in unfit]:
                 item = next((item for item in left if actor not in tried[item.file]), None)
                 if item is not None:
@@ -86,6 +90,8 @@ class RayWorkers:
                 break
             actor, item, result = _next(busy)
             idle.append(actor)
+            if item is None:  # it has started
+                continue
             if isinstance(result, Made):
                 unfit |= tried[item.file]
                 yield item, result
@@ -108,15 +114,21 @@ def _with_whole_path(item: Item) -> Item:
     return replace(item, image=os.path.abspath(item.image)) if item.image and os.path.isfile(item.image) else item
 
 
-def _next(busy: dict[Any, tuple[Any, Item]]) -> tuple[Any, Item, Made | str | UnfitError]:
-    """The next actor that is done, its item and what came of it or why nothing did, out of ``busy``.
+def _next(busy: dict[Any, tuple[Any, Item | None]]) -> tuple[Any, Item | None, Made | str | UnfitError]:
+    """The next actor that is done, its item and what came of it or why nothing did, out of ``busy``; an actor without
+    an item once it has started.
 
     Raises:
         HiCacheError: no item can be made.
     """
     import ray
 
-    (done,), _ = ray.wait([*busy], num_returns=1)
+    done: Any = None
+    while done is None:
+        ready, _ = ray.wait([*busy], num_returns=1, timeout=PATIENCE)
+        done = ready[0] if ready else None
+        if done is None and all(item is None for _, item in busy.values()):
+            log.warning("no worker could be started for %d s: the cluster has no room for one now", PATIENCE)
     actor, item = busy.pop(done)
     try:
         result = ray.get(done)

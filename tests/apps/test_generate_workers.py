@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -64,7 +65,8 @@ class Scripted:
     """An actor that does what ``script`` says of each item."""
 
     def __init__(self, name: str, script: dict[str, Any]) -> None:
-        self.name, self.script, self.attempt, self.asked = name, script, self, list[str]()
+        self.script, self.attempt, self.asked = script, self, list[str]()
+        self.name = SimpleNamespace(remote=lambda: name)
 
     def remote(self, item: Item) -> tuple[Scripted, Item]:
         self.asked.append(item.file)
@@ -77,6 +79,8 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def answered(busy: dict[Any, Any]) -> Any:
         actor, item = busy.pop(next(iter(busy)))
+        if item is None:
+            return actor, None, "started"
         answer = actor.script.get(item.file, actor.script.get("all", Made(".png", b"", {}, 1.0)))
         return actor, item, answer
 
