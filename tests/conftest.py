@@ -6,6 +6,7 @@ The models are tiny, and two OpenMP threads on a busy machine wait for each othe
 from __future__ import annotations
 
 import os
+import signal
 from collections import Counter
 
 import pytest
@@ -20,6 +21,9 @@ os.environ.setdefault("HICACHE_VERIFY", "1")  # every graph is checked after eve
 if not torch.cuda.is_available():
     # Triton's kernels are interpreted where there is no GPU. It has to know before it is imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so a shell starts what runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
