@@ -80,13 +80,15 @@ class RayWorkers:
         tried: dict[str, dict[Any, str]] = defaultdict(dict)  # by the file of an item: who failed at it, and why
         unfit: dict[Any, str] = {}
         while left or any(item is not None for _, item in busy.values()):
-            for actor in [actor for actor in idle if actor not in unfit]:
+            fit = [actor for actor in idle if actor not in unfit]
+            for actor in fit:
                 item = next((item for item in left if actor not in tried[item.file]), None)
                 if item is not None:
                     left.remove(item)
                     idle.remove(actor)
                     busy[actor.attempt.remote(item)] = (actor, item)
-            if not busy:
+            starting = {actor for actor, item in busy.values() if item is None}
+            if len(starting) == len(busy) and (fit or not busy):  # those who could make something have tried it all
                 break
             actor, item, result = _next(busy)
             idle.append(actor)
@@ -99,10 +101,11 @@ class RayWorkers:
             tried[item.file][actor] = str(result)
             if isinstance(result, UnfitError):
                 unfit[actor] = str(result)
-            again = len(tried[item.file]) < TRIES and len({*self.actors} - {*tried[item.file], *unfit}) > 0
+            others = {*self.actors} - {*tried[item.file], *unfit, *starting}
+            again = bool(others) and len(tried[item.file]) < TRIES
             left[:0] = [item] if again else []  # next, to know soon whose fault it is
             yield item, Failed(str(result), f"worker {self.actors.index(actor) + 1}", again)
-        if left and len(unfit) == len(self.actors):
+        if left and not fit:
             why = next(iter(unfit.values()))
             raise HiCacheError(f"generate.workers: none is left, {len(left)} items are: must be able to run ({why})")
         for item in left:  # those who could try it cannot work any more
