@@ -113,7 +113,7 @@ class Traced:
                         if not self._loosen(cause, args, kwargs):
                             raise
                         self._trace_anew()
-                        log.info("captured again: %s", f"{type(cause).__name__}: {cause}".splitlines()[0])
+                        log.info("captured again: %s", (str(cause).splitlines() or [type(cause).__name__])[0])
             else:
                 step.context.capture = capture
                 return output

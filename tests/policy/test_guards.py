@@ -449,7 +449,7 @@ def test_guards_that_do_not_fit_are_refused(fields: dict[str, Any], message: str
 
 def test_kinds_are_sites_of_their_own_at_one_scope_only() -> None:
     with pytest.raises(
-        HiCacheError, match=r"kinds of sites apart \(PerKind, DiTangoSchedule\) cannot be combined with a scope"
+        HiCacheError, match=r"kinds of sites apart \(PerKind, DiTangoSchedule, Tokens\) cannot be combined with a scope"
     ):
         PAB(scope="stack")
 

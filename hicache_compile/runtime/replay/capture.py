@@ -77,7 +77,7 @@ def capture_call(model: nn.Module, example_inputs: Any, owner: str, dynamic: boo
             if not reasons:  # a first call may fill in what Dynamo cannot trace, as tables of rotary embeddings
                 with torch.no_grad(), set_aside(), random_numbers_kept():
                     model(*args, **kwargs)
-            reasons.append(f"{type(error).__name__}: {error}".splitlines()[0])
+            reasons.append((str(error).splitlines() or [type(error).__name__])[0])
         else:
             if share_at_data(captured) and more and read < more[-1]:
                 reasons.append("the sizes of what it computes depend on data")
