@@ -57,16 +57,19 @@ def test_text_keys_would_arrive_once_from_each_rank() -> None:
 
 @pytest.mark.parametrize("scope", ["module", "stack"])
 @pytest.mark.usefixtures("four_ranks")
-def test_a_forecast_of_ring_attention_sends_what_leaves_the_denoiser(scope: str) -> None:
+def test_a_forecast_of_ring_attention_sends_what_leaves_the_denoiser(
+    scope: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Kernels of a GPU, so shapes alone are run."""
     from diffusers import ContextParallelConfig
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry as Kernels
 
     shape = Flux(2, 2, 4, 32, 64, 32, device="meta")
     model: Any = shape.model()
+    monkeypatch.setattr(Kernels, "_active_backend", Kernels._active_backend)  # the next line is for the whole process
     model.set_attention_backend("_native_flash")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.accelerator, "device_count", lambda: 1)
-        model.enable_parallelism(config=ContextParallelConfig(ring_degree=4))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    model.enable_parallelism(config=ContextParallelConfig(ring_degree=4))
     compiled = hicache_compile(model, HiCache(3, scope=scope), backend="eager")
     (branch,) = shape.branches().values()
     with compiled.trajectory(8), torch.no_grad():
