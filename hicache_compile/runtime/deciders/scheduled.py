@@ -103,4 +103,5 @@ class ScheduledDecider(Decider):
             with suppress(HiCacheError):  # a mask ends: the step beyond it raises when it is asked for
                 self._reach(-(-(step + 1) // HORIZON) * HORIZON)
         table = self.rows.table(device, dtype, step + 1)
-        return {POSITION: table.positions[step], WEIGHTS: table.weights[step], **self.rows.drawn(step, device)}
+        found = {POSITION: table.positions[step], WEIGHTS: table.weights[step]}
+        return found if self.policy.tokens is None else found | self.rows.drawn(step, device)
