@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-import os
-import platform
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from hicache_compile.benchmarks.floor import bandwidth, bytes_touched
 from hicache_compile.benchmarks.lockstep import Race, Racer
+from hicache_compile.inspection.hardware import hardware
 
 
 def records(race: Race, command: str) -> list[dict[str, Any]]:
@@ -114,12 +112,3 @@ def environment() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return {"versions": versions, "hardware": hardware(), "date": datetime.date.today().isoformat()}
-
-
-def hardware() -> str:
-    """The GPU; or the processor and the number of torch threads."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []
-    name = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
-    return f"{name}, {torch.get_num_threads()} threads"

@@ -51,6 +51,7 @@ from hicache_compile.policy.guards import (
     SpeCaGuard,
     TeaCacheGuard,
 )
+from hicache_compile.policy.packs import Contract, Pack
 from hicache_compile.policy.presets import (
     FORA,
     PAB,
@@ -80,8 +81,10 @@ from hicache_compile.policy.presets import (
 from hicache_compile.policy.schedules.base import Always, Free, Growing, Interval, StepMask
 from hicache_compile.policy.schedules.ditango import DiTangoSchedule
 from hicache_compile.policy.schedules.magcache import MagCacheSchedule
+from hicache_compile.policy.schedules.per_branch import PerBranch
 from hicache_compile.policy.schedules.per_kind import Broadcast, KeySteps, PerKind
 from hicache_compile.policy.schedules.per_range import PerRange
+from hicache_compile.policy.schedules.planned import PlannedSteps
 from hicache_compile.policy.sparsity.chipmunk import Chipmunk
 from hicache_compile.policy.tokens import Tokens
 
@@ -92,6 +95,7 @@ if TYPE_CHECKING:
     from hicache_compile.frontend.denoiser import CompiledDenoiser
     from hicache_compile.frontend.dynamo_backend import inspect
     from hicache_compile.frontend.handle import Handle
+    from hicache_compile.frontend.shadow import Shadow
     from hicache_compile.inspection.report import Report
 
 # Public name -> the module that has it and imports torch.
@@ -99,6 +103,7 @@ _NEEDS_TORCH = {
     "CompiledDenoiser": "frontend.denoiser",
     "Handle": "frontend.handle",
     "Report": "inspection.report",
+    "Shadow": "frontend.shadow",
     "bisect": "frontend.bisect",
     "export_onnx": "export",
     "hicache_compile": "frontend.compile",
@@ -136,6 +141,7 @@ __all__ = [
     "Chipmunk",
     "ClusCa",
     "CompiledDenoiser",
+    "Contract",
     "DBCache",
     "DiCache",
     "DiCacheGuard",
@@ -167,8 +173,11 @@ __all__ = [
     "Newton",
     "NewtonHermite",
     "NewtonScaledTaylor",
+    "Pack",
+    "PerBranch",
     "PerKind",
     "PerRange",
+    "PlannedSteps",
     "Policy",
     "Report",
     "ResidualGate",
@@ -176,6 +185,7 @@ __all__ = [
     "ScaledTaylor",
     "SeaCache",
     "SeaCacheGuard",
+    "Shadow",
     "Smoothing",
     "SpeCa",
     "SpeCaGuard",

@@ -54,12 +54,16 @@ def evaluate(
     image_reward: Annotated[Path | None, typer.Option(help="Checkpoint of ImageReward: adds it.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write a JSON line for each picture to this file.")] = None,
     sheet: Annotated[Path | None, typer.Option(help="Draw the pictures of the first run side by side.")] = None,
+    pack: Annotated[
+        Path | None, typer.Option(help="Write the policies with their errors and times: a pack, to promise by.")
+    ] = None,
     json: shared.AsJson = False,
 ) -> None:
     """How far policies are from the pictures in full, and how good theirs are, with 95 % intervals."""
     from hicache_compile.evaluation.comparison import IN_FULL, compare, named_policies
     from hicache_compile.evaluation.intervals import as_data
     from hicache_compile.evaluation.journal import Journal, unfinished
+    from hicache_compile.evaluation.packing import pack_of
     from hicache_compile.evaluation.quality import scores_of
     from hicache_compile.evaluation.runs import Judge
     from hicache_compile.evaluation.sheet import draw_sheet
@@ -72,6 +76,8 @@ def evaluate(
         check_writable(out)
     if sheet is not None:
         check_picture("eval.sheet", sheet)
+    if pack is not None:
+        check_writable(pack)
     more = read_prompts(prompt_file, "eval") if prompt_file else []
     prompts = [*(prompt or []), *(line["prompt"] for line in more)]
     named = named_policies(policy or [])
@@ -95,14 +101,17 @@ def evaluate(
     if sheet is not None:
         drawn = {name: (images, _caption(compared.found[name])) for name, images in compared.pictures.items()}
         draw_sheet(drawn, sheet)
+    if pack is not None:
+        pack_of(subject, named, compared.lines).save(pack)
     if json:
         shared.print_json({name: as_data(one) for name, one in compared.found.items()})
         return
     count = f"{len(compared.lines[IN_FULL])} pictures of {len(subject.prompts)} prompts"
     console = Console(markup=False)
     console.print(_table(compared.found, f"{subject.name}: {count}, {steps} steps, {backend}"))
-    if sheet is not None:
-        console.print(f"pictures: {sheet}")
+    for what, path in (("pictures", sheet), ("pack", pack)):
+        if path is not None:
+            console.print(f"{what}: {path}")
 
 
 def _table(found: Mapping[str, Mapping[str, Interval95]], title: str) -> Table:

@@ -24,7 +24,9 @@ def tune(
     method: Annotated[
         str | None,
         typer.Option(
-            "--fit", help="Only fit: teacache, magcache, dicache (guards); calibrated, sigma, gates (forecasts)."
+            "--fit",
+            help="Only fit: teacache, magcache, dicache (guards); calibrated, sigma, gates (forecasts); plan "
+            "(forecasts and noise levels together, for few steps).",
         ),
     ] = None,
     out: Annotated[
@@ -128,6 +130,7 @@ def _print_fitted(found: Mapping[str, Any]) -> None:
             ("fitted", f"{found['fitted']}, scope {found['scope']}"),
             ("computed", f"{count} of {found['steps']} steps"),
             ("steps", found["decisions"]),
+            *([("sigmas", ", ".join(f"{level:g}" for level in found["sigmas"]))] if "sigmas" in found else []),
             ("error", f"{found['error']:.4f} on the runs it was fitted to"),
         ]
     Console(markup=False).print(shared.facts([*rows, ("policy", found["policy"])]))

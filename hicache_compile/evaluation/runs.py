@@ -58,7 +58,7 @@ class Judge:
             images = self.in_full(numbers, seed).images
         else:
             self.subject.denoiser.policy = policy
-            images = self.subject.draw(numbers, seed).images
+            images = self.subject.draw(numbers, seed, sigmas=policy.sigmas).images
         assert images is not None
         return images
 
@@ -71,11 +71,12 @@ class Judge:
             counted: dict[str, Any] = {"computed": self.subject.steps, "flops_speedup": 1.0, "state_bytes": 0}
         else:
             denoiser.policy = policy
-            drawn = self.subject.draw(numbers, seed)
+            drawn = self.subject.draw(numbers, seed, sigmas=policy.sigmas)
             report = denoiser.report()
+            steps = self.subject.steps if policy.sigmas is None else len(policy.sigmas)
             counted = {
                 "computed": report.decisions().count("F") + report.decisions().count("S"),
-                "flops_speedup": report.flops_speedup,
+                "flops_speedup": report.flops_speedup * self.subject.steps / steps,
                 "state_bytes": report.state_bytes,
                 "decisions": report.decisions(),
             }

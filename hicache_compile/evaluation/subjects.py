@@ -15,8 +15,10 @@ import torch
 from hicache_compile.errors import HiCacheError
 from hicache_compile.frontend.compile import hicache_compile
 from hicache_compile.frontend.denoiser import CompiledDenoiser
-from hicache_compile.generate.pipelines import folder_of_pipeline, load_pipeline, usual_dtype
+from hicache_compile.generate.pipelines import folder_of_pipeline, load_pipeline, sampled_over, usual_dtype
+from hicache_compile.policy.packs import Signature
 from hicache_compile.policy.presets import HiCache
+from hicache_compile.runtime.following.pipeline_calls import schedulers, times_from, timesteps_of
 
 DEMO = "demo"
 
@@ -40,15 +42,30 @@ class Subject(ABC):
     prompts: Sequence[str]
 
     @abstractmethod
-    def draw(self, numbers: Sequence[int], seed: int, *, images: bool = True) -> Drawn:
-        """One run: a picture of each of the prompts ``numbers``; the same seed gives the same noise."""
+    def draw(
+        self, numbers: Sequence[int], seed: int, *, images: bool = True, sigmas: Sequence[float] | None = None
+    ) -> Drawn:
+        """One run: a picture of each of the prompts ``numbers``; the same seed gives the same noise.
 
-    def runs(self, seed: int, samples: int = 1, together: bool = False) -> list[Callable[[], torch.Tensor]]:
-        """Runs that return their latents: one of each prompt and sample, or all ``together`` in a batch."""
+        ``sigmas``: noise levels to sample over, one a step, in place of the ``steps`` of the scheduler's own.
+        """
+
+    def times(self) -> list[float]:
+        """The timesteps of the newest run, in 0..1000."""
+        raise HiCacheError(f"{self.name}: has no scheduler to read timesteps from: must be a pipeline in a folder")
+
+    @property
+    def signature(self) -> Signature:
+        """What is sampled: the denoiser and its scheduler."""
+        return Signature.of(self.denoiser)
+
+    def runs(self, seed: int, samples: int = 1, together: bool = False) -> list[Callable[..., torch.Tensor]]:
+        """Runs that return their latents: one of each prompt and sample, or all ``together`` in a batch. Each takes
+        ``sigmas``, see ``draw``."""
         batches = batches_of(self, samples, samples * len(self.prompts) if together else 1, seed)
 
-        def run(batch: Sequence[int], seed: int) -> torch.Tensor:
-            return self.draw(batch, seed, images=False).latents
+        def run(batch: Sequence[int], seed: int, sigmas: Sequence[float] | None = None) -> torch.Tensor:
+            return self.draw(batch, seed, images=False, sigmas=sigmas).latents
 
         return [functools.partial(run, *batch) for batch in batches]
 
@@ -79,10 +96,14 @@ class DemoSubject(Subject):
         self.steps = steps
         self.denoiser = hicache_compile(load_model(), HiCache(scope="stack"), backend=backend)
 
-    def draw(self, numbers: Sequence[int], seed: int, *, images: bool = True) -> Drawn:
+    def draw(
+        self, numbers: Sequence[int], seed: int, *, images: bool = True, sigmas: Sequence[float] | None = None
+    ) -> Drawn:
         from hicache_compile.demo import digits
         from hicache_compile.demo.sampling import sample
 
+        if sigmas is not None:
+            raise HiCacheError("demo.sigmas: must be none, the digits are sampled over their own noise levels")
         labels = torch.tensor([int(self.prompts[number]) for number in numbers])
         drawn = sample(self.denoiser, labels, self.steps, seed)
         return Drawn(digits.pack(drawn.images), drawn.images.unsqueeze(1) if images else None, drawn.seconds)
@@ -109,15 +130,25 @@ class PipelineSubject(Subject):
         self.name, self.prompts, self.steps = folder.name, prompts, steps
         self.arguments = dict(arguments)
 
-    def draw(self, numbers: Sequence[int], seed: int, *, images: bool = True) -> Drawn:
+    def times(self) -> list[float]:
+        return times_from(timesteps_of(next(schedulers(self.pipeline))), 0)
+
+    @property
+    def signature(self) -> Signature:
+        return Signature.of(self.denoiser, next(schedulers(self.pipeline), None))
+
+    def draw(
+        self, numbers: Sequence[int], seed: int, *, images: bool = True, sigmas: Sequence[float] | None = None
+    ) -> Drawn:
         generators = [torch.Generator().manual_seed(seed + 1000 * place) for place, _ in enumerate(numbers)]
         arguments = dict(self.arguments)
         if "negative_prompt" in arguments:
             arguments["negative_prompt"] = [arguments["negative_prompt"]] * len(numbers)
+        arguments |= sampled_over(self.pipeline, sigmas)
         began = time.perf_counter()
         made = self.pipeline(
             prompt=[self.prompts[number] for number in numbers],
-            num_inference_steps=self.steps,
+            num_inference_steps=self.steps if sigmas is None else len(sigmas),
             generator=generators,
             output_type="pt" if images else "latent",
             **arguments,

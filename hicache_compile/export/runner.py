@@ -70,7 +70,8 @@ class OnnxDenoiser:
             )
         self._policy = as_policy(self.manifest.policy if policy is None else policy)
         check_fits(self._policy, as_policy(self.manifest.policy) if self.manifest.policy else self._policy)
-        self._plan: Plan | None = None
+        self._num_steps: int | None = None  # of the open trajectory
+        self._plans: dict[str, Plan] = {}  # by context
         self._constants: dict[str, Any] = {}
         self._context = "default"
         self._states: dict[str, tuple[int, list[Any]]] = {}  # step, state
@@ -84,28 +85,27 @@ class OnnxDenoiser:
             HiCacheError: ``num_steps`` is not positive or not what the policy is made for, or a run is open.
         """
         whole_number("trajectory", "num_steps", num_steps, 1)
-        if self._plan is not None:
+        if self._num_steps is not None:
             raise HiCacheError(f"trajectory({num_steps}): a trajectory is open already")
         self._policy.decisions(num_steps)
-        self._begin(num_steps)
-        self._states, self.decisions = {}, {}
+        self._num_steps, self._plans, self._states, self.decisions = num_steps, {}, {}, {}
         try:
             yield
         finally:
-            self._plan, self._states = None, {}
+            self._num_steps, self._states = None, {}
 
     def _begin(self, num_steps: int) -> Plan:
-        """The plan of a run of ``num_steps``."""
-        manifest, policy = self.manifest, self._policy
+        """The plan of a run of ``num_steps`` in this context."""
+        manifest, policy = self.manifest, self._policy.for_branch(self._context)
         spec = RowSpec(manifest.depth, manifest.groups, manifest.group_of, manifest.per_slot, len(manifest.group_of))
         sparsity = None if manifest.sparsity is None else Chipmunk.from_dict(manifest.sparsity)
         names = [port.name for port in manifest.controls]
         branches = Branches(manifest.groups, sparsity is not None, [name for name in names if name == TOKENWISE])
-        self._plan = plan_of(policy, num_steps, spec, branches, sparsity, names)
+        plan = plan_of(policy, num_steps, spec, branches, sparsity, names)
         constants = constants_of(policy, num_steps, manifest.depth)
         dtypes = {port.name: port.dtype for port in manifest.controls}
         self._constants = {name: self._value(dense(value, dtypes[name])) for name, value in constants.items()}
-        return self._plan
+        return plan
 
     @contextmanager
     def cache_context(self, name: str) -> Iterator[None]:
@@ -125,11 +125,11 @@ class OnnxDenoiser:
         """
         known = self._check(arguments)
         step, state = self._states.get(self._context, (0, None))
-        is_open = self._plan is not None
-        plan = self._plan or self._begin(1)
+        is_open = self._num_steps is not None
+        if self._context not in self._plans or not is_open:
+            self._plans[self._context] = self._begin(self._num_steps or 1)
+        plan = self._plans[self._context]
         steps = len(next(iter(plan.values())))
-        if not is_open:
-            self._plan = None
         if step >= steps:
             raise HiCacheError(f"step {step} of context {self._context!r}: the trajectory has {step} steps")
         outputs = self.step(

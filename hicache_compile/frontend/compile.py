@@ -35,6 +35,8 @@ def hicache_compile(  # type: ignore[misc]  # the overloads leave the options to
     anchors: str | None = None,
     decide_together: bool | None = None,
     together: bool = False,
+    max_error: float | None = None,
+    max_seconds: float | None = None,
 ) -> Any:
     """Compile ``model`` to sample with the cache ``policy`` describes.
 
@@ -43,7 +45,8 @@ def hicache_compile(  # type: ignore[misc]  # the overloads leave the options to
     Args:
         model: the denoiser, any module Dynamo can capture; it is not changed and shares its weights. Or a diffusers
             pipeline: its denoisers are compiled in place, and its scheduler says where a run begins and ends.
-        policy: a ``Policy`` (or a preset, which returns one), a preset's name, a dict, or a path to JSON.
+        policy: a ``Policy`` (or a preset, which returns one), a preset's name, a dict, or a path to JSON. Or a pack
+            (``hicache eval --pack``), from which the promise picks the policy.
         backend: what a program is lowered to: ``"inductor"``, ``"aot_eager"`` or ``"eager"``; ``"cond"``,
             ``"cond_aot_eager"`` and ``"cond_eager"`` keep both branches, and what guards decide, in one program.
         sparsity: a ``Chipmunk`` (or a dict of its fields, or a path to a YAML file of the original): attention and
@@ -61,6 +64,8 @@ def hicache_compile(  # type: ignore[misc]  # the overloads leave the options to
             default the ranks that the denoiser's graph has collectives with; ``True``: all; ``False``: each by itself.
         together: the samples of a batch decide as one: guards go by the largest measurement of all of them. By default
             each sample is computed and forecast as it is alone, those that do the same in one call.
+        max_error, max_seconds: the promise, with a pack: the fastest policy whose pictures are off by at most
+            ``max_error`` (relative, 2-norm) in 95 of 100 runs; the truest whose runs take at most ``max_seconds``.
 
     Returns:
         A module used like ``model``, with ``trajectory``, ``reset``, ``disabled``, ``report``, ``graphs`` and
@@ -85,6 +90,8 @@ def hicache_compile(  # type: ignore[misc]  # the overloads leave the options to
         anchors=anchors,
         decide_together=decide_together,
         together=together,
+        max_error=max_error,
+        max_seconds=max_seconds,
     )
 
     def wrap(module: torch.nn.Module) -> CompiledDenoiser:

@@ -11,6 +11,7 @@ from typing import Any
 from hicache_compile.errors import HiCacheError, whole_number
 from hicache_compile.frontend.inspected import Inspected
 from hicache_compile.policy.json_codec import as_policy
+from hicache_compile.policy.packs import Contract
 from hicache_compile.policy.policy import NOWHERE, Policy
 from hicache_compile.policy.schedules.base import StepMask
 from hicache_compile.runtime.replay.capture import as_call
@@ -152,6 +153,32 @@ class Handle(Inspected):
         if self._session.step is not None:
             raise HiCacheError("reset(): must not be called in the middle of a step")
         self._session.reset()
+
+    @property
+    def contract(self) -> Contract | None:
+        """What was promised, where the policy was picked from a pack."""
+        return self._session.options.contract
+
+    @contextmanager
+    def promising(self, max_error: float | None = None, max_seconds: float | None = None) -> Iterator[None]:
+        """``with compiled.promising(max_error=.05):`` runs that begin inside, in this thread, keep another promise.
+
+        Args:
+            max_error, max_seconds: as of ``hicache_compile``.
+
+        Raises:
+            HiCacheError: the policy is of no pack, or nothing in the pack keeps the promise.
+        """
+        if self.contract is None:
+            raise HiCacheError(
+                "promising(): the denoiser must be compiled with a pack as policy; `hicache eval --pack`"
+            )
+        session, picked = self._session, self.contract.pack.pick(max_error, max_seconds)
+        outer, session.own_policy = session.own_policy, self._fitted(picked.policy)
+        try:
+            yield
+        finally:
+            session.own_policy = outer
 
     @property
     def policy(self) -> Policy:

@@ -12,7 +12,9 @@ import torch
 from hicache_compile.errors import HiCacheError
 from hicache_compile.frontend.denoiser import CompiledDenoiser
 from hicache_compile.internals import OptimizedModule
+from hicache_compile.policy.packs import Signature
 from hicache_compile.runtime.call_arguments import TIME_NAMES, time_names
+from hicache_compile.runtime.following.pipeline_calls import schedulers
 
 # Called with a timestep like a denoiser, but what they return steers one.
 _HELPERS = ("controlnet", "adapter", "ip_adapter")
@@ -37,6 +39,9 @@ def compile_pipeline(pipeline: Any, wrap: Callable[[torch.nn.Module], CompiledDe
     if not found:
         raise _without_denoiser(pipeline)
     compiled = {id(module): wrap(module) for module in found.values()}
+    for denoiser in compiled.values():
+        if denoiser.contract is not None:
+            denoiser.contract.pack.signature.check(Signature.of(scheduler=next(schedulers(pipeline), None)))
     for part in parts:
         for name, module in denoisers(part).items():
             setattr(part, name, compiled[id(module)])

@@ -16,7 +16,7 @@ from hicache_compile.errors import HiCacheError
 from hicache_compile.frontend.compile import hicache_compile
 from hicache_compile.frontend.denoiser import CompiledDenoiser
 from hicache_compile.generate.items import Item
-from hicache_compile.generate.pipelines import folder_of_pipeline, load_pipeline, usual_dtype
+from hicache_compile.generate.pipelines import folder_of_pipeline, load_pipeline, sampled_over, usual_dtype
 from hicache_compile.generate.settings import Settings
 from hicache_compile.policy.progress import look
 
@@ -96,7 +96,8 @@ class Maker:
             from diffusers.utils import load_image
 
             arguments["image"] = load_image(item.image)
-        return {**arguments, "num_inference_steps": self._settings.steps}
+        over = sampled_over(self.pipeline, self._settings.policy.sigmas)
+        return {**arguments, **over, "num_inference_steps": self._settings.steps}
 
     def _decisions(self) -> dict[str, dict[str, str]]:
         compiled = {n: c for n, c in self.pipeline.components.items() if isinstance(c, CompiledDenoiser)}

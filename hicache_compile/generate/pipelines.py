@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
 from os.path import isfile
 from pathlib import Path
 from typing import Any
@@ -56,3 +58,18 @@ def load_pipeline(folder: Path, dtype: str, device: str) -> Any:
         ) from error
     pipeline.to(device)
     return pipeline
+
+
+def sampled_over(pipeline: Any, sigmas: Sequence[float] | None) -> dict[str, Any]:
+    """The arguments by which ``pipeline`` samples over the noise levels ``sigmas``; none where they are ``None``.
+
+    Raises:
+        HiCacheError: its call takes no ``sigmas``.
+    """
+    if sigmas is None:
+        return {}
+    if "sigmas" not in inspect.signature(pipeline.__call__).parameters:
+        raise HiCacheError(
+            f"policy.sigmas: {type(pipeline).__name__} takes no sigmas: must be a policy that was planned without them"
+        )
+    return {"sigmas": list(sigmas)}

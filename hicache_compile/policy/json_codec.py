@@ -18,14 +18,17 @@ from hicache_compile.policy.schedules.base import Always, Free, Growing, Interva
 from hicache_compile.policy.schedules.ditango import DiTangoSchedule
 from hicache_compile.policy.schedules.lemica import LeMiCaSchedule
 from hicache_compile.policy.schedules.magcache import MagCacheSchedule
+from hicache_compile.policy.schedules.per_branch import PerBranch
 from hicache_compile.policy.schedules.per_kind import Broadcast, KeySteps, PerKind
 from hicache_compile.policy.schedules.per_range import PerRange
+from hicache_compile.policy.schedules.planned import PlannedSteps
 from hicache_compile.policy.sealed import sealed, unsealed
 from hicache_compile.policy.tokens import Tokens
 
 SCHEDULES = (
     Interval,
     StepMask,
+    PlannedSteps,
     Always,
     Free,
     Growing,
@@ -33,6 +36,7 @@ SCHEDULES = (
     LeMiCaSchedule,
     PerKind,
     PerRange,
+    PerBranch,
     Broadcast,
     KeySteps,
     DiTangoSchedule,
@@ -42,6 +46,7 @@ VERSION = 1  # of the format; raised when a field changes its meaning, so that a
 _MOST_BITS = 1000  # of a number: more than a float has, and as many digits as can be shown
 _DEEPEST = 20
 _LATER = ("tokens",)  # fields of a Policy that came after the first release of the format
+_NESTED = {"forecaster": "forecaster", "other": "schedule"}  # fields of parts that hold a part
 _OBJECTS = ("schedule", "forecaster", "smoothing", "tokens")
 
 
@@ -187,8 +192,8 @@ def _rich_object(key: str, value: dict[str, Any]) -> Any:
             fields[field] = {kind: _rich("schedule", one) for kind, one in item.items()}
         elif field == "parts" and isinstance(item, list):
             fields[field] = tuple(_rich("schedule", one) for one in item)
-        elif field == "forecaster":
-            fields[field] = _rich(field, item)
+        elif field in _NESTED:
+            fields[field] = _rich(_NESTED[field], item)
         elif field == "table" and isinstance(item, dict):
             fields[field] = _rich_object(field, item)
         elif isinstance(item, list):

@@ -155,6 +155,17 @@ class Policy:
             return self
         return replace(self, schedule=schedule, forecaster=forecaster)
 
+    def for_branch(self, name: str) -> Policy:
+        """The policy of the branch of guidance ``name``."""
+        chosen = getattr(self.schedule, "for_branch", None)
+        return self if chosen is None else replace(self, schedule=chosen(name))
+
+    @property
+    def sigmas(self) -> tuple[float, ...] | None:
+        """What a pipeline is called with, ``pipe(..., sigmas=policy.sigmas)``; ``None``: its own."""
+        found: tuple[float, ...] | None = getattr(self.schedule, "sigmas", None)
+        return found
+
     def for_model(self, model: PublishedModel) -> Policy:
         """The policy with the published values for ``model`` where none were given."""
         schedule = for_model(self.schedule, model)

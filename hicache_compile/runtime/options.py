@@ -17,6 +17,7 @@ from hicache_compile.operators.collectives import require_ranks
 from hicache_compile.policy.compatibility import Trait, check
 from hicache_compile.policy.json_codec import as_policy
 from hicache_compile.policy.layout import ANCHORS, QUANTISED, Layout
+from hicache_compile.policy.packs import Contract, Signature, as_pack, is_pack
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.presets import HiCache, Uncached
 from hicache_compile.policy.published import PublishedModel
@@ -30,6 +31,7 @@ from hicache_compile.runtime.storage.pages import Pools
 log = logging.getLogger(__name__)
 
 OWNER = "hicache_compile"
+PROMISES = ("max_error", "max_seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,7 @@ class CompileOptions:
         decide_together: which ranks of ``torch.distributed`` run one sampling: ``None``: those that the denoiser's
             graph has collectives with; all; or each by itself.
         together: the samples of a batch decide as one.
+        contract: what was promised, where the policy is one of a pack.
     """
 
     policy: Policy
@@ -58,6 +61,7 @@ class CompileOptions:
     anchors: str | None = None
     decide_together: bool | None = None
     together: bool = False
+    contract: Contract | None = None
 
     @classmethod
     def of(cls, policy: Any = None, **given: Any) -> CompileOptions:
@@ -67,9 +71,11 @@ class CompileOptions:
             HiCacheError: one of them is not what is allowed, or two cannot be combined.
         """
         sparsity = as_sparsity(given.pop("sparsity", None))
+        contract = _contract(policy, {name: given.pop(name, None) for name in PROMISES})
+        policy = policy if contract is None else contract.entry.policy
         wanted = Uncached() if policy is None and sparsity is not None else as_policy(policy)
         budget = parse_bytes(given.pop("memory_budget", None))
-        options = cls(wanted, sparsity=sparsity, memory_budget=budget, **given)
+        options = cls(wanted, sparsity=sparsity, memory_budget=budget, contract=contract, **given)
         one_of(OWNER, "backend", options.backend, BACKENDS)
         if options.mode is not None and not takes_mode(options.backend):
             raise HiCacheError(f"{OWNER}.mode = {options.mode!r}: must be None with backend {options.backend!r}")
@@ -83,7 +89,8 @@ class CompileOptions:
         if options.decide_together is not None:
             true_or_false(OWNER, "decide_together", options.decide_together)
         true_or_false(OWNER, "together", options.together)
-        options.check(wanted)
+        for each in (wanted, *(entry.policy for entry in (contract.pack.entries if contract else ()))):
+            options.check(each)
         return options
 
     @classmethod
@@ -93,7 +100,8 @@ class CompileOptions:
         Raises:
             HiCacheError: an unknown key, or see ``of``.
         """
-        known = [field.name for field in fields(cls) if field.name != "dynamic"]
+        known = [field.name for field in fields(cls) if field.name not in ("dynamic", "contract")]
+        known += PROMISES
         for name in options:
             if name not in known:
                 raise HiCacheError(f"options[{name!r}]: must be one of {', '.join(known)}")
@@ -121,6 +129,11 @@ class CompileOptions:
                     f"be the {ranks} ranks, at least 2, in equal groups"
                 )
 
+    def check_model(self, model: object) -> None:
+        """Raise where the policy is of a pack that was measured on another model than ``model``."""
+        if self.contract is not None:
+            self.contract.pack.signature.check(Signature.of(model))
+
     def _traits(self, policy: Policy) -> frozenset[Trait]:
         sparse = self.sparsity is not None
         own = {
@@ -140,6 +153,19 @@ class CompileOptions:
             ranks = require_ranks("DiTangoSchedule.distributed")
             layout = replace(layout, partitions=replace(layout.partitions, partitions=ranks))
         return layout
+
+
+def _contract(policy: Any, promise: dict[str, float | None]) -> Contract | None:
+    """The contract of a pack and a promise; ``None``: ``policy`` is no pack."""
+    if is_pack(policy):
+        return Contract(as_pack(policy), **promise)
+    for name, value in promise.items():
+        if value is not None:
+            raise HiCacheError(
+                f"{OWNER}.{name} = {value!r}: must be given with a pack as policy, which says what each policy keeps; "
+                "`hicache eval --pack` measures one"
+            )
+    return None
 
 
 @dataclass(slots=True)

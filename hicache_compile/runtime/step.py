@@ -38,9 +38,9 @@ class Context:
     choices: Counter[Ran] = field(default_factory=Counter)  # what the newest run ran
 
     def begin(self, trajectory: int, policy: Policy) -> None:
-        """Start over under ``policy``: step 0, no anchors."""
+        """Start over under ``policy``, or what it has for this branch: step 0, no anchors."""
         self.trajectory = trajectory
-        self.policy = policy
+        self.policy = policy.for_branch(self.name)
         self.step = 0
         self.ambiguous = False
         self.replays.clear()

@@ -16,8 +16,10 @@ from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.progress import progress
 from hicache_compile.tune.calibrated import FITS, fit_forecasts, measure
 from hicache_compile.tune.fit import METHODS, fit
+from hicache_compile.tune.grid_plan import fit_grid
 
 SAMPLES = 3  # of each prompt, to fit forecasts to
+PLAN = "plan"  # the method that plans noise levels too
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,7 @@ class Fitting:
     """What to fit, and to what.
 
     Args:
-        method: one of ``METHODS`` (guards) or ``FITS`` (forecasts).
+        method: one of ``METHODS`` (guards) or ``FITS`` (forecasts), or ``"plan"`` (noise levels and forecasts).
         computed: full steps; by default a third of a run.
         signal: TeaCache's.
         scope: of forecasts.
@@ -47,7 +49,7 @@ class Fitting:
     by_slot: bool = False
 
     def __post_init__(self) -> None:
-        one_of("fit", "method", self.method, (*METHODS, *FITS))
+        one_of("fit", "method", self.method, (*METHODS, *FITS, PLAN))
 
 
 def fit_subject(subject: Subject, fitting: Fitting, out: Path) -> dict[str, Any]:
@@ -58,7 +60,8 @@ def fit_subject(subject: Subject, fitting: Fitting, out: Path) -> dict[str, Any]
     """
     check_writable(out)
     computed = fitting.computed or -(-subject.steps // 3)
-    policy, found = (_guard if fitting.method in METHODS else _forecasts)(subject, fitting, computed)
+    fitted = _guard if fitting.method in METHODS else _plan if fitting.method == PLAN else _forecasts
+    policy, found = fitted(subject, fitting, computed)
     write_policy(out, policy)
     return {"fitted": fitting.method, **found, "policy": str(out)}
 
@@ -92,9 +95,26 @@ def _forecasts(subject: Subject, fitting: Fitting, computed: int) -> tuple[Polic
     }
 
 
-def _counted(runs: Sequence[Callable[[], Any]], bar: Any) -> list[Callable[[], Any]]:
-    def count(one: Callable[[], Any]) -> Any:
-        found = one()
+def _plan(subject: Subject, fitting: Fitting, computed: int) -> tuple[Policy, dict[str, Any]]:
+    runs = subject.runs(fitting.seed, fitting.samples or 1, together=True)
+    with progress(what="runs", unit="run") as bar:
+        found = fit_grid(subject.denoiser, _counted(runs, bar), computed, subject.times, fitting.scope)
+    assert found.policy.sigmas is not None
+    steps = len(found.policy.sigmas)
+    return found.policy, {
+        "steps": steps,
+        "scope": fitting.scope,
+        "error": found.error,
+        "computed": list(range(0, steps, 2)),
+        "decisions": found.policy.decisions(steps),
+        "sigmas": [round(level, 4) for level in found.policy.sigmas],
+        "runs": found.runs,
+    }
+
+
+def _counted(runs: Sequence[Callable[..., Any]], bar: Any) -> list[Callable[..., Any]]:
+    def count(one: Callable[..., Any], **how: Any) -> Any:
+        found = one(**how)
         bar.update()
         return found
 

@@ -36,8 +36,10 @@ from hicache_compile import (
     Newton,
     NewtonHermite,
     NewtonScaledTaylor,
+    PerBranch,
     PerKind,
     PerRange,
+    PlannedSteps,
     Policy,
     ResidualGate,
     Reuse,
@@ -58,6 +60,8 @@ from hicache_compile.policy.presets import PRESETS
 from hicache_compile.policy.schedules.base import Schedule
 from hicache_compile.policy.schedules.lemica import LeMiCaSchedule
 
+BRANCHES: dict[str, Any] = {"schedules": {"uncond": Interval(3)}, "other": StepMask("101")}
+PLAN: dict[str, Any] = {"mask": "10", "times": (1000.0, 500.0), "sigmas": (1.0, 0.5)}
 RANGES = {"parts": (Interval(3), Interval(2))}
 
 TABLE = Table(3, (1.0, 4.0, 1.0), ((2, (1, 0), (2.0, -1.0)),))
@@ -91,6 +95,9 @@ POLICIES = [
     *(Policy(s, f, smoothing=m) for s, f, m in itertools.product(SCHEDULE_VALUES, FORECASTER_VALUES, SMOOTHING_VALUES)),
     *(Policy(Interval(6), f, smoothing=Smoothing(hybrid=True)) for f in ON_DIFFERENCES),
     Policy(PerRange(**RANGES), Reuse()),
+    Policy(PerBranch(**BRANCHES), Reuse()),
+    Policy(PlannedSteps(**PLAN), Reuse()),
+    Policy(PlannedSteps("101", (1000.0, 500.0, 250.0)), Reuse()),
     *(Policy(Interval(6), f) for f in MEASURED),
     *(
         Policy(Interval(6), Hermite(), scope, first=i, last=j)
@@ -273,6 +280,20 @@ OTHER: list[tuple[Any, dict[str, Any], str, list[Any], str]] = [
     (Policy, POLICY_FIELDS, "guards", [None, (1,), "", 0, {}], "a tuple of guards"),
     (Policy, POLICY_FIELDS, "groups", [(), {}, 0, False, "self"], "must be None"),
     (Policy, POLICY_FIELDS, "tokens", ["clusters", True, 3, Tokens, {}], "Tokens(...) or None"),
+    (
+        PerBranch,
+        BRANCHES,
+        "schedules",
+        [3, {}, {"a": 3}, {1: Interval(3)}, {"a": Interval}],
+        "schedules by the name of",
+    ),
+    (PerBranch, BRANCHES, "other", [*NO_OBJECT, Interval, Reuse(), PerBranch(**BRANCHES)], "a schedule, e.g."),
+    (PlannedSteps, PLAN, "mask", [None, 5, "", "012", ["1"]], "a string of 1 (compute) and 0 (forecast)"),
+    (PlannedSteps, PLAN, "mask", ["01"], "must start with 1"),
+    *(
+        (PlannedSteps, PLAN, field, [3, (), ("a",), (math.nan,)], "one or more numbers")
+        for field in ("times", "sigmas")
+    ),
     (PerRange, RANGES, "parts", [3, (), (Interval(3),), (Interval, Interval)], "two or more schedules"),
     (PerRange, RANGES, "starts", [3, (), (0.1, 0.5), (0, 1), "01"], "numbers"),
     (Policy, POLICY_FIELDS, "smoothing", ["exponential", True, 0.8, Smoothing, {}], "a Smoothing or None"),

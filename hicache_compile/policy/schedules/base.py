@@ -95,13 +95,12 @@ class StepMask:
     mask: str
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "mask", as_mask(self.mask))
-        if not isinstance(self.mask, str) or not self.mask or set(self.mask) - {"0", "1"}:
-            raise HiCacheError(f"StepMask.mask = {self.mask!r}: must be a string of 1 (compute) and 0 (forecast)")
-        if self.mask[0] != "1":
-            raise HiCacheError(
-                f"StepMask.mask = {self.mask!r}: must start with 1; before the first step there is no anchor"
-            )
+        name, mask = type(self).__name__, as_mask(self.mask)
+        if not isinstance(mask, str) or not mask or set(mask) - {"0", "1"}:
+            raise HiCacheError(f"{name}.mask = {self.mask!r}: must be a string of 1 (compute) and 0 (forecast)")
+        if mask[0] != "1":
+            raise HiCacheError(f"{name}.mask = {mask!r}: must start with 1; before the first step there is no anchor")
+        object.__setattr__(self, "mask", mask)
 
     @property
     def first_anchor(self) -> int:
@@ -110,10 +109,11 @@ class StepMask:
     def computes(self, step: int, num_steps: int | None) -> bool:
         if num_steps is not None and num_steps != len(self.mask):
             raise HiCacheError(
-                f"StepMask.mask is for {len(self.mask)} steps, the trajectory has {num_steps}: must be equal"
+                f"{type(self).__name__}.mask is for {len(self.mask)} steps, the trajectory has {num_steps}: "
+                "must be equal"
             )
         if step >= len(self.mask):
-            raise HiCacheError(f"step {step}: StepMask.mask covers only {len(self.mask)} steps")
+            raise HiCacheError(f"step {step}: {type(self).__name__}.mask covers only {len(self.mask)} steps")
         return self.mask[step] == "1"
 
     def bind(self, run: RunInfo) -> StepMask:

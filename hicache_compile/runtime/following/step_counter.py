@@ -54,6 +54,7 @@ class StepCounter:
 
     def fit_to(self, model: object) -> None:
         """Take what is published for ``model`` where a policy leaves values open."""
+        self.options.check_model(model)
         self.policy = self.shared.fitted(self.policy, model)
         self.shared.policy = self.shared.fitted(self.shared.policy, model)
 

@@ -1,0 +1,192 @@
+"""Few steps, planned with the grid: noise levels and forecasts fitted together, by what whole runs return.
+
+A run of ``2 K`` steps computes every other one. Free are where on the way from noise to picture the ``K`` computed
+steps lie, and what the steps between them are made of: one weight for each anchor. Both are found by nonlinear least
+squares on the results of whole runs against those of runs in full (scipy's trust region), with a Jacobian of
+differences: one run for each number. For samplers of first order a forecast step with free weights is a multistep rule,
+so this plans a sampler of ``K`` evaluations for the model, its guidance included. BudCache (2606.13496) searches steps
+and levels one after the other and has no weights; L2P (2604.26365) has weights alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from hicache_compile.errors import HiCacheError, whole_number
+from hicache_compile.frontend.denoiser import CompiledDenoiser
+from hicache_compile.policy.forecasters import Calibrated, Table
+from hicache_compile.policy.forecasters.table import Row
+from hicache_compile.policy.policy import Policy
+from hicache_compile.policy.schedules.base import Schedule, StepMask
+from hicache_compile.policy.schedules.planned import PlannedSteps
+
+READS = 3  # anchors of a forecast
+SHIFTS = (1.0, 1.5, 2.0, 3.0)  # of the levels to start from: as rectified flow shifts them, 2403.03206, eq. 23
+STEP = 1e-2  # of the differences
+BUCKETS = 1 << 16  # numbers that a result is folded into, at most
+Run = Callable[..., object]  # samples once over ``sigmas=``, and returns the sample
+
+
+@dataclass(frozen=True, slots=True)
+class GridPlan:
+    """A plan of ``computed`` of ``2 computed`` steps, as the numbers that are fitted.
+
+    Args:
+        gaps: the logarithm of each gap between computed steps against the first one.
+        weights: of each computed step but what is fixed: how its value and those before it are taken in the forecast
+            after it, newest first; 1 and zeros is reuse.
+    """
+
+    gaps: tuple[float, ...]
+    weights: tuple[tuple[float, ...], ...]
+
+    @classmethod
+    def start(cls, computed: int, shift: float = 1.0, reads: int = READS) -> GridPlan:
+        """Reuse, over levels that fall evenly and are then shifted."""
+        even = np.linspace(1.0, 0.0, computed + 1)
+        gaps = -np.diff(shift * even / (1 + (shift - 1) * even))
+        rows = [(1.0, *([0.0] * (min(step + 1, reads) - 1))) for step in range(computed)]
+        return cls(tuple(np.log(gaps[1:] / gaps[0]).tolist()), tuple(rows))
+
+    @property
+    def computed(self) -> int:
+        return len(self.weights)
+
+    @property
+    def mask(self) -> str:
+        return "10" * self.computed
+
+    @property
+    def sigmas(self) -> tuple[float, ...]:
+        """Of every step; those that are forecast lie in the middle."""
+        gaps = np.exp((0.0, *self.gaps))
+        levels = 1.0 - np.concatenate([[0.0], np.cumsum(gaps / gaps.sum())])
+        every = np.stack([levels[:-1], (levels[:-1] + levels[1:]) / 2], 1)
+        return tuple(every.flatten().tolist())
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """All that is fitted, in a row."""
+        return np.array([*self.gaps, *itertools.chain(*self.weights)])
+
+    def with_numbers(self, values: np.ndarray) -> GridPlan:
+        """The plan of other ``numbers``."""
+        rest = iter(values[len(self.gaps) :].tolist())
+        rows = tuple(tuple(itertools.islice(rest, len(row))) for row in self.weights)
+        return GridPlan(tuple(values[: len(self.gaps)].tolist()), rows)
+
+    def forecaster(self) -> Calibrated:
+        """The weights as those of a table."""
+        steps, reads = 2 * self.computed, max(map(len, self.weights))
+        rows: list[Row] = [
+            (2 * place + 1, tuple(2 * (place - back) for back in range(len(row))), row)
+            for place, row in enumerate(self.weights)
+        ]
+        even = tuple(float(b - a) for a, b in itertools.combinations(range(steps), 2))
+        return Calibrated(Table(steps, even, tuple(rows)), reads)
+
+
+@dataclass(frozen=True, slots=True)
+class GridFit:
+    """A policy with its sigmas; ``error``: of what the runs return, relative (2-norm); ``runs``: made to find it."""
+
+    policy: Policy
+    error: float
+    runs: int
+
+
+def fit_grid(
+    denoiser: CompiledDenoiser,
+    runs: Sequence[Run],
+    computed: int,
+    times: Callable[[], Sequence[float]],
+    scope: str = "stack",
+    rounds: int = 6,
+) -> GridFit:
+    """Plan runs that compute ``computed`` steps and end where ``runs`` end in full.
+
+    Args:
+        denoiser: what ``hicache_compile`` returned; its policy is put back.
+        runs: each samples once, over the levels ``sigmas`` that it is given by name, in 0..1, one a step; in full it is
+            called without. It returns the sample, a tensor, and makes the same noise each time.
+        times: the timesteps of the newest run, in 0..1000, for the plan to be held against.
+        rounds: linearisations at most, each of one run of each of ``runs`` for every number.
+
+    Raises:
+        HiCacheError: ``computed`` is less than 2, there is no run, or one returns no tensor.
+    """
+    from scipy.optimize import least_squares
+
+    whole_number("plan", "computed", computed, 2)
+    if not runs:
+        raise HiCacheError("plan.runs: must be one or more functions that sample over sigmas=")
+    kept = denoiser.policy
+    try:
+        fitter = _Fitter(denoiser, runs, scope)
+        starts = [GridPlan.start(computed, shift) for shift in SHIFTS]
+        best = min(starts, key=lambda plan: float(np.square(fitter.off(plan)).sum()))
+        found = least_squares(
+            lambda x: fitter.off(best.with_numbers(x)),
+            best.numbers,
+            jac=lambda x: fitter.jacobian(best.with_numbers(x)),  # type: ignore[arg-type]  # scipy's stubs
+            x_scale="jac",
+            max_nfev=rounds,
+        )
+        plan = best.with_numbers(found.x)
+        error = float(np.linalg.norm(fitter.off(plan)))
+    finally:
+        denoiser.policy = kept
+        denoiser.reset()
+    schedule = PlannedSteps(plan.mask, tuple(times()), plan.sigmas)
+    return GridFit(fitter.policy(plan, schedule), error, fitter.made)
+
+
+class _Fitter:
+    """What the runs return under a plan, against what they return in full, which ``__init__`` finds out."""
+
+    def __init__(self, denoiser: CompiledDenoiser, runs: Sequence[Run], scope: str) -> None:
+        self.denoiser, self.runs, self.scope, self.made = denoiser, runs, scope, 0
+        with denoiser.disabled():
+            self.wanted = [self._run(run) for run in runs]
+        self.size = float(torch.stack([one.square().sum() for one in self.wanted]).sum()) ** 0.5
+        self._last: tuple[GridPlan, np.ndarray] | None = None
+
+    def policy(self, plan: GridPlan, schedule: Schedule) -> Policy:
+        return Policy(schedule, plan.forecaster(), self.scope)
+
+    def off(self, plan: GridPlan) -> np.ndarray:
+        """How far the results are off, as a share of their size, folded into ``BUCKETS`` numbers at most."""
+        if self._last is None or self._last[0] != plan:
+            self.denoiser.policy = self.policy(plan, StepMask(plan.mask))
+            results = [self._run(run, sigmas=plan.sigmas) for run in self.runs]
+            off = [(found - wanted).flatten() for found, wanted in zip(results, self.wanted, strict=True)]
+            folded = torch.cat([_folded(one, BUCKETS // len(off)) for one in off])
+            self._last = plan, (folded / self.size).double().cpu().numpy()
+        return self._last[1]
+
+    def jacobian(self, plan: GridPlan) -> np.ndarray:
+        here, numbers = self.off(plan), plan.numbers
+        moved = [self.off(plan.with_numbers(numbers + STEP * unit)) - here for unit in np.eye(len(numbers))]
+        return np.stack(moved, 1) / STEP
+
+    def _run(self, run: Run, **over: Sequence[float]) -> torch.Tensor:
+        self.made += 1
+        found = run(**over)
+        if not isinstance(found, torch.Tensor):
+            raise HiCacheError("plan.runs: must return tensors, the samples, to plan by")
+        return found.detach().float()
+
+
+def _folded(values: torch.Tensor, most: int) -> torch.Tensor:
+    """``values`` as sums under random signs of at most ``most`` numbers, which keeps inner products in the mean."""
+    if values.numel() <= most:
+        return values
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.randint(0, 2, values.shape, generator=generator, dtype=torch.int8).to(values.device) * 2 - 1
+    padded = torch.nn.functional.pad(values * signs, (0, -values.numel() % most))
+    return padded.view(-1, most).sum(0)
