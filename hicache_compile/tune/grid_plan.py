@@ -133,7 +133,7 @@ def fit_grid(
         found = least_squares(
             lambda x: fitter.off(best.with_numbers(x)),
             best.numbers,
-            jac=lambda x: fitter.jacobian(best.with_numbers(x)),  # type: ignore[arg-type]  # scipy's stubs
+            jac=lambda x: fitter.jacobian(best.with_numbers(x)),
             x_scale="jac",
             max_nfev=rounds,
         )
