@@ -1,5 +1,6 @@
 # Two commands: `make demo` draws emoji with a cache, `make test` runs everything CI runs.
 # `make check` is for every edit: style, types, policies, passes and the layout of the source.
+# `make docs` builds the documentation into ./site: open site/index.html.
 # `make exhaustive` also runs the cases that `make test` leaves out (tests/support/sampled_cases.py): hours.
 # All make .venv on their first run and use it again afterwards.
 
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: demo check test exhaustive lint clean
+.PHONY: demo check test exhaustive lint docs clean
 
 demo: $(STAMP)
 	$(BIN)/hicache demo
@@ -21,6 +22,9 @@ test: lint
 
 exhaustive: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal --exhaustive
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # mypy does not follow an editable install, so it is shown the package the way it installs.
 lint: $(STAMP)
@@ -40,4 +44,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build site *.egg-info

@@ -24,7 +24,7 @@ def test_a_block_runs_and_prints_what_it_says(block: str, tmp_path: Path) -> Non
     assert_it_runs(block, tmp_path)
 
 
-@pytest.mark.parametrize("block", blocks_of(*sorted((ROOT / "docs").glob("*.md"))), ids=itertools.count())
+@pytest.mark.parametrize("block", blocks_of(*sorted((ROOT / "docs").rglob("*.md"))), ids=itertools.count())
 def test_a_block_of_docs_runs_and_prints_what_it_says(block: str, tmp_path: Path) -> None:
     assert_it_runs(block, tmp_path)
 

@@ -99,7 +99,7 @@ def refusals(work: Work | Rewrite) -> str:
 
 
 def model() -> str:
-    return block("\n\n".join(inspect.getsource(part).strip() for part in (ToyBlock, ToyDiT)), "py")
+    return block("\n\n\n".join(inspect.getsource(part).strip() for part in (ToyBlock, ToyDiT)), "py")
 
 
 def main_line() -> list[str]:
@@ -131,7 +131,7 @@ def main_line() -> list[str]:
         "One of the submodules that it calls:\n",
         block(text(inside(made))),
         "## Pass: specialise\n",
-        "**Full**: the sites are inlined again, and their slots are written to the rings. Against the captured graph:\n",
+        "**Full**: the sites are inlined again, and slots are written to the rings. Against the captured graph:\n",
         difference(source, text(made.programs[choice(made, "full")])),
         "**Forecast**: each site is replaced by a weighted sum of its ring, and what is dead goes.\n",
         block(text(made.programs[choice(made, "forecast")])),
@@ -173,7 +173,7 @@ def with_guards() -> list[str]:
     layout = FBCache(0.1).layout
     plain, probed = before_pass(layout, "insert probes"), after_pass(layout, "insert probes")
     made = rewrite(graph(), layout)
-    out = [
+    return [
         "## Pass: insert probes, under `FBCache`\n",
         "What the guard measures, the change of the first block's residual, is computed in the graph.\n",
         difference(text(plain.module), text(probed.module)),
@@ -183,7 +183,6 @@ def with_guards() -> list[str]:
         "The end of a step that is skipped:\n",
         block(text(made.programs[made.stages[0].skip])),
     ]
-    return out
 
 
 def other_passes() -> list[str]:
@@ -196,7 +195,7 @@ def other_passes() -> list[str]:
     both = both_branches(rewrite(graph(), Layout("stack", depth=2)))
     marks = "\n".join(f"- `{name}`" for name in after_pass(sparse, "mark sparse").sparse)
     return [
-        "## Pass: order tokens, under `Chipmunk(order=\"patches\")`\n",
+        '## Pass: order tokens, under `Chipmunk(order="patches")`\n',
         difference(text(graph()), text(after_pass(ordered, "order tokens").module)),
         "## Pass: mark sparse, under `Chipmunk`\n",
         "What may be sparse in computed steps; blocks that are dense or run in forecast steps are left out:\n",

@@ -1,6 +1,6 @@
 """Draw ``docs/pictures/branch.svg``, the guarded branch: ``python docs/scripts/draw_branch.py``.
 
-All text stands on filled shapes and all lines are a middle grey, so that the picture reads on a light and on a dark page.
+All text stands on filled shapes and all lines are a middle grey, so it reads on a light and on a dark page.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def box(x: int, y: int, width: int, height: int, fill: str, *lines: str) -> str:
     first = y + height / 2 - 10 * (len(lines) - 1) + 5
     texts = [
         f'<text x="{x + width / 2:g}" y="{first + 20 * number:g}" fill="{DARK}" text-anchor="middle"'
-        f'{" font-weight=" + chr(34) + "700" + chr(34) if not number else ""}>{line}</text>'
+        f"{' font-weight=' + chr(34) + '700' + chr(34) if not number else ''}>{line}</text>"
         for number, line in enumerate(lines)
     ]
     return f'<rect x="{x}" y="{y}" width="{width}" height="{height}" rx="8" fill="{fill}"/>' + "".join(texts)

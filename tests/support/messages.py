@@ -100,18 +100,18 @@ def _returned(name: str, tree: ast.Module, constants: dict[str, str]) -> Iterato
 
 def _text(node: ast.expr, constants: dict[str, str]) -> str:
     """The text of an expression, a gap where something is filled in; empty where it has none."""
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return node.value
-    if isinstance(node, ast.JoinedStr):
-        return "".join(_text(part, constants) or GAP for part in node.values)
-    if isinstance(node, ast.FormattedValue) and isinstance(node.value, ast.Name):
-        return constants.get(node.value.id, "")
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        return (_text(node.left, constants) or GAP) + (_text(node.right, constants) or GAP)
+    if isinstance(node, ast.Constant):
+        return node.value if isinstance(node.value, str) else ""
     if isinstance(node, ast.Name):
         return constants.get(node.id, "")
-    if isinstance(node, ast.IfExp):
-        return _text(node.body, constants) or _text(node.orelse, constants)
-    if isinstance(node, ast.BoolOp):
-        return next((text for value in node.values if (text := _text(value, constants))), "")
-    return ""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(_text(part, constants) or GAP for part in node.values)
+    if isinstance(node, ast.BinOp):
+        return "".join(_text(part, constants) or GAP for part in (node.left, node.right))
+    inner = {ast.FormattedValue: ("value",), ast.IfExp: ("body", "orelse"), ast.BoolOp: ("values",)}.get(type(node), ())
+    parts = [part for name in inner for part in _as_list(getattr(node, name))]
+    return next((text for part in parts if (text := _text(part, constants))), "")
+
+
+def _as_list(value: ast.expr | list[ast.expr]) -> list[ast.expr]:
+    return value if isinstance(value, list) else [value]
