@@ -31,6 +31,9 @@ class Report:
     captures beyond one for each graph and set of input shapes, ``host_syncs`` the values read back from a
     device, ``memory`` what a memory budget made of the policy. ``strategy`` names what decides, ``rows`` what happened
     to each site in each step of the newest trajectory, by context (``groups``: rows that belong to one attention).
+    ``graph_breaks`` are the graphs of a call beyond one, ``nonfinite_probes`` the measurements that were no finite
+    number, ``refused`` the sites that are not cached with the reason, ``history`` the decisions of the remembered
+    trajectories by context.
     """
 
     computed: int

@@ -64,7 +64,11 @@ class TrueDerivatives(ABC):
 
 @dataclass(frozen=True, slots=True)
 class NewtonHermite(TrueDerivatives):
-    """The corrected ``Hermite``: the same basis with true derivatives, for any spacing."""
+    """The corrected ``Hermite``: the same basis with true derivatives, for any spacing.
+
+    Args:
+        order, sigma: see ``Hermite``.
+    """
 
     order: int = 2
     sigma: float = 0.5
@@ -79,7 +83,11 @@ class NewtonHermite(TrueDerivatives):
 
 @dataclass(frozen=True, slots=True)
 class NewtonScaledTaylor(TrueDerivatives):
-    """The corrected ``ScaledTaylor``: the same basis with true derivatives, for any spacing."""
+    """The corrected ``ScaledTaylor``: the same basis with true derivatives, for any spacing.
+
+    Args:
+        order, sigma: see ``ScaledTaylor``.
+    """
 
     order: int = 2
     sigma: float = 0.5

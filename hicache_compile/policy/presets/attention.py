@@ -59,6 +59,9 @@ def DiTango(
     """DiTango (HPDC'26): reuse attention to distant keys until the local attention drifts. See ``DiTangoSchedule``.
 
     Use it for long videos on several ranks, where attention to distant keys costs the most.
+
+    Args:
+        cache_ratio, warmup, cooldown, groups, partitions, distributed: see ``DiTangoSchedule``.
     """
     schedule = DiTangoSchedule(cache_ratio, warmup, cooldown, groups, partitions, distributed)
     return Policy(schedule, forecaster, scope)

@@ -35,6 +35,10 @@ def FBCache(
     """First-block cache (ParaAttention, diffusers): reuse while block 0's residual is near the last computed one.
 
     Use it where prompts differ in how much can be skipped: each run decides for itself, without calibration.
+
+    Args:
+        threshold: relative L1 change of block 0's residual up to which a step is skipped; 0 skips none.
+        downsample, warmup, cooldown, max_skips: see ``FirstBlockGuard``.
     """
     guard = FirstBlockGuard(threshold, downsample, warmup=warmup, cooldown=cooldown, max_skips=max_skips)
     return Policy(Free(), forecaster, scope, (guard,), first=1)
@@ -59,6 +63,7 @@ def FBCacheTeaCache(
     forces are computed in full. A step TeaCache skips does not change the state of the first-block cache.
 
     Args:
+        fb_threshold, tea_threshold: of ``FBCache`` and of ``TeaCache``.
         model, coefficients: see ``TeaCache``.
         max_skips: the maximum number of consecutive steps skipped by both guards.
     """
@@ -86,6 +91,7 @@ def DBCache(
 
     Args:
         first, last: the number of blocks at the start and at the end that always run.
+        threshold: relative L1 change of the first blocks' residual up to which a step is skipped.
         max_cached, max_continuous: see ``FirstBlockGuard``.
     """
     guard = FirstBlockGuard(
@@ -113,6 +119,10 @@ def EasyCache(
     """EasyCache (2507.02860): no calibration; the output's change is estimated from the input's by their last ratio.
 
     Use it where nothing is published for the model.
+
+    Args:
+        threshold: of the summed estimated relative change since the last computed step.
+        warmup, cooldown, max_skips: see ``Guard``.
     """
     guard = EasyCacheGuard(threshold, warmup=warmup, cooldown=cooldown, max_skips=max_skips)
     return Policy(Free(), forecaster, scope, (guard,))
@@ -134,6 +144,8 @@ def DiCache(
     Use it where plain reuse drifts and each run has to decide for itself.
 
     Args:
+        threshold: of the summed relative change of the probe since the last computed step.
+        blocks: of the probe; they run in every step.
         error: see ``DiCacheGuard``.
         forecaster: replaces the alignment.
     """
@@ -154,6 +166,9 @@ def AdaCache(
     """AdaCache (2411.02397): the change of the residual between computed steps sets the distance to the next one.
 
     Use it for videos that differ in how much they move.
+
+    Args:
+        codebook: see ``AdaCacheGuard``: pairs of the largest change and the distance to the next computed step.
     """
     guard = AdaCacheGuard(codebook, warmup=warmup, cooldown=cooldown)  # type: ignore[arg-type]  # made tuples and checked there
     return Policy(Free(), forecaster, scope, (guard,))

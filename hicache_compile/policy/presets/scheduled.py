@@ -38,6 +38,12 @@ def HiCache(
     """HiCache (2508.16984): every ``interval``-th step in full, scaled Hermite forecasts between.
 
     Use it first, for runs of about 20 steps or more; a larger interval is faster and rougher.
+
+    Args:
+        interval, warmup, cooldown: see ``Interval``.
+        order, sigma: see ``Hermite``: of the polynomial, and the factor of its argument.
+        scope: see ``Policy``.
+        forecaster: replaces ``Hermite(order, sigma)``.
     """
     return Policy(Interval(interval, warmup, cooldown), _chosen(forecaster, Hermite(order, sigma)), scope)
 
@@ -54,6 +60,12 @@ def TaylorSeer(
     """TaylorSeer (2503.06923): every ``interval``-th step in full, Taylor forecasts between.
 
     Use it to reproduce results with Taylor forecasts.
+
+    Args:
+        interval, warmup, cooldown: see ``Interval``.
+        order: of the Taylor polynomial.
+        scope: see ``Policy``.
+        forecaster: replaces ``Taylor(order)``.
     """
     return Policy(Interval(interval, warmup, cooldown), _chosen(forecaster, Taylor(order)), scope)
 
@@ -69,6 +81,11 @@ def FORA(
     """FORA (2407.01425): every ``interval``-th step in full, plain reuse between.
 
     Use it as a baseline, or where memory holds a single anchor.
+
+    Args:
+        interval, warmup, cooldown: see ``Interval``.
+        scope: see ``Policy``.
+        forecaster: replaces ``Reuse()``.
     """
     return Policy(Interval(interval, warmup, cooldown), _chosen(forecaster, Reuse()), scope)
 
@@ -86,6 +103,12 @@ def Spectrum(
     """Spectrum (2603.01623): full steps with growing gaps, and a Chebyshev regression on all of them between.
 
     Use it for long runs, where memory holds one slot for the whole model.
+
+    Args:
+        alpha, warmup, cooldown: see ``Growing``.
+        degree, ridge: see ``GlobalChebyshev``.
+        scope: see ``Policy``.
+        forecaster: replaces the regression.
     """
     return Policy(Growing(alpha, warmup, cooldown), _chosen(forecaster, GlobalChebyshev(degree, ridge)), scope)
 

@@ -29,6 +29,7 @@ def ToCa(
 
     Args:
         share: of the tokens, computed in a skipped step.
+        interval, warmup, cooldown: see ``Interval``.
         staleness, bonus: see ``Tokens``.
     """
     tokens = Tokens("score", share=share, staleness=staleness, bonus=bonus)
@@ -49,6 +50,7 @@ def DuCa(
 
     Args:
         share: of the tokens, computed in every second skipped step.
+        interval, warmup, cooldown: see ``Interval``.
     """
     tokens = Tokens("norm", share=share, every=2)
     return Policy(Interval(interval, warmup, cooldown), forecaster or Reuse(), "module", tokens=tokens)
@@ -72,6 +74,8 @@ def ClusCa(
 
     Args:
         clusters: of k-means over the tokens of each stream; as many tokens are computed.
+        interval, warmup, cooldown: see ``Interval``.
+        order: of the Taylor forecasts.
         blend: how far the others move, gamma.
         seed: of the token that is taken of each cluster.
     """
@@ -95,6 +99,7 @@ def HiClusCa(
     Use it where ClusCa is used: the same cost, a smaller error.
 
     Args:
-        clusters, blend, seed: see ``ClusCa``.
+        interval, clusters, blend, warmup, cooldown, seed: see ``ClusCa``.
+        order, sigma: see ``Hermite``.
     """
     return ClusCa(interval, 1, clusters, blend, warmup, seed=seed, cooldown=cooldown, forecaster=Hermite(order, sigma))
