@@ -139,6 +139,9 @@ the published checkpoints, two blocks a list, and run for 12 steps in `aot_eager
   random: it says that forecasts are near, not how good pictures would be.
 - **interval 1**: compared with the uncached model, bit for bit.
 
+[Pipelines](pipelines.md) has the pipelines around them; [Troubleshooting](troubleshooting.md) says what to do where a
+denoiser of your own is not cached.
+
 ```bash
 .venv/bin/python -m tests.coverage
 ```

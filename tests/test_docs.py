@@ -54,6 +54,11 @@ def test_every_pass_is_in_the_worked_example() -> None:
         assert f"## Pass: {step.name}" in page, step.name
 
 
+def test_the_passes_of_the_page_are_those_of_the_pipeline() -> None:
+    section = ARCHITECTURE.read_text(encoding="utf-8").split("\n## The passes\n")[1].split("\n## ")[0]
+    assert re.findall(r"^\| ([a-z ]+) \| `", section, flags=re.MULTILINE) == [step.name for step in PASSES]
+
+
 def test_every_message_is_explained() -> None:
     """A warning, a refusal or an error that does not show its field and value has an entry on the page."""
     page = plain((ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8"))

@@ -169,6 +169,8 @@ denoisers' graphs and its scheduler.
 - **by hooks**: the error of the same forecast by forward hooks on the modules of the plain pipeline, in float64;
   **apart**: from that result to ours. Empty where a site is not what a module returns.
 
+[Coverage](coverage.md) has the denoisers by themselves; the [recipes](recipes/index.md) use some of these pipelines.
+
 ```bash
 .venv/bin/python -m tests.pipelines.table
 ```

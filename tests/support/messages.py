@@ -102,13 +102,13 @@ def _text(node: ast.expr, constants: dict[str, str]) -> str:
     """The text of an expression, a gap where something is filled in; empty where it has none."""
     if isinstance(node, ast.Constant):
         return node.value if isinstance(node.value, str) else ""
-    if isinstance(node, ast.Name):
-        return constants.get(node.id, "")
+    if isinstance(node, ast.Name | ast.FormattedValue):
+        return constants.get(getattr(getattr(node, "value", node), "id", ""), "")
     if isinstance(node, ast.JoinedStr):
         return "".join(_text(part, constants) or GAP for part in node.values)
     if isinstance(node, ast.BinOp):
         return "".join(_text(part, constants) or GAP for part in (node.left, node.right))
-    inner = {ast.FormattedValue: ("value",), ast.IfExp: ("body", "orelse"), ast.BoolOp: ("values",)}.get(type(node), ())
+    inner = {ast.IfExp: ("body", "orelse"), ast.BoolOp: ("values",)}.get(type(node), ())
     parts = [part for name in inner for part in _as_list(getattr(node, name))]
     return next((text for part in parts if (text := _text(part, constants))), "")
 

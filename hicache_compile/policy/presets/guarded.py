@@ -37,7 +37,7 @@ def FBCache(
     Use it where prompts differ in how much can be skipped: each run decides for itself, without calibration.
 
     Args:
-        threshold: relative L1 change of block 0's residual up to which a step is skipped; 0 skips none.
+        threshold: relative L1 change of block 0's residual below which a step is skipped; 0 skips none.
         downsample, warmup, cooldown, max_skips: see ``FirstBlockGuard``.
     """
     guard = FirstBlockGuard(threshold, downsample, warmup=warmup, cooldown=cooldown, max_skips=max_skips)
@@ -91,7 +91,7 @@ def DBCache(
 
     Args:
         first, last: the number of blocks at the start and at the end that always run.
-        threshold: relative L1 change of the first blocks' residual up to which a step is skipped.
+        threshold: relative L1 change of the first blocks' residual below which a step is skipped.
         max_cached, max_continuous: see ``FirstBlockGuard``.
     """
     guard = FirstBlockGuard(
