@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-SOURCES = ("hicache_compile", "passes", "backends")
+SOURCES = ("hicache_compile", "passes", "backends", "benchmarks")
 GAP = "\0"  # what is filled in when the message is made
 ERRORS = ("HiCacheError", "UnfitError", "NotByRowError")
 WARNS = ("warning", "warn", "warn_once")
