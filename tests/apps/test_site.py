@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import os
 import re
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from importlib.util import find_spec
 from itertools import pairwise
@@ -13,6 +17,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+
+from tests.support.chromium import BINARY, Tab, chromium
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -138,6 +144,44 @@ def test_every_public_name_is_in_the_reference(pages: dict[str, Page]) -> None:
     anchors = set().union(*(page.ids for name, page in pages.items() if name.startswith("api/")))
     documented = {anchor.rpartition(".")[2] for anchor in anchors}
     assert not set(hicache_compile.__all__) - documented
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        return
+
+
+@pytest.fixture(scope="module")
+def address(site: Path) -> Iterator[str]:
+    """Where a server of this machine has the site."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=str(site))) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def tab(tmp_path: Path) -> Iterator[Tab]:
+    if BINARY is None:
+        pytest.skip("needs Chromium")
+    with chromium(tmp_path / "profile") as opened:
+        yield opened
+
+
+def test_a_phone_shows_it_without_scrolling_sideways(address: str, tab: Tab) -> None:
+    for name in ("index", "how-it-works", "coverage", "troubleshooting", "recipes/flux", "api/compile", "coming-from"):
+        tab.open(f"{address}/{name}.html", width=390, height=844)
+        assert tab.value("document.documentElement.scrollWidth") <= 390, name
+    assert not tab.errors
+
+
+def test_the_search_finds_a_message(address: str, tab: Tab) -> None:
+    tab.open(f"{address}/index.html?q=draws+random+numbers")
+    tab.until("document.querySelectorAll('.md-search-result__item').length > 0")
+    found = tab.value("document.querySelector('.md-search-result').textContent")
+    assert "which a forecast step would skip" in " ".join(found.split())
 
 
 def luminance(colour: str) -> float:
