@@ -70,9 +70,11 @@ class Inspected:
         return [self._layout(graph)[0] for graph in self._newest()]
 
     def explain(self, num_steps: int = 50) -> Explanation:
-        """What was found in the denoiser and what its policy makes of a run of ``num_steps``: ``print`` shows tables.
+        """What was found in the denoiser and what its policy makes of a run of ``num_steps``: ``print`` shows tables,
+        ``html(path)`` writes a page.
 
-        Blocks, sites with their kind, FLOPs and bytes, the same policy at the other scopes, and what was refused.
+        Blocks, sites with their kind, FLOPs and bytes, the same policy at the other scopes, what was refused, and what
+        the newest run of this thread did.
 
         Raises:
             HiCacheError: the denoiser was not called yet, or ``num_steps`` is not a length the policy can serve.
@@ -80,7 +82,8 @@ class Inspected:
         if not self._graphs:
             raise HiCacheError("explain(): the denoiser must have been called once, or warmup(example_inputs)")
         memory = "; ".join(why for _, why in map(self._layout, self._newest()) if why)
-        return explain(self._name(), self._views(), self.policy, num_steps, layouts=self._layouts(), memory=memory)
+        views, layouts, ran = self._views(), self._layouts(), self.report().ran()
+        return explain(self._name(), views, self.policy, num_steps, layouts=layouts, memory=memory, ran=ran)
 
     def _views(self) -> list[View]:
         live = self._session.live

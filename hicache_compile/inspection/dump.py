@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from hicache_compile.inspection.explanation import Explanation, View
 from hicache_compile.inspection.page import page
 from hicache_compile.inspection.tables import render
+from hicache_compile.inspection.versions import versions
 from hicache_compile.passes import Choice
 from hicache_compile.passes.graph.source import source_of
 from hicache_compile.policy.files import write_whole
@@ -56,7 +53,7 @@ def write(
     }
     for name, text in files.items():
         write_whole(folder / name, text)
-    html = page(explained, numbered, sorted(files), versions(), compared)
+    html = page(explained, python, sorted(files), versions(), compared)
     write_whole(folder / "index.html", html)
 
 
@@ -96,15 +93,6 @@ def _lines(step: int, decision: str, rows: StepRows, spec: RowSpec) -> list[str]
         elif not spec.per_slot or number == spec.group_of.index(place):
             found.append("\t".join([str(step), decision, group, str(rows.positions[place]), *[""] * spec.depth]))
     return found
-
-
-def versions() -> dict[str, str]:
-    return {
-        "hicache_compile": version("hicache_compile"),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-    }
 
 
 def sources(view: View, policy: Policy, model: str) -> dict[str, str]:

@@ -2,97 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import prod
-
-import torch
-from torch import fx
+from pathlib import Path
 
 from hicache_compile.errors import whole_number
-from hicache_compile.inspection.findings import BlockRow, Findings, ScopeRow, SiteRow
+from hicache_compile.inspection.findings import Findings, Ran, ScopeRow
+from hicache_compile.inspection.graph_rows import block_rows, nbytes_of, program_rows, site_rows
+from hicache_compile.inspection.page import page
 from hicache_compile.inspection.tables import render
-from hicache_compile.operators.anchors import QUANTISED
-from hicache_compile.passes import Choice, Rewrite, rewrite
-from hicache_compile.passes.graph.cost import Cost, cost_of
-from hicache_compile.passes.graph.inputs import Role
-from hicache_compile.passes.graph.shapes import Bindings
-from hicache_compile.passes.transforms.partition_attention import PARTITIONED
+from hicache_compile.inspection.versions import versions
+from hicache_compile.inspection.view import View
+from hicache_compile.policy.files import file_path, write_whole
 from hicache_compile.policy.json_codec import to_dict
 from hicache_compile.policy.layout import SCOPES, Layout
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.sparsity.chipmunk import Chipmunk
-from hicache_compile.policy.sparsity.phases import Phase
-from hicache_compile.runtime.deciders import make_decider
 from hicache_compile.runtime.deciders.computed_steps import letters_of
-from hicache_compile.runtime.program_set import ProgramSet
+
+__all__ = ["Explanation", "View", "explain"]
 
 
 class Explanation(Findings):
-    """What ``explain`` found: ``print`` shows it as tables."""
+    """What ``explain`` found: ``print`` shows it as tables, ``html`` writes it as a page."""
 
     __slots__ = ()
 
     def __str__(self) -> str:
         return render(self)
 
+    def html(
+        self,
+        path: str | Path,
+        graphs: Mapping[str, object] | None = None,
+        compared: Sequence[tuple[str, Findings]] = (),
+    ) -> Path:
+        """Write a page that shows it to the file ``path``, and return where: one file that needs no other.
 
-class View:
-    """One captured graph at the sizes in ``bindings``, rewritten as policies ask for it."""
+        Args:
+            path: the file; one that is there is replaced.
+            graphs: ``compiled.graphs``, to show them as Python too. Graphs that would make the page too large are not.
+            compared: explanations of other policies on the same denoiser, each with its name.
 
-    def __init__(self, graph: fx.GraphModule, bindings: Bindings) -> None:
-        self.graph = graph
-        self.bindings = bindings
-        self.cost = cost_of(graph, bindings)
-        self.flops = self.cost.flops
-        self.flops_full = sum(self.flops.values())
-        self._programs: dict[Layout, ProgramSet] = {}
-        self._costs: dict[tuple[Layout, Choice], list[Cost]] = {}
-
-    def programs(self, layout: Layout) -> ProgramSet:
-        """With rings of one anchor: how many there are changes bytes alone. Nothing is lowered."""
-        single = replace(layout, depth=1)
-        if single not in self._programs:
-            self._programs[single] = ProgramSet(rewrite(self.graph, single), 1)
-        return self._programs[single]
-
-    def rewrite(self, layout: Layout) -> Rewrite:
-        return self.programs(layout).rewrite
-
-    def rings(self, layout: Layout) -> dict[int, tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and dtype of each ring a forecast reads, by slot."""
-        kept = self.programs(layout).shapes(self.bindings)
-        return {
-            state.slot: ((layout.depth, *shape[1:]), dtype)
-            for state, (shape, dtype, _) in kept.items()
-            if state.role is Role.ANCHORS
-        }
-
-    def flops_of(self, layout: Layout, choice: Choice = Choice.FORECAST) -> int:
-        """FLOPs of a step of ``choice``, over all programs it runs; of attention over partitions, to the local keys."""
-        local = 1.0 if layout.partitions is None else 1 / layout.partitions.partitions
-        counted = (item for part in self.costs(layout, choice) for item in part.flops.items())
-        return round(sum(n * (local if name.startswith(PARTITIONED) else 1) for name, n in counted))
-
-    def costs(self, layout: Layout, choice: Choice = Choice.FORECAST) -> list[Cost]:
-        """What the programs that a step of ``choice`` runs cost."""
-        key = replace(layout, depth=1), choice
-        if key not in self._costs:
-            self._costs[key] = [cost_of(part, self.bindings) for part in self.rewrite(layout).parts(choice)]
-        return self._costs[key]
-
-    def flops_of_run(self, layout: Layout, policy: Policy, decisions: str) -> int:
-        """FLOPs of all steps of a run; where guards decide, of the shortest they may make it."""
-        programs = self.programs(layout)
-        if policy.guards or layout.partitions is not None or not programs.rings:
-            each = {"F": self.flops_full, "S": self._sparse(layout) if "S" in decisions else 0}
-            return sum(each.get(letter, self.flops_of(layout)) for letter in decisions)
-        decider = make_decider(policy, programs, len(decisions), 0, programs.rows(layout.depth, 0), layout.sparsity)
-        choices = [decider.decide(step, False).choice for step in range(len(decisions))]  # type: ignore[union-attr]
-        return sum(self.flops_full if c == Choice.FULL else self.flops_of(layout, c) for c in choices)
-
-    def _sparse(self, layout: Layout) -> int:
-        return self.flops_of(layout, Choice.FULL.with_phases((("", Phase.SPARSE),)))
+        Raises:
+            HiCacheError: ``path`` is no path, or cannot be written.
+        """
+        place = file_path("html.path", path)
+        texts = {name: str(graph) for name, graph in (graphs or {}).items()}
+        write_whole(place, page(self, texts, versions=versions(), compared=compared))
+        return place
 
 
 def explain(
@@ -104,6 +62,7 @@ def explain(
     sparsity: Chipmunk | None = None,
     layouts: Sequence[Layout] = (),
     memory: str = "",
+    ran: Ran | None = None,
 ) -> Explanation:
     """What ``policy`` makes of the graphs of one denoiser call over a run of ``num_steps``; and at which other scopes.
 
@@ -112,6 +71,7 @@ def explain(
         views: its graphs.
         layouts: of each graph, what a memory budget made of the policy; by default the policy's own.
         memory: what the budget has to say about it.
+        ran: the newest run, where there was one.
 
     Raises:
         HiCacheError: ``num_steps`` is not a positive integer, or not the length the policy is made for.
@@ -151,12 +111,16 @@ def explain(
         bytes_sent_full=sum(view.cost.bytes_sent for view in views),
         bytes_sent_forecast=sum(part.bytes_sent for part in cheap),
         state_bytes=chosen.state_bytes,
-        blocks=[row for view, own in zip(views, layouts, strict=True) for row in _blocks(view, own)],
-        sites=[row for view, own in zip(views, layouts, strict=True) for row in _sites(view, own, flops_full)],
+        blocks=[row for view, own in zip(views, layouts, strict=True) for row in block_rows(view, own)],
+        sites=[row for view, own in zip(views, layouts, strict=True) for row in site_rows(view, own, flops_full)],
         scopes=rows,
         sparsity=sparsity.to_dict() if sparsity is not None and sparse else None,
         sparse=sparse,
         refused=sorted({(entry.site, entry.reason) for made in rewrites for entry in made.refused}),
+        programs=program_rows(views, layouts),
+        partitioned=[path for made in rewrites for path in made.partitioned],
+        tokenwise=[name for made in rewrites for name in made.tokenwise],
+        ran=ran,
     )
 
 
@@ -172,41 +136,6 @@ def _at_scope(
         sites=sum(len(view.rewrite(layout).sites) for view, layout in pairs),
         slots=len(rings),
         flops_forecast=cheap,
-        state_bytes=_nbytes(rings),
+        state_bytes=nbytes_of(rings),
         ceiling=len(decisions) * flops_full / spent if spent else 1.0,
     )
-
-
-def _blocks(view: View, layout: Layout) -> list[BlockRow]:
-    return [
-        BlockRow(name, len(nodes), sum(view.flops.get(node, 0) for node in nodes))
-        for name, nodes in view.rewrite(layout).block_nodes.items()
-    ]
-
-
-def _sites(view: View, layout: Layout, flops_full: int) -> list[SiteRow]:
-    rings = view.rings(layout)
-    rows, slot = [], 0
-    for site in view.rewrite(layout).sites:
-        kept = [rings[place] for place in range(slot, slot + len(site.slots)) if place in rings]
-        slot += len(site.slots)
-        flops = sum(view.flops.get(node.name, 0) for node in site.region)
-        blocks = dict.fromkeys(node.meta["block"] for node in site.region if "block" in node.meta)
-        rows.append(
-            SiteRow(
-                name=site.name,
-                kind=site.kind,
-                blocks=list(blocks),
-                nodes=len(site.region),
-                flops=flops,
-                share=flops / flops_full if flops_full else 0.0,
-                shapes=[list(shape) for shape, _ in kept],
-                nbytes=_nbytes(kept),
-            )
-        )
-    return rows
-
-
-def _nbytes(rings: Sequence[tuple[tuple[int, ...], torch.dtype]]) -> int:
-    scales = sum(shape[0] * torch.float32.itemsize for shape, dtype in rings if dtype in QUANTISED)
-    return sum(prod(shape) * dtype.itemsize for shape, dtype in rings) + scales

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from hicache_compile.inspection.decision_rows import Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,7 +14,7 @@ class SiteRow:
     """A site under the policy: its computation and its cache.
 
     ``flops``: of the site in one full step; ``share``: of the full step's FLOPs; ``nbytes``: of its rings in one
-    context; ``shapes``: of the rings a forecast reads, empty if it reads none.
+    context; ``shapes``: of the rings a forecast reads, empty if it reads none; ``dtypes``: of those rings.
     """
 
     name: str
@@ -23,6 +25,7 @@ class SiteRow:
     share: float
     shapes: list[list[int]]
     nbytes: int
+    dtypes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +42,37 @@ class ScopeRow:
 
 @dataclass(frozen=True, slots=True)
 class BlockRow:
-    """A block: its number of nodes, and its FLOPs in one full step."""
+    """A block: its number of nodes, and its FLOPs in one full step.
+
+    ``skipped``: FLOPs of its part in sites, which a forecast step does not compute; ``kinds``: FLOPs of its attentions,
+    MLPs, ..., by kind, at whatever scope the policy cuts.
+    """
 
     name: str
     nodes: int
     flops: int
+    skipped: int = 0
+    kinds: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramRow:
+    """A graph: its number of operators, and its FLOPs; ``None``: it holds both branches of each site."""
+
+    name: str
+    ops: int
+    flops: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """The newest run of the calling thread: what decided, one letter a step and the cells of each site, by context;
+    ``groups``: rows that belong to one attention."""
+
+    strategy: str
+    letters: dict[str, str]
+    rows: dict[str, list[Row]]
+    groups: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +103,10 @@ class Findings:
     sparse: list[str]
     refused: list[tuple[str, str]]
     memory: str = ""
+    programs: list[ProgramRow] = field(default_factory=list)
+    partitioned: list[str] = field(default_factory=list)
+    tokenwise: list[str] = field(default_factory=list)
+    ran: Ran | None = None
 
     @property
     def computed(self) -> int:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from hicache_compile.errors import HiCacheError
 from hicache_compile.inspection.decision_map import DecisionMap, merged, rows_of, strategy_of
 from hicache_compile.inspection.decision_rows import Row
+from hicache_compile.inspection.findings import Ran
 from hicache_compile.passes import Choice
 from hicache_compile.runtime.compiled_graph import CompiledGraph
 from hicache_compile.runtime.live import Live
@@ -94,6 +95,11 @@ class Report:
         if context is None and self.strategy != "ditango":
             chosen = dict(list(self.rows.items())[:1])
         return DecisionMap(self.strategy, merged(chosen), self.groups)
+
+    def ran(self) -> Ran | None:
+        """The letters and cells of the newest trajectory, or None where there was none."""
+        letters = {name: self.history[name][-1] for name in self.rows if self.history.get(name)}
+        return Ran(self.strategy, letters, self.rows, self.groups) if any(letters.values()) else None
 
     def to_json(self) -> str:
         """The same as JSON."""

@@ -103,7 +103,7 @@ def _sites(found: Findings) -> Table:
     for group in groups[:SHOWN]:
         one = group[0]
         table.add_row(
-            one.name if len(group) == 1 else _pattern(one.name),
+            one.name if len(group) == 1 else pattern(one.name),
             one.kind,
             str(len(group)),
             tera(one.flops),
@@ -120,12 +120,13 @@ def _alike(sites: Sequence[SiteRow]) -> list[list[SiteRow]]:
     """Groups of sites that differ only in their block."""
     groups: dict[object, list[SiteRow]] = {}
     for site in sites:
-        key = (_pattern(site.name), site.kind, site.nodes, site.flops, str(site.shapes))
+        key = (pattern(site.name), site.kind, site.nodes, site.flops, str(site.shapes))
         groups.setdefault(key, []).append(site)
     return list(groups.values())
 
 
-def _pattern(name: str) -> str:
+def pattern(name: str) -> str:
+    """The name of a site without the number of its block: ``blocks.*.attn``."""
     return ".".join("*" if part.isdigit() else part for part in name.split("."))
 
 

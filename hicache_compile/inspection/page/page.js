@@ -1,7 +1,7 @@
 "use strict";
 const search = document.getElementById("search");
 const rows = [...document.querySelectorAll("#sites tbody tr")];
-const named = [...document.querySelectorAll("#map .row, .blocks .site")];
+const named = [...document.querySelectorAll(".map .row")];
 
 function filter() {
   const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
@@ -27,4 +27,4 @@ function sortBy(heading, column) {
 
 search?.addEventListener("input", filter);
 document.querySelectorAll("#sites th").forEach((heading, column) =>
-  heading.addEventListener("click", () => sortBy(heading, column)));
+  heading.querySelector("button").addEventListener("click", () => sortBy(heading, column)));
