@@ -182,7 +182,8 @@ def test_the_page_stands_alone(dumped: Path) -> None:
     sites = [f"layers.{i}.{part}" for i in range(3) for part in ("proj", "down")]
     assert seen.rows == [*sites, "everything else"]
     assert seen.outside == []
-    assert {link for link in seen.links if not (dumped / link).is_file()} == set()
+    elsewhere = [link for link in seen.links if not link.startswith("#")]
+    assert {link for link in elsewhere if not (dumped / link).is_file()} == set()
 
 
 def test_the_schedule_is_the_plan() -> None:
