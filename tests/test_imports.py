@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = """errors, config, key_partitions, internals < policy < operators < passes < backends < runtime < inspection
-    < frontend < export, generate, serving, demo, architectures < evaluation < tune < benchmarks < cli"""
+    < frontend < export, generate, serving, demo, architectures < evaluation, collect_env < tune < benchmarks < cli"""
 LAYERS = {name.strip(): place for place, names in enumerate(ORDER.split("<")) for name in names.split(",")}
 # Re-exports, which stand where the last of what they hand out does.
 LAYERS |= {"serialize": LAYERS["policy"], "__main__": LAYERS["cli"], "": LAYERS["export"]}

@@ -35,6 +35,12 @@ class Architecture:
             model: nn.Module = self.cls.from_config(self.config)  # type: ignore[attr-defined]  # of diffusers' ConfigMixin
         return model.eval()
 
+    def with_random_weights(self) -> nn.Module:
+        """The denoiser with the weights its class begins training with, on the CPU."""
+        with self._explained():
+            model: nn.Module = self.cls.from_config(self.config)  # type: ignore[attr-defined]  # of diffusers' ConfigMixin
+        return model.eval()
+
     def with_weights(self, dtype: torch.dtype | None = None) -> nn.Module:
         """The denoiser with the weights in its folder.
 

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from hicache_compile.cli.bench import bench
+from hicache_compile.cli.collect_env import collect_env
 from hicache_compile.cli.demo import demo
 from hicache_compile.cli.doctor import doctor
 from hicache_compile.cli.evaluate import evaluate
@@ -53,6 +54,7 @@ app = typer.Typer(cls=Commands, help="Make diffusion transformers sample several
 app.command("demo")(reporting("demo")(demo))
 app.command("explain")(reporting("explain")(explain))
 app.command("doctor")(reporting("doctor", models=False)(doctor))
+app.command("collect-env")(reporting("collect-env")(collect_env))
 app.command("presets")(reporting("presets", models=False)(presets))
 app.command("export")(reporting("export")(export))
 app.command("generate", cls=RayCommand)(reporting("generate")(generate))

@@ -22,7 +22,12 @@ Policies = Annotated[
     list[str] | None, typer.Option("--policy", help="A preset name, a .json file or JSON; several are compared.")
 ]
 Prompts = Annotated[list[str] | None, typer.Option("--prompt", help="A prompt; may be given several times.")]
-EXTRAS = {"export": "onnx", "explain": "generate", "tune": "eval"}  # of commands; others have one of their own name
+EXTRAS = {
+    "export": "onnx",
+    "explain": "generate",
+    "collect-env": "generate",
+    "tune": "eval",
+}  # of commands; others have one of their own name
 MOST = 10_000  # steps, samples, frames, ...: more is a slip of the hand, and would not end
 MOST_PIXELS = 65_536  # of an edge
 Steps = Annotated[int, typer.Option(min=1, max=MOST, help="Sampling steps.")]

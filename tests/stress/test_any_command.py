@@ -37,6 +37,7 @@ STOPPED = {  # where a command would begin to work
     "hicache_compile.tune.fit_subject.measure",
     "hicache_compile.runtime.replay.capture.capture_call",
     "hicache_compile.export.files.capture_call",
+    "hicache_compile.collect_env.subject.open_subject",
     "hicache_compile.generate.maker.load_pipeline",
     "hicache_compile.generate.cluster._ray",
     "hicache_compile.evaluation.subjects.load_pipeline",
@@ -177,7 +178,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def said(output: str) -> str:
     """The message of an error: ours after the name of the command, or what typer puts into a box."""
-    ours = re.search(r"^hicache \w+: (.*)", output, re.MULTILINE | re.DOTALL)
+    ours = re.search(r"^hicache [\w-]+: (.*)", output, re.MULTILINE | re.DOTALL)
     if ours:
         return ours[1].strip()
     lines = [line.strip("│╭╰╮╯─ ") for line in output.splitlines() if line.startswith(("│", "Error: "))]
