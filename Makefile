@@ -43,5 +43,14 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $(STAMP)
 
+# Checks, builds and checks what was built; uploads nothing (scripts/release.py --upload does).
+.PHONY: release
+release: $(STAMP)
+	$(BIN)/pip install --quiet --editable ".[release]"
+	$(BIN)/python scripts/release.py
+
+# What commands generate: .gitignore names the same.
 clean:
-	rm -rf $(VENV) build site *.egg-info
+	rm -rf $(VENV) build dist out site *.egg-info hicache_demo.png .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path ./.git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -path ./.git -prune -o \( -name '*.bak' -o -name '*.unfinished' \) -type f -delete
