@@ -15,7 +15,7 @@ from torch import nn
 from hicache_compile.collect_env.archive import Case, write
 from hicache_compile.collect_env.environment import environment
 from hicache_compile.collect_env.model import describe
-from hicache_compile.collect_env.seen_calls import SeenCall, call_data, of_error, of_newest_run
+from hicache_compile.collect_env.seen_calls import SeenCall, call_data, newest_contexts, of_error, of_newest_run
 from hicache_compile.errors import HiCacheError
 from hicache_compile.frontend.denoiser import CompiledDenoiser
 from hicache_compile.frontend.handle import Handle
@@ -68,7 +68,7 @@ def collect(
     if compiled is not None:
         report = _tried("report()", lambda: loads(compiled.report().to_json()), notes)
         texts |= _tried("dump()", lambda: _dumped(compiled), notes) or {}
-    decisions = {name: runs[-1] for name, runs in report["history"].items() if runs} if report else {}
+    decisions = _decisions(compiled, report) if compiled is not None and report is not None else {}
     described = None if module is None else describe(module, config)
     case = Case(
         environment=environment(),
@@ -129,6 +129,12 @@ def _calls(compiled: Handle | None, seen: SeenCall | None, inputs: Any) -> dict[
     if seen is not None:
         return {seen.context: seen.inputs}
     return {} if compiled is None else {name: one.inputs for name, one in of_newest_run(compiled).items()}
+
+
+def _decisions(compiled: Handle, report: Mapping[str, Any]) -> dict[str, str]:
+    """Of the newest run, by context."""
+    history = report["history"]
+    return {name: history[name][-1] for name in newest_contexts(compiled) if history.get(name)}
 
 
 def _steps(seen: SeenCall | None, decisions: Mapping[str, str]) -> int:

@@ -1,4 +1,4 @@
-"""What a compiled denoiser was called with: read off the frames of an error, else off what its newest run replays."""
+"""What a compiled denoiser was called with: read off an error's frames, else what a run keeps of its first call."""
 
 from __future__ import annotations
 
@@ -58,18 +58,24 @@ def _frames(error: BaseException) -> Iterator[FrameType]:
 
 
 def of_newest_run(model: Handle) -> dict[str, SeenCall]:
-    """By context, a call of the newest run in this thread; of contexts whose calls are not replayed, none.
+    """By context, the first call of the newest run in this thread; none of contexts that do not know it.
 
-    What is in their tensors is not kept anywhere.
+    What was in its tensors is not kept anywhere.
     """
-    found = {}
-    for name, context in model._session.contexts.items():
-        for signature in reversed(context.replays.signatures()):
-            args, kwargs = _described(signature[2], [])["tuple"]  # after the training flag and the inference mode
-            inputs = {"args": args["tuple"], "kwargs": dict(kwargs["dict"])}
-            found[name] = SeenCall(inputs, name)
-            break
-    return found
+    calls = {name: model._session.contexts[name].first_call for name in newest_contexts(model)}
+    return {name: _first(name, call) for name, call in calls.items() if call is not None}
+
+
+def newest_contexts(model: Handle) -> list[str]:
+    """The contexts of the newest run in this thread."""
+    contexts = model._session.contexts
+    newest = max((context.trajectory for context in contexts.values()), default=-1)
+    return [name for name, context in contexts.items() if context.trajectory == newest]
+
+
+def _first(context: str, signature: Any) -> SeenCall:
+    args, kwargs = _described(signature[2], [])["tuple"]  # after the training flag and the inference mode
+    return SeenCall({"args": args["tuple"], "kwargs": dict(kwargs["dict"])}, context)
 
 
 def _described(signature: Any, tensors: list[Any]) -> Any:

@@ -105,9 +105,7 @@ class CompiledDenoiser(Handle, StandIn):
             torch.compiler.cudagraph_mark_step_begin()  # a replayed step does not enter Dynamo, which would say so
         call = DenoiserCall(self._inner.signature, args, kwargs)
         try:
-            output = self._session.run_step(
-                call, lambda step: self._inner.batches.make(step, args, kwargs, self._replay_or_run, self.together)
-            )
+            output = self._session.run_step(call, lambda step: self._make(step, args, kwargs))
         except BackendCompilerFailed as error:
             if isinstance(error.inner_exception, HiCacheError):
                 raise error.inner_exception from None
@@ -115,6 +113,11 @@ class CompiledDenoiser(Handle, StandIn):
         self._check_compiled()
         self._dump_where_asked()
         return pytree.tree_map_only(torch.Tensor, _own, output) if self._inner.graphed else output
+
+    def _make(self, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not step.index:
+            step.context.first_call = signature_of_call(args, kwargs, self._orig_mod.training)[0]
+        return self._inner.batches.make(step, args, kwargs, self._replay_or_run, self.together)
 
     def _replay_or_run(self, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make an earlier call of this run again, or go through Dynamo and remember how."""

@@ -34,6 +34,7 @@ class Context:
     history: deque[list[str]] = field(default_factory=lambda: deque(maxlen=HISTORY))
     states: dict[int, Rings] = field(default_factory=dict)  # by the graph's place in a call
     replays: Replays = field(default_factory=Replays)
+    first_call: Any = None  # the signature of its arguments, for reports; None where they have none
     capture: object = None  # which its last call ran, of those that differ in what they read of data
     choices: Counter[Ran] = field(default_factory=Counter)  # what the newest run ran
 

@@ -145,10 +145,6 @@ class Replays:
             del self._known[next(iter(self._known))]
         self._known[signature] = replay
 
-    def signatures(self) -> list[Any]:
-        """Of the calls that are known, the newest last."""
-        return list(self._known)
-
     def clear(self) -> None:
         self._known.clear()
 
