@@ -53,4 +53,4 @@ release: $(STAMP)
 clean:
 	rm -rf $(VENV) build dist out site *.egg-info hicache_demo.png .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path ./.git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
-	find . -path ./.git -prune -o \( -name '*.bak' -o -name '*.unfinished' \) -type f -delete
+	find . -type f \( -name '*.bak' -o -name '*.unfinished' \) -not -path './.git/*' -delete
