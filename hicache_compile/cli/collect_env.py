@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -95,7 +95,7 @@ def _run_again(path: Path, json: bool) -> None:
 
     outcome = rerun(path)
     if json:
-        shared.print_json({name: value for name, value in asdict(outcome).items() if name != "error"})
+        shared.print_json({one.name: getattr(outcome, one.name) for one in fields(outcome) if one.name != "error"})
     else:
         _print_outcome(outcome)
     raise typer.Exit(0 if outcome.same else 1)

@@ -53,7 +53,7 @@ def rebuild(described: Mapping[str, Any], device: torch.device) -> nn.Module:
         HiCacheError: its class cannot be imported or made, or its weights do not fit into memory.
     """
     cls = _class_of(described["class"])
-    _check_memory(described)
+    check_memory(described["parameters"])
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(SEED)
@@ -132,13 +132,13 @@ def _made(cls: Any, config: dict[str, Any]) -> nn.Module:
     return made
 
 
-def _check_memory(described: Mapping[str, Any]) -> None:
-    """Models are made in float32 on the CPU first."""
-    needed, there = 4 * described["parameters"], memory()
+def check_memory(parameters: int) -> None:
+    """Raise ``HiCacheError`` unless so many parameters fit into main memory in float32, in which models are made."""
+    needed, there = 4 * parameters, memory()
     if there is not None and needed > there:
         raise HiCacheError(
-            f"model: {described['parameters']} parameters take {needed / 2**30:.0f} GiB in float32, this machine has "
-            f"{there / 2**30:.0f} GiB: must be collected with fewer layers, or run again on a larger machine"
+            f"model: {parameters} parameters take {needed / 2**30:.0f} GiB in float32, this machine has "
+            f"{there / 2**30:.0f} GiB: must be collected with fewer layers, or run on a larger machine"
         )
 
 

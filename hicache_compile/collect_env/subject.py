@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from hicache_compile.architectures import Request, example_inputs, resolve
-from hicache_compile.collect_env.model import SEED
+from hicache_compile.architectures.inputs import INPUTS
+from hicache_compile.collect_env.model import SEED, check_memory
 from hicache_compile.collect_env.sampling import Arguments
 from hicache_compile.errors import HiCacheError
 
@@ -22,7 +23,8 @@ def open_subject(name: str, dtype: torch.dtype | None, request: Request) -> tupl
         dtype: of the weights; ``None``: float32 on the CPU, bfloat16 on a GPU.
 
     Raises:
-        HiCacheError: there is no such model, or there are no example inputs for its class or this size.
+        HiCacheError: there is no such model, or there are no example inputs for its class or this size, or random
+            weights do not fit into memory.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
@@ -41,4 +43,11 @@ def _denoiser(name: str) -> nn.Module:
 
         return load_model()
     architecture = resolve(name)
+    if architecture.cls.__name__ not in INPUTS:
+        raise HiCacheError(
+            f"model {name!r} is a {architecture.cls.__name__}: must be one of {', '.join(INPUTS)}; for any other, "
+            "sample in Python and call hicache_compile.collect_env.collect(compiled, path, error)"
+        )
+    if architecture.folder is None:
+        check_memory(sum(one.numel() for one in architecture.without_weights().parameters()))
     return architecture.with_weights() if architecture.folder is not None else architecture.with_random_weights()

@@ -395,6 +395,8 @@ def test_the_command_tells_another_outcome(config: str) -> None:
         (["demo", "--policy", "HiCache", "--backend", "x"], "collect-env.backend = 'x'"),
         (["demo", "--policy", "HiCache", "--dtype", "x"], "collect-env.dtype = 'x'"),
         (["nowhere", "--policy", "HiCache"], "model 'nowhere': must be a folder"),
+        (["lumina.json", "--policy", "HiCache"], "call hicache_compile.collect_env.collect(compiled"),
+        (["huge.json", "--policy", "HiCache"], "must be collected with fewer layers"),
         (["--rerun", "nowhere.zip"], "must be an archive of hicache collect-env"),
     ],
 )
@@ -402,9 +404,11 @@ def test_the_command_says_what_is_wrong(
     words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("lumina.json").write_text('{"_class_name": "Lumina2Transformer2DModel"}')
+    Path("huge.json").write_text(json.dumps({**CONFIG, "joint_attention_dim": 10**14}))
     done = run(*words)
     assert done.exit_code == 2
-    assert said in done.output
+    assert said in " ".join(done.output.split())
 
 
 def test_the_environment_names_versions_and_machine() -> None:
