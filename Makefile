@@ -8,6 +8,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
+EXAMPLES := $(patsubst examples/%.py,-m %,$(wildcard examples/*.py))  # scripts, which mypy takes as modules
 
 .PHONY: demo check test exhaustive lint docs clean
 
@@ -33,7 +34,7 @@ lint: $(STAMP)
 	rm -rf $(VENV)/typed
 	mkdir -p $(VENV)/typed/hicache_compile
 	ln -sfn $(CURDIR)/hicache_compile/* $(CURDIR)/passes $(CURDIR)/backends $(CURDIR)/benchmarks $(VENV)/typed/hicache_compile
-	cd $(VENV) && MYPYPATH=typed bin/mypy --config-file ../pyproject.toml -p hicache_compile
+	cd $(VENV) && MYPYPATH=typed:../examples bin/mypy --config-file ../pyproject.toml -p hicache_compile $(EXAMPLES)
 
 # torch first and alone: nothing else may pick another build of it.
 $(STAMP): pyproject.toml constraints.txt
