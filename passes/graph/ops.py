@@ -146,6 +146,8 @@ def is_random(node: fx.Node) -> bool:
     name = op(node)
     if name in DROPOUT:
         return bool(_bound(node, 1, "p", 0.5)) and bool(_bound(node, 2, "training", True))
+    if name == "multi_head_attention_forward":  # nn.MultiheadAttention hands its dropout on outside training too
+        return bool(_bound(node, 10, "dropout_p", 0.0)) and bool(_bound(node, 13, "training", True))
     if name in ATTENTION - KERNELS:
         return name != "flex_attention" and bool(_bound(node, 4, "dropout_p", 0.0))
     return name in _RANDOM_SOURCES or any(seeded and _drops(node, schema) for schema, seeded in _schemas(name))

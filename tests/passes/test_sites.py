@@ -169,6 +169,33 @@ def test_random_numbers_are_declined(scope: str, block: type[nn.Module]) -> None
     assert all("draws random numbers, which a forecast step would skip" in entry.reason for entry in found.refused)
 
 
+class MultiheadBlock(ToyBlock):
+    """torch's own module of attention, which is one function in the graph."""
+
+    rate = 0.0
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.attention = nn.MultiheadAttention(dim, 2, dropout=self.rate, batch_first=True)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        y = self.norm(x)
+        x = x + self.attention(y, y, y)[0]
+        return x + self.down(nn.functional.gelu(self.up(self.norm(x) + c.unsqueeze(1))))
+
+
+class DroppingMultiheadBlock(MultiheadBlock):
+    rate = 0.1
+
+
+@pytest.mark.parametrize("block", [MultiheadBlock, DroppingMultiheadBlock])
+@pytest.mark.parametrize("training", [False, True])
+def test_a_multihead_attention_is_a_site_unless_it_drops(block: type[MultiheadBlock], training: bool) -> None:
+    found = cut(captured(toy(block).train(training), *TOY_INPUTS), Layout("module"))
+    assert [site.kind for site in found.sites].count("self-attention") == (0 if block.rate and training else 2)
+    assert bool(found.refused) == bool(block.rate and training)
+
+
 def test_a_site_that_writes_to_its_input_is_declined() -> None:
     found = cut(captured(toy(WritesItsInput), *TOY_INPUTS), Layout("block"))
     reasons = [entry.reason for entry in found.refused]
