@@ -52,6 +52,6 @@ release: $(STAMP)
 
 # What commands generate: .gitignore names the same.
 clean:
-	rm -rf $(VENV) build dist out site *.egg-info hicache_demo.png .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist out site *.egg-info *.png *.mp4 hicache_demo.png .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path ./.git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 	find . -type f \( -name '*.bak' -o -name '*.unfinished' \) -not -path './.git/*' -delete
