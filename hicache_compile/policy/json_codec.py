@@ -46,7 +46,7 @@ VERSION = 1  # of the format; raised when a field changes its meaning, so that a
 _MOST_BITS = 1000  # of a number: more than a float has, and as many digits as can be shown
 _DEEPEST = 20
 _LATER = ("tokens",)  # fields of a Policy that came after the first release of the format
-_NESTED = {"forecaster": "forecaster", "other": "schedule"}  # fields of parts that hold a part
+_NESTED = {"forecaster": "forecaster", "second": "forecaster", "other": "schedule"}  # fields of parts that hold a part
 _OBJECTS = ("schedule", "forecaster", "smoothing", "tokens")
 
 

@@ -2,7 +2,8 @@
 
 path         a node is a computed step, an edge the forecasts between two of them; what an edge costs follows from the
              distances between steps and the forecaster's own weights, so the schedule is chosen together with it.
-             ``"sum"`` adds the errors of all forecasts, ``"minimax"`` goes by the worst (LeMiCa, 2511.00090).
+             ``"sum"`` adds the errors of all forecasts, ``"minimax"`` goes by the worst (LeMiCa, 2511.00090). Where a
+             forecast reads two anchors, its cost is of triples of steps, as DPCache has it (2602.22654).
 end to end   the path's steps are moved by one or two while that lowers the error of whole runs.
 
 Warm-up and cool-down are whatever comes out.
@@ -11,11 +12,12 @@ Warm-up and cool-down are whatever comes out.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 
 from hicache_compile.errors import HiCacheError, one_of, whole_number
-from hicache_compile.policy.forecasters import Forecaster, weights
+from hicache_compile.policy.forecasters import Forecaster, depth, weights
 from hicache_compile.policy.forecasters.kriging import squared_error
 from hicache_compile.policy.schedules.base import StepMask
 
@@ -32,7 +34,7 @@ def shortest_path(
     """The ``computed`` steps of a run of ``len(distances)`` under which ``forecaster`` errs least.
 
     What an edge costs depends on the anchors before it, as many as ``forecaster`` reads. The path is the shortest where
-    that is one; else a beam of ``width`` paths to each node is followed.
+    these are one or two; else a beam of ``width`` paths to each two last nodes is followed.
 
     Args:
         distances: squared, between the features of all steps, ``[T, T]``.
@@ -45,24 +47,29 @@ def shortest_path(
     whole_number("plan", "computed", computed, 1, num_steps)
     one_of("plan", "objective", objective, OBJECTIVES)
     join = max if objective == "minimax" else sum
+    reads = depth(forecaster)
+    told_apart = min(reads, 2)  # nodes that paths are told apart by
+    width = 1 if told_apart == reads else width
     longest = max(2, REACH * num_steps // computed)
-    paths: dict[int, list[tuple[float, float, Path]]] = {0: [(0.0, 0.0, (0,))]}
+    error_of = cache(lambda anchors, step: _error(distances, forecaster, anchors, step))
+    paths: dict[Path, list[tuple[float, float, Path]]] = {(0,): [(0.0, 0.0, (0,))]}
     for more in range(computed - 1, 0, -1):
-        reached: dict[int, list[tuple[float, float, Path]]] = {}
-        for last, best in paths.items():
+        reached: dict[Path, list[tuple[float, float, Path]]] = {}
+        for best in paths.values():
             for cost, total, path in best:
                 worst, added = cost, total
-                for following in range(last + 1, min(last + longest, num_steps - more) + 1):
-                    reached.setdefault(following, []).append((worst, added, (*path, following)))
-                    error = _error(distances, forecaster, path, following)
+                for following in range(path[-1] + 1, min(path[-1] + longest, num_steps - more) + 1):
+                    further = (*path, following)
+                    reached.setdefault(further[-told_apart:], []).append((worst, added, further))
+                    error = error_of(path[-reads:], following)
                     worst, added = join((worst, error)), added + error
-        paths = {node: sorted(best)[:width] for node, best in reached.items()}
+        paths = {key: sorted(best)[:width] for key, best in reached.items()}
     ends = []
-    for last, best in paths.items():
+    for key, best in paths.items():
         for cost, total, path in best:
-            if num_steps - last > longest and any(num_steps - node <= longest for node in paths):
+            if num_steps - key[-1] > longest and any(num_steps - other[-1] <= longest for other in paths):
                 continue
-            tail = [_error(distances, forecaster, path, step) for step in range(path[-1] + 1, num_steps)]
+            tail = [error_of(path[-reads:], step) for step in range(path[-1] + 1, num_steps)]
             ends.append((join((cost, *tail)), total + sum(tail), path))
     return list(min(ends)[2])
 

@@ -20,6 +20,7 @@ from hicache_compile import (
     HiCache,
     HiCacheError,
     Interval,
+    Newton,
     Policy,
     Reuse,
     StepMask,
@@ -294,6 +295,32 @@ def test_the_shortest_path_is_the_shortest() -> None:
     )
     assert shortest_path(distances, Reuse(), 11) == list(range(11))
     assert shortest_path(distances, Reuse(), 1) == [0]
+
+
+@pytest.mark.parametrize("objective", ["sum", "minimax"])
+def test_the_shortest_path_over_triples_is_the_shortest(objective: str) -> None:
+    """Against all paths, where a forecast is the line through two anchors; the errors by the features themselves."""
+    rng = np.random.default_rng(7)
+    features = np.cumsum(np.cumsum(rng.normal(size=(12, 6)), 0) * rng.uniform(0.2, 2, size=(12, 1)), 0)
+    distances = np.square(features[:, None] - features[None]).sum(-1)
+
+    def errors(steps: tuple[int, ...]) -> list[float]:
+        found = []
+        for step in range(12):
+            *_, older, newest = -1, *(one for one in steps if one <= step)
+            slope = (features[newest] - features[older]) / (newest - older) if older >= 0 else 0
+            found.append(float(np.linalg.norm(features[newest] + slope * (step - newest) - features[step])))
+        return found
+
+    paths = [(0, *rest) for rest in itertools.combinations(range(1, 12), 4)]
+    paths = [path for path in paths if max(np.diff([*path, 12])) <= 3 * 12 // 5]
+
+    def cost(path: tuple[int, ...]) -> tuple[float, float]:
+        made = errors(path)
+        return (sum(made), sum(made)) if objective == "sum" else (max(made), sum(made))
+
+    found = shortest_path(distances, Newton(1), 5, objective)
+    assert cost(tuple(found))[0] == pytest.approx(min(map(cost, paths))[0])
 
 
 def test_the_search_stops_where_nothing_is_better() -> None:

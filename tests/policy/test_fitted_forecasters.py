@@ -20,6 +20,7 @@ from hicache_compile import (
     Hermite,
     HiCacheError,
     Interval,
+    Mixed,
     Policy,
     ResidualGate,
     Reuse,
@@ -361,3 +362,17 @@ def test_policies_with_tables_are_plain_json() -> None:
     )
     assert from_json(to_json(policy)) == policy
     assert json.loads(to_json(policy))["forecaster"]["table"]["num_steps"] == T
+
+
+def test_spectrum_mixes_its_regression_with_a_line() -> None:
+    """On anchors of numbers: the regression's value and the line's, by their own weights and by hand."""
+    anchors, target = [10, 6, 3, 1, 0], 12
+    values = [0.3, -1.2, 2.5, 0.7, 1.1]
+    line = values[0] + (values[0] - values[1]) / 4 * 2
+    fitted = sum(w * v for w, v in zip(weights(GlobalChebyshev(4, 0.1), anchors, target), values, strict=False))
+    mixed = sum(w * v for w, v in zip(weights(Spectrum(mix=0.7).forecaster, anchors, target), values, strict=False))
+    assert mixed == pytest.approx(0.7 * fitted + 0.3 * line)
+    assert Spectrum().forecaster == GlobalChebyshev(4, 0.1)
+    run = Spectrum(mix=0.5).bind(RunInfo(num_steps=20)).forecaster
+    assert isinstance(run, Mixed)
+    assert run.forecaster == GlobalChebyshev(4, 0.1, num_steps=20)

@@ -33,6 +33,7 @@ from hicache_compile import (
     Interval,
     KeySteps,
     MagCacheSchedule,
+    Mixed,
     Newton,
     NewtonHermite,
     NewtonScaledTaylor,
@@ -88,6 +89,7 @@ FORECASTER_VALUES: list[Forecaster] = [
     Calibrated(TABLE, 3, 0.0, 28),
     SteppedHermite(2, (0.5, 0.6)),
     Gated(Hermite(2), (0.5, 1.0), 12),
+    Mixed(GlobalChebyshev(), Newton(1), 0.7),
 ]
 MEASURED = [DMD(2), ResidualGate(Taylor(2))]
 SMOOTHING_VALUES = [None, Smoothing(), Smoothing("moving_average"), Smoothing("exponential", 0.25)]
@@ -271,6 +273,11 @@ OTHER: list[tuple[Any, dict[str, Any], str, list[Any], str]] = [
     (SteppedHermite, {"order": 2}, "sigmas", [None, (), 0.5, ("a",), (-0.1,)], "one or more numbers >= 0"),
     (Gated, {"forecaster": Hermite()}, "gates", [None, (), 0.5, ("a",), (math.nan,)], "one or more numbers"),
     (Gated, {"gates": (1.0,)}, "forecaster", [*NO_OBJECT, Hermite], "an object with a method weights"),
+    *(
+        (Mixed, {"forecaster": Hermite(), "second": Newton()}, field, [*NO_OBJECT, Hermite, DMD()], "an object with a")
+        for field in ("forecaster", "second")
+    ),
+    (Mixed, {"forecaster": Hermite(), "second": Newton()}, "share", [*NOT_REAL, 1.1], "a number in (0, 1]"),
     (ResidualGate, {}, "forecaster", [*NO_OBJECT, Hermite, DMD()], "a forecaster that goes by steps alone"),
     (Smoothing, {}, "method", ["average", "", None, 1, ["exponential"]], "exponential, moving_average"),
     (Smoothing, {}, "hybrid", [None, 0, 1, "true", []], "true or false"),

@@ -26,6 +26,7 @@ from hicache_compile.policy.forecasters.calibrated import Calibrated
 from hicache_compile.policy.forecasters.chebyshev import Chebyshev, GlobalChebyshev
 from hicache_compile.policy.forecasters.differences import Hermite, ScaledTaylor, Taylor
 from hicache_compile.policy.forecasters.measured import DMD, MeasuredForecaster, ResidualGate
+from hicache_compile.policy.forecasters.mixed import Mixed
 from hicache_compile.policy.forecasters.multistep import BDF2, AdamsBashforth, VariableAdamsBashforth, VariableBDF2
 from hicache_compile.policy.forecasters.newton import Newton, NewtonHermite, NewtonScaledTaylor
 from hicache_compile.policy.forecasters.rows import depth, measured_weights, weights
@@ -50,6 +51,7 @@ FORECASTERS = (
     Calibrated,
     SteppedHermite,
     Gated,
+    Mixed,
     DMD,
     ResidualGate,
 )
@@ -66,6 +68,7 @@ __all__ = [
     "GlobalChebyshev",
     "Hermite",
     "MeasuredForecaster",
+    "Mixed",
     "Newton",
     "NewtonHermite",
     "NewtonScaledTaylor",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hicache_compile.errors import HiCacheError, named, numbers, whole_number
-from hicache_compile.policy.forecasters import Forecaster, GlobalChebyshev, Hermite, Reuse, Taylor
+from hicache_compile.policy.forecasters import Forecaster, GlobalChebyshev, Hermite, Mixed, Newton, Reuse, Taylor
 from hicache_compile.policy.policy import NOWHERE, Policy
 from hicache_compile.policy.schedules.base import Always, Growing, Interval, StepMask, as_mask
 from hicache_compile.policy.schedules.lemica import LeMiCaSchedule, lemica_mask
@@ -95,6 +95,7 @@ def Spectrum(
     degree: int = 4,
     ridge: float = 0.1,
     warmup: int = 5,
+    mix: float = 1.0,
     *,
     scope: str = "output",
     cooldown: int = 0,
@@ -107,10 +108,14 @@ def Spectrum(
     Args:
         alpha, warmup, cooldown: see ``Growing``.
         degree, ridge: see ``GlobalChebyshev``.
+        mix: the share of the regression, in (0, 1]; the rest is a line through the last two full steps. Its authors
+            have come to recommend .5 and more.
         scope: see ``Policy``.
         forecaster: replaces the regression.
     """
-    return Policy(Growing(alpha, warmup, cooldown), _chosen(forecaster, GlobalChebyshev(degree, ridge)), scope)
+    fitted = GlobalChebyshev(degree, ridge)
+    regression = fitted if mix == 1.0 else Mixed(fitted, Newton(1), mix)
+    return Policy(Growing(alpha, warmup, cooldown), _chosen(forecaster, regression), scope)
 
 
 def SCM(
