@@ -112,7 +112,12 @@ _NEEDS_TORCH = {
 }
 
 
+_PACKAGES = ("collect_env", "serialize", "tune")  # that documentation names as attributes
+
+
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return import_module(f"hicache_compile.{name}")
     if name not in _NEEDS_TORCH:
         raise AttributeError(f"module 'hicache_compile' has no attribute {name!r}")
     found = getattr(import_module(f"hicache_compile.{_NEEDS_TORCH[name]}"), name)

@@ -63,7 +63,7 @@ def evaluate(
     from hicache_compile.evaluation.comparison import IN_FULL, compare, named_policies
     from hicache_compile.evaluation.intervals import as_data
     from hicache_compile.evaluation.journal import Journal, unfinished
-    from hicache_compile.evaluation.packing import pack_of
+    from hicache_compile.evaluation.packing import check_pack, pack_of
     from hicache_compile.evaluation.quality import scores_of
     from hicache_compile.evaluation.runs import Judge
     from hicache_compile.evaluation.sheet import draw_sheet
@@ -77,7 +77,7 @@ def evaluate(
     if sheet is not None:
         check_picture("eval.sheet", sheet)
     if pack is not None:
-        check_writable(pack)
+        check_pack(pack)
     more = read_prompts(prompt_file, "eval") if prompt_file else []
     prompts = [*(prompt or []), *(line["prompt"] for line in more)]
     named = named_policies(policy or [])

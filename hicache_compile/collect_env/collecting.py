@@ -152,7 +152,8 @@ def _policy(compiled: Handle | None, policy: Any) -> dict[str, Any]:
 def _options(compiled: Handle) -> dict[str, Any]:
     """The options of ``hicache_compile`` that are not the default."""
     options = compiled._session.options
-    given = {one.name: getattr(options, one.name) for one in fields(CompileOptions) if one.name != "policy"}
+    names = [one.name for one in fields(CompileOptions) if one.name not in ("policy", "contract")]
+    given = {name: getattr(options, name) for name in names}
     defaults = {one.name: one.default for one in fields(CompileOptions)}
     return _plain({name: value for name, value in given.items() if name == "backend" or value != defaults[name]})
 

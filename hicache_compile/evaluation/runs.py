@@ -46,7 +46,7 @@ class Judge:
         """The pictures of the prompts ``numbers`` without a cache."""
         key = (tuple(numbers), seed)
         if key not in self._in_full:
-            with self.subject.denoiser.disabled():
+            with self.subject.in_full():
                 if not self._in_full:
                     self.subject.draw(numbers, seed)  # compiles
                 self._in_full[key] = self.subject.draw(numbers, seed)
@@ -57,7 +57,7 @@ class Judge:
         if policy is None:
             images = self.in_full(numbers, seed).images
         else:
-            self.subject.denoiser.policy = policy
+            self.subject.under(policy)
             images = self.subject.draw(numbers, seed, sigmas=policy.sigmas).images
         assert images is not None
         return images
@@ -70,7 +70,7 @@ class Judge:
             drawn = wanted
             counted: dict[str, Any] = {"computed": self.subject.steps, "flops_speedup": 1.0, "state_bytes": 0}
         else:
-            denoiser.policy = policy
+            self.subject.under(policy)
             drawn = self.subject.draw(numbers, seed, sigmas=policy.sigmas)
             report = denoiser.report()
             steps = self.subject.steps if policy.sigmas is None else len(policy.sigmas)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from hicache_compile.frontend.compile import hicache_compile
 from hicache_compile.frontend.denoiser import CompiledDenoiser
 from hicache_compile.generate.pipelines import folder_of_pipeline, load_pipeline, sampled_over, usual_dtype
 from hicache_compile.policy.packs import Signature
+from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.presets import HiCache
 from hicache_compile.runtime.following.pipeline_calls import schedulers, times_from, timesteps_of
 
@@ -34,12 +36,29 @@ class Drawn:
 
 
 class Subject(ABC):
-    """A denoiser with prompts to sample. ``denoiser`` is compiled; ``steps`` are those of a run."""
+    """A denoiser with prompts to sample. ``denoiser`` is compiled, the first of ``denoisers``; ``steps``: of a run."""
 
     name: str
-    denoiser: CompiledDenoiser
+    denoisers: Sequence[CompiledDenoiser]
     steps: int
     prompts: Sequence[str]
+
+    @property
+    def denoiser(self) -> CompiledDenoiser:
+        return self.denoisers[0]
+
+    def under(self, policy: Policy) -> None:
+        """Sample under ``policy`` from now on, with every denoiser."""
+        for denoiser in self.denoisers:
+            denoiser.policy = policy
+
+    @contextmanager
+    def in_full(self) -> Iterator[None]:
+        """Inside, nothing is cached."""
+        with ExitStack() as stack:
+            for denoiser in self.denoisers:
+                stack.enter_context(denoiser.disabled())
+            yield
 
     @abstractmethod
     def draw(
@@ -56,8 +75,8 @@ class Subject(ABC):
 
     @property
     def signature(self) -> Signature:
-        """What is sampled: the denoiser and its scheduler."""
-        return Signature.of(self.denoiser)
+        """What is sampled: the denoisers and their scheduler."""
+        return Signature.of_all(self.denoisers, None)
 
     def runs(self, seed: int, samples: int = 1, together: bool = False) -> list[Callable[..., torch.Tensor]]:
         """Runs that return their latents: one of each prompt and sample, or all ``together`` in a batch. Each takes
@@ -94,7 +113,7 @@ class DemoSubject(Subject):
         if not all(prompt.isdigit() and int(prompt) < digits.CLASSES for prompt in self.prompts):
             raise HiCacheError(f"{owner}.prompt = {list(self.prompts)!r}: must be digits, for the demo model")
         self.steps = steps
-        self.denoiser = hicache_compile(load_model(), HiCache(scope="stack"), backend=backend)
+        self.denoisers = [hicache_compile(load_model(), HiCache(scope="stack"), backend=backend)]
 
     def draw(
         self, numbers: Sequence[int], seed: int, *, images: bool = True, sigmas: Sequence[float] | None = None
@@ -110,7 +129,7 @@ class DemoSubject(Subject):
 
 
 class PipelineSubject(Subject):
-    """A diffusers pipeline from its folder; its first denoiser is tuned.
+    """A diffusers pipeline from its folder; fitted to its first denoiser.
 
     Raises:
         HiCacheError: the folder holds no pipeline, or there is no prompt.
@@ -126,7 +145,7 @@ class PipelineSubject(Subject):
         loaded = load_pipeline(folder, usual_dtype(device), device)
         loaded.set_progress_bar_config(disable=True)
         self.pipeline = hicache_compile(loaded, HiCache(scope="stack"), backend=backend)
-        self.denoiser = next(p for p in self.pipeline.components.values() if isinstance(p, CompiledDenoiser))
+        self.denoisers = [p for p in self.pipeline.components.values() if isinstance(p, CompiledDenoiser)]
         self.name, self.prompts, self.steps = folder.name, prompts, steps
         self.arguments = dict(arguments)
 
@@ -135,7 +154,7 @@ class PipelineSubject(Subject):
 
     @property
     def signature(self) -> Signature:
-        return Signature.of(self.denoiser, next(schedulers(self.pipeline), None))
+        return Signature.of_all(self.denoisers, next(schedulers(self.pipeline), None))
 
     def draw(
         self, numbers: Sequence[int], seed: int, *, images: bool = True, sigmas: Sequence[float] | None = None

@@ -97,7 +97,10 @@ def hicache_compile(  # type: ignore[misc]  # the overloads leave the options to
     def wrap(module: torch.nn.Module) -> CompiledDenoiser:
         if not isinstance(module, CompiledDenoiser):
             return CompiledDenoiser(module, options)
-        if not pipeline or module.policy != module._session.shared.fitted(options.policy, module._orig_mod):
+        theirs = None if module.contract is None else (module.contract.pack, module.contract.asked)
+        mine = None if options.contract is None else (options.contract.pack, options.contract.asked)
+        same = module.policy == module._session.shared.fitted(options.policy, module._orig_mod) and mine == theirs
+        if not pipeline or not same:
             raise HiCacheError("hicache_compile.model is compiled already: set its policy instead")
         return module  # two pipelines share it
 

@@ -224,7 +224,7 @@ class CompiledDenoiser(Handle, StandIn):
             theirs(recurse=recurse)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledDenoiser:
-        options = replace(self._session.options, policy=self.policy)
+        options = replace(self._session.options, policy=self.policy, contract=copy.deepcopy(self.contract))
         return CompiledDenoiser(copy.deepcopy(self._orig_mod, memo), options)
 
     def __reduce_ex__(self, protocol: Any) -> Any:

@@ -173,7 +173,8 @@ class Handle(Inspected):
             raise HiCacheError(
                 "promising(): the denoiser must be compiled with a pack as policy; `hicache eval --pack`"
             )
-        session, picked = self._session, self.contract.pack.pick(max_error, max_seconds)
+        broken = self.contract.report().stepped_back
+        session, picked = self._session, self.contract.pack.pick(max_error, max_seconds, without=broken)
         outer, session.own_policy = session.own_policy, self._fitted(picked.policy)
         try:
             yield

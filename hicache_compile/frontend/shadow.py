@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
+import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,18 +22,21 @@ from hicache_compile.policy.packs import Contract, ContractReport
 log = logging.getLogger(__name__)
 
 AFTER_A_CHANGE = 20  # calls that are all kept once the weights were changed (a LoRA)
-WAITING = 8  # calls kept at most; the oldest go
+ROUNDED = 0.02  # errors below are measured too large by a tenth and more where pictures have 8 bits
+WAITING = 32  # calls kept at most; the oldest go
 
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """A call that was made with the cache: what it was given, the noise it drew from, its pictures ``[B, ...]``."""
+    """A call that was made with the cache: what it was given, the random state it drew from, its pictures
+    ``[B, ...]``, the policy and the weights it was made with."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     noise: list[torch.Tensor]
     pictures: torch.Tensor
     policy: str
+    weights: int
 
 
 class Shadow:
@@ -39,7 +44,7 @@ class Shadow:
 
     Every ``every``-th call is kept, and ``check`` makes it again without the cache, over the same noise: when nothing
     else is to be done, or on request. Errors are given to the contract; where they break the promise the policy steps
-    back, with a warning.
+    back, with a warning. Calls under another policy (``promising``) or of another length than the pack are not kept.
 
     Args:
         pipeline: what ``hicache_compile(pipe, "pack.json", max_error=...)`` returned.
@@ -66,20 +71,27 @@ class Shadow:
         self._weights = self._changes()
         self._all_until = 0
         self._waiting = deque[_Kept](maxlen=WAITING)
+        self._lock = threading.Lock()  # a call and a check use one pipeline
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the pipeline, and return what it returns."""
-        if self._weights != (changes := self._changes()):
-            self._weights, self._all_until = changes, self._calls + AFTER_A_CHANGE
-        wanted = self._calls % self.every == 0 or self._calls < self._all_until
-        self._calls += 1
-        if not wanted:
-            return self.pipeline(*args, **kwargs)
-        given = {key: _copied(value) for key, value in kwargs.items()}
-        noise = _states()
-        made = self.pipeline(*args, **kwargs)
-        self._waiting.append(_Kept(args, given, noise, pictures_of(made), self.contract.entry.name))
-        return made
+        with self._lock:
+            if self._weights != (changes := self._changes()):
+                self._weights, self._all_until = changes, self._calls + AFTER_A_CHANGE
+            wanted = self._calls % self.every == 0 or self._calls < self._all_until
+            self._calls += 1
+            if not wanted or not self._as_promised(kwargs):
+                return self.pipeline(*args, **kwargs)
+            given = tuple(map(_copied, args)), {key: _copied(value) for key, value in kwargs.items()}
+            noise = _states()
+            made = self.pipeline(*args, **kwargs)
+            try:
+                pictures = pictures_of(made, self.contract.promised)
+            except HiCacheError as error:  # the caller gets what it asked for
+                log.warning("a call is not checked: %s", error)
+                return made
+            self._waiting.append(_Kept(*given, noise, pictures, self.contract.entry.name, changes))
+            return made
 
     @property
     def waiting(self) -> int:
@@ -87,32 +99,46 @@ class Shadow:
         return len(self._waiting)
 
     def check(self, most: int | None = None) -> list[float]:
-        """Make the kept calls again in full, at most ``most`` of them; returns the error of each, relative, 2-norm.
+        """Make the kept calls again in full, at most ``most`` of them; returns the relative error (2-norm) of each of
+        their pictures. A call under a policy that was stepped back from, or with other weights, is dropped.
 
-        The generators and the global random state of the caller are as they were afterwards.
+        Callbacks of a call are not called again. The generators and the global random state of the caller are as they
+        were afterwards.
         """
         found: list[float] = []
-        while self._waiting and (most is None or len(found) < most):
-            kept = self._waiting.popleft()
-            if kept.policy != self.contract.entry.name:
-                continue  # of a policy that was stepped back from
-            found.append(self._error(kept))
-            back = self.contract.observe(found[-1])
-            if back is not None:
-                self._step_back(kept.policy)
+        made = 0
+        while self._waiting and (most is None or made < most):
+            with self._lock:
+                kept = self._waiting.popleft()
+                if (kept.policy, kept.weights) != (self.contract.entry.name, self._changes()):
+                    continue
+                made += 1
+                for error in self._errors(kept):
+                    found.append(error)
+                    if self.contract.observe(error) is not None:
+                        self._step_back(kept.policy)
+                        break
         return found
 
     def report(self) -> ContractReport:
         """How the promise has been kept so far."""
         return self.contract.report()
 
-    def _error(self, kept: _Kept) -> float:
+    def _as_promised(self, kwargs: dict[str, Any]) -> bool:
+        """Whether a call now is one of those that the promise is of."""
+        steps, policy = kwargs.get("num_inference_steps"), self.contract.entry.policy
+        mine = all(one._session.next_policy == one._fitted(policy) for one in self._denoisers)
+        return mine and steps in (None, self.contract.pack.steps)
+
+    def _errors(self, kept: _Kept) -> list[float]:
+        again = {key: value for key, value in kept.kwargs.items() if not key.startswith("callback")}
         with ExitStack() as stack:
             stack.enter_context(_drawing_from(kept.noise))
             for denoiser in self._denoisers:
                 stack.enter_context(denoiser.disabled())
-            full = pictures_of(self.pipeline(*kept.args, **kept.kwargs))
-        return float((kept.pictures - full).norm() / full.norm().clamp_min(1e-12))
+            full = pictures_of(self.pipeline(*kept.args, **again))
+        off, size = ((values.flatten(1).norm(dim=1)) for values in (kept.pictures - full, full))
+        return (off / size.clamp_min(1e-12)).tolist()
 
     def _step_back(self, before: str) -> None:
         entry = self.contract.entry
@@ -130,19 +156,22 @@ class Shadow:
         return sum(one._session.shared.parameters_epoch for one in self._denoisers)
 
 
-def pictures_of(made: Any) -> torch.Tensor:
-    """What a pipeline returned, as float32 in [-1, 1], on the CPU.
+def pictures_of(made: Any, promised: float = math.inf) -> torch.Tensor:
+    """What a pipeline returned, one picture or clip a row, ``[B, ...]``, as float32 in [-1, 1], on the CPU.
 
     Raises:
-        HiCacheError: it returned no pictures (``output_type="latent"``).
+        HiCacheError: it returned no pictures (``output_type="latent"``), or pictures of 8 bits, whose rounding is too
+            much for errors as small as ``promised``.
     """
-    found = made[0] if isinstance(made, tuple) else next(iter(made.values()))
-    if isinstance(found, torch.Tensor | np.ndarray):
-        values = torch.as_tensor(found).detach().float().cpu()
-    else:
-        values = torch.stack([torch.as_tensor(np.array(one)) for one in _flat(found)]).float()
-        values = values / 255 if values.max() > 1 else values
-    if values.dim() < 4 or values.min() < -1e-3 or values.max() > 1 + 1e-3:
+    named = next(iter(made.values())) if hasattr(made, "values") else None
+    found = made[0] if isinstance(made, tuple | list) else named
+    if promised < ROUNDED and isinstance(found, list):
+        raise HiCacheError(
+            f"Shadow: pictures of 8 bits are rounded, which is too much for a promise below {ROUNDED}: call the "
+            "pipeline with output_type 'np' or 'pt'"
+        )
+    values = _as_tensor(found)
+    if values is None or values.dim() < 4 or not -1e-3 <= values.min() <= values.max() <= 1 + 1e-3:
         raise HiCacheError(
             "Shadow: the pipeline must return pictures, to hold them against those in full: call it with output_type "
             "'pil', 'np' or 'pt'"
@@ -150,19 +179,21 @@ def pictures_of(made: Any) -> torch.Tensor:
     return values * 2 - 1
 
 
-def _flat(found: Any) -> Iterator[Any]:
-    for one in found:
-        if isinstance(one, list | tuple):
-            yield from _flat(one)
-        else:
-            yield one
+def _as_tensor(found: Any) -> torch.Tensor | None:
+    """Pictures in [0, 1], as they are, or lists of pictures of 8 bits."""
+    if isinstance(found, torch.Tensor | np.ndarray):
+        return torch.as_tensor(found).detach().float().cpu()
+    if isinstance(found, list | tuple) and found:
+        parts = [part for part in map(_as_tensor, found) if part is not None]
+        return torch.stack(parts) if len(parts) == len(found) else None
+    return torch.as_tensor(np.array(found)).float() / 255 if hasattr(found, "getpixel") else None
 
 
 def _copied(value: Any) -> Any:
     """A generator as it is now, anything else as it is."""
     if isinstance(value, torch.Generator):
         return value.clone_state()
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_copied(one) for one in value]
     return copy.copy(value) if isinstance(value, dict) else value
 

@@ -34,6 +34,7 @@ from hicache_compile.runtime.replay.readings import Read, own_code, reading_fram
 from hicache_compile.runtime.step import Step
 
 log = logging.getLogger(__name__)
+CHANGED = "data that forward reads changed (%s), so a step is computed: use torch.where, or branch inside a block"
 
 MOST_READINGS = 8  # of which the graphs are kept: kinds of masks, with a picture and without
 LARGEST_SHARE_AT_DATA = 0.5  # a refiner of tokens that a mask picks may stay as it is
@@ -77,8 +78,7 @@ class Traced:
         self._read = Read.NOTHING
         self._most_read = Read.SWITCHES if internals.READINGS else Read.NOTHING
         self._warm = False  # it was called once, eagerly
-        self._breaks = False
-        self._breaks_at_data = False
+        self._breaks = self._breaks_at_data = self._warned = False
         self._within_runs = 0  # how often a step read what no step before it did
         self._captures: list[Capture] = []
         self.code = opaque.code  # all that Dynamo compiled, the newest capture's first
@@ -102,7 +102,8 @@ class Traced:
             try:
                 output = self._run(capture.compiled, args, kwargs, self._breaks, self._breaks_at_data)
             except ReadingChangedError as error:
-                log.info("what is read of the data differs: %s", error)
+                warn, self._warned = bool(step.index) and not self._warned, self._warned or bool(step.index)
+                log.log(logging.WARNING if warn else logging.INFO, CHANGED, error)
                 others.append(capture)
             except (OutputChangedError, *UNTRACED) as error:
                 cause = getattr(error, "inner_exception", error)  # of what a backend raised

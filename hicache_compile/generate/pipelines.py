@@ -12,6 +12,7 @@ import torch
 
 from hicache_compile.errors import HiCacheError
 
+FLOW = 1.001  # the most noise of flow matching, and rounding
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -71,5 +72,11 @@ def sampled_over(pipeline: Any, sigmas: Sequence[float] | None) -> dict[str, Any
     if "sigmas" not in inspect.signature(pipeline.__call__).parameters:
         raise HiCacheError(
             f"policy.sigmas: {type(pipeline).__name__} takes no sigmas: must be a policy that was planned without them"
+        )
+    known = getattr(pipeline.scheduler, "sigmas", None)
+    if known is None or float(max(known)) > FLOW:
+        raise HiCacheError(
+            f"policy.sigmas: the noise levels of {type(pipeline.scheduler).__name__} are not from 0 to 1: must be a "
+            "scheduler of flow matching, or a policy that was planned without them"
         )
     return {"sigmas": list(sigmas)}

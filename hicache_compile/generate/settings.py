@@ -47,4 +47,5 @@ class Settings:
         if self.anchors is not None:
             one_of("generate", "anchors", self.anchors, ANCHORS)
         self.policy, self.sparsity = as_policy(self.policy), as_sparsity(self.sparsity)
+        self.steps = self.steps if self.policy.sigmas is None else len(self.policy.sigmas)
         self.policy.decisions(self.steps)  # a mask of another length says so before anything is loaded

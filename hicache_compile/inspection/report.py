@@ -59,6 +59,18 @@ class Report:
     rows: dict[str, list[Row]] = field(default_factory=dict)
     groups: int = 1
 
+    def __str__(self) -> str:
+        """The newest trajectory in a few lines: decisions by context, FLOPs, memory, programs, what is not cached."""
+        runs = [f"{name}: {letters[-1]}" for name, letters in self.history.items() if letters]
+        steps = (
+            f"{self.computed} of {self.computed + self.forecast} steps computed, {self.flops_speedup:.2f}x fewer FLOPs"
+        )
+        counts = (
+            f"{self.state_bytes / 2**20:.1f} MiB of anchors, {self.programs} programs, {self.recompiles} recompiles"
+        )
+        refused = [f"not cached: {site}: {reason}" for site, reason in self.refused]
+        return "\n".join([*(runs or ["no run yet"]), steps, counts, *refused])
+
     def decisions(self, context: str = DEFAULT_CONTEXT, trajectory: int = -1) -> str:
         """One letter a step of a trajectory (by default the newest): ``F`` full, ``S`` computed
         sparsely, ``.`` forecast, ``s`` ended in a
@@ -72,8 +84,9 @@ class Report:
         if context == DEFAULT_CONTEXT and context not in self.history:
             context = next(iter(self.history), context)
         if context not in self.history:
-            known = ", ".join(self.history) or "none yet"
-            raise HiCacheError(f"decisions.context = {context!r}: must be one of {known}")
+            if not self.history:
+                raise HiCacheError("decisions(): there was no run yet: must be called after a step")
+            raise HiCacheError(f"decisions.context = {context!r}: must be one of {', '.join(self.history)}")
         runs = self.history[context]
         if not -len(runs) <= trajectory < len(runs):
             raise HiCacheError(f"decisions.trajectory = {trajectory}: must be within the {len(runs)} remembered")

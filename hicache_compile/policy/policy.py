@@ -5,6 +5,8 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
 
 from hicache_compile.errors import HiCacheError, one_of, whole_number
 from hicache_compile.policy import forecasters
@@ -15,7 +17,7 @@ from hicache_compile.policy.guards import Guard, Measure
 from hicache_compile.policy.layout import NOWHERE, SCOPES, WITH_ENDS, Layout
 from hicache_compile.policy.published import PublishedModel, for_model
 from hicache_compile.policy.run import RunInfo, bound
-from hicache_compile.policy.schedules.base import Always, Schedule
+from hicache_compile.policy.schedules.base import Always, Interval, Schedule, StepMask
 from hicache_compile.policy.tokens import Tokens
 
 __all__ = ["NOWHERE", "SCOPES", "Policy"]
@@ -73,7 +75,10 @@ class Policy:
 
     def _check_fields(self) -> None:
         if isinstance(self.schedule, type) or not isinstance(self.schedule, Schedule):
-            raise HiCacheError(f"Policy.schedule = {self.schedule!r}: must be a schedule, e.g. Interval(6)")
+            raise HiCacheError(
+                f"Policy.schedule = {self.schedule!r}: must be a schedule, e.g. Interval(6), or an object "
+                "with first_anchor and computes(step, num_steps)"
+            )
         usable = callable(getattr(self.forecaster, "weights", None)) and not isinstance(
             self.forecaster, type | Smoothing
         )
@@ -157,8 +162,11 @@ class Policy:
 
     def for_branch(self, name: str) -> Policy:
         """The policy of the branch of guidance ``name``."""
-        chosen = getattr(self.schedule, "for_branch", None)
-        return self if chosen is None else replace(self, schedule=chosen(name))
+        return self if getattr(self.schedule, "for_branch", None) is None else _of_branch(self, name)
+
+    def in_full(self) -> Policy:
+        """The policy of runs that are not cached, which may be of another length than a mask."""
+        return replace(self, schedule=Interval(1)) if isinstance(self.schedule, StepMask) else self
 
     @property
     def sigmas(self) -> tuple[float, ...] | None:
@@ -182,6 +190,7 @@ class Policy:
         """Raise ``HiCacheError`` unless the policy can serve a run whose length is not known."""
         for guard in self.guards:
             guard.forces(1, None)
+        bound(self.schedule, RunInfo(times=lambda: None))
 
     def eligible(self, computed: Sequence[int]) -> list[int]:
         """The anchors a forecast may read, newest first, out of the ``computed`` steps in order.
@@ -205,3 +214,10 @@ class Policy:
         whole_number("trajectory", "num_steps", num_steps, 1)
         computes = (self.forces(step, num_steps) or step == start for step in range(start, num_steps))
         return "".join("F" if full else "." for full in computes)
+
+
+@lru_cache(maxsize=64)
+def _of_branch(policy: Policy, name: str) -> Policy:
+    """One object for each branch, by which programs are found."""
+    schedule: Any = policy.schedule
+    return replace(policy, schedule=schedule.for_branch(name))

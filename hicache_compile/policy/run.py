@@ -17,11 +17,16 @@ class RunInfo:
         num_steps: its length; ``None``: unknown.
         start: the step of the sampling at which this denoiser takes over from another.
         times: the timesteps, in 0..1000; asked only by what needs them, for they may have to be read from a device.
+            It returns ``None`` where nobody knows them. ``None``: no run begins, as where one is only explained.
     """
 
     num_steps: int | None = None
     start: int = 0
-    times: Callable[[], Sequence[float] | None] = lambda: None
+    times: Callable[[], Sequence[float] | None] | None = None
+
+    def known_times(self) -> Sequence[float] | None:
+        """The timesteps, or ``None``."""
+        return None if self.times is None else self.times()
 
 
 def bound(part: Any, run: RunInfo) -> Any:

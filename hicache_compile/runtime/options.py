@@ -74,6 +74,10 @@ class CompileOptions:
         contract = _contract(policy, {name: given.pop(name, None) for name in PROMISES})
         policy = policy if contract is None else contract.entry.policy
         wanted = Uncached() if policy is None and sparsity is not None else as_policy(policy)
+        for name in ("sparsity", "memory_budget", "anchors"):
+            value = sparsity if name == "sparsity" else given.get(name)
+            if contract is not None and value is not None:
+                raise HiCacheError(f"{OWNER}.{name} = {value!r}: must be None with a pack, measured without it")
         budget = parse_bytes(given.pop("memory_budget", None))
         options = cls(wanted, sparsity=sparsity, memory_budget=budget, contract=contract, **given)
         one_of(OWNER, "backend", options.backend, BACKENDS)
@@ -157,7 +161,8 @@ class CompileOptions:
 
 def _contract(policy: Any, promise: dict[str, float | None]) -> Contract | None:
     """The contract of a pack and a promise; ``None``: ``policy`` is no pack."""
-    if is_pack(policy):
+    asked = any(value is not None for value in promise.values())
+    if is_pack(policy) or (asked and str(policy).endswith(".json")):  # a file that is none says so
         return Contract(as_pack(policy), **promise)
     for name, value in promise.items():
         if value is not None:

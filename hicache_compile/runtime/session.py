@@ -69,9 +69,8 @@ class Session(StepCounter):
         if self.trajectory is not None:
             raise HiCacheError(f"trajectory({num_steps}): a trajectory of {self.num_steps} steps is open already")
         policy = policy or self.next_policy
-        if timesteps is not None:
-            times = checked_times(timesteps, num_steps)
-            policy = policy.bind(RunInfo(times=lambda: times))
+        times = None if timesteps is None else checked_times(timesteps, num_steps)
+        policy = policy.bind(RunInfo(times=lambda: times))
         policy.decisions(num_steps)  # a policy that cannot serve it says so now
         self._free_idle()
         self.policy = policy

@@ -15,7 +15,9 @@ from typer.testing import CliRunner
 
 from hicache_compile import HiCache, HiCacheError, PlannedSteps, Policy, Reuse, hicache_compile
 from hicache_compile.cli import app
+from hicache_compile.generate.pipelines import sampled_over
 from hicache_compile.policy.json_codec import as_policy
+from hicache_compile.policy.packs import as_pack
 from hicache_compile.tune.grid_plan import GridPlan, _Fitter, _folded, fit_grid
 from tests.pipelines import by_name
 from tests.support.models import ToyDiT
@@ -123,6 +125,11 @@ def test_a_plan_runs_over_its_own_levels_and_no_others() -> None:
     with unknown, torch.no_grad(), toy.denoiser.trajectory(6):
         toy.sampled(toy.denoiser, list(plan.sigmas), 0)
     toy.run(plan.sigmas)  # nothing is lost by it
+    with torch.no_grad(), toy.denoiser.disabled():  # in full a run may have any length
+        torch.testing.assert_close(toy.run(), toy.sampled(toy.model, toy.levels(None), 0))
+    inputs = {"x": torch.randn(3, 5, 16), "t": torch.ones(3)}
+    toy.denoiser.warmup(inputs, num_steps=6)
+    assert toy.denoiser.explain(6).num_steps == 6
 
 
 def test_a_pipeline_takes_the_levels_of_a_plan_and_refuses_others() -> None:
@@ -147,16 +154,32 @@ def test_tune_and_eval_plan_a_pipeline_from_its_folder(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert found["decisions"] == "F.F."
     assert as_policy(policy).sigmas == pytest.approx(found["sigmas"], abs=1e-4)
-    more = ["--policy", str(policy), "--policy", "FORA", "--samples", "2", "--pack", str(pack)]
-    done = runner.invoke(app, ["eval", str(folder), *more, *how])
+    done = runner.invoke(app, ["eval", str(folder), "--policy", str(policy), "--samples", "2", *how])
     assert done.exit_code == 0, done.output
     measured = json.loads(done.stdout)["policy"]
     assert measured["computed"]["value"] == 2
     assert measured["flops_speedup"]["value"] == pytest.approx(3, rel=0.2)  # 6 steps of the run in full, 2 computed
-    pipeline = hicache_compile(by_name("FluxPipeline").build(), pack, max_seconds=1e6, backend="eager")
-    assert pipeline.transformer.contract is not None
+    more = ["--policy", "FORA", "--samples", "19", "--pack"]
+    done = runner.invoke(app, ["eval", str(folder), *more, str(pack.with_suffix(".txt")), *how])
+    assert "eval.pack" in done.output
+    assert "must end in .json" in done.output
+    done = runner.invoke(app, ["eval", str(folder), *more, str(pack), *how])
+    assert done.exit_code == 0, done.output
+    picked = hicache_compile(by_name("FluxPipeline").build(), pack, max_error=1e6, backend="eager").transformer
+    assert picked.contract.entry.name in ("FORA", "in full")  # whichever was faster here
+    assert as_pack(pack).steps == 6
     done = runner.invoke(
         app, ["tune", "demo", "--fit", "plan", "--steps", "4", "--computed", "2", "--backend", "eager"]
     )
     assert done.exit_code == 2
     assert "sampled over their own noise levels" in done.output
+
+
+def test_levels_beyond_flow_matching_are_refused() -> None:
+    from diffusers import EulerDiscreteScheduler
+
+    pipeline = by_name("FluxPipeline").build()
+    assert sampled_over(pipeline, (1.0, 0.5)) == {"sigmas": [1.0, 0.5]}
+    pipeline.scheduler = EulerDiscreteScheduler()
+    with pytest.raises(HiCacheError, match="the noise levels of EulerDiscreteScheduler are not from 0 to 1"):
+        sampled_over(pipeline, (1.0, 0.5))

@@ -184,7 +184,7 @@ def test_guidance_branches_keep_a_graph_each() -> None:
     assert len(cached._graphs) == 2
 
 
-def test_data_that_change_within_a_run_start_the_anchors_over() -> None:
+def test_data_that_change_within_a_run_start_the_anchors_over(caplog: pytest.LogCaptureFixture) -> None:
     model = ValidOnly()
     compiled = hicache_compile(model, HiCache(interval=3, scope="stack"), backend="eager")
     x = torch.randn(2, 7, WIDTH, generator=torch.Generator().manual_seed(0))
@@ -197,6 +197,7 @@ def test_data_that_change_within_a_run_start_the_anchors_over() -> None:
             if step in (0, 1, 2, 4):  # the fourth would have been forecast
                 assert torch.equal(found, model(x, t, **conditions)), step
             x = x - found / STEPS
+    assert caplog.text.count("data that forward reads changed") == 1
 
 
 def test_beyond_so_many_readings_it_has_several_graphs_and_says_so(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hicache_compile import HiCache, HiCacheError, Interval, Pack, Policy, Reuse, Shadow, Uncached, hicache_compile
+from hicache_compile.frontend.dynamo_backend import inspect
 from hicache_compile.frontend.shadow import pictures_of
 from hicache_compile.policy.packs import Entry, Signature
 from tests.frontend.test_ecosystem import lora
@@ -161,8 +163,73 @@ def test_pictures_in_every_form_are_the_same_numbers() -> None:
     pictures = [Image.fromarray((one * 255).round().astype("uint8")) for one in arrays]
     for form in (values, arrays, pictures, [pictures]):
         found = pictures_of((form,))
-        flat = found if found.shape[1] == 3 else found.permute(0, 3, 1, 2)
+        flat = found.flatten(0, 1) if found.dim() == 5 else found  # one clip of two frames
+        flat = flat if flat.shape[1] == 3 else flat.permute(0, 3, 1, 2)
         torch.testing.assert_close(flat, values * 2 - 1, atol=2 / 255, rtol=0)
+    with pytest.raises(HiCacheError, match="pictures of 8 bits are rounded"):
+        pictures_of((pictures,), 0.01)
     for wrong in (torch.randn(2, 16, 4), np.full((1, 2, 2, 3), 3.0)):
         with pytest.raises(HiCacheError, match="must return pictures"):
             pictures_of((wrong,))
+
+
+def test_calls_that_the_promise_is_not_of_are_not_checked(measured: Pack) -> None:
+    """Another promise, another policy, another number of steps, weights that are others by now."""
+    pipeline = compiled_with(measured, max_error=measured.entries[0].bound)
+    watched = Shadow(pipeline, every=1)
+    with pipeline.transformer.promising(max_error=measured.entries[1].bound):
+        call(watched)
+    pipeline.transformer.policy = "FORA"
+    call(watched)
+    pipeline.transformer.policy = FAST
+    watched(**{**HOW, "num_inference_steps": 4})
+    assert watched.waiting == 0
+    call(watched)
+    assert watched.waiting == 1
+    torch.manual_seed(0)
+    pipeline.transformer.add_adapter(lora(), adapter_name="a")
+    assert watched.check() == []
+    assert watched.report().checked == 0
+
+
+def test_watching_never_fails_a_call_nor_calls_back_again(measured: Pack, caplog: pytest.LogCaptureFixture) -> None:
+    watched = Shadow(compiled_with(measured, max_error=10.0), every=1)
+    steps: list[int] = []
+
+    def back(pipeline: Any, step: int, time: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        steps.append(step)
+        return tensors
+
+    generators = [torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)]
+    both = {**HOW, "prompt": ["a cat", "a dog"], "generator": generators, "callback_on_step_end": back}
+    watched(**both)
+    states = [one.get_state() for one in generators]
+    assert len(watched.check()) == 2  # an error for each picture
+    assert steps == list(range(6))
+    assert all(torch.equal(one.get_state(), state) for one, state in zip(generators, states, strict=True))
+    assert watched(**{**HOW, "output_type": "latent"}).images.dim() == 3
+    assert "a call is not checked" in caplog.text
+    assert watched.waiting == 0
+
+
+def test_a_contract_belongs_to_one_denoiser(measured: Pack) -> None:
+    pipeline = compiled_with(measured, max_error=measured.entries[0].bound)
+    copied = copy.deepcopy(pipeline.transformer)
+    for _ in range(5):
+        pipeline.transformer.contract.observe(1e3)
+    assert copied.contract.entry.name == "fast"
+    other = CASE.build()
+    other.transformer = copied
+    with pytest.raises(HiCacheError, match="is compiled already"):
+        hicache_compile(other, measured, max_error=1e3, backend="eager")
+    for more in ({"anchors": "int8"}, {"memory_budget": "1GiB"}, {"sparsity": {}}):
+        with pytest.raises(HiCacheError, match="must be None with a pack, measured without it"):
+            hicache_compile(CASE.build(), measured, max_error=1.0, backend="eager", **more)  # type: ignore[arg-type]
+
+
+def test_the_entry_of_torch_compile_takes_packs(measured: Pack) -> None:
+    options = {"policy": measured, "max_error": measured.entries[0].bound, "backend": "eager"}
+    model = torch.compile(CASE.build().transformer, backend="hicache", options=options)
+    assert inspect(model).policy == FAST
+    with pytest.raises(HiCacheError, match=r"no-such-pack\.json"):
+        hicache_compile(CASE.build(), "no-such-pack.json", max_error=0.1, backend="eager")

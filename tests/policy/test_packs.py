@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from hicache_compile import Contract, HiCache, HiCacheError, Pack, Uncached
+from hicache_compile import Contract, HiCache, HiCacheError, Pack, PlannedSteps, Policy, Reuse, Uncached
 from hicache_compile.policy.packs import Entry, Signature, as_pack, is_pack
 from hicache_compile.policy.packs.contract import BROKEN
 
 TRUE = Entry("true", HiCache(interval=2), tuple(0.001 * n for n in range(1, 41)), 4.0, 1.9, 26.0)
 FAST = Entry("fast", HiCache(interval=6), tuple(0.01 * n for n in range(1, 41)), 1.5, 5.0, 10.0)
+PLAN = Policy(PlannedSteps("10", (1000.0, 500.0), (1.0, 0.5)), Reuse(), "stack")
 PACK = Pack((TRUE, FAST), 50, 8.0, "a machine", Signature("Flux 1", "Euler 2"))
 
 
@@ -92,6 +93,11 @@ def test_a_pack_is_what_it_was_written_as(tmp_path: Path) -> None:
     [
         (lambda: Pack((), 50, 8.0, ""), "pack.entries: none: must be one or more"),
         (lambda: Pack((TRUE, TRUE), 50, 8.0, ""), "pack.entries: true, true: must be one or more, of different names"),
+        (lambda: Pack((replace(TRUE, errors=(0.1,) * 18),), 50, 8.0, ""), "pack.errors of 'true': 18 runs, must be 19"),
+        (
+            lambda: Pack((replace(TRUE, policy=PLAN),), 50, 8.0, ""),
+            "pack.policy of 'true': plans noise levels, which each call has to be given",
+        ),
         (lambda: Pack((TRUE,), 0, 8.0, ""), "pack.steps = 0: must be an integer >= 1"),
         (lambda: replace(TRUE, errors=()), "pack.errors = .*: must be one or more numbers >= 0"),
         (lambda: replace(TRUE, seconds=0), "pack.seconds = 0: must be a number"),
@@ -112,10 +118,14 @@ def test_a_signature_tells_models_apart() -> None:
     one.check(Signature())
     with pytest.raises(HiCacheError, match=r"pack.model: measured on Net \w+, this is Net \w+: must be the same class"):
         one.check(Signature.of(module(layers=3)))
-    wrapped = SimpleNamespace(_modules={"_orig_mod": module(layers=2)})
+    wrapped = SimpleNamespace(_orig_mod=module(layers=2))
     one.check(Signature.of(wrapped))
-    two = Signature(f"{one.model} + Other 1")  # of a pipeline with two denoisers
+    other = module(layers=4)
+    two = Signature.of_all([module(layers=2), other])  # a pipeline with two denoisers
     two.check(one)
+    two.check(Signature.of(other))
+    with pytest.raises(HiCacheError, match="measured on"):
+        two.check(Signature.of(module(layers=3)))
 
 
 def test_a_promise_that_is_kept_stays() -> None:
@@ -139,6 +149,8 @@ def test_a_broken_promise_steps_back_to_what_still_keeps_it() -> None:
     assert (report.errors, report.evidence, report.promised) == ((), 1.0, 0.4)
     assert [contract.observe(10.0) for _ in range(5)][-1] == PACK.in_full
     assert contract.entry.policy == Uncached()
+    assert [contract.observe(1.0) for _ in range(9)] == [None] * 9  # runs in full break nothing
+    assert PACK.pick(max_error=0.5, without=["fast"]) is TRUE
 
 
 def test_an_error_that_grew_so_much_skips_what_would_not_keep_it() -> None:

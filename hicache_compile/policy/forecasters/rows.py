@@ -71,6 +71,7 @@ def depth(forecaster: Forecaster, smoothing: Smoothing | None = None) -> int:
     read = len(weights(forecaster, plenty, MOST_ANCHORS + 1, smoothing))
     if read > MOST_ANCHORS:
         raise HiCacheError(
-            f"{type(forecaster).__name__}.weights reads every anchor it is given: must read at most {MOST_ANCHORS}"
+            f"{type(forecaster).__name__}.weights reads every anchor it is given: must read at most "
+            f"{MOST_ANCHORS}; the length of what it returns is how many are kept, so bound it: anchors[:3]"
         )
     return read

@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from hicache_compile.errors import HiCacheError
-from hicache_compile.policy.packs.pack import SHARE, Entry, Pack
+from hicache_compile.policy.packs.pack import IN_FULL, SHARE, Entry, Pack
 
 BETS = (2.0, 5.0, 12.0)  # how much a run beyond the promise counts: for small, middling and large shares of them
 BROKEN = 1e4  # evidence at which the promise counts as broken
@@ -38,9 +38,9 @@ class Contract:
 
     Checked runs are bets against the promise that at most 5 of 100 are beyond ``max_error``: each multiplies what was
     won so far by ``1 + bet (beyond - .05)``, never below 1; evidence is the mean over three bets (an e-detector,
-    2203.03532). While the promise is kept it takes 10,000 checked runs or more, in the mean, until it is called broken;
-    where every run is beyond it, five. A promise on errors outlasts one on seconds: the policy may step back to one
-    that takes longer.
+    2203.03532). While at most 5 of 100 are beyond it takes 10,000 checked runs or more, in the mean, until the promise
+    is called broken; where every run is beyond it, five. A promise on errors outlasts one on seconds: the policy may
+    step back to one that takes longer.
 
     Args:
         max_error, max_seconds: see ``Pack.pick``.
@@ -51,6 +51,7 @@ class Contract:
 
     def __init__(self, pack: Pack, max_error: float | None = None, max_seconds: float | None = None) -> None:
         self.pack = pack
+        self.asked = max_error, max_seconds
         self.max_error = max_error
         self.max_seconds = max_seconds
         self.entry = pack.pick(max_error, max_seconds)
@@ -70,13 +71,17 @@ class Contract:
         return sum(self._won) / len(BETS)
 
     def observe(self, error: float) -> Entry | None:
-        """A checked run was off by ``error``; returns the entry that the policy steps back to, if it does.
+        """A checked run had ``error``; returns the entry that the policy steps back to, if it does.
+
+        Runs in full are not counted: what they differ by is rounding.
 
         Raises:
             HiCacheError: ``error`` is no number >= 0.
         """
         if not error >= 0:
             raise HiCacheError(f"Contract.observe: error = {error!r}: must be a number >= 0")
+        if self.entry.name == IN_FULL:
+            return None
         beyond = error > self.promised
         self._errors.append(error)
         self._checked += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.presets import Uncached
 from hicache_compile.policy.sealed import SEAL, sealed, unsealed
 
+IN_FULL = "in full"
 SHARE = 0.95  # of the runs that a promise is kept in
+LEAST = 19  # runs, for the share to be known
 FORMAT = "hicache pack"
 VERSION = 1
 
@@ -60,12 +62,12 @@ class Pack:
     Args:
         entries: the policies.
         steps: of a run in full.
-        seconds: of a run in full, the median.
-        hardware: that ``seconds`` were measured on.
+        seconds: of a run in full, the median, on ``hardware``.
         signature: the model and scheduler.
 
     Raises:
-        HiCacheError: a field is not what is allowed, or two policies have one name.
+        HiCacheError: a field is not what is allowed, two policies have one name, fewer than 19 errors of one were
+            measured, which promise nothing, or one is a plan, which needs its sigmas in the call.
     """
 
     entries: tuple[Entry, ...]
@@ -80,15 +82,31 @@ class Pack:
         names = [entry.name for entry in self.entries]
         if not names or len(set(names)) < len(names):
             raise HiCacheError(f"pack.entries: {', '.join(names) or 'none'}: must be one or more, of different names")
+        for entry in self.entries:
+            if len(entry.errors) < LEAST:
+                raise HiCacheError(
+                    f"pack.errors of {entry.name!r}: {len(entry.errors)} runs, must be {LEAST} or more, for a bound "
+                    f"that {SHARE:.0%} of runs keep; measure more prompts or samples"
+                )
+            if entry.policy.sigmas is not None:
+                raise HiCacheError(
+                    f"pack.policy of {entry.name!r}: plans noise levels, which each call has to be given: must be a "
+                    "policy without; use a plan by itself"
+                )
 
     @property
     def in_full(self) -> Entry:
         """Every step computed: true, and the slowest."""
-        return Entry("in full", Uncached(), (0.0,) * 19, self.seconds, 1.0, float(self.steps))
+        return Entry(IN_FULL, Uncached(), (0.0,) * LEAST, self.seconds, 1.0, float(self.steps))
 
-    def pick(self, max_error: float | None = None, max_seconds: float | None = None) -> Entry:
-        """The fastest policy whose runs stay within ``max_error`` in 95 of 100 cases; the truest of those that take at
-        most ``max_seconds``; of both, the truest that keeps both.
+    def pick(
+        self, max_error: float | None = None, max_seconds: float | None = None, without: Sequence[str] = ()
+    ) -> Entry:
+        """The fastest policy whose runs stay within ``max_error`` in 95 of 100 cases; the most accurate of those that
+        take at most ``max_seconds``; of both, the most accurate that keeps both.
+
+        Args:
+            without: names of policies that are not to be picked.
 
         Raises:
             HiCacheError: neither is given, one is no number > 0, or nothing in the pack is that fast.
@@ -101,7 +119,7 @@ class Pack:
                 "pack: max_error or max_seconds must be given, to choose a policy by; errors here are "
                 f"{', '.join(f'{one.bound:.3g} ({one.name})' for one in self.entries)}"
             )
-        every = [self.in_full, *self.entries]
+        every = [self.in_full, *(entry for entry in self.entries if entry.name not in without)]
         quick = [one for one in every if max_seconds is None or one.seconds <= max_seconds]
         if not quick:
             least = min(every, key=lambda one: one.seconds)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,11 @@ class Signature:
     def of(cls, model: Any = None, scheduler: Any = None) -> Signature:
         """The signature of a module and of a scheduler of diffusers."""
         return cls(_signature(model), _signature(scheduler))
+
+    @classmethod
+    def of_all(cls, models: Sequence[Any], scheduler: Any = None) -> Signature:
+        """The signature of a pipeline with several denoisers."""
+        return cls(" + ".join(dict.fromkeys(map(_signature, models))), _signature(scheduler))
 
     def check(self, found: Signature) -> None:
         """Raise unless ``found`` is what the pack was measured on.

@@ -9,15 +9,15 @@ from typing import Any
 from hicache_compile.errors import HiCacheError
 from hicache_compile.policy.published import PublishedModel, for_model
 from hicache_compile.policy.run import RunInfo, bound
-from hicache_compile.policy.schedules.base import Schedule
+from hicache_compile.policy.schedules.base import Always, Interval, Schedule
 
 
 @dataclass(frozen=True, slots=True)
 class PerBranch:
     """Branches of guidance that are each computed by a schedule of their own.
 
-    A branch is a context of the denoiser (``cache_context``); diffusers' pipelines name theirs ``"cond"`` and
-    ``"uncond"``, ``report()`` lists them.
+    A branch is a context of the denoiser (``cache_context``). Pipelines of diffusers that name theirs mostly say
+    ``"cond"`` and ``"uncond"``; ``report().history`` lists the names of a run, also of branches that nobody names.
 
     Args:
         schedules: by the name of the branch.
@@ -46,14 +46,21 @@ class PerBranch:
                 "PerBranch.schedules: PerKind, PerRange and DiTangoSchedule have a program of their own: must be "
                 "schedules of whole steps, e.g. Interval(6)"
             )
-        object.__setattr__(self, "schedules", dict(given))
+        object.__setattr__(self, "schedules", {name: _whole(one) for name, one in given.items()})
+        object.__setattr__(self, "other", _whole(self.other))
 
     def __hash__(self) -> int:
         return hash((PerBranch, tuple(self.schedules.items()), self.other))
 
     def for_branch(self, name: str) -> Any:
-        """The schedule of the branch ``name``."""
-        return self.schedules.get(name, self.other)
+        """The schedule of the branch ``name``; of a row of it too, ``"uncond[1]"``."""
+        return self.schedules.get(name.partition("[")[0], self.other)
+
+    @property
+    def sigmas(self) -> tuple[float, ...] | None:
+        """Of the plans among the schedules."""
+        found = (getattr(one, "sigmas", None) for one in (*self.schedules.values(), self.other))
+        return next((sigmas for sigmas in found if sigmas is not None), None)
 
     @property
     def first_anchor(self) -> int:
@@ -71,3 +78,8 @@ class PerBranch:
         """The schedules with the published values for ``model`` where none were given."""
         parts = {name: for_model(one, model) for name, one in self.schedules.items()}
         return PerBranch(parts, for_model(self.other, model))
+
+
+def _whole(schedule: Any) -> Any:
+    """``schedule``; in place of ``Always``, which cuts no sites, what computes every step of those that others have."""
+    return Interval(1) if isinstance(schedule, Always) else schedule

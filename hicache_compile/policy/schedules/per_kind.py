@@ -67,7 +67,7 @@ class Broadcast:
 
     def bind(self, run: RunInfo) -> Broadcast:
         """The schedule for ``run``, with its timesteps."""
-        times = None if self.window is None else run.times()
+        times = None if self.window is None else run.known_times()
         return self if times is None else replace(self, times=tuple(times))
 
 
@@ -110,7 +110,7 @@ class KeySteps:
 
     def bind(self, run: RunInfo) -> KeySteps:
         """The schedule for ``run``, with its timesteps."""
-        times = run.times()
+        times = run.known_times()
         return self if times is None else replace(self, times=tuple(times))
 
 

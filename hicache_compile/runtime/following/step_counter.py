@@ -55,13 +55,13 @@ class StepCounter:
     def fit_to(self, model: object) -> None:
         """Take what is published for ``model`` where a policy leaves values open."""
         self.options.check_model(model)
-        self.policy = self.shared.fitted(self.policy, model)
-        self.shared.policy = self.shared.fitted(self.shared.policy, model)
+        self.policy, self.shared.policy = (self.shared.fitted(p, model) for p in (self.policy, self.shared.policy))
 
     @property
     def next_policy(self) -> Policy:
         """That of the next run."""
-        return self.own_policy or self.shared.policy
+        policy = self.own_policy or self.shared.policy
+        return policy.in_full() if self.uncached else policy
 
     @contextmanager
     def in_context(self, name: str) -> Iterator[None]:
