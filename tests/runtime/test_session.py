@@ -173,7 +173,7 @@ def test_reset_frees_memory_and_history(compiled: CompiledDenoiser) -> None:
     assert compiled.report().state_bytes > 0
     compiled.reset()
     assert compiled.report().state_bytes == 0
-    with pytest.raises(HiCacheError, match=r"must be one of none yet"):
+    with pytest.raises(HiCacheError, match=r"there was no run yet"):
         compiled.report().decisions()
     with compiled.trajectory(STEPS):
         assert torch.equal(run(compiled, noise(1)), alone(noise(1)))
