@@ -64,8 +64,9 @@ def hicache_compile(  # type: ignore[misc]  # the overloads leave the options to
             default the ranks that the denoiser's graph has collectives with; ``True``: all; ``False``: each by itself.
         together: the samples of a batch decide as one: guards go by the largest measurement of all of them. By default
             each sample is computed and forecast as it is alone, those that do the same in one call.
-        max_error, max_seconds: the promise, with a pack: the fastest policy whose pictures have a relative error (2-norm)
-            of at most ``max_error`` in 95 of 100 runs; the most accurate whose runs take at most ``max_seconds``.
+        max_error, max_seconds: the promise, with a pack: the fastest policy whose pictures have a relative error
+            (2-norm) of at most ``max_error`` in 95 of 100 runs; the most accurate whose runs take at most
+            ``max_seconds``.
 
     Returns:
         A module used like ``model``, with ``trajectory``, ``reset``, ``disabled``, ``report``, ``graphs`` and
