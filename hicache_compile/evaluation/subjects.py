@@ -16,6 +16,7 @@ import torch
 from hicache_compile.errors import HiCacheError
 from hicache_compile.frontend.compile import hicache_compile
 from hicache_compile.frontend.denoiser import CompiledDenoiser
+from hicache_compile.frontend.pipeline import denoisers_of
 from hicache_compile.generate.pipelines import folder_of_pipeline, load_pipeline, sampled_over, usual_dtype
 from hicache_compile.policy.packs import Signature
 from hicache_compile.policy.policy import Policy
@@ -145,7 +146,7 @@ class PipelineSubject(Subject):
         loaded = load_pipeline(folder, usual_dtype(device), device)
         loaded.set_progress_bar_config(disable=True)
         self.pipeline = hicache_compile(loaded, HiCache(scope="stack"), backend=backend)
-        self.denoisers = [p for p in self.pipeline.components.values() if isinstance(p, CompiledDenoiser)]
+        self.denoisers = denoisers_of(self.pipeline)
         self.name, self.prompts, self.steps = folder.name, prompts, steps
         self.arguments = dict(arguments)
 

@@ -51,6 +51,17 @@ def compile_pipeline(pipeline: Any, wrap: Callable[[torch.nn.Module], CompiledDe
     return pipeline
 
 
+def denoisers_of(pipeline: Any) -> list[CompiledDenoiser]:
+    """The compiled denoisers of ``pipeline``, and of those it holds."""
+    found: dict[int, CompiledDenoiser] = {}
+    for held in dict(vars(pipeline)).values():
+        if isinstance(held, CompiledDenoiser):
+            found[id(held)] = held
+        elif is_pipeline(held):
+            found |= {id(each): each for each in denoisers_of(held)}
+    return list(found.values())
+
+
 def _with_inner(pipeline: Any) -> Iterator[Any]:
     """``pipeline`` and the pipelines it holds, which may hold others."""
     yield pipeline

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from hicache_compile.errors import HiCacheError, whole_number
-from hicache_compile.frontend.denoiser import CompiledDenoiser
+from hicache_compile.frontend.pipeline import denoisers_of, is_pipeline
 from hicache_compile.policy.packs import Contract, ContractReport
 
 log = logging.getLogger(__name__)
@@ -56,8 +56,7 @@ class Shadow:
 
     def __init__(self, pipeline: Any, every: int = 20) -> None:
         whole_number("Shadow", "every", every, 1)
-        components = getattr(pipeline, "components", {}).values()
-        self._denoisers = [one for one in components if isinstance(one, CompiledDenoiser)]
+        self._denoisers = denoisers_of(pipeline) if is_pipeline(pipeline) else []
         contracts = [one.contract for one in self._denoisers if one.contract is not None]
         if not contracts:
             raise HiCacheError(

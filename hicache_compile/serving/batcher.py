@@ -14,6 +14,7 @@ from typing import Any
 from hicache_compile.errors import HiCacheError, whole_number
 from hicache_compile.frontend.compile import hicache_compile
 from hicache_compile.frontend.denoiser import CompiledDenoiser
+from hicache_compile.frontend.pipeline import denoisers_of
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.presets import Uncached
 from hicache_compile.runtime.call_arguments import DenoiserCall
@@ -23,7 +24,7 @@ from hicache_compile.runtime.step import Step
 from hicache_compile.runtime.storage.budget import parse_bytes
 from hicache_compile.serving.meeting import Call, Meeting
 from hicache_compile.serving.memory import Memory
-from hicache_compile.serving.pipeline_copy import OneAtATime, copy_of, denoisers_of
+from hicache_compile.serving.pipeline_copy import OneAtATime, copy_of
 from hicache_compile.serving.progress import Progress
 from hicache_compile.serving.request import Request
 from hicache_compile.serving.statistics import Counts, Statistics

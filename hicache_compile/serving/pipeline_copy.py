@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from hicache_compile.frontend.denoiser import CompiledDenoiser
-from hicache_compile.frontend.pipeline import is_pipeline
+from hicache_compile.frontend.pipeline import denoisers_of, is_pipeline
 from hicache_compile.runtime.following.pipeline_calls import is_scheduler
 
 
@@ -52,17 +52,6 @@ class OneAtATime:
                 return method(*args, **kwargs)
 
         return call
-
-
-def denoisers_of(pipeline: Any) -> list[CompiledDenoiser]:
-    """The compiled denoisers of ``pipeline``, and of those it holds."""
-    found: dict[int, CompiledDenoiser] = {}
-    for held in dict(vars(pipeline)).values():
-        if isinstance(held, CompiledDenoiser):
-            found[id(held)] = held
-        elif is_pipeline(held):
-            found |= {id(each): each for each in denoisers_of(held)}
-    return list(found.values())
 
 
 def copy_of(pipeline: Any, components: OneAtATime) -> Any:

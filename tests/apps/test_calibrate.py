@@ -300,7 +300,7 @@ def test_the_shortest_path_is_the_shortest() -> None:
 @pytest.mark.parametrize("objective", ["sum", "minimax"])
 def test_the_shortest_path_over_triples_is_the_shortest(objective: str) -> None:
     """Against all paths, where a forecast is the line through two anchors; the errors by the features themselves."""
-    rng = np.random.default_rng(7)
+    rng = np.random.default_rng(31)  # where paths told apart by their last step alone lose the shortest
     features = np.cumsum(np.cumsum(rng.normal(size=(12, 6)), 0) * rng.uniform(0.2, 2, size=(12, 1)), 0)
     distances = np.square(features[:, None] - features[None]).sum(-1)
 
