@@ -17,7 +17,7 @@ from hicache_compile.operators.collectives import require_ranks
 from hicache_compile.policy.compatibility import Trait, check
 from hicache_compile.policy.json_codec import as_policy
 from hicache_compile.policy.layout import ANCHORS, QUANTISED, Layout
-from hicache_compile.policy.packs import Contract, Signature, as_pack, is_pack
+from hicache_compile.policy.packs import IN_FULL, Contract, Signature, as_pack, is_pack
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.presets import HiCache, Uncached
 from hicache_compile.policy.published import PublishedModel
@@ -163,7 +163,10 @@ def _contract(policy: Any, promise: dict[str, float | None]) -> Contract | None:
     """The contract of a pack and a promise; ``None``: ``policy`` is no pack."""
     asked = any(value is not None for value in promise.values())
     if is_pack(policy) or (asked and str(policy).endswith(".json")):  # a file that is none says so
-        return Contract(as_pack(policy), **promise)
+        made = Contract(as_pack(policy), **promise)
+        if made.entry.name == IN_FULL:
+            log.warning("no policy of the pack keeps the promise in less time, so every step is computed: %s", promise)
+        return made
     for name, value in promise.items():
         if value is not None:
             raise HiCacheError(

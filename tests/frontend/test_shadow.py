@@ -58,7 +58,7 @@ def compiled_with(pack: Any, **promise: float) -> Any:
     return hicache_compile(CASE.build(), pack, backend="eager", **promise)
 
 
-def test_a_promise_picks_the_policy(measured: Pack, tmp_path: Path) -> None:
+def test_a_promise_picks_the_policy(measured: Pack, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     measured.save(tmp_path / "pack.json")
     loose = measured.entries[0].bound * 1.01
     pipeline = compiled_with(str(tmp_path / "pack.json"), max_error=loose)
@@ -71,7 +71,9 @@ def test_a_promise_picks_the_policy(measured: Pack, tmp_path: Path) -> None:
     call(pipeline)
     assert pipeline.transformer.report().decisions() == "F...F."
     assert compiled_with(measured, max_seconds=2.5).transformer.policy == SLOW
+    assert "every step is computed" not in caplog.text
     assert compiled_with(measured, max_error=1e-9).transformer.policy == Uncached()
+    assert "no policy of the pack keeps the promise" in caplog.text
 
 
 def test_what_does_not_fit_a_pack_is_refused_and_nothing_is_changed(measured: Pack) -> None:
