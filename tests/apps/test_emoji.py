@@ -91,17 +91,27 @@ def test_pairs_are_made_once_and_the_twin_learns_their_lines(tmp_path: Path) -> 
     pair = load_file(path)
     assert torch.equal(pair["noise"], pair["clean"])  # an untrained model moves nothing
     assert len(set(twin.captions_of(0, SUBJECTS))) > len(SUBJECTS)
+    pairs = twin.read_pairs(pipeline.assemble(model, new_autoencoder()), SUBJECTS, tmp_path)
+    with torch.no_grad():
+        pooled, words = model.text(twin.captions_of(0, SUBJECTS))
+    assert torch.equal(pairs.pooled, pooled)
+    assert torch.equal(pairs.words, words)
+
+
+def test_the_loss_of_a_straight_line_is_nothing() -> None:
     noise, clean = torch.randn(2, 4, 64, 32)
+    numbers = torch.arange(4.0)
+    pairs = twin.Pairs(noise, clean, numbers, numbers, torch.zeros(16, 3), torch.zeros(64, 3))
 
-    def straight(tokens: torch.Tensor, time: torch.Tensor, captions: list[str]) -> torch.Tensor:
-        chosen = [int(caption) for caption in captions]
-        wanted = torch.lerp(clean[chosen], noise[chosen], time[:, None, None])
-        assert torch.equal(tokens, wanted)
-        assert set((time * twin.TIMES).tolist()) <= set(range(1, twin.TIMES + 1))
-        return noise[chosen] - clean[chosen]
+    def straight(hidden_states: torch.Tensor, timestep: torch.Tensor, **given: Any) -> tuple[torch.Tensor]:
+        chosen = given["pooled_projections"].long()
+        assert torch.equal(given["encoder_hidden_states"].long(), chosen)
+        wanted = torch.lerp(clean[chosen], noise[chosen], timestep[:, None, None])
+        assert torch.equal(hidden_states, wanted)
+        assert set((timestep * twin.TIMES).tolist()) <= set(range(1, twin.TIMES + 1))
+        return (noise[chosen] - clean[chosen],)
 
-    loss = twin.twin_loss(noise, clean, [str(index) for index in range(4)])
-    assert loss(straight, torch.Generator()) == 0
+    assert twin.twin_loss(pairs)(straight, torch.Generator()) == 0
 
 
 def test_a_sheet_shows_rows_together(tmp_path: Path) -> None:

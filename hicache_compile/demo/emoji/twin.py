@@ -1,27 +1,30 @@
-"""The few-step twin: ``python -m hicache_compile.demo.emoji.twin OUT``, after ``train``; writes ``OUT/twin``.
+"""The few-step twin: ``python -m hicache_compile.demo.emoji.twin OUT`` writes its transformer to ``OUT/twin``.
 
-Reflow (Liu et al., 2209.03003, section 2.2): the model draws pictures with guidance in many steps, and a copy of it
-learns the straight line from each noise to the picture that came of it. So 8 or 4 steps of Euler suffice, without
-guidance.
+Reflow (Liu et al., 2209.03003, section 2.2): the model draws pictures with guidance in many steps, and a copy of its
+transformer learns the straight line from each noise to the picture that came of it. So 8 or 4 steps of Euler suffice,
+without guidance. Text encoders and autoencoder stay what they are.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 import torch
-from diffusers import FluxPipeline
+from diffusers import FluxPipeline, FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
+from hicache_compile import HiCache, Policy, hicache_compile
 from hicache_compile.demo.emoji import GUIDANCE, SIZE, STEPS, TOKENS, train
 from hicache_compile.demo.emoji.captions import Subject
-from hicache_compile.demo.emoji.flow import BATCH, GRID, TextToPicture
-from hicache_compile.demo.emoji.pipeline import assemble, save
+from hicache_compile.demo.emoji.drawing import load_pipeline
+from hicache_compile.demo.emoji.flow import BATCH, GRID
 from hicache_compile.demo.training import LossOf, Plan
 from hicache_compile.demo.training import train as train_by
 from hicache_compile.policy.files import write_whole
@@ -29,6 +32,7 @@ from hicache_compile.policy.progress import progress, script
 
 TIMES = 8  # the twin learns the times of 8 steps, of which those of 4, 2 and 1 are a part
 SHARD = 32  # pairs of one file
+POLICY = HiCache(interval=2)  # of the pairs: half the time, and closer to the uncached picture than a twin comes
 
 
 def captions_of(shard: int, subjects: Sequence[Subject]) -> list[str]:
@@ -66,44 +70,74 @@ def make_pairs(pipeline: FluxPipeline, subjects: Sequence[Subject], shards: int,
         write_whole(path, functools.partial(save_file, pairs))
 
 
-def twin_loss(noise: torch.Tensor, clean: torch.Tensor, captions: Sequence[str]) -> LossOf[TextToPicture]:
-    """The loss of a batch of pairs ``noise`` and ``clean``, ``[N, 64, 32]`` each, at the times of ``TIMES`` steps."""
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """What the twin learns from: ``noise`` and ``clean`` ``[N, 64, 32]`` and the text of each, as FLUX is given it.
 
-    def loss(model: TextToPicture, generator: torch.Generator) -> torch.Tensor:
-        chosen = torch.randint(len(noise), (BATCH,), generator=generator)
+    ``pooled`` is ``[N, WIDTH]``, ``words`` ``[N, TOKENS, WIDTH]``, ``text_ids`` ``[TOKENS, 3]``, ``image_ids``
+    ``[64, 3]``.
+    """
+
+    noise: torch.Tensor
+    clean: torch.Tensor
+    pooled: torch.Tensor
+    words: torch.Tensor
+    text_ids: torch.Tensor
+    image_ids: torch.Tensor
+
+
+@torch.no_grad()
+def read_pairs(pipeline: FluxPipeline, subjects: Sequence[Subject], folder: Path) -> Pairs:
+    """All pairs in ``folder``, with their captions as the text encoders of ``pipeline`` write them."""
+    paths = sorted(folder.glob("*.safetensors"))
+    shards = [load_file(path) for path in paths]
+    noise, clean = (torch.cat([shard[name] for shard in shards]).float() for name in ("noise", "clean"))
+    captions = [caption for path in paths for caption in captions_of(int(path.stem), subjects)]
+    words, pooled, text_ids = pipeline.encode_prompt(captions, None, max_sequence_length=TOKENS)
+    rows = torch.arange(GRID, dtype=torch.float32)
+    grid = torch.stack(torch.meshgrid(rows, rows, indexing="ij"), dim=-1).reshape(-1, 2)
+    return Pairs(noise, clean, pooled, words, text_ids, functional.pad(grid, (1, 0)))
+
+
+def twin_loss(pairs: Pairs) -> LossOf[FluxTransformer2DModel]:
+    """The loss of a batch of ``pairs`` at the times of ``TIMES`` steps."""
+
+    def loss(model: Callable[..., tuple[torch.Tensor]], generator: torch.Generator) -> torch.Tensor:
+        chosen = torch.randint(len(pairs.noise), (BATCH,), generator=generator)
         time = torch.randint(1, TIMES + 1, (BATCH,), generator=generator) / TIMES
-        start, end = noise[chosen].float(), clean[chosen].float()
-        velocity = model(torch.lerp(end, start, time[:, None, None]), time, [captions[index] for index in chosen])
+        start, end = pairs.noise[chosen], pairs.clean[chosen]
+        velocity = model(
+            hidden_states=torch.lerp(end, start, time[:, None, None]),
+            timestep=time,
+            encoder_hidden_states=pairs.words[chosen],
+            pooled_projections=pairs.pooled[chosen],
+            txt_ids=pairs.text_ids,
+            img_ids=pairs.image_ids,
+            return_dict=False,
+        )[0]
         return functional.mse_loss(velocity, start - end)
 
     return loss
 
 
-def train_twin(model: TextToPicture, subjects: Sequence[Subject], plan: Plan, out: Path) -> TextToPicture:
-    """Train ``model`` on all pairs in ``out/pairs``."""
-    paths = sorted((out / "pairs").glob("*.safetensors"))
-    pairs = [load_file(path) for path in paths]
-    noise, clean = (torch.cat([pair[name] for pair in pairs]) for name in ("noise", "clean"))
-    captions = [caption for path in paths for caption in captions_of(int(path.stem), subjects)]
-    return train_by(model, twin_loss(noise, clean, captions), plan, out / "twin.pt")
-
-
-def make(out: Path, shards: int, plan: Plan, compiled: bool) -> None:
-    """Make the pairs, train the twin on them and write it to ``out/twin``."""
+def make(out: Path, shards: int, plan: Plan, compiled: bool, policy: Policy = POLICY) -> None:
+    """Draw the pairs with ``policy``, train the twin on them and write it to ``out/twin``, in fp16."""
     subjects, _ = train.shown_icons(out)
-    teacher, autoencoder = train.load(out)
-    make_pairs(assemble(teacher, autoencoder), subjects, shards, out / "pairs")
+    pipeline = load_pipeline()
+    twin: FluxTransformer2DModel = copy.deepcopy(pipeline.transformer)
+    make_pairs(hicache_compile(pipeline, policy), subjects, shards, out / "pairs")
+    pairs = read_pairs(pipeline, subjects, out / "pairs")
     if compiled:
-        teacher.transformer.compile()
-    twin = train_twin(teacher.requires_grad_(True), subjects, plan, out)
-    save(assemble(twin, autoencoder), out / "twin")
+        twin.compile()
+    twin = train_by(twin.train().requires_grad_(True), twin_loss(pairs), plan, out / "twin.pt")
+    twin.half().save_pretrained(out / "twin")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--shards", type=int, default=250, help=f"of {SHARD} pairs")
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--shards", type=int, default=100, help=f"of {SHARD} pairs")
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--compiled", action="store_true", help="compile the transformer: minutes first, then faster")
     given = parser.parse_args()
