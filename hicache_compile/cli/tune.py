@@ -25,7 +25,7 @@ def tune(
         str | None,
         typer.Option(
             "--fit",
-            help="Only fit: teacache, magcache, dicache (guards); calibrated, sigma, gates (forecasts); plan "
+            help="Only fit: teacache, magcache, dicache (guards); calibrated, sigma, gates, channels (forecasts); plan "
             "(forecasts and noise levels together, for few steps).",
         ),
     ] = None,

@@ -55,7 +55,7 @@ class Manifest:
         plan: by control its value at each step of a run.
         constants: controls that are the same at every step.
         first: the state at the start of a run that is not zero, by name.
-        groups, group_of, per_slot: which row of positions and weights a ring reads, see ``RowSpec``.
+        groups, group_of, per_slot, parts: which rows of positions and weights a ring reads, see ``RowSpec``.
         sparsity: of computed steps, as plain data.
     """
 
@@ -72,6 +72,7 @@ class Manifest:
     groups: tuple[str, ...] = ("",)
     group_of: tuple[int, ...] = ()
     per_slot: bool = False
+    parts: int = 1
     sparsity: dict[str, Any] | None = None
     format: int = FORMAT
 

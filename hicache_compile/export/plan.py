@@ -74,6 +74,7 @@ def _structure(policy: Policy) -> dict[str, object]:
         "guards": guards,
         "probes": layout.probes,
         "tokens": layout.tokens,
+        "parts": layout.parts,
     }
 
 
@@ -128,7 +129,7 @@ def constants_of(policy: Policy, num_steps: int, depth: int) -> dict[str, Any]:
     are listed: ``{"shape": [...], "index": [...], "rows": [...]}``."""
     if not policy.guards:
         return {}
-    table = rules.weight_table(policy, depth, min(num_steps, rules.GAPS)).reshape(-1, depth)
+    table = rules.weight_table(policy, depth, min(num_steps, rules.GAPS)).flatten(0, depth - 1)
     index = table.abs().sum(1).nonzero().flatten()
     found: dict[str, Any] = {
         "table": {"shape": list(table.shape), "index": index.tolist(), "rows": table[index].tolist()}

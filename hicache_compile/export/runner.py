@@ -97,7 +97,8 @@ class OnnxDenoiser:
     def _begin(self, num_steps: int) -> Plan:
         """The plan of a run of ``num_steps`` in this context."""
         manifest, policy = self.manifest, self._policy.for_branch(self._context)
-        spec = RowSpec(manifest.depth, manifest.groups, manifest.group_of, manifest.per_slot, len(manifest.group_of))
+        own = len(manifest.group_of)
+        spec = RowSpec(manifest.depth, manifest.groups, manifest.group_of, manifest.per_slot, own, parts=manifest.parts)
         sparsity = None if manifest.sparsity is None else Chipmunk.from_dict(manifest.sparsity)
         names = [port.name for port in manifest.controls]
         branches = Branches(manifest.groups, sparsity is not None, [name for name in names if name == TOKENWISE])

@@ -131,6 +131,7 @@ class _Writer:
             groups=spec.groups,
             group_of=spec.group_of,
             per_slot=spec.per_slot,
+            parts=spec.parts,
             sparsity=sparsity.to_dict() if sparsity is not None and self.rewritten.sparse else None,
         )
 

@@ -86,11 +86,11 @@ def _lines(step: int, decision: str, rows: StepRows, spec: RowSpec) -> list[str]
     """The lines of one step: one for each group, or for each slot with weights of its own."""
     found = []
     for number, weights in enumerate(rows.weights):
-        place = spec.group_of[number] if spec.per_slot else number
+        place = spec.group_of[number] if spec.per_slot else number // spec.parts
         group = spec.groups[place]
         if group in rows.forecasts:
             found.append("\t".join([str(step), decision, group, "", *map(repr, weights)]))
-        elif not spec.per_slot or number == spec.group_of.index(place):
+        elif number == (spec.group_of.index(place) if spec.per_slot else place * spec.parts):
             found.append("\t".join([str(step), decision, group, str(rows.positions[place]), *[""] * spec.depth]))
     return found
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from hicache_compile.operators.parts import Parts, joined
+
 QUANTISED = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}  # dtypes with a scale, and their largest values
 _NO_NUMBER = -128  # of int8, whose numbers end at -127
 
@@ -46,12 +48,16 @@ def is_finite(values: Tensor) -> Tensor:
     return wide.abs() <= torch.finfo(values.dtype).max
 
 
-def forecast(anchors: Tensor, weights: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def forecast(anchors: Tensor, weights: Tensor, dtype: torch.dtype | None = None, parts: Parts | None = None) -> Tensor:
     """``sum_k weights[k] * anchors[k]`` of a ring ``[K, *S]``, accumulated in float32 or wider.
 
     ``dtype``: the slot's, if it is not the ring's. A chain of products, so that a compiler fuses it with the gate and
-    the sum around it into one pointwise kernel. Rows without an anchor hold zeros and have weight zero.
+    the sum around it into one pointwise kernel. Rows without an anchor hold zeros and have weight zero. ``parts``: of
+    the slot, each with a row of weights ``[parts, K]``.
     """
+    if parts is not None:
+        wide = torch.promote_types(weights.dtype, torch.float32)
+        return joined([forecast(anchors, row, wide) for row in weights], parts).to(dtype or anchors.dtype)
     quantised = anchors.dtype in QUANTISED
     wide = torch.float32 if quantised else torch.promote_types(anchors.dtype, torch.float32)
     total = anchors[0].to(wide) * weights[0]
@@ -93,12 +99,13 @@ def full_or_forecast(
     weights: Tensor | Sequence[Tensor],
     dtypes: Sequence[torch.dtype | None] | None = None,
     scales: Sequence[Tensor] | None = None,
+    parts: Sequence[Parts] | None = None,
 ) -> tuple[Tensor, ...]:
     """A guarded site: if computing, run ``full`` and write its slots to the rings; else forecast the slots.
 
     A slot with a ``carried`` stream is cached as the residual to it. ``weights``: common to all slots, or a list with
     one tensor per slot. ``dtypes``: of the slots, if the rings have other dtypes. ``scales``: ``[K]`` float32 of each
-    ring, if they are quantised.
+    ring, if they are quantised. ``parts``: of each slot; weights then have a row for each.
     """
     own: Sequence[Tensor | None] = scales or [None] * len(anchors)
     if computing:
@@ -114,5 +121,6 @@ def full_or_forecast(
     rows = [weights] * len(anchors) if isinstance(weights, Tensor) else weights
     rows = [row if scale is None else row * scale for row, scale in zip(rows, own, strict=True)]
     kept = dtypes or [None] * len(anchors)
-    forecasts = [forecast(ring, row, dtype) for ring, row, dtype in zip(anchors, rows, kept, strict=True)]
+    divided: Sequence[Parts | None] = parts or [None] * len(anchors)
+    forecasts = [forecast(*each) for each in zip(anchors, rows, kept, divided, strict=True)]
     return tuple(f if s is None else s + f for f, s in zip(forecasts, carried, strict=True))

@@ -109,15 +109,16 @@ class TensorRule:
         return self._packed(m, self.guard.after_forecast(m, p, s, at, seen))
 
     def weights(self, parameters: Tensor, remembered: Tensor, run: Tensor, step: Tensor, table: Tensor) -> Tensor:
-        """Weights in ring order ``[K]``: the guard's own where it has any, else of the ``table``."""
+        """Weights in ring order ``[K]``, or ``[parts, K]``: the guard's own where it has any, else of the ``table``."""
         row = weights_of(run, step, table)
         m, p, s, _, _ = self._given(parameters, remembered, step, step)
         found = self.guard.weights(m, p, s)
         if found is not None:
             applies, own = found
             few = m.tensor(len(own)) > run[0]
-            padded = [m.tensor(value).to(row.dtype) for value in own[: len(row)]]
-            padded += [torch.zeros_like(row[0])] * (len(row) - len(padded))
+            depth = row.shape[-1]
+            padded = [m.tensor(value).to(row.dtype) for value in own[:depth]]
+            padded += [torch.zeros_like(padded[0])] * (depth - len(padded))
             row = torch.where(m.tensor(applies) & ~few, torch.stack(padded), row)
         return in_ring_order(run, row)
 
@@ -182,7 +183,7 @@ def position_of(run: Tensor) -> Tensor:
 
 def weights_of(run: Tensor, step: Tensor, table: Tensor) -> Tensor:
     """Weights ``[K]``, newest first, from the ``table`` ``[GAPS ** K, K]`` over the gaps between the step and the
-    newest computed ones (0: there is none)."""
+    newest computed ones (0: there is none); ``[parts, K]`` from one of ``[GAPS ** K, parts, K]``."""
     depth = run.shape[0] - HEAD
     steps = torch.cat([step, run[HEAD:]])
     places = torch.arange(depth, device=run.device)
@@ -195,36 +196,38 @@ def weights_of(run: Tensor, step: Tensor, table: Tensor) -> Tensor:
 
 
 def in_ring_order(run: Tensor, row: Tensor) -> Tensor:
-    """``row``, newest first, by ring row."""
-    places = torch.arange(row.shape[0], device=run.device)
+    """``row``, newest first, by ring row: the last dimension."""
+    depth = row.shape[-1]
+    places = torch.arange(depth, device=run.device)
     newest = run[0].long() - 1
-    return torch.zeros_like(row).scatter(0, (newest - places) % row.shape[0], row)
+    return torch.zeros_like(row).scatter(-1, ((newest - places) % depth).expand(row.shape), row)
 
 
 def weight_table(policy: Any, depth: int, num_steps: int) -> Tensor:
-    """Weights ``[GAPS] * depth + [depth]`` by the gaps between a step and the newest computed ones (0: there is none).
+    """Weights ``[GAPS] * depth + [depth]`` by the gaps between a step and the newest computed ones (0: there is none);
+    before the last a dimension of the parts of a slot, where it has any.
 
     Raises:
         HiCacheError: the forecaster goes by the steps and not by their gaps.
     """
-    table = torch.zeros(*[GAPS] * depth, depth, dtype=torch.float32)
+    parts = policy.layout.rows
+    table = torch.zeros(*[GAPS] * depth, parts, depth, dtype=torch.float32)
     read = min(policy.depth, depth)
     for known in range(1, read + 1):
         for gaps in itertools.product(range(1, num_steps), repeat=known):
             if sum(gaps) < num_steps:
                 weights = _weights(policy, gaps, 10 * num_steps)
                 place = (*gaps, *[0] * (read - known)) if known < read else gaps
-                row = torch.zeros(depth)
-                row[: len(weights)] = torch.tensor(weights)
-                table[place] = row  # whatever the gaps to anchors that are not read
+                for part, row in enumerate(weights):  # whatever the gaps to anchors that are not read
+                    table[place][..., part, : len(row)] = torch.tensor(row)
     if num_steps > 2 and _weights(policy, (1,) * read, 100) != _weights(policy, (1,) * read, 101):
         raise HiCacheError(
             f"Policy.forecaster = {policy.forecaster!r}: must go by the gaps between steps where the graph decides"
         )
-    return table
+    return table if parts > 1 else table.squeeze(-2)
 
 
-def _weights(policy: Any, gaps: Sequence[int], step: int) -> list[float]:
+def _weights(policy: Any, gaps: Sequence[int], step: int) -> list[list[float]]:
     computed = list(itertools.accumulate(gaps, lambda at, gap: at - gap, initial=step))[1:]
-    found: list[float] = policy.weights(computed[::-1], step, len(gaps))
+    found: list[list[float]] = policy.part_weights(computed[::-1], step, len(gaps))
     return found

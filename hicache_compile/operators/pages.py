@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hicache_compile.operators.anchors import QUANTISED, is_number
+from hicache_compile.operators.parts import Parts, joined
 
 
 def read(pool: Tensor, rows: Tensor, batch: int | None) -> Tensor:
@@ -26,9 +27,19 @@ def write(pool: Tensor, rows: Tensor, value: Tensor, batch: int | None) -> None:
 
 
 def forecast_rows(
-    pool: Tensor, rows: Tensor, weights: Tensor, batch: int | None, dtype: torch.dtype | None = None
+    pool: Tensor,
+    rows: Tensor,
+    weights: Tensor,
+    batch: int | None,
+    dtype: torch.dtype | None = None,
+    parts: Parts | None = None,
 ) -> Tensor:
-    """``forecast`` of rings ``[P, K, *S]`` with weights ``[B, K]``: gathered and weighed in one kernel."""
+    """``forecast`` of rings ``[P, K, *S]`` with weights ``[B, K]`` (of ``parts``: ``[B, parts, K]``): gathered and
+    weighed in one kernel."""
+    if parts is not None:
+        whole = torch.promote_types(weights.dtype, torch.float32)
+        pieces = [forecast_rows(pool, rows, row, batch, whole) for row in weights.unbind(1)]
+        return joined(pieces, parts).to(dtype or pool.dtype)
     quantised = pool.dtype in QUANTISED
     wide = torch.float32 if quantised else torch.promote_types(pool.dtype, torch.float32)
     total = None

@@ -46,7 +46,9 @@ VERSION = 1  # of the format; raised when a field changes its meaning, so that a
 _MOST_BITS = 1000  # of a number: more than a float has, and as many digits as can be shown
 _DEEPEST = 20
 _LATER = ("tokens",)  # fields of a Policy that came after the first release of the format
-_NESTED = {"forecaster": "forecaster", "second": "forecaster", "other": "schedule"}  # fields of parts that hold a part
+# Fields of parts that hold a part, or a list of them.
+_NESTED = dict.fromkeys(("forecaster", "second", "low", "high"), "forecaster") | {"other": "schedule"}
+_LISTS = {"parts": "schedule", "forecasters": "forecaster"}
 _OBJECTS = ("schedule", "forecaster", "smoothing", "tokens")
 
 
@@ -190,8 +192,8 @@ def _rich_object(key: str, value: dict[str, Any]) -> Any:
     for field, item in fields.items():
         if field == "schedules" and isinstance(item, dict):
             fields[field] = {kind: _rich("schedule", one) for kind, one in item.items()}
-        elif field == "parts" and isinstance(item, list):
-            fields[field] = tuple(_rich("schedule", one) for one in item)
+        elif field in _LISTS and isinstance(item, list):
+            fields[field] = tuple(_rich(_LISTS[field], one) for one in item)
         elif field in _NESTED:
             fields[field] = _rich(_NESTED[field], item)
         elif field == "table" and isinstance(item, dict):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from hicache_compile.key_partitions import KeyPartitions
+from hicache_compile.policy.forecasters.parts import Bands, Channels
 from hicache_compile.policy.guards import Measure, Probe, Signal
 from hicache_compile.policy.sparsity.chipmunk import Chipmunk
 from hicache_compile.policy.tokens import Tokens
@@ -29,6 +30,7 @@ class Layout:
             of blocks (``PerRange``); none: all are decided together.
         ranges: where each range of blocks begins, as a part of the run (``PerRange``).
         per_slot: each slot has weights of its own.
+        parts: the parts of a slot that have a row of weights each (``ByBand``, ``ByChannel``).
         partitions: how the keys of attentions are partitioned (``DiTangoSchedule``).
         sparsity: how sparse attention and MLPs are in computed steps.
         tokens: which tokens are computed in token-wise steps.
@@ -44,6 +46,7 @@ class Layout:
     groups: tuple[Group, ...] = ()
     ranges: tuple[float, ...] = ()
     per_slot: bool = False
+    parts: Bands | Channels | None = None
     partitions: KeyPartitions | None = None
     sparsity: Chipmunk | None = None
     tokens: Tokens | None = None
@@ -69,6 +72,11 @@ class Layout:
         return int(self.ranges[place] * blocks + 1e-9)  # a third of 9 blocks are 3
 
     @property
+    def rows(self) -> int:
+        """The rows of weights that a forecast of one slot reads."""
+        return 1 if self.parts is None else self.parts.count
+
+    @property
     def observed(self) -> bool:
         """Whether every step is computed and only measured."""
         return any(probe.measure is Measure.OBSERVE for probe in self.probes)
@@ -81,16 +89,17 @@ class Layout:
     @property
     def fixed_scope(self) -> bool:
         """Whether something is measured or told apart that only this scope has."""
-        return bool(self.probes or self.groups or self.per_slot or self.partitions) or self.scope == NOWHERE
+        return (
+            bool(self.probes or self.groups or self.per_slot or self.parts or self.partitions) or self.scope == NOWHERE
+        )
 
     def at(self, scope: str) -> Layout:
         """The same at another scope: what only this scope has is left out."""
         if scope == self.scope:
             return self
         first, last = (self.first, self.last) if scope in WITH_ENDS else (0, 0)
-        return replace(
-            self, scope=scope, first=first, last=last, probes=(), groups=(), ranges=(), tokens=None, per_slot=False
-        )
+        whole = {"probes": (), "groups": (), "ranges": (), "tokens": None, "per_slot": False, "parts": None}
+        return replace(self, scope=scope, first=first, last=last, **whole)  # type: ignore[arg-type]  # of each field
 
     def __str__(self) -> str:
         kept = f" in {self.anchors}" if self.anchors else ""

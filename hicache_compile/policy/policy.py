@@ -124,6 +124,7 @@ class Policy:
             getattr(self.schedule, "groups", ()),
             getattr(self.schedule, "ranges", ()),
             Trait.PER_SLOT in traits_of(self.forecaster),
+            getattr(self.forecaster, "parts", None),
             partitions() if partitions is not None else None,
             depth=self.depth,
             tokens=self.tokens.of_graph if self.tokens is not None else None,
@@ -205,6 +206,10 @@ class Policy:
     def weights(self, computed: Sequence[int], step: int, most: int | None = None) -> list[float]:
         """Weights over the newest of the ``computed`` steps (at most ``most``), newest first, to forecast ``step``."""
         return forecasters.weights(self.forecaster, self.eligible(computed)[:most], step, self.smoothing)
+
+    def part_weights(self, computed: Sequence[int], step: int, most: int | None = None) -> list[list[float]]:
+        """The same, a row for each part of a slot (``ByBand``, ``ByChannel``); else one row."""
+        return forecasters.rows_of(self.forecaster, self.eligible(computed)[:most], step, self.smoothing)
 
     def decisions(self, num_steps: int, start: int = 0) -> str:
         """One letter a step, ``F`` full and ``.`` forecast; the first step has no anchor and is always full.

@@ -94,7 +94,8 @@ class ProgramSet:
         last = len(slots) - 1
         group_of = tuple(groups.index(slots[min(slot, last)]) if apart else 0 for slot in read)
         own = sum(slot <= last for slot in read)
-        return RowSpec(depth, groups, group_of, self.rewrite.layout.per_slot, own, offset)
+        layout = self.rewrite.layout
+        return RowSpec(depth, groups, group_of, layout.per_slot, own, offset, layout.rows)
 
     def at_start(self, uncached: bool) -> list[Choice]:
         """The programs that the first step of a run needs."""

@@ -11,11 +11,12 @@ import torch
 
 from hicache_compile.errors import HiCacheError, one_of, whole_number
 from hicache_compile.frontend.denoiser import CompiledDenoiser
-from hicache_compile.policy.forecasters import Calibrated, Hermite, Reuse, Table
+from hicache_compile.policy.forecasters import Calibrated, Hermite, Newton, Reuse, Table
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.schedules.base import Schedule
 from hicache_compile.tune.bases import gated, stepped_hermite
 from hicache_compile.tune.calibrate import Calibration, calibrate
+from hicache_compile.tune.channels import by_channel
 from hicache_compile.tune.planning import OBJECTIVES, mask_of, search, shortest_path
 from hicache_compile.tune.reference import Difference, Reference, Runs, record
 
@@ -136,6 +137,13 @@ def with_gates(measured: Measured, schedule: Schedule, forecaster: Any = None) -
     return tried(measured, replace(measured.cut, schedule=schedule, forecaster=forecaster))
 
 
+def with_channels(measured: Measured, schedule: Schedule) -> Calibration:
+    """``ByChannel`` for ``schedule``."""
+    policy = replace(measured.cut, schedule=schedule, forecaster=Newton(2))  # of as many anchors as a candidate reads
+    forecaster = by_channel(measured.denoiser, measured.runs, policy)
+    return tried(measured, replace(policy, forecaster=forecaster))
+
+
 def tried(measured: Measured, policy: Policy) -> Calibration:
     """``policy``, and how far its runs end from those in full: relative, 2-norm.
 
@@ -160,6 +168,7 @@ FITS: dict[str, Callable[[Measured, Schedule], Calibration]] = {
     "calibrated": with_weights,
     "sigma": with_sigmas,
     "gates": with_gates,
+    "channels": with_channels,
 }
 
 

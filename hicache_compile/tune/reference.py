@@ -121,7 +121,7 @@ class _Recorder:
         self.samples.setdefault(name, []).append(None if sample is None else sample.float().clone())
         states = step.context.states.values()
         self.sketches.setdefault(name, []).append(
-            [self._sketch(row) for state in states for row in _newest(state, step)]
+            [self._sketch(row) for state in states for row in newest(state, step)]
         )
         return value
 
@@ -159,7 +159,7 @@ class _Recorder:
         return Reference(self.outputs, self.samples, _gains(self.outputs, self.samples, final), slots, final)
 
 
-def _newest(state: Rings, step: Step) -> list[torch.Tensor]:
+def newest(state: Rings, step: Step) -> list[torch.Tensor]:
     """What the step wrote into each ring."""
     rows: Any = state.decider.rows  # type: ignore[union-attr]  # of a schedule
     positions = rows.steps[step.index].positions

@@ -40,7 +40,10 @@ def to_remember(call: Call, ring: fx.Node, scale: fx.Node | None, value: fx.Node
 
 def to_forecast(call: Call, weights: fx.Node, scale: fx.Node | None) -> fx.Node:
     """The weights that a forecast multiplies rows of the ring by."""
-    return weights if scale is None else call(torch.mul, weights, scale)
+    if scale is None:
+        return weights
+    in_parts = ops.value(weights).dim() > 1
+    return call(torch.mul, weights, call(torch.unsqueeze, scale, -2) if in_parts else scale)
 
 
 def caller(graph: fx.Graph, path: str) -> Call:

@@ -28,6 +28,7 @@ from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.choices import Choice
 from hicache_compile.passes.graph.graphs import placeholders
 from hicache_compile.passes.graph.inputs import Role, StateInput
+from hicache_compile.passes.graph.parts import how
 from hicache_compile.passes.graph.quantised_rings import to_forecast, to_remember
 from hicache_compile.passes.lowering.branch_writer import Names, Part, key_of
 from hicache_compile.passes.lowering.cond_graph import CondGraph, branches_of, computing
@@ -98,6 +99,7 @@ class _PerSite(CondGraph):
         rows = [weights] if isinstance(weights, fx.Node) else list(weights)
         scales: Any = call.kwargs.get("scales") or []
         own = scales or [None] * len(rings)
+        parts: Any = call.kwargs.get("parts") or [None] * len(rings)
         read: list[Any] = [*operands, *(node for node in carried if node is not None), *rings, *scales, position, *rows]
         # A branch reads tensors: of a tuple, each element by itself.
         flat = [(node, index) for node in dict.fromkeys(read) for index in _elements(ops.value(node))]
@@ -131,9 +133,9 @@ class _PerSite(CondGraph):
             dtypes: Any = call.kwargs.get("dtypes") or [None] * len(rings)
             each = rows * len(rings) if len(rows) == 1 else rows
             slots = []
-            for stream, ring, row, dtype, scale in zip(carried, rings, each, dtypes, own, strict=True):
+            for stream, ring, row, dtype, scale, of in zip(carried, rings, each, dtypes, own, parts, strict=True):
                 factors = to_forecast(inner.call, mine[row], mine.get(scale))
-                made = inner.call(forecast, mine[ring], factors, *(() if dtype is None else (dtype,)))
+                made = inner.call(forecast, mine[ring], factors, *how(dtype, of))
                 slots.append(made if stream is None else inner.call(torch.add, mine[stream], made))
             return inner.owned([*slots, *(mine[kept] for kept in (*rings, *scales))])
 

@@ -45,11 +45,11 @@ class GuardedCond(CondGraph):
 
     def declared(self) -> dict[StateInput, torch.Tensor]:
         device = self.like.device
-        widest = ops.value(self.given[WEIGHTS]).dtype
+        weights = ops.value(self.given[WEIGHTS])
         made = {
             COMPUTING: torch.empty((), dtype=torch.bool, device=device),
             STEP: torch.empty(1, dtype=torch.float64, device=device),
-            TABLE: torch.empty(rules.GAPS**self.depth, self.depth, dtype=widest, device=device),
+            TABLE: torch.empty(rules.GAPS**self.depth, *weights.shape, dtype=weights.dtype, device=device),
             RUN: torch.empty(rules.HEAD + self.depth, dtype=torch.float64, device=device),
         }
         for number, rule in enumerate(self.rules):

@@ -24,6 +24,7 @@ from hicache_compile.passes.analysis.batch import Batch, NotByRowError
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.graphs import copy_node, fake_mode_of, module_of, placeholders
 from hicache_compile.passes.graph.inputs import KEPT, MEASURED, SCALE, Role, StateInput, add_input, role_of, state_of
+from hicache_compile.passes.graph.parts import how
 
 ROWS = StateInput(Role.ROWS)
 
@@ -98,7 +99,8 @@ class _Writer:
         if ops.op(node) == "getitem" and role_of(arguments[0]) in (Role.POSITION, Role.WEIGHTS):
             source, place = arguments
             picked = self._call(node, operator.getitem, self.env[source], (slice(None), place))
-            return self._call(node, torch.squeeze, picked, 1) if isinstance(place, slice) else picked
+            one = role_of(source) is Role.POSITION and isinstance(place, slice)
+            return self._call(node, torch.squeeze, picked, 1) if one else picked
         made = _WRITERS.get(node.target)
         if made is not None:
             return made(self, node, *arguments)
@@ -130,9 +132,12 @@ class _Writer:
         new.meta = {key: value for key, value in of.meta.items() if key not in _OF_INPUTS}
         return new
 
-    def forecast(self, node: fx.Node, ring: fx.Node, weights: fx.Node, *dtype: Any) -> fx.Node:
+    def forecast(
+        self, node: fx.Node, ring: fx.Node, weights: fx.Node, dtype: torch.dtype | None = None, parts: Any = None
+    ) -> fx.Node:
         row = self._value(weights)
-        return self._call(node, pages.forecast_rows, self.env[ring], self.rows, row, self.dims[ring], *dtype)
+        read = self.env[ring], self.rows, row, self.dims[ring], *how(dtype, parts)
+        return self._call(node, pages.forecast_rows, *read)
 
     def remember(self, node: fx.Node, ring: fx.Node, position: fx.Node, value: fx.Node) -> fx.Node:
         row = self.env[position]

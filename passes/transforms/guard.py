@@ -31,6 +31,7 @@ from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.contracted_order import contracted_order
 from hicache_compile.passes.graph.graphs import copy_node, fake_mode_of, module_of, numel
 from hicache_compile.passes.graph.inputs import Role, StateInput, add_input
+from hicache_compile.passes.graph.parts import check_parts, how, parts_of
 from hicache_compile.passes.graph.quantised_rings import scale_input, to_forecast, to_remember
 from hicache_compile.passes.transforms.insert_probes import ProbeWriter
 from hicache_compile.passes.work import Work
@@ -105,7 +106,7 @@ class _Writer:
         widest = torch.float32
         for slot in self.slots:
             widest = torch.promote_types(widest, ops.value(slot.node).dtype)
-        rows = len(self.slots) if self.layout.per_slot else len(self.groups)
+        rows = (len(self.slots) if self.layout.per_slot else len(self.groups)) * self.layout.rows
         shape = (rows, self.layout.depth) if rows > 1 or self.layout.per_slot else (self.layout.depth,)
         with fake_mode_of(like):
             position = torch.zeros(len(self.groups), dtype=torch.int64, device=like.device)
@@ -114,6 +115,7 @@ class _Writer:
             self.computing[group] = add_input(self.graph, StateInput(Role.COMPUTING, group), True)
         self.position = add_input(self.graph, StateInput(Role.POSITION), position)
         self.weights = add_input(self.graph, StateInput(Role.WEIGHTS), weights)
+        check_parts(self.layout, [ops.value(slot.node) for slot in self.slots], self.ranks)
         for slot in self.slots:
             self.ring_of[slot] = self._ring(slot.name, slot.node)
 
@@ -133,11 +135,14 @@ class _Writer:
         return self._picked(self.position, slice(row, row + 1)) if len(self.groups) > 1 else self.position
 
     def _weights_of(self, slot: Slot, group: str) -> fx.Node:
-        """The weights of ``slot``, ``[K]``."""
+        """The weights of ``slot``, ``[K]``, or ``[parts, K]``."""
         assert self.weights is not None
         if self.layout.per_slot:
             return self._picked(self.weights, self.ring_of[slot].meta["slot"])
-        return self._picked(self.weights, self.groups.index(group)) if len(self.groups) > 1 else self.weights
+        if len(self.groups) == 1:
+            return self.weights
+        row, parts = self.groups.index(group), self.layout.rows
+        return self._picked(self.weights, row if parts == 1 else slice(row * parts, (row + 1) * parts))
 
     def _picked(self, source: fx.Node, place: Any) -> fx.Node:
         picked = self.graph.call_function(operator.getitem, (source, place))
@@ -164,7 +169,7 @@ class _Writer:
                 self._position_of(site.group),
                 weights[0] if shared else weights,
             ),
-            self._stored_otherwise(site),
+            self._stored_otherwise(site) | self._divided(site),
         )
         call.meta = {"path": site.name, "site": site.name, "kind": site.kind, "group": site.group}
         for index, slot in enumerate(site.slots):
@@ -180,6 +185,11 @@ class _Writer:
         made: dict[str, Any] = {"dtypes": [ops.value(slot.node).dtype for slot in site.slots]}
         return made | ({"scales": scales} if None not in scales else {})
 
+    def _divided(self, site: Site) -> dict[str, Any]:
+        """Arguments of sites whose slots are forecast in parts."""
+        slots = [self.ring_of[slot].meta["slot"] for slot in site.slots]
+        return {} if self.layout.parts is None else {"parts": [parts_of(self.layout, slot) for slot in slots]}
+
     def _measure_late(self) -> None:
         """What guards measure of the sites themselves, or of a forecast's consequences."""
         if not self.slots:
@@ -193,7 +203,8 @@ class _Writer:
                 weights, position = self._weights_of(self.slots[-1], group), self._position_of(group)
                 scale = self.scale_of[ring]
                 row = to_forecast(writer.value, weights, scale)
-                drafted = writer.value(forecast, ring, row, ops.value(added).dtype)
+                parts = parts_of(self.layout, ring.meta["slot"])
+                drafted = writer.value(forecast, ring, row, *how(ops.value(added).dtype, parts))
                 for kept, value in to_remember(writer.value, ring, scale, added):
                     written = self.graph.call_function(remember, (kept, position, value))
                     written.meta = {"path": "", "side_effect": True, "probe": "computed", "stage": stage}

@@ -27,6 +27,7 @@ from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.choices import Choice
 from hicache_compile.passes.graph.graphs import copy_graph, copy_node, drop_dead_code, module_of, placeholders
 from hicache_compile.passes.graph.inputs import is_ring
+from hicache_compile.passes.graph.parts import check_read, how
 from hicache_compile.passes.graph.quantised_rings import caller, to_forecast, to_remember
 from hicache_compile.passes.transforms.narrow_linears import narrow_linears
 from hicache_compile.passes.transforms.narrow_slices import Window, as_nodes, as_values, narrow
@@ -65,6 +66,7 @@ class Specialiser:
         calls = [node for node in guarded.graph.nodes if node.target is full_or_forecast]
         self.groups = list(dict.fromkeys(call.meta["group"] for call in calls))
         slots = {ring.meta["slot"] for call in calls for ring in call.args[4]}
+        self.own = slots  # of sites
         self.read: set[int] = slots if self.independent else set()
         self.tokens = TokenSteps(work, guarded)
         self.windows: dict[int, Window] = {}
@@ -87,6 +89,7 @@ class Specialiser:
                 narrow_linears(program)
             drop_unused_inputs(program)
             self.read |= {node.meta["slot"] for node in placeholders(program) if is_ring(node)}
+        check_read(self.work.layout, self.read & self.own)
         programs = {Choice.FULL: self._inlined(()), **forecasts, Choice.PLAIN: self._plain()}
         return {choice: self._finished(program) for choice, program in programs.items()}
 
@@ -206,10 +209,10 @@ def _forecast_site(graph: fx.Graph, call: fx.Node, env: dict[fx.Node, fx.Node]) 
     scales: Any = call.kwargs.get("scales") or [None] * len(rings)
     written = caller(graph, call.meta["site"])
     rows = [weights] * len(rings) if isinstance(weights, fx.Node) else weights
-    for stream, ring, row, dtype, scale in zip(carried, rings, rows, dtypes, scales, strict=True):
-        kept_otherwise = (dtype,) if dtype is not None else ()
+    divided: Any = call.kwargs.get("parts") or [None] * len(rings)
+    for stream, ring, row, dtype, scale, parts in zip(carried, rings, rows, dtypes, scales, divided, strict=True):
         factors = to_forecast(written, env[row], env.get(scale))
-        node = graph.call_function(forecast, (env[ring], factors, *kept_otherwise))
+        node = graph.call_function(forecast, (env[ring], factors, *how(dtype, parts)))
         node.meta = {"path": call.meta["site"], "example_value": ops.value(ring)[0].to(dtype or ops.value(ring).dtype)}
         if stream is not None:
             total = graph.call_function(torch.add, (env[stream], node))

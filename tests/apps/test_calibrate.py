@@ -352,7 +352,7 @@ def test_fitting_says_what_is_wrong() -> None:
         mask_of([0, 10], 10)
 
 
-@pytest.mark.parametrize("method", ["calibrated", "sigma", "gates"])
+@pytest.mark.parametrize("method", ["calibrated", "sigma", "gates", "channels"])
 def test_the_command_writes_a_policy(method: str, tmp_path: Path) -> None:
     out = tmp_path / "policy.json"
     options = ["--fit", method, "--steps", "12", "--computed", "4", "--backend", "eager", "--out", str(out)]

@@ -19,6 +19,8 @@ from hicache_compile import (
     AdamsBashforth,
     Always,
     Broadcast,
+    ByBand,
+    ByChannel,
     Calibrated,
     Chebyshev,
     DiTangoSchedule,
@@ -90,6 +92,9 @@ FORECASTER_VALUES: list[Forecaster] = [
     SteppedHermite(2, (0.5, 0.6)),
     Gated(Hermite(2), (0.5, 1.0), 12),
     Mixed(GlobalChebyshev(), Newton(1), 0.7),
+    ByBand(),
+    ByBand(Newton(1), Hermite(1), 0.5, (4, 4)),
+    ByChannel((Reuse(), Taylor(2)), ("01", "11")),
 ]
 MEASURED = [DMD(2), ResidualGate(Taylor(2))]
 SMOOTHING_VALUES = [None, Smoothing(), Smoothing("moving_average"), Smoothing("exponential", 0.25)]
@@ -278,6 +283,18 @@ OTHER: list[tuple[Any, dict[str, Any], str, list[Any], str]] = [
         for field in ("forecaster", "second")
     ),
     (Mixed, {"forecaster": Hermite(), "second": Newton()}, "share", [*NOT_REAL, 1.1], "a number in (0, 1]"),
+    *((ByBand, {}, field, [*NO_OBJECT, Hermite, DMD(), ByBand()], "an object with a") for field in ("low", "high")),
+    (ByBand, {}, "cutoff", [*NOT_REAL, 1.1], "a number in (0, 1]"),
+    (ByBand, {}, "grid", [3, (4,), (1, 2, 3, 4), "ab", {}, (0, 4), (2.0, 4)], "must be (H, W) or (T, H, W)"),
+    (ByChannel, {"chosen": ("01",)}, "forecasters", [None, (), [], "ab"], "a list of 2 to 16"),
+    (ByChannel, {"chosen": ("01",)}, "forecasters", [(Hermite(), DMD()), (Hermite(), 3)], "an object with a"),
+    (
+        ByChannel,
+        {"forecasters": (Reuse(), Taylor(1))},
+        "chosen",
+        [None, (), (0, 1), ("2",), "01"],
+        "0 to 1",
+    ),
     (ResidualGate, {}, "forecaster", [*NO_OBJECT, Hermite, DMD()], "a forecaster that goes by steps alone"),
     (Smoothing, {}, "method", ["average", "", None, 1, ["exponential"]], "exponential, moving_average"),
     (Smoothing, {}, "hybrid", [None, 0, 1, "true", []], "true or false"),

@@ -10,6 +10,8 @@ from hicache_compile import (
     DMD,
     PAB,
     AdaCacheGuard,
+    ByBand,
+    ByChannel,
     Calibrated,
     Chipmunk,
     DiTango,
@@ -30,6 +32,7 @@ from hicache_compile import (
     StepMask,
     SteppedHermite,
     Table,
+    Taylor,
     TeaCacheGuard,
     Tokens,
 )
@@ -76,6 +79,10 @@ def _by_slot(policy: dict[str, Any]) -> None:
     policy["forecaster"] = "by slot"  # made once the scope is known
 
 
+def _by_channel(policy: dict[str, Any]) -> None:
+    policy["forecaster"] = "by channel"  # likewise
+
+
 FEATURES = (
     Feature("interval", "schedule", _set(schedule=Interval(3, warmup=1))),
     Feature("mask", "schedule", _set(schedule=StepMask("110100"))),
@@ -94,6 +101,8 @@ FEATURES = (
     Feature("by the run", "forecaster", _set(forecaster=SteppedHermite(1, (0.5, 0.6)))),
     Feature("measured", "forecaster", _set(forecaster=DMD(1, 3))),
     Feature("by slot", "forecaster", _by_slot),
+    Feature("by band", "forecaster", _set(forecaster=ByBand(cutoff=0.5, grid=(2, 4)))),
+    Feature("by channel", "forecaster", _by_channel),
     Feature("smoothing", "smoothing", _set(smoothing=Smoothing())),
     Feature("block", "scope", _set(scope="block")),
     Feature("stack", "scope", _set(scope="stack")),
@@ -122,6 +131,10 @@ def policy_of(features: tuple[Feature, ...]) -> Policy:
     fields = {"schedule": Interval(3, warmup=1), "forecaster": Reuse(), "scope": "module"} | fields
     if fields["forecaster"] == "by slot":
         fields["forecaster"] = Calibrated(_table(_slots(fields, max(f.graphs for f in features))), 2)
+    if fields["forecaster"] == "by channel":
+        slots = range(_slots(fields, max(f.graphs for f in features)))
+        chosen = tuple("".join(str((slot + channel) % 3) for channel in range(8)) for slot in slots)
+        fields["forecaster"] = ByChannel((Reuse(), Taylor(1), HiCache().forecaster), chosen)
     return Policy(**fields)
 
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from scipy.fft import dctn, idctn
 from torch import Tensor, nn
 
-from hicache_compile import Policy
+from hicache_compile import ByBand, ByChannel, Policy
 from hicache_compile.policy.compatibility import Trait
 from hicache_compile.policy.forecasters import measured_weights
 from hicache_compile.policy.run import RunInfo
@@ -126,15 +127,43 @@ class CachedToy:
             self.anchors.setdefault(number, []).append((self.step, value))
             self.errors.pop(number, None)
             return value
-        weights = self.weights(number)
         newest = [value for _, value in reversed(self.anchors[number])]
-        made = sum((w * value for w, value in zip(weights, newest, strict=False)), torch.zeros_like(newest[0]))
+        pieces = [
+            sum((w * value for w, value in zip(weights, newest, strict=False)), torch.zeros_like(newest[0]))
+            for weights in self.rows(number)
+        ]
+        made = self.joined(pieces, number)
         whole = made + self.errors.get(number, 0)
         if self.cells[number][self.step] == "t":
             chosen = self.grid(made.shape[1])
             whole[:, chosen] = compute()[:, chosen]  # type: ignore[operator]
             self.errors[number] = whole - made
         return whole
+
+    def rows(self, number: int) -> list[list[float]]:
+        """The weights of each part of a slot."""
+        if not isinstance(self.policy.forecaster, ByBand | ByChannel):
+            return [self.weights(number)]
+        return self.policy.part_weights([step for step, _ in self.anchors[number]], self.step)
+
+    def joined(self, pieces: list[Tensor], number: int) -> Tensor:
+        """Each part of the value from its own piece."""
+        forecaster = self.policy.forecaster
+        if isinstance(forecaster, ByChannel):
+            whole = torch.stack(pieces, dim=-1)
+            chosen = torch.tensor([*map(int, forecaster.chosen[number])])
+            return whole.gather(-1, chosen.expand(pieces[0].shape)[..., None])[..., 0]
+        if isinstance(forecaster, ByBand):
+            assert forecaster.grid is not None
+            spectra = [_spectrum(piece, forecaster.grid) for piece in pieces]
+            is_low = np.ones(forecaster.grid, dtype=bool)
+            for axis, size in enumerate(forecaster.grid):
+                kept = np.arange(size) < max(1, int(forecaster.cutoff * size))
+                is_low &= np.expand_dims(kept, tuple(i for i in range(len(forecaster.grid)) if i != axis))
+            mixed = np.where(is_low[None, ..., None], *spectra)
+            axes = tuple(range(1, 1 + len(forecaster.grid)))
+            return torch.tensor(idctn(mixed, axes=axes, norm="ortho")).reshape(pieces[0].shape).to(pieces[0].dtype)
+        return pieces[0]
 
     def grid(self, tokens: int) -> list[int]:
         """``count`` of the ``tokens``, evenly spaced, moved on by what is drawn in a step."""
@@ -167,3 +196,9 @@ class CachedToy:
                 )
             return self._rows[group]
         return self.policy.weights(steps, self.step)
+
+
+def _spectrum(value: Tensor, grid: tuple[int, ...]) -> np.ndarray:
+    """The cosine transform of ``[B, N, C]`` along the axes of ``grid``, in float64."""
+    axes = tuple(range(1, 1 + len(grid)))
+    return dctn(value.double().unflatten(1, grid).numpy(), axes=axes, norm="ortho")

@@ -18,7 +18,7 @@ as published           for any spacing of anchors
 =====================  ============================
 
 Fitted to a model on fully computed runs: ``Calibrated``, ``SteppedHermite``, ``Gated``. Fitted to the anchors within
-each run: ``DMD``, ``ResidualGate``.
+each run: ``DMD``, ``ResidualGate``. Of several forecasters: ``Mixed``, ``ByBand``, ``ByChannel``.
 """
 
 from hicache_compile.policy.forecasters.base import Forecaster, Reuse
@@ -29,7 +29,8 @@ from hicache_compile.policy.forecasters.measured import DMD, MeasuredForecaster,
 from hicache_compile.policy.forecasters.mixed import Mixed
 from hicache_compile.policy.forecasters.multistep import BDF2, AdamsBashforth, VariableAdamsBashforth, VariableBDF2
 from hicache_compile.policy.forecasters.newton import Newton, NewtonHermite, NewtonScaledTaylor
-from hicache_compile.policy.forecasters.rows import depth, measured_weights, weights
+from hicache_compile.policy.forecasters.parts import ByBand, ByChannel
+from hicache_compile.policy.forecasters.rows import depth, measured_weights, rows_of, weights
 from hicache_compile.policy.forecasters.smoothing import Smoothing
 from hicache_compile.policy.forecasters.stepped import Gated, SteppedHermite
 from hicache_compile.policy.forecasters.table import Table
@@ -52,6 +53,8 @@ FORECASTERS = (
     SteppedHermite,
     Gated,
     Mixed,
+    ByBand,
+    ByChannel,
     DMD,
     ResidualGate,
 )
@@ -61,6 +64,8 @@ __all__ = [
     "DMD",
     "FORECASTERS",
     "AdamsBashforth",
+    "ByBand",
+    "ByChannel",
     "Calibrated",
     "Chebyshev",
     "Forecaster",
@@ -83,5 +88,6 @@ __all__ = [
     "VariableBDF2",
     "depth",
     "measured_weights",
+    "rows_of",
     "weights",
 ]

@@ -45,6 +45,14 @@ def weights(
     return checked(forecaster, smoothing.weights(forecaster, anchors, target), len(anchors))
 
 
+def rows_of(
+    forecaster: Forecaster, anchors: Sequence[int], target: int, smoothing: Smoothing | None = None
+) -> list[list[float]]:
+    """The same for each part of a value, where ``forecaster`` is one of parts (``ByBand``); else one row."""
+    each: Sequence[Forecaster] = getattr(forecaster, "forecasters", (forecaster,))
+    return [weights(one, anchors, target, smoothing) for one in each]
+
+
 def measured_weights(
     forecaster: MeasuredForecaster,
     gram: np.ndarray,

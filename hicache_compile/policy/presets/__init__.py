@@ -20,6 +20,7 @@ from hicache_compile.policy.presets.guarded import (
 from hicache_compile.policy.presets.scheduled import (
     FORA,
     SCM,
+    FreqCa,
     HiCache,
     LeMiCa,
     MagCache,
@@ -45,6 +46,7 @@ __all__ = [
     "FBCache",
     "FBCacheTeaCache",
     "FlexCache",
+    "FreqCa",
     "HiCache",
     "HiClusCa",
     "LeMiCa",
@@ -66,6 +68,7 @@ PRESETS: dict[str, Callable[..., Policy]] = {
         FORA,
         SCM,
         Spectrum,
+        FreqCa,
         TeaCache,
         FBCache,
         FBCacheTeaCache,

@@ -6,7 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from hicache_compile.errors import HiCacheError, named, numbers, whole_number
-from hicache_compile.policy.forecasters import Forecaster, GlobalChebyshev, Hermite, Mixed, Newton, Reuse, Taylor
+from hicache_compile.policy.forecasters import (
+    ByBand,
+    Forecaster,
+    GlobalChebyshev,
+    Hermite,
+    Mixed,
+    Newton,
+    Reuse,
+    Taylor,
+)
 from hicache_compile.policy.policy import NOWHERE, Policy
 from hicache_compile.policy.schedules.base import Always, Growing, Interval, StepMask, as_mask
 from hicache_compile.policy.schedules.lemica import LeMiCaSchedule, lemica_mask
@@ -116,6 +125,33 @@ def Spectrum(
     fitted = GlobalChebyshev(degree, ridge)
     regression = fitted if mix == 1.0 else Mixed(fitted, Newton(1), mix)
     return Policy(Growing(alpha, warmup, cooldown), _chosen(forecaster, regression), scope)
+
+
+def FreqCa(
+    interval: int = 6,
+    order: int = 2,
+    cutoff: float = 0.25,
+    grid: tuple[int, ...] | None = None,
+    warmup: int = 3,
+    *,
+    sigma: float = 0.5,
+    scope: str = "stack",
+    cooldown: int = 0,
+    forecaster: Forecaster | None = None,
+) -> Policy:
+    """FreqCa (2510.08669): every ``interval``-th step in full; between, low frequencies are reused, high ones forecast.
+
+    Use it where reuse and a forecast err in different parts of the picture; give it the ``grid`` of the tokens.
+
+    Args:
+        interval, warmup, cooldown: see ``Interval``.
+        order, sigma: see ``Hermite``: of the high frequencies.
+        cutoff, grid: see ``ByBand``.
+        scope: see ``Policy``.
+        forecaster: replaces ``ByBand``.
+    """
+    bands = ByBand(Reuse(), Hermite(order, sigma), cutoff, grid)
+    return Policy(Interval(interval, warmup, cooldown), _chosen(forecaster, bands), scope)
 
 
 def SCM(

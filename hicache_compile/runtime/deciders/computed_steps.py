@@ -36,9 +36,9 @@ class ComputedSteps:
         self.steps.append(step)
         return phase
 
-    def weights(self, policy: Policy, step: int, most: int) -> list[float]:
-        """Weights over the newest of ``steps``, newest first, to forecast ``step``."""
-        return self.bridged(policy, policy.weights(self.steps, step, most))
+    def weights(self, policy: Policy, step: int, most: int) -> list[list[float]]:
+        """Weights over the newest of ``steps``, newest first, to forecast ``step``: a row for each part of a slot."""
+        return [self.bridged(policy, row) for row in policy.part_weights(self.steps, step, most)]
 
     def bridged(self, policy: Policy, weights: list[float]) -> list[float]:
         """``weights`` over the anchors that ``policy`` reads; over those on both sides of a dense step, see

@@ -25,6 +25,7 @@ class RowSpec:
         per_slot: each slot has a row of weights; else each group.
         own: rings with a row of their own, where each slot has one; a ring beyond reads the last (SpeCa's).
         offset: slots of the graphs that are called before this one in a step.
+        parts: rows of weights that a forecast of one slot reads (``ByBand``).
     """
 
     depth: int
@@ -33,11 +34,12 @@ class RowSpec:
     per_slot: bool = False
     own: int = 0
     offset: int = 0
+    parts: int = 1
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the weights of a step: ``[K]`` where there is one row."""
-        rows = self.own if self.per_slot else len(self.groups)
+        rows = (self.own if self.per_slot else len(self.groups)) * self.parts
         return (rows, self.depth) if rows > 1 or self.per_slot else (self.depth,)
 
 

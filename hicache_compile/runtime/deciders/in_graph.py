@@ -39,7 +39,7 @@ class InGraphDecider(Decider):
         self.policy = policy
         self._forced = False
         table = _weight_table(policy, depth, min(num_steps or rules.GAPS, rules.GAPS))
-        self.fixed: dict[StateInput, torch.Tensor] = {TABLE: table.reshape(-1, depth).to(device, dtype)}
+        self.fixed: dict[StateInput, torch.Tensor] = {TABLE: table.flatten(0, depth - 1).to(device, dtype)}
         self.vectors = {RUN: torch.zeros(rules.HEAD + depth, dtype=torch.float64, device=device)}
         for number, guard in enumerate(policy.guards):
             rule = rules.TensorRule(guard, Numbers)

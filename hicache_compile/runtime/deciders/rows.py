@@ -99,12 +99,13 @@ class AnchorRows:
                     found = track.bridged(self._bound, list(each[self.spec.offset + slot]))
                     rows.weights[slot] = self._in_ring_order(known, found)
             return
-        weights = track.weights(self._bound, step, self.spec.depth) if own is None else own
+        parts = track.weights(self._bound, step, self.spec.depth) if own is None else [own] * self.spec.parts
         for row in self._rows_of(place):
-            rows.weights[row] = self._in_ring_order(known, weights)
+            for part, weights in enumerate(parts):
+                rows.weights[row * self.spec.parts + part] = self._in_ring_order(known, weights)
 
     def _rows_of(self, place: int) -> list[int]:
-        """The rows of weights of the group at ``place``."""
+        """The rows of weights of the group at ``place``, or where they are in parts the places of these rows."""
         if not self.spec.per_slot:
             return [place]
         return [slot for slot, at in enumerate(self.spec.group_of[: self.spec.own]) if at == place]
@@ -116,10 +117,11 @@ class AnchorRows:
             row[(computed - 1 - age) % self.spec.depth] = weight
         return row
 
-    def row_of(self, step: int, slot: int) -> list[float]:
-        """The weights of ``slot`` in ``step``, by ring row."""
+    def rows_of(self, step: int, slot: int) -> list[list[float]]:
+        """The weights of ``slot`` in ``step``, by ring row: a row for each part."""
         own = min(slot, self.spec.own - 1)
-        return self.steps[step].weights[own if self.spec.per_slot else self.spec.group_of[slot]]
+        first = (own if self.spec.per_slot else self.spec.group_of[slot]) * self.spec.parts
+        return self.steps[step].weights[first : first + self.spec.parts]
 
     def anchors(self, step: int, group: str = "") -> list[int]:
         """The steps whose values a forecast of ``step`` may read, newest first."""

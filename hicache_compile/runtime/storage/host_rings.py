@@ -13,7 +13,9 @@ import torch
 
 from hicache_compile.operators.anchors import quantised, scale_of
 from hicache_compile.operators.collectives import Ranks
+from hicache_compile.operators.parts import joined
 from hicache_compile.passes.graph.inputs import SCALE, Role, StateInput, memory
+from hicache_compile.passes.graph.parts import parts_of
 from hicache_compile.runtime.deciders.base import Decider, Decision, Inputs
 from hicache_compile.runtime.deciders.device_rows import POSITION, WEIGHTS
 from hicache_compile.runtime.deciders.rows import AnchorRows
@@ -33,7 +35,8 @@ class HostRings(Rings):
         super().__init__(kept)
         self.depth = depth
         self.quantised = quantised
-        shapes = [shape for state, shape in kept.items() if state.role is Role.ANCHORS]
+        rings = {state.slot: shape for state, shape in kept.items() if state.role is Role.ANCHORS}
+        shapes, self._numbers = [*rings.values()], [*rings]
         pinned = any(device.type == "cuda" for _, _, device in shapes)
         with torch.inference_mode(False), torch.no_grad():
             self.host = [
@@ -73,9 +76,11 @@ class HostRings(Rings):
         super().prepare(decision, step, ranks)  # the Gram matrix is made on the host
         for slot, ring, anchors in self._slots(step, forecast=True):
             wide = torch.float32 if self.quantised else torch.promote_types(anchors.dtype, torch.float32)
-            row = torch.tensor(self._rows.row_of(step, slot), dtype=wide)
-            factors = row * self.scales[slot] if self.quantised else row
-            self.sums[slot].copy_(torch.tensordot(factors, anchors.to(wide), dims=1))
+            rows = torch.tensor(self._rows.rows_of(step, slot), dtype=wide)
+            factors = rows * self.scales[slot] if self.quantised else rows
+            pieces = torch.tensordot(factors, anchors.to(wide), dims=1)
+            parts = parts_of(self._rows.policy.layout, self._numbers[slot])
+            self.sums[slot].copy_(pieces[0] if parts is None else joined(pieces.unbind(), parts))
             ring[0].copy_(self.sums[slot], non_blocking=True)
         self._mark()
         return 0
