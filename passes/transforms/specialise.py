@@ -205,12 +205,10 @@ def _forecast_site(graph: fx.Graph, call: fx.Node, env: dict[fx.Node, fx.Node]) 
     arguments: Any = call.args
     _, _, _, carried, rings, _, weights = arguments
     outputs = []
-    dtypes: Any = call.kwargs.get("dtypes") or [None] * len(rings)
-    scales: Any = call.kwargs.get("scales") or [None] * len(rings)
     written = caller(graph, call.meta["site"])
     rows = [weights] * len(rings) if isinstance(weights, fx.Node) else weights
-    divided: Any = call.kwargs.get("parts") or [None] * len(rings)
-    for stream, ring, row, dtype, scale, parts in zip(carried, rings, rows, dtypes, scales, divided, strict=True):
+    given: Any = [call.kwargs.get(name) or [None] * len(rings) for name in ("dtypes", "scales", "parts")]
+    for stream, ring, row, dtype, scale, parts in zip(carried, rings, rows, *given, strict=True):
         factors = to_forecast(written, env[row], env.get(scale))
         node = graph.call_function(forecast, (env[ring], factors, *how(dtype, parts)))
         node.meta = {"path": call.meta["site"], "example_value": ops.value(ring)[0].to(dtype or ops.value(ring).dtype)}
