@@ -26,6 +26,7 @@ from hicache_compile import (
     Policy,
     Reuse,
     SeaCache,
+    SenCache,
     SpeCa,
     TeaCache,
     hicache_compile,
@@ -66,6 +67,7 @@ POLICIES = {
     "adacache": AdaCache(),
     "speca": SpeCa(),
     "seacache": SeaCache(0.6, grid=(2, 3)),
+    "sencache": SenCache(0.15, (1.0, 2.0), (0.1, 0.4)),
     "own guard": Policy(Free(), Reuse(), "stack", (Patient(0.15),)),
     "pab": PAB(2, 3, 4, window=None, warmup=1),
 }

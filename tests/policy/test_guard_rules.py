@@ -25,6 +25,7 @@ from hicache_compile.policy.guards import (
     Measure,
     Numbers,
     SeaCacheGuard,
+    SenCacheGuard,
     SpeCaGuard,
     TeaCacheGuard,
 )
@@ -69,6 +70,11 @@ FIELDS: dict[type[Guard], dict[str, Any]] = {
         "codebook": st.lists(st.tuples(st.floats(0, 3), st.integers(1, 5)), min_size=1, max_size=5).map(rising)
     },
     SeaCacheGuard: {"threshold": THRESHOLDS},
+    SenCacheGuard: {
+        "threshold": THRESHOLDS,
+        "input_sensitivity": st.floats(0, 3) | st.lists(st.floats(0, 3), min_size=1, max_size=20).map(tuple),
+        "time_sensitivity": st.floats(0, 9) | st.lists(st.floats(0, 9), min_size=1, max_size=20).map(tuple),
+    },
     SpeCaGuard: {
         "threshold": THRESHOLDS,
         "decay": st.floats(0.01, 1),
@@ -207,6 +213,7 @@ USUAL: dict[type[Guard], tuple[Guard, float, str]] = {
     DiCacheGuard: (DiCacheGuard(0.5), 0.2, "F..F..F..F..F..F"),
     AdaCacheGuard: (AdaCacheGuard(((0.3, 4), (1.0, 1))), 0.2, "FF...F...F...F.."),
     SeaCacheGuard: (SeaCacheGuard(0.5), 0.2, "F..F..F..F..F..F"),
+    SenCacheGuard: (SenCacheGuard(0.4, 1.0, 1.2), 0.2, "F..F..F..F..F..F"),
     SpeCaGuard: (SpeCaGuard(0.1, 1.0, 0.0, 2), 0.2, "F..F..F..F..F..F"),
 }
 
@@ -237,6 +244,7 @@ def test_numbers_of_rules_are_data() -> None:
         DiCacheGuard: (DiCacheGuard(0.1), DiCacheGuard(0.2, aligned=False, limits=(0.0, 9.0))),
         AdaCacheGuard: (AdaCacheGuard(), AdaCacheGuard(((0.3, 4),))),
         SeaCacheGuard: (SeaCacheGuard(0.1), SeaCacheGuard(0.2, 3.0, (2, 3))),
+        SenCacheGuard: (SenCacheGuard(0.1), SenCacheGuard(0.2, (1.0, 2.0, 0.5), 3.0, cooldown=2)),
         SpeCaGuard: (SpeCaGuard(), SpeCaGuard(1.0, 0.5, 0.2, 3)),
     }.items():
         signatures = {rules.TensorRule(guard, Numbers).signature for guard in others}

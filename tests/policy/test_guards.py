@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -34,6 +35,8 @@ from hicache_compile import (
     Policy,
     Reuse,
     SeaCacheGuard,
+    SenCache,
+    SenCacheGuard,
     SpeCa,
     SpeCaGuard,
     TeaCache,
@@ -383,6 +386,7 @@ def test_what_is_no_finite_number_computes_and_is_counted(shown: float, caplog: 
         DiCache(0.2, 2),
         AdaCache(),
         SpeCa(),
+        SenCache(0.2, (1.0, 2.5), [3.0, 0.5, 0.25]),
         MagCache(table=(1, 0.9, 1.1)),
         LeMiCa(15),
         PAB(mlp=KeySteps((676, 788))),
@@ -420,6 +424,9 @@ BAD: list[tuple[type, dict[str, Any], str, Any]] = [
     (SeaCacheGuard, {}, "threshold", -1),
     (SeaCacheGuard, {}, "exponent", 0),
     (SeaCacheGuard, {}, "grid", (4,)),
+    *((SenCacheGuard, {}, field, -1) for field in ("threshold", "input_sensitivity", "time_sensitivity")),
+    *((SenCacheGuard, {}, "input_sensitivity", bad) for bad in ((), (1, -1), "1", None)),
+    *((SenCacheGuard, {}, "time_sensitivity", bad) for bad in ((), (1, -1), "1", None)),
     (SpeCaGuard, {}, "threshold", -1),
     (SpeCaGuard, {}, "decay", 0),
     (SpeCaGuard, {}, "floor", -0.1),
@@ -475,3 +482,21 @@ def test_where_no_guard_skips_kinds_follow_their_schedules() -> None:
 def test_a_cooldown_needs_to_know_the_end() -> None:
     with pytest.raises(HiCacheError, match=r"TeaCacheGuard.cooldown = 1: must be 0 when the length"):
         TeaCache(0.2).forces(3, None)
+
+
+def test_sensitivities_are_those_of_the_last_computed_step() -> None:
+    """From 1 to 4 over 13 steps they are 1 + s / 4: .5 moved is worth .5 after step 0, and 1 after step 4."""
+    policy = SenCache(0.99, (1.0, 4.0), max_skips=3, cooldown=0)
+    assert decisions(policy, 13, lambda step, computed: 0.5) == "F...FFFFFFFFF"
+    assert decisions(replace(policy, guards=(replace(policy.guards[0], threshold=1.01),)), 13, lambda s, c: 0.5) == (
+        "F...F...FFFFF"
+    )
+
+
+def test_time_that_passes_is_a_share_of_the_run() -> None:
+    """Each step passes 1 / 10 of the run: .3 is reached by the third after a computed one."""
+    policy = SenCache(0.29, 0.0, 1.0, max_skips=None, cooldown=0)
+    assert decisions(policy, 10, lambda step, computed: 0.0) == "F..F..F..F"
+    assert decisions(policy, 20, lambda step, computed: 0.0) == "F.....F.....F.....F."
+    with pytest.raises(HiCacheError, match=r"SenCacheGuard.num_steps = None: must be known"):
+        policy.check_open_ended()

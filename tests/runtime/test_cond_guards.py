@@ -20,6 +20,7 @@ from hicache_compile import (
     HiCacheError,
     Newton,
     Policy,
+    SenCache,
     SpeCa,
     TeaCache,
     hicache_compile,
@@ -43,6 +44,7 @@ POLICIES = {
     "both": FBCacheTeaCache(0.35, 0.3),
     "adacache": AdaCache(warmup=1, cooldown=1),
     "speca": SpeCa(0.5, 0.5, warmup=2),
+    "sencache": SenCache(0.15, (1.0, 2.0, 0.5), (0.1, 0.4)),
 }
 SLOW = pytest.mark.slow
 
@@ -201,7 +203,7 @@ def test_what_a_program_cannot_decide_is_refused(options: dict[str, object], mes
 def test_every_guard_has_a_rule_of_its_own() -> None:
     given = {True: {"threshold": 0.1}, False: {}}
     made = [guard(**given["threshold" in guard.__dataclass_fields__]) for guard in GUARDS]
-    assert len({rules.TensorRule(guard, Numbers).signature for guard in made}) == len(GUARDS) == 7
+    assert len({rules.TensorRule(guard, Numbers).signature for guard in made}) == len(GUARDS) == 8
     for guard in made:
         rule = rules.TensorRule(guard, Numbers)
         assert guard.numbers_are_data

@@ -16,6 +16,7 @@ from hicache_compile import (
     FBCache,
     FBCacheTeaCache,
     Policy,
+    SenCache,
     SpeCa,
     Taylor,
     TeaCache,
@@ -30,6 +31,7 @@ STEPS = 20
 FLUX = (498.651651, -283.781631, 55.8554382, -3.82021401, 0.264230861)
 LUMINA = (393.76566581, -603.50993606, 209.10239044, -23.00726601, 0.86377344)
 BOOK = ((0.02, 4), (0.05, 3), (0.1, 2), (1.0, 1))
+OF_INPUT, OF_TIME = (1.5, 0.5, 1.0, 2.0), (0.4, 1.0)  # four points lie on the sixteen of the guard
 Case = tuple[Policy, Callable[[OpenFlux], Step]]
 
 CASES: dict[str, Callable[[float], Case]] = {
@@ -57,6 +59,10 @@ CASES: dict[str, Callable[[float], Case]] = {
         SpeCa(t, forecaster=Taylor(1), max_skips=5),
         lambda f: oracle.speca(f, STEPS, t, 0.3, 3, 2, 5),
     ),
+    "sencache": lambda t: (
+        SenCache(t, OF_INPUT, OF_TIME, max_skips=4),
+        lambda f: oracle.sencache(f, STEPS, t, OF_INPUT, OF_TIME, 4),
+    ),
 }
 THRESHOLDS: dict[str, dict[str, list[float]]] = {
     "random": {
@@ -72,6 +78,7 @@ THRESHOLDS: dict[str, dict[str, list[float]]] = {
         "both": [0.1, 0.3, 0.6],
         "adacache": [0.5, 1.0, 3.0],
         "speca": [0.05, 0.5, 2.0],
+        "sencache": [0.06, 0.12, 0.4],
     }
 }
 THRESHOLDS["demo"] = THRESHOLDS["random"]

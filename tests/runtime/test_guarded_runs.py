@@ -32,6 +32,7 @@ from hicache_compile import (
     PerKind,
     Policy,
     Reuse,
+    SenCache,
     SpeCa,
     SpeCaGuard,
     StepMask,
@@ -62,6 +63,7 @@ MEASURED: dict[str, Callable[[float], Policy]] = {
     "dicache": DiCache,
     "both": lambda t: FBCacheTeaCache(t, t),
     "speca": lambda t: SpeCa(t, 1.0, warmup=1),
+    "sencache": lambda t: SenCache(t, (1.0, 2.0), 0.5, max_skips=None),
 }
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -117,6 +118,30 @@ def easycache(flux: OpenFlux, steps: int, threshold: float, warmup: int) -> Step
             state["k"] = float((y - state["y"]).abs().mean() / (x - state["x"]).abs().mean())
         state.update(residual=after - image, x=x, y=y)
         return "F", y
+
+    return step
+
+
+def sencache(
+    flux: OpenFlux, steps: int, threshold: float, of_input: tuple[float, ...], of_time: tuple[float, ...], most: int
+) -> Step:
+    """Sensitivities are those of the last computed step, linear between the values that are given."""
+    state: dict[str, Any] = {"skipped": 0}
+
+    def at(values: tuple[float, ...], index: int) -> float:
+        return float(np.interp(index / (steps - 1), np.linspace(0, 1, len(values)), values))
+
+    def step(index: int, x: Tensor, time: Tensor) -> tuple[str, Tensor]:
+        image, text = flux.embed(x, time)
+        if 0 < index < steps - 1 and state["skipped"] < most:
+            error = at(of_input, state["at"]) * change(x, state["x"])
+            error += at(of_time, state["at"]) * float(state["time"][0] - time[0])
+            if error < threshold:
+                state["skipped"] += 1
+                return ".", flux.head(image + state["residual"])
+        after, _ = flux.run(image, text)
+        state.update(residual=after - image, x=x, time=time, at=index, skipped=0)
+        return "F", flux.head(after)
 
     return step
 

@@ -9,6 +9,7 @@ from hicache_compile.policy.guards.first_block import FirstBlockGuard
 from hicache_compile.policy.guards.models import TEACACHE_MODELS, TeaCacheModel
 from hicache_compile.policy.guards.observer import ObserverGuard
 from hicache_compile.policy.guards.seacache import SeaCacheGuard
+from hicache_compile.policy.guards.sencache import SenCacheGuard
 from hicache_compile.policy.guards.speca import SpeCaGuard
 from hicache_compile.policy.guards.teacache import TeaCacheGuard
 
@@ -20,6 +21,7 @@ GUARDS: tuple[type[Guard], ...] = (
     AdaCacheGuard,
     SpeCaGuard,
     SeaCacheGuard,
+    SenCacheGuard,
 )
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "ObserverGuard",
     "Probe",
     "SeaCacheGuard",
+    "SenCacheGuard",
     "Signal",
     "SpeCaGuard",
     "SpectralFilter",

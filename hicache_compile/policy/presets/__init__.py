@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.presets.attention import PAB, DiTango
+from hicache_compile.policy.presets.by_input import SeaCache, SenCache
 from hicache_compile.policy.presets.flexcache import FlexCache
 from hicache_compile.policy.presets.guarded import (
     AdaCache,
@@ -14,7 +15,6 @@ from hicache_compile.policy.presets.guarded import (
     EasyCache,
     FBCache,
     FBCacheTeaCache,
-    SeaCache,
     SpeCa,
 )
 from hicache_compile.policy.presets.scheduled import (
@@ -52,6 +52,7 @@ __all__ = [
     "LeMiCa",
     "MagCache",
     "SeaCache",
+    "SenCache",
     "SpeCa",
     "Spectrum",
     "TaylorSeer",
@@ -80,6 +81,7 @@ PRESETS: dict[str, Callable[..., Policy]] = {
         AdaCache,
         SpeCa,
         SeaCache,
+        SenCache,
         PAB,
         DiTango,
         FlexCache,

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hicache_compile.policy.forecasters import Forecaster, Newton, Reuse
+from hicache_compile.policy.forecasters import Forecaster, Reuse
 from hicache_compile.policy.guards import (
     AdaCacheGuard,
     DiCacheGuard,
     EasyCacheGuard,
     FirstBlockGuard,
-    SeaCacheGuard,
     SpeCaGuard,
 )
 from hicache_compile.policy.guards.adacache import FAST_30
@@ -19,7 +18,6 @@ from hicache_compile.policy.presets.teacache import teacache_guard
 from hicache_compile.policy.schedules.base import Free
 
 _REUSE = Reuse()
-_LINEAR = Newton(1)
 
 
 def FBCache(
@@ -198,32 +196,3 @@ def SpeCa(
 
     guard = SpeCaGuard(threshold, decay, least=least, warmup=warmup, cooldown=cooldown, max_skips=max_skips)
     return Policy(Free(), forecaster or Taylor(2), scope, (guard,))
-
-
-def SeaCache(
-    threshold: float = 0.25,
-    exponent: float | None = None,
-    *,
-    grid: tuple[int, ...] | None = None,
-    signal: str = "input",
-    rising: bool = False,
-    warmup: int = 1,
-    cooldown: int = 1,
-    max_skips: int | None = 2,
-    scope: str = "stack",
-    forecaster: Forecaster = _LINEAR,
-) -> Policy:
-    """SeaCache (2602.18993): forecast until the changes of the filtered noisy input add up to ``threshold``.
-
-    Use it in place of diffusers' SeaCache hook.
-
-    Defaults are those of diffusers' hook. The authors filter the modulated input (``signal="modulated"``), reuse
-    (``forecaster=Reuse()``) and skip any number of steps (``max_skips=None``).
-
-    Args:
-        threshold, exponent, grid, signal, rising: see ``SeaCacheGuard``.
-        warmup, cooldown, max_skips: steps that are computed at the start and at the end, and skipped in a row at most.
-    """
-    window = {"warmup": warmup, "cooldown": cooldown, "max_skips": max_skips}
-    guard = SeaCacheGuard(threshold, exponent, grid, signal, rising, **window)  # type: ignore[arg-type]  # of ints
-    return Policy(Free(), forecaster, scope, (guard,))
