@@ -25,8 +25,8 @@ def tune(
         str | None,
         typer.Option(
             "--fit",
-            help="Only fit: teacache, magcache, dicache (guards); calibrated, sigma, gates, channels (forecasts); plan "
-            "(forecasts and noise levels together, for few steps).",
+            help="Only fit: teacache, magcache, dicache, sencache (guards); calibrated, sigma, gates, channels (forecasts); "
+            "plan (forecasts and noise levels together, for few steps).",
         ),
     ] = None,
     out: Annotated[

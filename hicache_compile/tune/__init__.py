@@ -3,6 +3,7 @@
 from hicache_compile.tune.calibrated import FITS, Measured, fit_forecasts, measure, with_weights
 from hicache_compile.tune.fit import METHODS, Fitted, fit
 from hicache_compile.tune.grid_plan import GridFit, fit_grid
+from hicache_compile.tune.sensitivity import Sensitivities, sensitivities
 
 __all__ = [
     "FITS",
@@ -10,9 +11,11 @@ __all__ = [
     "Fitted",
     "GridFit",
     "Measured",
+    "Sensitivities",
     "fit",
     "fit_forecasts",
     "fit_grid",
     "measure",
+    "sensitivities",
     "with_weights",
 ]

@@ -1,4 +1,5 @@
-"""Fit TeaCache's polynomial, MagCache's table or DiCache's probe to a model, and the threshold to a number of steps."""
+"""Fit what a guard goes by to a model (TeaCache's polynomial, MagCache's table, DiCache's probe, SenCache's
+sensitivities), and its threshold to a number of steps."""
 
 from __future__ import annotations
 
@@ -11,11 +12,12 @@ import numpy as np
 from hicache_compile.errors import HiCacheError, one_of, whole_number
 from hicache_compile.frontend.denoiser import CompiledDenoiser
 from hicache_compile.policy.forecasters import Forecaster, Reuse
-from hicache_compile.policy.guards import DiCacheGuard, TeaCacheGuard
+from hicache_compile.policy.guards import DiCacheGuard, SenCacheGuard, TeaCacheGuard
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.schedules.base import Free
 from hicache_compile.policy.schedules.magcache import MagCacheSchedule
 from hicache_compile.tune.observe import Observed, observe
+from hicache_compile.tune.sensitivity import sensitivities
 
 DEGREE = 4  # of TeaCache's polynomial
 BLOCKS = 5  # as far as DiCache's probe may reach
@@ -51,8 +53,8 @@ def fit(
         denoiser: what ``hicache_compile`` returned; its policy is put back.
         runs: each samples once with it, inside ``denoiser.trajectory`` or through its pipeline.
         method: ``"teacache"`` (a polynomial of degree 4, least squares of the output's change on the signal's),
-            ``"magcache"`` (the mean ratio of the residual's magnitudes, by step) or ``"dicache"`` (how many
-            blocks make the probe).
+            ``"magcache"`` (the mean ratio of the residual's magnitudes, by step), ``"dicache"`` (how many
+            blocks make the probe) or ``"sencache"`` (the sensitivities over the run).
         computed: full steps; the largest threshold that was found to leave so many, on the mean over the runs.
         signal: TeaCache's, see ``TeaCacheGuard``.
         forecaster: for the skipped steps; by default they reuse.
@@ -64,17 +66,15 @@ def fit(
     whole_number("fit", "computed", computed, 1)
     if not isinstance(denoiser, CompiledDenoiser) or not runs:
         raise HiCacheError("fit.denoiser, fit.runs: must be a compiled denoiser and one or more functions that sample")
-    observed = observe(denoiser, runs, signal, BLOCKS)
-    lengths = {one.num_steps for one in observed}
-    if len(lengths) > 1:
-        raise HiCacheError(f"fit.runs: must be equally long, they have {', '.join(map(str, sorted(lengths)))} steps")
-    policy, series, explained = METHODS[method](observed, signal, forecaster or Reuse())
-    policy = _with_threshold(policy, series, computed, lengths.pop())
+    policy, series, explained = METHODS[method](denoiser, runs, signal, forecaster or Reuse())
+    num_steps = len(series[0]) + 1
+    policy = _with_threshold(policy, series, computed, num_steps)
     counts = [_computed(policy, values) for values in series]
-    return Fitted(policy, explained, counts, observed[0].num_steps)
+    return Fitted(policy, explained, counts, num_steps)
 
 
-Found = tuple[Policy, list[list[float]], float]  # a policy, what it goes by in each run, the share explained
+Series = Sequence[float] | np.ndarray  # of steps from the second on; ``[step - 1, anchor]`` where it is seen from there
+Found = tuple[Policy, Sequence[Series], float]  # a policy, what it goes by in each run, the share explained
 
 
 def _teacache(observed: Sequence[Observed], signal: str, forecaster: Forecaster) -> Found:
@@ -109,7 +109,40 @@ def _dicache(observed: Sequence[Observed], signal: str, forecaster: Forecaster) 
     return Policy(Free(), forecaster, "stack", (guard,)), series, shares[blocks - 1]
 
 
-METHODS = {"teacache": _teacache, "magcache": _magcache, "dicache": _dicache}
+def _sencache(
+    denoiser: CompiledDenoiser, runs: Sequence[Callable[[], object]], signal: str, forecaster: Forecaster
+) -> Found:
+    found = sensitivities(denoiser, runs)
+    guard = SenCacheGuard(1.0, found.input_sensitivity, found.time_sensitivity, warmup=1, cooldown=1)
+    x = np.concatenate(
+        [[guard.estimate(step, row[step], found.num_steps) for step, row in enumerate(moved)] for moved in found.moved]
+    )
+    y = np.concatenate(found.output)
+    policy = Policy(Free(), forecaster, "stack", (guard,))
+    return policy, found.moved, _share(y, np.polyval(np.polyfit(x, y, 1), x))
+
+
+def _observed(make: Callable[[Sequence[Observed], str, Forecaster], Found]) -> Callable[..., Found]:
+    """A method that goes by what is observed in the blocks."""
+
+    def found(
+        denoiser: CompiledDenoiser, runs: Sequence[Callable[[], object]], signal: str, forecaster: Forecaster
+    ) -> Found:
+        observed = observe(denoiser, runs, signal, BLOCKS)
+        lengths = sorted({one.num_steps for one in observed})
+        if len(lengths) > 1:
+            raise HiCacheError(f"fit.runs: must be equally long, they have {', '.join(map(str, lengths))} steps")
+        return make(observed, signal, forecaster)
+
+    return found
+
+
+METHODS: dict[str, Callable[..., Found]] = {
+    "teacache": _observed(_teacache),
+    "magcache": _observed(_magcache),
+    "dicache": _observed(_dicache),
+    "sencache": _sencache,
+}
 
 
 def _share(y: np.ndarray, fitted: np.ndarray) -> float:
@@ -118,11 +151,11 @@ def _share(y: np.ndarray, fitted: np.ndarray) -> float:
     return 1.0 - float(np.square(y - fitted).sum()) / spread if spread else 1.0
 
 
-def _with_threshold(policy: Policy, series: Sequence[Sequence[float]], computed: int, num_steps: int) -> Policy:
+def _with_threshold(policy: Policy, series: Sequence[Series], computed: int, num_steps: int) -> Policy:
     """``policy`` with the largest threshold under which the runs compute ``computed`` steps or more, on the mean."""
     if computed >= num_steps:
         return _threshold(policy, 0.0)
-    low, high = 0.0, max(1.0, 10.0 * max(map(sum, series)))
+    low, high = 0.0, max(1.0, 10.0 * max(float(np.sum(values)) for values in series))
     for _ in range(60):
         middle = (low + high) / 2
         counts = [_computed(_threshold(policy, middle), values) for values in series]
@@ -139,17 +172,22 @@ def _threshold(policy: Policy, threshold: float) -> Policy:
     return replace(policy, schedule=replace(policy.schedule, threshold=threshold))  # type: ignore[type-var]
 
 
-def _computed(policy: Policy, values: Sequence[float]) -> int:
+def _computed(policy: Policy, values: Series) -> int:
     """How many steps of a run of which ``values`` were measured ``policy`` computes, going by its own rule."""
     num_steps = len(values) + 1
     if not policy.guards:
         return policy.decisions(num_steps).count("F")
     watcher = policy.guards[0].watch(num_steps)
-    count = 0
+    count, anchor = 0, 0
     for step in range(num_steps):
-        if policy.forces(step, num_steps) or not watcher.skips(step, (values[step - 1], 1.0)):
-            count += 1
+        if policy.forces(step, num_steps) or not watcher.skips(step, (_seen(values[step - 1], anchor), 1.0)):
+            count, anchor = count + 1, step
             watcher.after_full(step, ())
         else:
             watcher.after_forecast(step, ())
     return count
+
+
+def _seen(value: float | np.ndarray, anchor: int) -> float:
+    """What is measured in a step after the computed step ``anchor``."""
+    return float(value[anchor] if isinstance(value, np.ndarray) else value)

@@ -17,13 +17,14 @@ from hicache_compile.cli import app
 from hicache_compile.demo.sampling import load_model, sample
 from hicache_compile.policy.forecasters import Reuse
 from hicache_compile.policy.json_codec import as_policy
-from hicache_compile.tune import METHODS, fit
+from hicache_compile.tune import METHODS, fit, sensitivities
 from hicache_compile.tune.fit import _computed, _dicache, _magcache, _teacache
 from hicache_compile.tune.observe import Observed, observe
 from tests.pipelines import by_name
 from tests.support.models import flux_inputs, random_flux, trace
 
 STEPS = 20
+LEAST = {"sencache": 0.3}  # the share it explains: its two terms add up where they would cancel
 
 
 def test_what_is_observed_is_what_hooks_see() -> None:
@@ -105,12 +106,66 @@ def test_fitted_policies_compute_about_as_many_steps(method: str) -> None:
     runs = [functools.partial(sample, denoiser, torch.tensor([n]), STEPS, n) for n in range(3)]
     fitted = fit(denoiser, runs, method, 8, forecaster=Hermite(1))
     assert abs(np.mean(fitted.computed) - 8) <= 1
-    assert fitted.explained > 0.8
+    assert fitted.explained > LEAST.get(method, 0.8)
     denoiser.policy = as_policy(fitted.policy)
     sample(denoiser, torch.tensor([5]), STEPS, 77)
     assert abs(denoiser.report().computed - 8) <= 3
     cheaper, dearer = (fit(denoiser, runs, method, count).computed for count in (5, 12))
     assert np.mean(cheaper) < np.mean(fitted.computed) < np.mean(dearer)
+
+
+def test_sensitivities_are_finite_differences_of_the_denoiser() -> None:
+    """Against the formulas written out on the plain model, for a batch of two."""
+    steps, model, inputs = 6, random_flux(1, 1), flux_inputs(batch=2)
+    states = [inputs["hidden_states"], *trace(model, inputs, steps)]
+
+    def made(x: torch.Tensor, step: int) -> torch.Tensor:
+        with torch.no_grad():
+            time = torch.full((2,), 1 - step / steps)
+            output: torch.Tensor = model(**{**inputs, "hidden_states": x}, timestep=time, return_dict=False)[0]
+        return output.double()
+
+    def change(now: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+        return (now - before).abs().mean((1, 2)) / before.abs().mean((1, 2))
+
+    by_input, by_time = [], []
+    for step in range(steps - 1):
+        x, after = states[step], states[step + 1]
+        moved = change(after.double(), x.double()).mean()
+        by_input.append(float(change(made(after, step), made(x, step)).mean() / moved))
+        by_time.append(float(change(made(x, step + 1), made(x, step)).mean()) * steps)
+    denoiser = hicache_compile(random_flux(1, 1), HiCache(scope="stack"), backend="eager")
+
+    def run() -> None:
+        with denoiser.trajectory(steps):
+            trace(denoiser, inputs, steps)
+
+    found = sensitivities(denoiser, [run])
+    assert found.num_steps == steps
+    # Of the last step there is none: that of the step before is kept.
+    assert found.input_sensitivity == pytest.approx([*by_input, by_input[-1]], rel=2e-3)
+    assert found.time_sensitivity == pytest.approx([*by_time, by_time[-1]], rel=2e-3)
+    step, anchor = 4, 1
+    assert found.moved[0][step, anchor] == pytest.approx(
+        float(change(states[step + 1].double(), states[anchor].double()).mean()), rel=1e-4
+    )
+    assert denoiser.policy == HiCache(scope="stack")
+
+
+def test_a_run_that_sensitivities_cannot_be_read_off_says_so() -> None:
+    denoiser = hicache_compile(random_flux(1, 1), HiCache(scope="stack"), backend="eager")
+
+    def run(*tokens: int) -> None:
+        with denoiser.trajectory(len(tokens)):
+            for count in tokens:
+                trace(denoiser, flux_inputs(count), 1)
+
+    for tokens, message in (
+        ((16,), r"sensitivities.runs\[0\]: must sample at least two steps"),
+        ((16, 12), r"has the shape \(2, 12, 4\) after \(2, 16, 4\): must be the same in all steps"),
+    ):
+        with pytest.raises(HiCacheError, match=message):
+            sensitivities(denoiser, [functools.partial(run, *tokens)])
 
 
 def test_the_simulated_rule_is_that_of_the_run() -> None:
@@ -139,7 +194,7 @@ def test_the_command_writes_a_policy(tmp_path: Path) -> None:
     [
         (
             ["demo", "--fit", "voodoo"],
-            "fit.method = 'voodoo': must be one of teacache, magcache, dicache, calibrated, sigma, gates",
+            "fit.method = 'voodoo': must be one of teacache, magcache, dicache, sencache, calibrated, sigma, gates",
         ),
         (["demo", "--fit", "teacache", "--prompt", "cat"], "must be digits, for the demo model"),
         (["nowhere", "--fit", "teacache"], "tune.model = 'nowhere': must be 'demo' or a folder"),
