@@ -83,6 +83,7 @@ from hicache_compile.policy.presets import (
     TeaCache,
     ToCa,
     Uncached,
+    XSlim,
 )
 from hicache_compile.policy.schedules.base import Always, Free, Growing, Interval, StepMask
 from hicache_compile.policy.schedules.ditango import DiTangoSchedule
@@ -219,6 +220,7 @@ __all__ = [
     "Uncached",
     "VariableAdamsBashforth",
     "VariableBDF2",
+    "XSlim",
     "bisect",
     "config",
     "export_onnx",

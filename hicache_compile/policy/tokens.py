@@ -32,7 +32,7 @@ class Tokens:
             by ``blend`` towards its value (ClusCa). ``"error"``: ``blend`` of its error is added to them.
         blend: see ``spread``; the published gamma of ClusCa.
         every: of the steps that are not computed in a row, each ``every``-th is token-wise; 2 alternates, a forecast
-            first (DuCa).
+            first (DuCa). A guard with a ``warning`` forecasts steps below it whole.
         iterations: of k-means in a full step, which goes on from the clusters before (ClusCa: 10).
         staleness, bonus: see ``select``.
         seed: of what is random; the same seed chooses the same tokens in every run.

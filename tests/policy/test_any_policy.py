@@ -43,6 +43,7 @@ from hicache_compile import (
     SteppedHermite,
     TeaCache,
     ToCa,
+    XSlim,
 )
 from hicache_compile.policy.json_codec import TYPES, as_policy, from_json, to_dict
 from hicache_compile.policy.presets import PRESETS
@@ -75,6 +76,7 @@ POLICIES = [
     Policy(PlannedSteps("1100", (1000, 750, 500, 250), (1, 0.75, 0.5, 0.25)), Reuse(), "stack"),
     ToCa(),
     HiClusCa(blend=0.1),
+    XSlim(0.3),
 ]
 
 TEXTS = st.one_of(st.text(), st.sampled_from(["[" * 100_000, "9" * 5000, '{"preset": ' * 2000]))

@@ -52,6 +52,7 @@ FIELDS: dict[type[Guard], dict[str, Any]] = {
         "coefficients": st.lists(st.floats(-3, 3), min_size=1, max_size=4).map(tuple),
         "exact": st.booleans(),
         "reference": st.sampled_from(["previous", "computed"]),
+        "warning": st.floats(0, 1),
     },
     FirstBlockGuard: {
         "threshold": THRESHOLDS,

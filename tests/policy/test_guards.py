@@ -41,6 +41,7 @@ from hicache_compile import (
     SpeCaGuard,
     TeaCache,
     TeaCacheGuard,
+    XSlim,
 )
 from hicache_compile.passes.graph.choices import Choice, Phases
 from hicache_compile.passes.work import Stage
@@ -64,7 +65,7 @@ class Programs:
         probes = enumerate(guard.probe for guard in policy.guards)
         self.stages = [Stage(n, Choice.probe(n), Choice.FORECAST) for n, probe in probes if probe.before]
 
-    tokenwise = ()
+    tokenwise: Sequence[str] = ()
 
     def choice(self, forecasts: Sequence[str], phases: Phases = ()) -> Choice:
         return Choice.forecasting(forecasts, [""])
@@ -408,6 +409,7 @@ BAD: list[tuple[type, dict[str, Any], str, Any]] = [
     (TeaCacheGuard, {"threshold": 1}, "signal", "rhythm"),
     (TeaCacheGuard, {"threshold": 1}, "exact", 1),
     (TeaCacheGuard, {"threshold": 1}, "reference", "next"),
+    *((TeaCacheGuard, {"threshold": 1}, "warning", bad) for bad in (-0.1, 1.1, "1", None)),
     (FirstBlockGuard, {"threshold": 1}, "downsample", 0),
     (FirstBlockGuard, {"threshold": 1}, "blocks", 0),
     (FirstBlockGuard, {"threshold": 1}, "max_cached", -2),
@@ -500,3 +502,21 @@ def test_time_that_passes_is_a_share_of_the_run() -> None:
     assert decisions(policy, 20, lambda step, computed: 0.0) == "F.....F.....F.....F."
     with pytest.raises(HiCacheError, match=r"SenCacheGuard.num_steps = None: must be known"):
         policy.check_open_ended()
+
+
+@pytest.mark.parametrize(("warning", "expected"), [(0.5, "F..tF.ttF..F"), (0.0, "FtttFtttFttF"), (1.0, "F...F...F..F")])
+def test_below_the_warning_steps_are_forecast_and_above_it_polished(warning: float, expected: str) -> None:
+    """Against the rule written out: below the warning line skip, below the hard line polish, else compute."""
+    changes = [0.0, 0.1, 0.3, 0.4, 0.3, 0.2, 0.4, 0.2, 0.3, 0.2, 0.1, 0.9]
+    policy = XSlim(1.0, warning, coefficients=(1.0, 0.0), cooldown=1)
+    decider = decider_of(policy, len(changes))
+    decider.rewrite.tokenwise = ["mlp"]  # type: ignore[misc]  # what stands for a rewrite can be written
+    letters, rule, total = "", "", 0.0
+    for step, change in enumerate(changes):
+        decision = decided(decider, step, lambda guard, change=change: [change])  # type: ignore[misc]
+        decider.after(step, decision, {})
+        letters += decision.letter
+        total += change
+        letter = "F" if step in (0, len(changes) - 1) or total >= 1 else "t" if total >= warning else "."
+        rule, total = rule + letter, 0.0 if letter == "F" else total
+    assert letters == rule == expected

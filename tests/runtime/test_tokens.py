@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from hicache_compile import (
     Taylor,
     ToCa,
     Tokens,
+    XSlim,
     hicache_compile,
 )
 from hicache_compile.operators import tokens as operators
@@ -33,6 +35,7 @@ from tests.support.reference_toy import Toy
 from tests.zoo import CASES
 
 STEPS = 10
+LINE = 0.4
 BACKENDS = ("eager", "aot_eager")
 
 
@@ -163,6 +166,34 @@ class Reference:
         return whole
 
 
+class PushedThenPolished(Reference):
+    """X-Slim: a step is reused, polished or computed by the summed changes of the modulated input of block 0."""
+
+    def __init__(self, model: nn.Module, policy: Policy, threshold: float, warning: float) -> None:
+        self.lines, self.total, self.letters = (warning * threshold, threshold), 0.0, ""
+        model.get_submodule("transformer_blocks.0.norm1").register_forward_hook(self._decide)
+        super().__init__(model, policy, *_flux())
+
+    def begin(self, step: int) -> None:
+        self.step, self.chosen = step, {}
+
+    def _decide(self, module: nn.Module, args: Any, made: Any) -> None:
+        if self.step:
+            changes = (made[0] - self.before).abs().mean((1, 2)) / self.before.abs().mean((1, 2))
+            self.total += float(changes.max())  # of two samples that are decided together
+        self.before = made[0]
+        warning, threshold = self.lines
+        forced = self.step in (0, STEPS - 1)
+        self.letters += "F" if forced or self.total >= threshold else "t" if self.total >= warning else "."
+        if self.kind == "F":
+            self.total = 0.0
+            self.computed.append(self.step)
+
+    @property
+    def kind(self) -> str:
+        return self.letters[-1]
+
+
 def _flux(layers: int = 2) -> tuple[dict[str, str | None], dict[str, str]]:
     sites: dict[str, str | None] = {}
     for layer in range(layers):
@@ -209,6 +240,26 @@ def test_a_run_is_that_of_the_published_rule(name: str, backend: str) -> None:
     plain = hicache_compile(random_flux(2, 0), Policy(policy.schedule, policy.forecaster), backend=backend)
     with plain.trajectory(STEPS):
         assert (run(plain) - expected).norm() > 1e-4 * expected.norm()  # the tokens make a difference
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("forecaster", [Reuse(), Taylor(1)], ids=["reuse", "Taylor"])
+def test_steps_are_pushed_then_polished(forecaster: Any, backend: str) -> None:
+    policy = XSlim(LINE, 0.5, coefficients=(1, 0), clusters=3, blend=0.1, cooldown=1, forecaster=forecaster)
+    compiled = hicache_compile(random_flux(2, 0), policy, backend=backend, together=True)
+    with compiled.trajectory(STEPS):
+        x = run(compiled)
+    model = random_flux(2, 0)
+    reference = PushedThenPolished(model, policy, LINE, 0.5)
+    expected = run(model, reference.begin)
+    assert set(reference.letters) == {"F", "t", "."}
+    assert compiled.report().decisions() == reference.letters
+    torch.testing.assert_close(x, expected, rtol=1e-4, atol=1e-5)
+    compiled.policy = replace(policy, guards=(replace(policy.guards[0], warning=1.0),))  # type: ignore[call-arg]
+    with compiled.trajectory(STEPS):
+        assert (run(compiled) - expected).norm() > 1e-4 * expected.norm()  # the tokens make a difference
+    assert "t" not in compiled.report().decisions()
+    assert compiled.report().recompiles == 0
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

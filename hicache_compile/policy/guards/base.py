@@ -127,6 +127,10 @@ class Guard(ABC):
         """Whether the guard has weights for the forecast that it just allowed, and these, newest first."""
         return None
 
+    def polishes(self, m: Arithmetic, p: Numbers, s: Numbers) -> Truth:
+        """Whether ``Policy.tokens`` may be computed in the forecast that the guard just allowed. Asked on the host."""
+        return True
+
     def parameters(self, num_steps: int | None) -> Mapping[str, float | Sequence[float]]:
         """The numbers of the rule in a run of ``num_steps``: by default every field that is a number or a tuple of
         numbers. A tuple has the same length in all guards that are to share a program."""
@@ -188,6 +192,10 @@ class HostRule:
         """``step`` was forecast."""
         given = self._arithmetic, self._parameters, self._state, step, _seen(measured)
         self._state = self.guard.after_forecast(*given)
+
+    def polishes(self) -> bool:
+        """Whether tokens may be computed in the forecast that the guard just allowed."""
+        return bool(self.guard.polishes(self._arithmetic, self._parameters, self._state))
 
     def weights(self) -> list[float] | None:
         """The guard's own weights for the forecast it just allowed, newest first, where it has any."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from hicache_compile.errors import HiCacheError, numbers, one_of, true_or_false
+from hicache_compile.errors import HiCacheError, numbers, one_of, real_number, true_or_false
 from hicache_compile.policy.guards.arithmetic import Arithmetic, HostArithmetic, Number, Numbers, Truth
 from hicache_compile.policy.guards.base import Guard, Measure, Probe, Signal, nonnegative
 from hicache_compile.policy.guards.models import TEACACHE_MODELS
@@ -32,6 +32,8 @@ class TeaCacheGuard(Guard):
             cut off at 0.
         reference: ``"previous"``: changes from step to step. ``"computed"``: from the last computed step, and added up
             all the same (the first FlexCache).
+        warning: under ``Policy.tokens``, the share of ``threshold`` from which on the sum lets skipped steps compute
+            some tokens (X-Slim, 2512.12604); below it they are forecast whole. 0: any skipped step may.
         left_open: names of fields that take what is published for the model that is compiled, if anything is.
     """
 
@@ -41,6 +43,7 @@ class TeaCacheGuard(Guard):
     exact: bool = False
     reference: str = "previous"
     left_open: tuple[str, ...] = ()
+    warning: float = 0.0
 
     remembers: ClassVar[Mapping[str, float]] = {"accumulated": 0.0}
     numbers_are_data: ClassVar[bool] = True
@@ -54,6 +57,8 @@ class TeaCacheGuard(Guard):
         true_or_false("TeaCacheGuard", "exact", self.exact)
         one_of("TeaCacheGuard", "signal", self.signal, SIGNALS)
         one_of("TeaCacheGuard", "reference", self.reference, ("previous", "computed"))
+        if self.warning != 0:
+            real_number("TeaCacheGuard", "warning", self.warning, 0.0, 1.0)
         names = tuple(self.left_open) if isinstance(self.left_open, list | tuple) else (self.left_open,)
         for name in names:
             one_of("TeaCacheGuard", "left_open", name, PUBLISHED)
@@ -80,7 +85,7 @@ class TeaCacheGuard(Guard):
 
     def parameters(self, num_steps: int | None) -> Mapping[str, float | Sequence[float]]:
         powers = (0.0,) * (TERMS - len(self.coefficients)) + self.coefficients
-        return {"threshold": self.threshold, "exact": self.exact, "coefficients": powers}
+        return {"threshold": self.threshold, "exact": self.exact, "coefficients": powers, "warning": self.warning}
 
     def ask(self, m: Arithmetic, p: Numbers, s: Numbers, step: Number, seen: Sequence[Number]) -> tuple[Truth, Numbers]:
         total = s.accumulated + _rescaled(m, p, seen[0])
@@ -88,6 +93,9 @@ class TeaCacheGuard(Guard):
 
     def after_full(self, m: Arithmetic, p: Numbers, s: Numbers, step: Number, seen: Sequence[Number]) -> Numbers:
         return s.replace(accumulated=0.0)
+
+    def polishes(self, m: Arithmetic, p: Numbers, s: Numbers) -> Truth:
+        return (p.warning <= 0) | (s.accumulated >= p.warning * p.threshold)
 
     def rescaled(self, change: float) -> float:
         """The polynomial at ``change``."""

@@ -29,7 +29,7 @@ from hicache_compile.policy.presets.scheduled import (
     Uncached,
 )
 from hicache_compile.policy.presets.teacache import TeaCache
-from hicache_compile.policy.presets.tokenwise import ClusCa, DuCa, HiClusCa, ToCa
+from hicache_compile.policy.presets.tokenwise import ClusCa, DuCa, HiClusCa, ToCa, XSlim
 
 __all__ = [
     "FORA",
@@ -59,6 +59,7 @@ __all__ = [
     "TeaCache",
     "ToCa",
     "Uncached",
+    "XSlim",
 ]
 
 PRESETS: dict[str, Callable[..., Policy]] = {
@@ -89,6 +90,7 @@ PRESETS: dict[str, Callable[..., Policy]] = {
         DuCa,
         ClusCa,
         HiClusCa,
+        XSlim,
         Uncached,
     )
 }

@@ -6,9 +6,13 @@ blocks) are forecast.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from hicache_compile.policy.forecasters import Forecaster, Hermite, Reuse, Taylor
 from hicache_compile.policy.policy import Policy
-from hicache_compile.policy.schedules.base import Interval
+from hicache_compile.policy.presets.teacache import teacache_guard
+from hicache_compile.policy.schedules.base import Free, Interval
 from hicache_compile.policy.tokens import Tokens
 
 
@@ -103,3 +107,34 @@ def HiClusCa(
         order, sigma: see ``Hermite``.
     """
     return ClusCa(interval, 1, clusters, blend, warmup, seed=seed, cooldown=cooldown, forecaster=Hermite(order, sigma))
+
+
+def XSlim(
+    threshold: float | None = None,
+    warning: float = 0.5,
+    model: str | None = None,
+    *,
+    coefficients: Sequence[float] | None = None,
+    clusters: int = 16,
+    blend: float = 0.005,
+    seed: int = 0,
+    warmup: int | None = None,
+    cooldown: int | None = None,
+    max_skips: int | None = None,
+    forecaster: Forecaster | None = None,
+) -> Policy:
+    """X-Slim (2512.12604): whole steps are reused until TeaCache's sum comes to a warning line; from there on the MLPs
+    of one token of each cluster are computed, and at ``threshold`` the step is.
+
+    Use it where a fit is published for the model and its MLPs are sites of their own. What is polished are tokens, not
+    blocks; the indicators are TeaCache's and ClusCa's, not those of its authors.
+
+    Args:
+        threshold, model, coefficients, warmup, cooldown, max_skips: see ``TeaCache``.
+        warning: the line, as a share of ``threshold``; 1 polishes nothing.
+        clusters, blend, seed: see ``ClusCa``.
+        forecaster: by default ``Reuse()``.
+    """
+    guard = teacache_guard(threshold, model, coefficients, warmup, cooldown, max_skips)
+    tokens = Tokens("clusters", clusters, spread="value", blend=blend, seed=seed)
+    return Policy(Free(), forecaster or Reuse(), "module", (replace(guard, warning=warning),), tokens=tokens)

@@ -81,7 +81,7 @@ class GuardedDecider(Decider):
         if own is not None and len(own) > len(self.computed):
             own = None
         self.rows.lay(step, (), own)
-        if self.rewrite.tokenwise:
+        if self.rewrite.tokenwise and self.rules[number].polishes():
             choice = self.rows.tokenwise(choice)
         letter = "t" if choice.tokens else "s" if number else "."
         return Decision(choice, letter, self._late(Measure.VERIFY, Signal.RESIDUAL))
