@@ -20,6 +20,7 @@ from hicache_compile import (
     Hermite,
     HiCacheError,
     Interval,
+    MeanVelocity,
     Mixed,
     Policy,
     ResidualGate,
@@ -329,7 +330,9 @@ def test_a_measured_forecaster_is_refused_where_the_program_decides() -> None:
         hicache_compile(ToyDiT(), FBCache(0.1, forecaster=DMD(2, 3)), backend="cond_eager")
 
 
-@pytest.mark.parametrize("forecaster", [Calibrated(TABLE, 3), Gated(Hermite(2), (0.5,) * T), GlobalChebyshev(reads=3)])
+@pytest.mark.parametrize(
+    "forecaster", [Calibrated(TABLE, 3), Gated(Hermite(2), (0.5,) * T), GlobalChebyshev(reads=3), MeanVelocity(reads=3)]
+)
 def test_what_goes_by_the_run_is_refused_where_the_program_decides(forecaster: Forecaster) -> None:
     with pytest.raises(HiCacheError, match="use a forecaster that goes by gaps"):
         hicache_compile(ToyDiT(), FBCache(0.1, forecaster=forecaster), backend="cond_eager")
@@ -340,7 +343,7 @@ def test_what_goes_by_the_run_is_refused_where_the_program_decides(forecaster: F
 
 
 @pytest.mark.parametrize(
-    "forecaster", [Calibrated(TABLE, 3), Gated(Hermite(2), (0.5,) * T), GlobalChebyshev(), Reuse()]
+    "forecaster", [Calibrated(TABLE, 3), Gated(Hermite(2), (0.5,) * T), GlobalChebyshev(), MeanVelocity(3), Reuse()]
 )
 def test_changing_the_weights_compiles_nothing(forecaster: Forecaster) -> None:
     denoiser = hicache_compile(ToyDiT(), Policy(Interval(4), GlobalChebyshev(), "stack"), backend="aot_eager")

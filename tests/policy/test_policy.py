@@ -35,6 +35,7 @@ from hicache_compile import (
     Interval,
     KeySteps,
     MagCacheSchedule,
+    MeanVelocity,
     Mixed,
     Newton,
     NewtonHermite,
@@ -95,6 +96,8 @@ FORECASTER_VALUES: list[Forecaster] = [
     ByBand(),
     ByBand(Newton(1), Hermite(1), 0.5, (4, 4)),
     ByChannel((Reuse(), Taylor(2)), ("01", "11")),
+    MeanVelocity(),
+    MeanVelocity((1, 4), 3, (1000.0, 500.0), 2),
 ]
 MEASURED = [DMD(2), ResidualGate(Taylor(2))]
 SMOOTHING_VALUES = [None, Smoothing(), Smoothing("moving_average"), Smoothing("exponential", 0.25)]
@@ -220,7 +223,7 @@ WHOLE: list[tuple[Any, dict[str, Any], str, int, int | None]] = [
     *((f, {}, "order", 0, 8) for f in (Taylor, Hermite, ScaledTaylor, Newton, NewtonHermite, NewtonScaledTaylor)),
     *((f, {}, "order", 1, 4) for f in (AdamsBashforth, VariableAdamsBashforth)),
     *((f, {}, "degree", 0, 8) for f in (Chebyshev, GlobalChebyshev)),
-    (GlobalChebyshev, {}, "reads", 1, 32),
+    *((f, {}, "reads", 1, 32) for f in (GlobalChebyshev, MeanVelocity)),
     (DMD, {}, "rank", 1, 32),
     (DMD, {}, "reads", 3, 32),
     *((Policy, {"schedule": Interval(6), "forecaster": Reuse()}, field, 0, None) for field in ("first", "last")),
@@ -267,6 +270,7 @@ OTHER: list[tuple[Any, dict[str, Any], str, list[Any], str]] = [
         (cls, given, "num_steps", [0, -1, 2.5, "50", True], "an integer >= 1")
         for cls, given in (
             (GlobalChebyshev, {}),
+            (MeanVelocity, {}),
             (Calibrated, {"table": TABLE}),
             (SteppedHermite, {"order": 2, "sigmas": (0.5,)}),
             (Gated, {"forecaster": Hermite(), "gates": (1.0,)}),
@@ -295,6 +299,14 @@ OTHER: list[tuple[Any, dict[str, Any], str, list[Any], str]] = [
         [None, (), (0, 1), ("2",), "01"],
         "0 to 1",
     ),
+    (
+        MeanVelocity,
+        {},
+        "span",
+        [None, 0, 32, "2", 1.5, True, (), (1, 0), ("a",)],
+        "an integer from 1 to 31",
+    ),
+    (MeanVelocity, {}, "times", [3, (), ("a",), (-1.0,), (math.nan,)], "one or more numbers >= 0"),
     (ResidualGate, {}, "forecaster", [*NO_OBJECT, Hermite, DMD()], "a forecaster that goes by steps alone"),
     (Smoothing, {}, "method", ["average", "", None, 1, ["exponential"]], "exponential, moving_average"),
     (Smoothing, {}, "hybrid", [None, 0, 1, "true", []], "true or false"),

@@ -25,6 +25,7 @@ from hicache_compile.policy.forecasters.base import Forecaster, Reuse
 from hicache_compile.policy.forecasters.calibrated import Calibrated
 from hicache_compile.policy.forecasters.chebyshev import Chebyshev, GlobalChebyshev
 from hicache_compile.policy.forecasters.differences import Hermite, ScaledTaylor, Taylor
+from hicache_compile.policy.forecasters.mean_velocity import MeanVelocity
 from hicache_compile.policy.forecasters.measured import DMD, MeasuredForecaster, ResidualGate
 from hicache_compile.policy.forecasters.mixed import Mixed
 from hicache_compile.policy.forecasters.multistep import BDF2, AdamsBashforth, VariableAdamsBashforth, VariableBDF2
@@ -55,6 +56,7 @@ FORECASTERS = (
     Mixed,
     ByBand,
     ByChannel,
+    MeanVelocity,
     DMD,
     ResidualGate,
 )
@@ -72,6 +74,7 @@ __all__ = [
     "Gated",
     "GlobalChebyshev",
     "Hermite",
+    "MeanVelocity",
     "MeasuredForecaster",
     "Mixed",
     "Newton",

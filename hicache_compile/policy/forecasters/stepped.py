@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from hicache_compile.errors import HiCacheError, numbers, whole_number
 from hicache_compile.policy.compatibility import Trait
 from hicache_compile.policy.forecasters.base import MAX_ORDER, Forecaster
 from hicache_compile.policy.forecasters.differences import Hermite
 from hicache_compile.policy.run import RunInfo
+
+N = TypeVar("N", int, float)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class SteppedHermite:
         return self if run.num_steps in (None, self.num_steps) else replace(self, num_steps=run.num_steps)
 
     def weights(self, anchors: Sequence[int], target: int) -> list[float]:
-        return Hermite(self.order, _at(self.sigmas, target, self.num_steps)).weights(anchors, target)
+        return Hermite(self.order, value_at(self.sigmas, target, self.num_steps)).weights(anchors, target)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +80,12 @@ class Gated:
         return self if run.num_steps in (None, self.num_steps) else replace(self, num_steps=run.num_steps)
 
     def weights(self, anchors: Sequence[int], target: int) -> list[float]:
-        gate = _at(self.gates, target, self.num_steps)
+        gate = value_at(self.gates, target, self.num_steps)
         newest, *older = self.forecaster.weights(anchors, target)
         return [1.0 - gate + gate * newest, *(gate * weight for weight in older)]
 
 
-def _at(values: Sequence[float], step: int, num_steps: int | None) -> float:
+def value_at(values: Sequence[N], step: int, num_steps: int | None) -> N:
     """The value of ``step``, or the value at the same fraction of the measured run."""
     last = len(values) - 1
     place = step if num_steps is None else round(step * last / max(1, num_steps - 1))

@@ -11,6 +11,7 @@ from hicache_compile.policy.forecasters import (
     Forecaster,
     GlobalChebyshev,
     Hermite,
+    MeanVelocity,
     Mixed,
     Newton,
     Reuse,
@@ -229,6 +230,31 @@ def LeMiCa(
     if model is None:
         return Policy(LeMiCaSchedule(budget, cooldown), forecaster, scope)
     return Policy(StepMask(lemica_mask(model, budget, cooldown)), forecaster, scope)
+
+
+def MeanCache(
+    interval: int = 6,
+    span: int | Sequence[int] = 2,
+    warmup: int = 2,
+    *,
+    scope: str = "output",
+    cooldown: int = 0,
+    forecaster: Forecaster | None = None,
+) -> Policy:
+    """MeanCache (2601.19961): a velocity is forecast from the average velocity of the steps before it.
+
+    Use it with flow matching and Euler's rule. Of 50 steps it computes 10, the first two and the last among them, as
+    the published list of 10 does; for steps and spans planned for a model: ``hicache tune --fit mean``.
+
+    Args:
+        interval, warmup, cooldown: see ``Interval``.
+        span: see ``MeanVelocity``.
+        scope: see ``Policy``. Published is the forecast of the velocity itself; at ``"output"`` it is that of the
+            hidden state from which the final layer makes the velocity in every step.
+        forecaster: replaces ``MeanVelocity(span)``.
+    """
+    spans: Any = tuple(span) if isinstance(span, list) else span
+    return Policy(Interval(interval, warmup, cooldown), _chosen(forecaster, MeanVelocity(spans)), scope)
 
 
 def _chosen(forecaster: Forecaster | None, published: Forecaster) -> Forecaster:
