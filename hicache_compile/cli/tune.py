@@ -25,8 +25,8 @@ def tune(
         str | None,
         typer.Option(
             "--fit",
-            help="Only fit: teacache, magcache, dicache, sencache (guards); calibrated, sigma, gates, channels (forecasts); "
-            "plan (forecasts and noise levels together, for few steps).",
+            help="Only fit: teacache, magcache, dicache, sencache (guards); calibrated, sigma, gates, mean, channels "
+            "(forecasts); plan (forecasts and noise levels together, for few steps).",
         ),
     ] = None,
     out: Annotated[
@@ -44,8 +44,14 @@ def tune(
     evaluations: Annotated[
         int | None,
         typer.Option(
-            min=0, max=shared.MOST, help="Schedules tried for calibrated forecasts; default: 40, in a search 12."
+            min=0, max=shared.MOST, help="Schedules tried for forecasts; default: 40, with anneal 220, in a search 12."
         ),
+    ] = None,
+    search: Annotated[
+        str, typer.Option(help="Of schedules: local, or anneal (BudCache), which leaves local minima.")
+    ] = "local",
+    mask: Annotated[
+        str | None, typer.Option(help="Steps to compute, as 1 and 0 (plan); default: every other one.")
     ] = None,
     runs: Annotated[
         int, typer.Option(min=1, max=shared.MOST, help="Of each policy that lasts to the end of the search.")
@@ -63,15 +69,19 @@ def tune(
     from hicache_compile.evaluation.subjects import open_subject
 
     prompts = prompt or []
+    if method is None and mask is not None:
+        raise HiCacheError(f"tune.mask = {mask!r}: must be given with --fit plan")
     if method is None:
         from hicache_compile.tune.search import run
         from hicache_compile.tune.tuner import Search
 
         tried = 12 if evaluations is None else evaluations
         levels = _numbers_of(errors)
-        search = Search(prompts, steps, runs, seed=seed, backend=backend, errors=levels, evaluations=tried)
+        wanted = Search(
+            prompts, steps, runs, seed=seed, backend=backend, errors=levels, evaluations=tried, schedules=search
+        )
         folder = out or Path("tuned")
-        recommended = run(open_subject(model, prompts, steps, backend, call, "tune"), search, folder)
+        recommended = run(open_subject(model, prompts, steps, backend, call, "tune"), wanted, folder)
         if json:
             shared.print_json([one.as_data() for one in recommended])
         else:
@@ -79,8 +89,9 @@ def tune(
         return
     from hicache_compile.tune.fit_subject import Fitting, fit_subject
 
-    tried = 40 if evaluations is None else max(1, evaluations)
-    fitting = Fitting(method, computed, signal, scope, samples, seed, tried, by_slot)
+    usual = 220 if search == "anneal" else 40
+    tried = usual if evaluations is None else max(1, evaluations)
+    fitting = Fitting(method, computed, signal, scope, samples, seed, tried, by_slot, search, mask)
     subject = open_subject(model, prompts, steps, backend, call, "tune")
     found = fit_subject(subject, fitting, out or Path("policy.json"))
     if json:

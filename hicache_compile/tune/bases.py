@@ -1,15 +1,18 @@
-"""Numbers of fixed bases, fitted step by step to the measured distances: Hermite's scale, and gates."""
+"""Numbers of fixed bases, fitted step by step to the measured distances: Hermite's scale, gates, MeanCache's spans."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from hicache_compile.policy.forecasters import Forecaster, Gated, Hermite, SteppedHermite, weights
+from hicache_compile.policy.forecasters import Forecaster, Gated, Hermite, MeanVelocity, SteppedHermite, weights
 from hicache_compile.policy.forecasters.kriging import cross_product, squared_error
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.schedules.base import Schedule
 
 SIGMAS = tuple(round(0.1 + 0.02 * number, 2) for number in range(46))  # .1 to 1
+SPANS = (1, 2, 3, 4, 5, 6)  # as MeanCache tries
 
 
 def stepped_hermite(distances: np.ndarray, schedule: Schedule, order: int = 2) -> SteppedHermite:
@@ -37,6 +40,28 @@ def gated(distances: np.ndarray, schedule: Schedule, forecaster: Forecaster) -> 
         share = cross_product(distances, drafted, moved) / size if size > 0 else 1.0
         gates[step] = min(1.0, max(0.0, share))
     return Gated(forecaster, tuple(gates))
+
+
+def mean_velocity(distances: np.ndarray, schedule: Schedule, times: Sequence[float] | None) -> MeanVelocity:
+    """MeanCache's forecast with the span of each step under which it errs least, out of ``SPANS``.
+
+    The spans are found from the first step to the last: what was forecast before is in the window of a step.
+
+    Args:
+        times: of each step; ``None``: evenly spaced.
+    """
+    spans = [1] * len(distances)
+    known = None if times is None else tuple(times)
+
+    def error(step: int, anchors: Sequence[int], span: int) -> float:
+        spans[step] = span
+        row = weights(MeanVelocity(tuple(spans), times=known), anchors, step)
+        return squared_error(distances, anchors, row, step)
+
+    for step, anchors in forecasts(schedule, MeanVelocity(), len(distances)):
+        errors = {span: error(step, anchors, span) for span in SPANS}
+        spans[step] = min(SPANS, key=errors.__getitem__)
+    return MeanVelocity(tuple(spans))
 
 
 def forecasts(schedule: Schedule, forecaster: Forecaster, num_steps: int) -> list[tuple[int, list[int]]]:

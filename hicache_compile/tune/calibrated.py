@@ -11,17 +11,21 @@ import torch
 
 from hicache_compile.errors import HiCacheError, one_of, whole_number
 from hicache_compile.frontend.denoiser import CompiledDenoiser
-from hicache_compile.policy.forecasters import Calibrated, Hermite, Newton, Reuse, Table
+from hicache_compile.policy.forecasters import Calibrated, Hermite, MeanVelocity, Newton, Reuse, Table
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.schedules.base import Schedule
-from hicache_compile.tune.bases import gated, stepped_hermite
+from hicache_compile.tune import planning
+from hicache_compile.tune.annealing import anneal
+from hicache_compile.tune.bases import SPANS, gated, mean_velocity, stepped_hermite
 from hicache_compile.tune.calibrate import Calibration, calibrate
 from hicache_compile.tune.channels import by_channel
-from hicache_compile.tune.planning import OBJECTIVES, mask_of, search, shortest_path
+from hicache_compile.tune.planning import mask_of, shortest_path
 from hicache_compile.tune.reference import Difference, Reference, Runs, record
 
 READS = 4  # anchors
 GUIDED = 0.75  # the correction where the branches of guidance are fitted together
+SEARCHES = ("local", "anneal")
+CLIMBS = 1 / 11  # share of the evaluations of annealing: 20 of 220
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,20 +79,27 @@ def measure(
 def plan(
     measured: Measured,
     computed: int,
-    fit: Callable[[Measured, Schedule], Calibration],
+    method: str,
     evaluations: int = 40,
+    search: str = "local",
+    seed: int = 0,
 ) -> Calibration:
-    """The best schedule of ``computed`` steps for what ``fit`` makes of each.
+    """The best schedule of ``computed`` steps for what ``method``, one of ``FITS``, makes of each.
 
-    Shortest paths by every objective are tried, and the best of them is searched on from, end to end.
+    Shortest paths are tried, and the best of them is searched on from, end to end.
 
     Args:
         evaluations: how many schedules are fitted and run, paths included.
+        search: ``"local"`` or ``"anneal"``; see ``planning.search`` and ``anneal``.
+        seed: of the annealing.
 
     Raises:
-        HiCacheError: ``computed`` is more than the runs' steps, or ``evaluations`` is less than 1.
+        HiCacheError: ``computed`` is more than the runs' steps, ``evaluations`` is less than 1, or there is no such
+            search.
     """
     whole_number("plan", "evaluations", evaluations, 1)
+    one_of("plan", "search", search, SEARCHES)
+    fit = FITS[method]
     tried: dict[tuple[int, ...], Calibration] = {}
 
     def error(steps: Sequence[int]) -> float:
@@ -97,12 +108,23 @@ def plan(
             tried[key] = fit(measured, mask_of(steps, measured.num_steps))
         return tried[key].error
 
-    forecasters = Reuse(), Calibrated(replace(measured.table, slots=None), 2)
-    paths = [shortest_path(measured.distances, f, computed, by) for f in forecasters for by in reversed(OBJECTIVES)]
-    distinct = list(dict.fromkeys(map(tuple, paths)))[:evaluations]
-    start = min(distinct, key=error)
-    steps, _ = search(start, measured.num_steps, error, max(1, evaluations - len(distinct) + 1))
+    distinct = list(dict.fromkeys(map(tuple, _paths(measured, computed, method))))[:evaluations]
+    start, left = min(distinct, key=error), evaluations - len(distinct)
+    if search == "anneal":
+        climbs = round(left * CLIMBS)
+        steps, _ = anneal(start, measured.num_steps, error, left - climbs, climbs, seed)
+    else:
+        steps, _ = planning.search(start, measured.num_steps, error, left + 1)
     return tried[tuple(steps)]
+
+
+def _paths(measured: Measured, computed: int, method: str) -> list[list[int]]:
+    """Schedules to start from: for MeanCache its own path, over the best of its spans at each step."""
+    if method == "mean":
+        spans = [MeanVelocity(span, reads=2, times=measured.references[0].times) for span in SPANS]
+        return [shortest_path(measured.distances, spans, computed, "peak")]
+    forecasters = Reuse(), Calibrated(replace(measured.table, slots=None), 2)
+    return [shortest_path(measured.distances, f, computed, by) for f in forecasters for by in ("minimax", "sum")]
 
 
 def with_weights(
@@ -144,6 +166,12 @@ def with_channels(measured: Measured, schedule: Schedule) -> Calibration:
     return tried(measured, replace(policy, forecaster=forecaster))
 
 
+def with_mean_velocity(measured: Measured, schedule: Schedule) -> Calibration:
+    """``MeanVelocity`` for ``schedule``."""
+    forecaster = mean_velocity(measured.distances, schedule, measured.references[0].times)
+    return tried(measured, replace(measured.cut, schedule=schedule, forecaster=forecaster))
+
+
 def tried(measured: Measured, policy: Policy) -> Calibration:
     """``policy``, and how far its runs end from those in full: relative, 2-norm.
 
@@ -169,18 +197,34 @@ FITS: dict[str, Callable[[Measured, Schedule], Calibration]] = {
     "sigma": with_sigmas,
     "gates": with_gates,
     "channels": with_channels,
+    "mean": with_mean_velocity,
 }
 
 
 def fit_forecasts(
-    measured: Measured, method: str, computed: int, evaluations: int = 40, *, by_slot: bool = False
+    measured: Measured,
+    method: str,
+    computed: int,
+    evaluations: int = 40,
+    *,
+    by_slot: bool = False,
+    search: str = "local",
+    seed: int = 0,
 ) -> Calibration:
     """A planned schedule of ``computed`` steps with forecasts fitted by ``method``, one of ``FITS``.
 
-    ``by_slot``: in the end each slot gets weights of its own (``"calibrated"``).
+    Args:
+        evaluations: how many schedules are fitted and run.
+        by_slot: in the end each slot gets weights of its own (``"calibrated"``).
+        search: ``"local"``: computed steps are moved by one or two while the error of whole runs falls; ``"anneal"``:
+            BudCache's simulated annealing, with 220 evaluations as published.
+        seed: of the annealing.
+
+    Raises:
+        HiCacheError: an argument is not what is allowed.
     """
     one_of("fit", "method", method, FITS)
     if by_slot and method != "calibrated":
         raise HiCacheError(f"fit.by_slot = True: must be false with method {method!r}")
-    found = plan(measured, computed, FITS[method], evaluations)
+    found = plan(measured, computed, method, evaluations, search, seed)
     return with_weights(measured, found.policy.schedule, by_slot=True) if by_slot else found

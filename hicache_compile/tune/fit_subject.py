@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hicache_compile.errors import one_of
+from hicache_compile.errors import HiCacheError, one_of
 from hicache_compile.evaluation.subjects import DEMO, Subject
 from hicache_compile.policy.files import check_writable
 from hicache_compile.policy.json_codec import write_policy
@@ -32,11 +32,13 @@ class Fitting:
         signal: TeaCache's.
         scope: of forecasts.
         samples: runs of each prompt.
-        evaluations: schedules tried for calibrated forecasts.
+        evaluations: schedules tried for forecasts.
         by_slot: whether each slot gets weights of its own (calibrated forecasts).
+        search: of schedules of forecasts, ``"local"`` or ``"anneal"``.
+        mask: of the run whose noise levels are planned; see ``fit_grid``.
 
     Raises:
-        HiCacheError: there is no such method.
+        HiCacheError: there is no such method, or it takes no mask.
     """
 
     method: str
@@ -47,9 +49,13 @@ class Fitting:
     seed: int = 0
     evaluations: int = 40
     by_slot: bool = False
+    search: str = "local"
+    mask: str | None = None
 
     def __post_init__(self) -> None:
         one_of("fit", "method", self.method, (*METHODS, *FITS, PLAN))
+        if self.mask is not None and (self.method != PLAN or self.computed is not None):
+            raise HiCacheError(f"fit.mask = {self.mask!r}: must be given with method 'plan', without computed")
 
 
 def fit_subject(subject: Subject, fitting: Fitting, out: Path) -> dict[str, Any]:
@@ -84,13 +90,21 @@ def _forecasts(subject: Subject, fitting: Fitting, computed: int) -> tuple[Polic
     runs = subject.runs(fitting.seed, fitting.samples or (SAMPLES if together else 1), together)
     with progress(what="runs", unit="run") as bar:
         measured = measure(subject.denoiser, _counted(runs, bar), fitting.scope)
-        found = fit_forecasts(measured, fitting.method, computed, fitting.evaluations, by_slot=fitting.by_slot)
+        found = fit_forecasts(
+            measured,
+            fitting.method,
+            computed,
+            fitting.evaluations,
+            by_slot=fitting.by_slot,
+            search=fitting.search,
+            seed=fitting.seed,
+        )
     decisions = found.policy.decisions(measured.num_steps)
     return found.policy, {
         "steps": measured.num_steps,
         "scope": fitting.scope,
         "error": found.error,
-        "computed": [step for step, letter in enumerate(decisions) if letter == "F"],
+        "computed": _computed(decisions),
         "decisions": decisions,
     }
 
@@ -98,18 +112,24 @@ def _forecasts(subject: Subject, fitting: Fitting, computed: int) -> tuple[Polic
 def _plan(subject: Subject, fitting: Fitting, computed: int) -> tuple[Policy, dict[str, Any]]:
     runs = subject.runs(fitting.seed, fitting.samples or 1, together=True)
     with progress(what="runs", unit="run") as bar:
-        found = fit_grid(subject.denoiser, _counted(runs, bar), computed, subject.times, fitting.scope)
+        planned = computed if fitting.mask is None else fitting.mask
+        found = fit_grid(subject.denoiser, _counted(runs, bar), planned, subject.times, fitting.scope)
     assert found.policy.sigmas is not None
     steps = len(found.policy.sigmas)
+    decisions = found.policy.decisions(steps)
     return found.policy, {
         "steps": steps,
         "scope": fitting.scope,
         "error": found.error,
-        "computed": list(range(0, steps, 2)),
-        "decisions": found.policy.decisions(steps),
+        "computed": _computed(decisions),
+        "decisions": decisions,
         "sigmas": [round(level, 4) for level in found.policy.sigmas],
         "runs": found.runs,
     }
+
+
+def _computed(decisions: str) -> list[int]:
+    return [step for step, letter in enumerate(decisions) if letter == "F"]
 
 
 def _counted(runs: Sequence[Callable[..., Any]], bar: Any) -> list[Callable[..., Any]]:

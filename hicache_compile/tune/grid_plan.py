@@ -1,11 +1,11 @@
 """Few steps, planned with the grid: noise levels and forecasts fitted together, by what whole runs return.
 
-A run of ``2 K`` steps computes every other one. Free are where on the way from noise to picture the ``K`` computed
-steps lie, and what the steps between them are made of: one weight for each anchor. Both are found by nonlinear least
-squares on the results of whole runs against those of runs in full (scipy's trust region), with a Jacobian of
-differences: one run for each number. For samplers of first order a forecast step with free weights is a multistep rule,
-so this plans a sampler of ``K`` evaluations for the model, its guidance included. BudCache (2606.13496) searches steps
-and levels one after the other and has no weights; L2P (2604.26365) has weights alone.
+A run of ``2 K`` steps computes every other one, or those of a mask. Free are where on the way from noise to picture the
+``K`` computed steps lie, and what the steps between them are made of: one weight for each anchor. Both are found by
+nonlinear least squares on the results of whole runs against those of runs in full (scipy's trust region), with a
+Jacobian of differences: one run for each number. For samplers of first order a forecast step with free weights is a
+multistep rule, so this plans a sampler of ``K`` evaluations for the model, its guidance included. BudCache (2606.13496)
+searches a mask, then levels for it, and has no weights; L2P (2604.26365) has weights alone.
 """
 
 from __future__ import annotations
@@ -34,40 +34,34 @@ Run = Callable[..., object]  # samples once over ``sigmas=``, and returns the sa
 
 @dataclass(frozen=True, slots=True)
 class GridPlan:
-    """A plan of ``computed`` of ``2 computed`` steps, as the numbers that are fitted.
+    """A plan of the steps of ``mask``, as the numbers that are fitted.
 
     Args:
         gaps: the logarithm of each gap between computed steps against the first one.
-        weights: of each computed step but what is fixed: how its value and those before it are taken in the forecast
-            after it, newest first; 1 and zeros is reuse.
+        weights: of each forecast step: how the values computed before it are taken, newest first; 1 and zeros is reuse.
+        mask: which steps are computed (``1``), the first among them.
     """
 
     gaps: tuple[float, ...]
     weights: tuple[tuple[float, ...], ...]
+    mask: str
 
     @classmethod
-    def start(cls, computed: int, shift: float = 1.0, reads: int = READS) -> GridPlan:
+    def start(cls, mask: str, shift: float = 1.0, reads: int = READS) -> GridPlan:
         """Reuse, over levels that fall evenly and are then shifted."""
-        even = np.linspace(1.0, 0.0, computed + 1)
+        even = 1.0 - np.array([*_marked(mask, "1"), len(mask)]) / len(mask)
         gaps = -np.diff(shift * even / (1 + (shift - 1) * even))
-        rows = [(1.0, *([0.0] * (min(step + 1, reads) - 1))) for step in range(computed)]
-        return cls(tuple(np.log(gaps[1:] / gaps[0]).tolist()), tuple(rows))
-
-    @property
-    def computed(self) -> int:
-        return len(self.weights)
-
-    @property
-    def mask(self) -> str:
-        return "10" * self.computed
+        before = [mask[:step].count("1") for step in _marked(mask, "0")]
+        rows = [(1.0, *([0.0] * (min(count, reads) - 1))) for count in before]
+        return cls(tuple(np.log(gaps[1:] / gaps[0]).tolist()), tuple(rows), mask)
 
     @property
     def sigmas(self) -> tuple[float, ...]:
-        """Of every step; those that are forecast lie in the middle."""
+        """Of every step; those that are forecast part the way between computed ones evenly."""
         gaps = np.exp((0.0, *self.gaps))
         levels = 1.0 - np.concatenate([[0.0], np.cumsum(gaps / gaps.sum())])
-        every = np.stack([levels[:-1], (levels[:-1] + levels[1:]) / 2], 1)
-        return tuple(every.flatten().tolist())
+        ends = [*_marked(self.mask, "1"), len(self.mask)]
+        return tuple(np.interp(range(len(self.mask)), ends, levels).tolist())
 
     @property
     def numbers(self) -> np.ndarray:
@@ -78,15 +72,14 @@ class GridPlan:
         """The plan of other ``numbers``."""
         rest = iter(values[len(self.gaps) :].tolist())
         rows = tuple(tuple(itertools.islice(rest, len(row))) for row in self.weights)
-        return GridPlan(tuple(values[: len(self.gaps)].tolist()), rows)
+        return GridPlan(tuple(values[: len(self.gaps)].tolist()), rows, self.mask)
 
     def forecaster(self) -> Calibrated:
         """The weights as those of a table."""
-        steps, reads = 2 * self.computed, max(map(len, self.weights))
-        rows: list[Row] = [
-            (2 * place + 1, tuple(2 * (place - back) for back in range(len(row))), row)
-            for place, row in enumerate(self.weights)
-        ]
+        steps, reads = len(self.mask), max(map(len, self.weights), default=1)
+        rows: list[Row] = []
+        for step, row in zip(_marked(self.mask, "0"), self.weights, strict=True):
+            rows.append((step, tuple(_marked(self.mask[:step], "1")[::-1][: len(row)]), row))
         even = tuple(float(b - a) for a, b in itertools.combinations(range(steps), 2))
         return Calibrated(Table(steps, even, tuple(rows)), reads)
 
@@ -103,7 +96,7 @@ class GridFit:
 def fit_grid(
     denoiser: CompiledDenoiser,
     runs: Sequence[Run],
-    computed: int,
+    computed: int | str,
     times: Callable[[], Sequence[float]],
     scope: str = "stack",
     rounds: int = 6,
@@ -111,6 +104,8 @@ def fit_grid(
     """Plan runs that compute ``computed`` steps and end where ``runs`` end in full.
 
     Args:
+        computed: how many of twice as many steps; or a mask, as of ``StepMask``. Of one that was found under the levels
+            of the scheduler, by ``fit_forecasts(..., search="anneal")``, this is BudCache's second stage, with weights.
         denoiser: what ``hicache_compile`` returned; its policy is put back.
         runs: each samples once, over the levels ``sigmas`` that it is given by name, in 0..1, one a step; in full it is
             called without. It returns the sample, a tensor, and makes the same noise each time.
@@ -118,17 +113,17 @@ def fit_grid(
         rounds: linearisations at most, each of one run of each of ``runs`` for every number.
 
     Raises:
-        HiCacheError: ``computed`` is less than 2, there is no run, or one returns no tensor.
+        HiCacheError: ``computed`` is less than 2 or no such mask, there is no run, or one returns no tensor.
     """
     from scipy.optimize import least_squares
 
-    whole_number("plan", "computed", computed, 2)
+    mask = _mask(computed)
     if not runs:
         raise HiCacheError("plan.runs: must be one or more functions that sample over sigmas=")
     kept = denoiser.policy
     try:
         fitter = _Fitter(denoiser, runs, scope)
-        starts = [GridPlan.start(computed, shift) for shift in SHIFTS]
+        starts = [GridPlan.start(mask, shift) for shift in SHIFTS]
         best = min(starts, key=lambda plan: float(np.square(fitter.off(plan)).sum()))
         found = least_squares(
             lambda x: fitter.off(best.with_numbers(x)),
@@ -180,6 +175,20 @@ class _Fitter:
         if not isinstance(found, torch.Tensor):
             raise HiCacheError("plan.runs: must return tensors, the samples, to plan by")
         return found.detach().float()
+
+
+def _mask(computed: int | str) -> str:
+    if not isinstance(computed, str):
+        whole_number("plan", "computed", computed, 2)
+        return "10" * computed
+    mask = StepMask(computed).mask
+    if mask.count("1") < 2:
+        raise HiCacheError(f"plan.mask = {mask!r}: must compute two or more steps")
+    return mask
+
+
+def _marked(mask: str, letter: str) -> list[int]:
+    return [step for step, one in enumerate(mask) if one == letter]
 
 
 def _folded(values: torch.Tensor, most: int) -> torch.Tensor:

@@ -2,9 +2,11 @@
 
 path         a node is a computed step, an edge the forecasts between two of them; what an edge costs follows from the
              distances between steps and the forecaster's own weights, so the schedule is chosen together with it.
-             ``"sum"`` adds the errors of all forecasts, ``"minimax"`` goes by the worst (LeMiCa, 2511.00090). Where a
+             ``"sum"`` adds the errors of all forecasts, ``"minimax"`` goes by the worst (LeMiCa, 2511.00090),
+             ``"peak"`` adds their 4th powers, so that single large ones are avoided (MeanCache, 2601.19961). Where a
              forecast reads two anchors, its cost is of triples of steps, as DPCache has it (2602.22654).
-end to end   the path's steps are moved by one or two while that lowers the error of whole runs.
+end to end   the path's steps are moved by one or two while that lowers the error of whole runs; or, ``annealing``, to
+             anywhere.
 
 Warm-up and cool-down are whatever comes out.
 """
@@ -21,7 +23,8 @@ from hicache_compile.policy.forecasters import Forecaster, depth, weights
 from hicache_compile.policy.forecasters.kriging import squared_error
 from hicache_compile.policy.schedules.base import StepMask
 
-OBJECTIVES = ("sum", "minimax")
+OBJECTIVES = ("sum", "minimax", "peak")
+PEAK = 4  # the power of an error under "peak"
 WIDTH = 4  # paths kept to each node
 REACH = 3  # times the mean gap: the longest edge
 
@@ -29,7 +32,11 @@ Path = tuple[int, ...]
 
 
 def shortest_path(
-    distances: np.ndarray, forecaster: Forecaster, computed: int, objective: str = "sum", width: int = WIDTH
+    distances: np.ndarray,
+    forecaster: Forecaster | Sequence[Forecaster],
+    computed: int,
+    objective: str = "sum",
+    width: int = WIDTH,
 ) -> list[int]:
     """The ``computed`` steps of a run of ``len(distances)`` under which ``forecaster`` errs least.
 
@@ -38,7 +45,8 @@ def shortest_path(
 
     Args:
         distances: squared, between the features of all steps, ``[T, T]``.
-        objective: ``"sum"`` or ``"minimax"``.
+        forecaster: of several, each step takes the one that errs least there.
+        objective: ``"sum"``, ``"minimax"`` or ``"peak"``.
 
     Raises:
         HiCacheError: ``computed`` is not from 1 to ``T``, or ``objective`` is unknown.
@@ -47,11 +55,13 @@ def shortest_path(
     whole_number("plan", "computed", computed, 1, num_steps)
     one_of("plan", "objective", objective, OBJECTIVES)
     join = max if objective == "minimax" else sum
-    reads = depth(forecaster)
+    power = PEAK if objective == "peak" else 1
+    choices = forecaster if isinstance(forecaster, Sequence) else [forecaster]
+    reads = max(map(depth, choices))
     told_apart = min(reads, 2)  # nodes that paths are told apart by
     width = 1 if told_apart == reads else width
     longest = max(2, REACH * num_steps // computed)
-    error_of = cache(lambda anchors, step: _error(distances, forecaster, anchors, step))
+    error_of = cache(lambda anchors, step: min(_error(distances, one, anchors, step) for one in choices))
     paths: dict[Path, list[tuple[float, float, Path]]] = {(0,): [(0.0, 0.0, (0,))]}
     for more in range(computed - 1, 0, -1):
         reached: dict[Path, list[tuple[float, float, Path]]] = {}
@@ -62,7 +72,7 @@ def shortest_path(
                     further = (*path, following)
                     reached.setdefault(further[-told_apart:], []).append((worst, added, further))
                     error = error_of(path[-reads:], following)
-                    worst, added = join((worst, error)), added + error
+                    worst, added = join((worst, error**power)), added + error
         paths = {key: sorted(best)[:width] for key, best in reached.items()}
     ends = []
     for key, best in paths.items():
@@ -70,7 +80,7 @@ def shortest_path(
             if num_steps - key[-1] > longest and any(num_steps - other[-1] <= longest for other in paths):
                 continue
             tail = [error_of(path[-reads:], step) for step in range(path[-1] + 1, num_steps)]
-            ends.append((join((cost, *tail)), total + sum(tail), path))
+            ends.append((join((cost, *(error**power for error in tail))), total + sum(tail), path))
     return list(min(ends)[2])
 
 

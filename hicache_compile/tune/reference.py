@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,6 +16,7 @@ from hicache_compile.frontend.denoiser import CompiledDenoiser
 from hicache_compile.internals import pytree
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.schedules.base import Interval
+from hicache_compile.runtime.call_arguments import as_number, time_argument
 from hicache_compile.runtime.session import Call
 from hicache_compile.runtime.step import Step
 from hicache_compile.runtime.storage.rings import Rings
@@ -31,7 +34,8 @@ class Reference:
     ``outputs`` and ``samples``: by context, of each step, float32; a sample is the argument that is shaped like the
     output, ``None`` where there is none. ``gains``: by how much the next sample moves with the output of a step, by
     context (under guidance of scale 3 these are as 3 to -2); empty where that is not known. ``slots``: how many there
-    are at the cut. ``result``: what the run returned, where that is a tensor.
+    are at the cut. ``result``: what the run returned, where that is a tensor. ``times``: what the denoiser was called
+    with, of each step, where these fall.
     """
 
     outputs: dict[str, list[torch.Tensor]]
@@ -39,6 +43,7 @@ class Reference:
     gains: list[dict[str, float]]
     slots: int
     result: torch.Tensor | None = None
+    times: tuple[float, ...] | None = None
 
     @property
     def num_steps(self) -> int:
@@ -111,6 +116,7 @@ class _Recorder:
     samples: dict[str, list[torch.Tensor | None]] = field(default_factory=dict)
     sketches: dict[str, list[list[torch.Tensor]]] = field(default_factory=dict)
     signs: dict[int, torch.Tensor] = field(default_factory=dict)
+    times: dict[str, list[float]] = field(default_factory=dict)
 
     def __call__(self, step: Step, call: Call, run: Callable[[], Any]) -> Any:
         value = run()
@@ -119,6 +125,8 @@ class _Recorder:
         name = step.context.name
         self.outputs.setdefault(name, []).append(output.float().clone())
         self.samples.setdefault(name, []).append(None if sample is None else sample.float().clone())
+        _, moment = time_argument(call.arguments())
+        self.times.setdefault(name, []).append(math.nan if moment is None else as_number(moment)[0])
         states = step.context.states.values()
         self.sketches.setdefault(name, []).append(
             [self._sketch(row) for state in states for row in newest(state, step)]
@@ -156,7 +164,10 @@ class _Recorder:
     def reference(self, result: object) -> Reference:
         final = result.detach().float().clone() if isinstance(result, torch.Tensor) else None
         slots = len(next(iter(self.sketches.values()))[0])
-        return Reference(self.outputs, self.samples, _gains(self.outputs, self.samples, final), slots, final)
+        times = tuple(next(iter(self.times.values())))
+        falling = all(now > then for now, then in itertools.pairwise(times))
+        gains = _gains(self.outputs, self.samples, final)
+        return Reference(self.outputs, self.samples, gains, slots, final, times if falling else None)
 
 
 def newest(state: Rings, step: Step) -> list[torch.Tensor]:

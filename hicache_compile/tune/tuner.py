@@ -9,8 +9,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from hicache_compile.errors import HiCacheError
+from hicache_compile.errors import HiCacheError, one_of
 from hicache_compile.evaluation.intervals import Interval95, summary
 from hicache_compile.evaluation.journal import Journal
 from hicache_compile.evaluation.quality import real_features, scores_of
@@ -19,7 +20,7 @@ from hicache_compile.evaluation.subjects import DEMO, Subject, batches_of
 from hicache_compile.policy.json_codec import as_policy, write_policy
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.progress import progress
-from hicache_compile.tune.calibrated import Measured, fit_forecasts, measure
+from hicache_compile.tune.calibrated import SEARCHES, Measured, fit_forecasts, measure
 from hicache_compile.tune.fit import fit
 from hicache_compile.tune.grid import Candidate, grid
 from hicache_compile.tune.halving import Standing, as_standing, halve
@@ -43,6 +44,7 @@ class Search:
         errors: the most relative error of each level that is recommended.
         evaluations: schedules tried for each that is calibrated; 0: none is.
         scopes: of intervals and calibrated forecasts.
+        schedules: how they are searched, ``"local"`` or ``"anneal"``; see ``fit_forecasts``.
     """
 
     prompts: Sequence[str]
@@ -55,11 +57,13 @@ class Search:
     errors: tuple[float, ...] = (0.01, 0.02, 0.05)
     evaluations: int = 12
     scopes: tuple[str, ...] = ("stack", "module")
+    schedules: str = "local"
 
     def __post_init__(self) -> None:
         rising = all(0 < low <= high < math.inf for low, high in itertools.pairwise(self.errors))
         if len(self.errors) != len(LEVELS) or not rising:
             raise HiCacheError(f"tune.errors = {list(self.errors)}: must be three rising numbers > 0")
+        one_of("tune", "search", self.schedules, SEARCHES)
 
 
 class Tuner:
@@ -99,7 +103,8 @@ class Tuner:
             if not self._file(name).exists():
                 if scope not in measured:
                     measured = {scope: measure(subject.denoiser, runs, scope)}  # of one scope at a time: it is large
-                fitted = fit_forecasts(measured[scope], "calibrated", computed, search.evaluations)
+                how: Any = {"search": search.schedules, "seed": search.seed}
+                fitted = fit_forecasts(measured[scope], "calibrated", computed, search.evaluations, **how)
                 write_policy(self._file(name), fitted.policy)
             found.append(Candidate(f"calibrated, {scope}", computed, as_policy(self._file(name))))
         return {candidate.name: candidate for candidate in found}
@@ -139,7 +144,8 @@ class Tuner:
 
     def _file(self, name: str) -> Path:
         search = self.wanted
-        of = json.dumps([list(self.subject.prompts), search.steps, search.seed, search.evaluations])
+        settings = [list(self.subject.prompts), search.steps, search.seed, search.evaluations]
+        of = json.dumps(settings if search.schedules == "local" else [*settings, search.schedules])
         return self.folder / "fitted" / f"{name}_{hashlib.sha256(of.encode()).hexdigest()[:8]}.json"
 
     def _kept(self, name: str, make: Callable[[], Policy]) -> Policy:

@@ -20,6 +20,7 @@ from hicache_compile import (
     HiCache,
     HiCacheError,
     Interval,
+    MeanVelocity,
     Newton,
     Policy,
     Reuse,
@@ -33,7 +34,9 @@ from hicache_compile.demo.sampling import load_model, sample
 from hicache_compile.policy.json_codec import as_policy
 from hicache_compile.runtime.step import Context, Step
 from hicache_compile.tune import fit_forecasts, measure, with_weights
+from hicache_compile.tune.bases import mean_velocity
 from hicache_compile.tune.calibrate import _Fitter
+from hicache_compile.tune.calibrated import tried
 from hicache_compile.tune.planning import mask_of, search, shortest_path
 from hicache_compile.tune.reference import Reference
 from tests.pipelines import by_name
@@ -297,7 +300,7 @@ def test_the_shortest_path_is_the_shortest() -> None:
     assert shortest_path(distances, Reuse(), 1) == [0]
 
 
-@pytest.mark.parametrize("objective", ["sum", "minimax"])
+@pytest.mark.parametrize("objective", ["sum", "minimax", "peak"])
 def test_the_shortest_path_over_triples_is_the_shortest(objective: str) -> None:
     """Against all paths, where a forecast is the line through two anchors; the errors by the features themselves."""
     rng = np.random.default_rng(31)  # where paths told apart by their last step alone lose the shortest
@@ -317,10 +320,74 @@ def test_the_shortest_path_over_triples_is_the_shortest(objective: str) -> None:
 
     def cost(path: tuple[int, ...]) -> tuple[float, float]:
         made = errors(path)
-        return (sum(made), sum(made)) if objective == "sum" else (max(made), sum(made))
+        return {"sum": sum(made), "minimax": max(made), "peak": sum(error**4 for error in made)}[objective], sum(made)
 
     found = shortest_path(distances, Newton(1), 5, objective)
     assert cost(tuple(found))[0] == pytest.approx(min(map(cost, paths))[0])
+
+
+def test_of_several_forecasters_each_step_of_a_path_takes_the_best() -> None:
+    """Reuse and the line through two anchors, against all paths."""
+    rng = np.random.default_rng(5)
+    features = np.cumsum(rng.normal(size=(10, 3)) * rng.uniform(0.1, 2, size=(10, 1)), 0)
+    distances = np.square(features[:, None] - features[None]).sum(-1)
+
+    def cost(path: tuple[int, ...], both: bool) -> float:
+        total = 0.0
+        for step in range(10):
+            older, newest = [0, *(one for one in path if one <= step)][-2:]
+            slope = (features[newest] - features[older]) / max(1, newest - older)
+            values = [features[newest], features[newest] + slope * (step - newest)]
+            total += min(float(np.linalg.norm(one - features[step])) for one in values[: 2 if both else 1])
+        return total
+
+    paths = [(0, *rest) for rest in itertools.combinations(range(1, 10), 3)]
+    paths = [path for path in paths if max(np.diff([*path, 10])) <= 3 * 10 // 4]
+    found = tuple(shortest_path(distances, [Reuse(), Newton(1)], 4))
+    assert cost(found, True) == pytest.approx(min(cost(path, True) for path in paths))
+    assert cost(found, True) < cost(tuple(shortest_path(distances, Reuse(), 4)), True)
+
+
+def test_spans_are_those_of_the_least_error_step_by_step() -> None:
+    """On features whose every forecast is known by the published recursion."""
+    rng = np.random.default_rng(3)
+    features = np.cumsum(np.cumsum(rng.normal(size=(14, 4)), 0), 0)
+    distances = np.square(features[:, None] - features[None]).sum(-1)
+    times = [1000 * (1 - step / 14) ** 1.5 for step in range(14)]
+    schedule = StepMask("11010010000100")
+    found = mean_velocity(distances, schedule, times)
+    levels, values = [*times, 0.0], list[np.ndarray]()
+    for step in range(14):
+        if schedule.mask[step] == "1":
+            values.append(features[step])
+            continue
+        drafts = []
+        for span in range(1, 7):
+            start = max(0, step - span)
+            width = levels[step] - levels[start]
+            mean = sum((levels[i + 1] - levels[i]) * values[i] for i in range(start, step)) / width
+            jvp = (mean - values[start]) / width
+            drafts.append(values[-1] + (levels[step + 1] - levels[step]) * jvp)
+        errors = [float(np.linalg.norm(one - features[step])) for one in drafts]
+        assert errors[found.span_at(step) - 1] == pytest.approx(min(errors))
+        values.append(drafts[found.span_at(step) - 1])
+    assert len(set(found.span)) > 2  # type: ignore[arg-type]  # one for each step
+
+
+def test_mean_velocities_are_planned_for_the_timesteps_of_the_runs() -> None:
+    toy = Toy("output")
+    measured = measure(toy.denoiser, toy.runs, "output")
+    times = measured.references[0].times
+    assert times == pytest.approx([1.3 - step / STEPS for step in range(STEPS)])
+    found = fit_forecasts(measured, "mean", 4, 6)
+    assert isinstance(found.policy.forecaster, MeanVelocity)
+    assert found.policy.decisions(STEPS).count("F") == 4
+    reused = Policy(found.policy.schedule, Reuse(), "output")
+    assert found.error <= tried(measured, reused).error
+    annealed = fit_forecasts(measured, "mean", 4, 40, search="anneal")
+    assert annealed.error <= found.error
+    with pytest.raises(HiCacheError, match=r"plan\.search = 'best': must be one of local, anneal"):
+        fit_forecasts(measured, "mean", 4, search="best")
 
 
 def test_the_search_stops_where_nothing_is_better() -> None:
@@ -352,11 +419,12 @@ def test_fitting_says_what_is_wrong() -> None:
         mask_of([0, 10], 10)
 
 
-@pytest.mark.parametrize("method", ["calibrated", "sigma", "gates", "channels"])
+@pytest.mark.parametrize("method", ["calibrated", "sigma", "gates", "mean", "channels"])
 def test_the_command_writes_a_policy(method: str, tmp_path: Path) -> None:
     out = tmp_path / "policy.json"
     options = ["--fit", method, "--steps", "12", "--computed", "4", "--backend", "eager", "--out", str(out)]
     options += ["--evaluations", "3", "--samples", "1", "--prompt", "3", "--prompt", "7", "--json"]
+    options += ["--search", "anneal"] if method == "mean" else []
     result = CliRunner().invoke(app, ["tune", "demo", *options])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)

@@ -18,6 +18,8 @@ from hicache_compile.cli import app
 from hicache_compile.generate.pipelines import sampled_over
 from hicache_compile.policy.json_codec import as_policy
 from hicache_compile.policy.packs import as_pack
+from hicache_compile.tune import fit_forecasts, measure
+from hicache_compile.tune.calibrated import tried
 from hicache_compile.tune.grid_plan import GridPlan, _Fitter, _folded, fit_grid
 from tests.pipelines import by_name
 from tests.support.models import ToyDiT
@@ -55,7 +57,7 @@ class Toy:
 
 
 def test_a_plan_is_its_numbers() -> None:
-    plan = GridPlan.start(3)
+    plan = GridPlan.start("101010")
     assert plan.mask == "101010"
     assert plan.sigmas == pytest.approx([1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
     assert plan.weights == ((1.0,), (1.0, 0.0), (1.0, 0.0, 0.0))
@@ -68,7 +70,7 @@ def test_a_plan_is_its_numbers() -> None:
     assert all(a > b > 0 for a, b in itertools.pairwise(falling))
     table = other.forecaster().table
     assert table.rows == ((1, (0,), (0.2,)), (3, (2, 0), (0.3, 0.4)), (5, (4, 2, 0), (0.5, 0.6, 0.7)))
-    shifted = GridPlan.start(4, 2.0).sigmas[::2]  # s sigma / (1 + (s - 1) sigma) of 1, .75, .5, .25
+    shifted = GridPlan.start("10101010", 2.0).sigmas[::2]  # s sigma / (1 + (s - 1) sigma) of 1, .75, .5, .25
     assert shifted == pytest.approx([1, 1.5 / 1.75, 1 / 1.5, 0.5 / 1.25])
 
 
@@ -91,10 +93,45 @@ def test_a_fitted_plan_is_nearer_than_sampling_as_many_steps() -> None:
     assert found.runs >= 1 + 4 + 12  # in full, the starts, and one for each number of a round
 
 
+def test_a_plan_of_a_mask_has_a_row_for_each_forecast() -> None:
+    plan = GridPlan.start("1100101000", 3.0)
+    even = [1 - step / 10 for step in range(10)]
+    shifted = [3 * level / (1 + 2 * level) for level in even]
+    computed = [0, 1, 4, 6]
+    assert [plan.sigmas[step] for step in computed] == pytest.approx([shifted[step] for step in computed])
+    assert plan.sigmas[2:4] == pytest.approx([shifted[1] + (shifted[4] - shifted[1]) * part / 3 for part in (1, 2)])
+    assert plan.sigmas[6:] == pytest.approx([shifted[6] * (1 - part / 4) for part in range(4)])
+    assert [len(row) for row in plan.weights] == [2, 2, 3, 3, 3, 3]
+    table = plan.forecaster().table
+    assert [row[:2] for row in table.rows[:3]] == [(2, (1, 0)), (3, (1, 0)), (5, (4, 1, 0))]
+    assert plan.with_numbers(plan.numbers) == plan
+    in_full = GridPlan.start("111")
+    assert in_full.sigmas == pytest.approx([1, 2 / 3, 1 / 3])
+    assert in_full.forecaster().weights([1, 0], 2)
+
+
+def test_levels_are_fitted_to_an_annealed_mask() -> None:
+    """BudCache's two stages: a mask under the levels as they are, then levels for it."""
+    toy = Toy()
+    measured = measure(toy.denoiser, [toy.run], "stack")
+    found = fit_forecasts(measured, "sigma", 4, 24, search="anneal")
+    mask = found.policy.schedule.mask  # type: ignore[attr-defined]  # a StepMask
+    planned = fit_grid(toy.denoiser, [toy.run], mask, lambda: toy.times)
+    assert isinstance(planned.policy.schedule, PlannedSteps)
+    assert planned.policy.schedule.mask == mask
+    assert len(planned.policy.schedule.times) == STEPS
+    assert planned.error < 0.5 * tried(measured, Policy(found.policy.schedule, Reuse(), "stack")).error
+    toy.denoiser.policy = planned.policy
+    assert toy.error(toy.run(planned.policy.sigmas)) == pytest.approx(planned.error, rel=1e-3)
+    for mask, allowed in (("0101", "must start with 1"), ("1000", "must compute two or more steps")):
+        with pytest.raises(HiCacheError, match=allowed):
+            fit_grid(toy.denoiser, [toy.run], mask, lambda: toy.times)
+
+
 def test_the_jacobian_is_that_of_the_runs() -> None:
     toy = Toy()
     fitter = _Fitter(toy.denoiser, [toy.run], "stack")
-    plan = GridPlan.start(3, 1.5)
+    plan = GridPlan.start("101010", 1.5)
     found = fitter.jacobian(plan)
     for number, unit in enumerate(np.eye(len(plan.numbers))):
         ahead, back = (fitter.off(plan.with_numbers(plan.numbers + by * 1e-2 * unit)) for by in (1, -1))
@@ -112,7 +149,7 @@ def test_results_are_folded_so_that_their_products_stay() -> None:
 
 def test_a_plan_runs_over_its_own_levels_and_no_others() -> None:
     toy = Toy()
-    plan = GridPlan.start(3)
+    plan = GridPlan.start("101010")
     times = tuple(1000 * level for level in plan.sigmas)
     fitter = _Fitter(toy.denoiser, [toy.run], "stack")
     toy.denoiser.policy = fitter.policy(plan, PlannedSteps(plan.mask, times, plan.sigmas))
@@ -120,7 +157,7 @@ def test_a_plan_runs_over_its_own_levels_and_no_others() -> None:
     with pytest.raises(
         HiCacheError, match=r"PlannedSteps\.times: planned for 1000, 833.333, .*, the run has 1000, 852"
     ):
-        toy.run(GridPlan.start(3, 1.2).sigmas)
+        toy.run(GridPlan.start("101010", 1.2).sigmas)
     unknown = pytest.raises(HiCacheError, match=r"the timesteps of the run must be known.*timesteps=\.\.\.")
     with unknown, torch.no_grad(), toy.denoiser.trajectory(6):
         toy.sampled(toy.denoiser, list(plan.sigmas), 0)
@@ -135,7 +172,7 @@ def test_a_plan_runs_over_its_own_levels_and_no_others() -> None:
 def test_a_pipeline_takes_the_levels_of_a_plan_and_refuses_others() -> None:
     case = by_name("FluxPipeline")
     pipeline = hicache_compile(case.build(), "HiCache", backend="eager")
-    plan = GridPlan.start(2)
+    plan = GridPlan.start("1010")
     times = tuple(1000 * level for level in plan.sigmas)
     pipeline.transformer.policy = Policy(PlannedSteps(plan.mask, times, plan.sigmas), Reuse(), "stack")
     case.run(pipeline, steps=4, sigmas=list(plan.sigmas))
@@ -154,6 +191,15 @@ def test_tune_and_eval_plan_a_pipeline_from_its_folder(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert found["decisions"] == "F.F."
     assert as_policy(policy).sigmas == pytest.approx(found["sigmas"], abs=1e-4)
+    masked = [*how, "--out", str(tmp_path / "masked.json")]
+    done = runner.invoke(app, ["tune", str(folder), "--fit", "plan", "--mask", "1100", *masked])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["decisions"] == "FF.."
+    assert json.loads(done.stdout)["computed"] == [0, 1]
+    for wrong in (["--fit", "plan", "--computed", "2"], ["--fit", "sigma"], []):
+        done = runner.invoke(app, ["tune", str(folder), *wrong, "--mask", "1100", *masked])
+        assert done.exit_code == 2
+        assert "mask = '1100': must be given with" in done.output
     done = runner.invoke(app, ["eval", str(folder), "--policy", str(policy), "--samples", "2", *how])
     assert done.exit_code == 0, done.output
     measured = json.loads(done.stdout)["policy"]
