@@ -17,13 +17,11 @@ from hicache_compile.policy.presets.guarded import (
     FBCacheTeaCache,
     SpeCa,
 )
+from hicache_compile.policy.presets.listed import SCM, LeMiCa, MagCache
 from hicache_compile.policy.presets.scheduled import (
     FORA,
-    SCM,
     FreqCa,
     HiCache,
-    LeMiCa,
-    MagCache,
     MeanCache,
     Spectrum,
     TaylorSeer,
