@@ -21,6 +21,8 @@ from hicache_compile.benchmarks import (
     memory,
     onnx,
     ranks,
+    rivals,
+    rivals_tables,
     serving,
     sparse,
     sparse_fidelity,
@@ -52,6 +54,7 @@ OTHERS = {
     "guards": Measurement(guards.measure),
     "onnx": Measurement(onnx.measure),
     "ranks": Measurement(ranks.measure),
+    "rivals": Measurement(rivals.parts, rivals_tables.compare),
     "serving": Measurement(serving.measure),
     "sparse": Measurement(sparse.measure),
     "sparse-fidelity": Measurement(sparse_fidelity.measure),
@@ -109,6 +112,7 @@ def run(
             [line for line in lines if line.get("measured") == "growth"], charts
         )
         paths += guards.draw([line for line in lines if line.get("measured") == "guards"], charts)
+        paths += rivals_tables.draw([line for line in lines if line.get("measured") == "rivals"], charts)
         paths += study_tables.draw([line for line in lines if line.get("measured") == "study"], charts)
         print("\n".join(map(str, paths)), file=sys.stderr)
     return not checking or _check(lines)
@@ -132,6 +136,9 @@ def _print(name: str, lines: Sequence[Line]) -> None:
         return
     if name.startswith("study"):
         console.print(study_tables.tables(lines), soft_wrap=True)
+        return
+    if name == "rivals":
+        console.print(rivals_tables.tables(lines), soft_wrap=True)
         return
     if name not in SCENARIOS:
         for line in lines:
