@@ -12,6 +12,7 @@ from torch import fx
 from hicache_compile.passes.analysis.ranks import ranks_of
 from hicache_compile.passes.graph.choices import Choice
 from hicache_compile.passes.graph.graphs import copy_graph
+from hicache_compile.passes.own_passes import OwnPasses
 from hicache_compile.passes.transforms.collapse import collapse_sites
 from hicache_compile.passes.transforms.cut_sites import cut_sites, find_blocks
 from hicache_compile.passes.transforms.fuel import spend_fuel
@@ -77,7 +78,7 @@ def rewrite(captured: fx.GraphModule, layout: Layout, without: Collection[str] =
 
     Raises:
         HiCacheError: the layout cannot be had of this denoiser; with ``HICACHE_VERIFY=1`` also a pass that broke what
-            it promises.
+            it promises. A pass of your own (``layout.program_passes``) that failed, or broke its contract.
     """
     work = Work(captured, layout, copy_graph(captured)[0], ranks=ranks_of(captured, layout.together))
     for step in PASSES:
@@ -105,19 +106,21 @@ def verifying() -> bool:
 def _finished(work: Work) -> Rewrite:
     groups = list(dict.fromkeys(site.group for site in work.sites)) if work.layout.groups else [""]
     guarded = work.guarded if work.guarded is not None else work.module
+    own = OwnPasses(work, verifying()) if work.layout.program_passes else _as_it_is
 
     def make(choice: Choice) -> fx.GraphModule:
         program: fx.GraphModule = work.specialiser.make(choice)
         if verifying():
             verify_new(work, choice, program)
-        return program
+        return own(choice, program)
 
+    programs = {choice: own(choice, program) for choice, program in work.programs.items()}
     _log_outcome(work)
     return Rewrite(
         work.layout,
         work.captured,
         guarded,
-        work.programs,
+        programs,
         work.block_nodes,
         work.sites,
         work.refused,
@@ -130,6 +133,10 @@ def _finished(work: Work) -> Rewrite:
         work.records,
         make,
     )
+
+
+def _as_it_is(choice: Choice, program: fx.GraphModule) -> fx.GraphModule:
+    return program
 
 
 def _log_outcome(work: Work) -> None:

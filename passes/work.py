@@ -28,12 +28,13 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class PassRecord:
-    """What one pass did: rewrites it made, what it declined, and seconds."""
+    """What one pass did: rewrites it made, what it declined, and seconds. ``own``: it is one of ``program_passes``."""
 
     name: str
     rewrites: int
     refused: int
     seconds: float
+    own: bool = False
 
 
 @dataclass(slots=True)

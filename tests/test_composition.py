@@ -84,11 +84,11 @@ def run(features: tuple[Feature, ...], policy: Policy) -> tuple[Tensor, list[str
 
 
 def exported(
-    toy: Toy, policy: Policy, sparsity: Any = None, anchors: str | None = None, **_: Any
+    toy: Toy, policy: Policy, sparsity: Any = None, anchors: str | None = None, program_passes: Any = (), **_: Any
 ) -> tuple[Tensor, list[str], str, str]:
     """The same by the exported graph, driven by its manifest."""
     call = capture_call(toy, {"x": noise(), "t": torch.ones(1)}, "export")
-    module, manifest, _ = stepping(call, policy, STEPS, sparsity, anchors)
+    module, manifest, _ = stepping(call, policy, STEPS, sparsity, anchors, program_passes)
     state = [torch.zeros(port.shape, dtype=getattr(torch, port.dtype)) for port in manifest.state]  # type: ignore[arg-type]
     names = [port.name for port in manifest.state]
     for name, first in manifest.first.items():

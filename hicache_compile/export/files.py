@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from hicache_compile.policy.compatibility import check
 from hicache_compile.policy.files import write_whole
 from hicache_compile.policy.json_codec import as_policy
 from hicache_compile.policy.layout import ANCHORS
+from hicache_compile.policy.program_passes import ProgramPass, as_program_passes
 from hicache_compile.policy.sparsity.chipmunk import as_sparsity
 from hicache_compile.runtime.replay.capture import capture_call
 
@@ -39,6 +41,7 @@ def _exported(
     dynamic: bool | str,
     sparsity: Any,
     anchors: str | None,
+    program_passes: Sequence[ProgramPass],
 ) -> tuple[ExportedProgram, Manifest]:
     whole_number("export", "num_steps", num_steps, 1)
     if not isinstance(model, nn.Module):
@@ -47,11 +50,11 @@ def _exported(
         raise HiCacheError(f"export.dynamic = {dynamic!r}: must be True, False or 'batch'")
     if anchors is not None:
         one_of("export", "anchors", anchors, ANCHORS)
-    wanted = as_policy(policy)
+    wanted, own = as_policy(policy), as_program_passes("export", program_passes)
     wanted.decisions(num_steps)
     check("export.policy", traits_when_exported(wanted))
     call = portable(capture_call(getattr(model, "_orig_mod", model), example_inputs, "export", dynamic))
-    module, manifest, examples = stepping(call, wanted, num_steps, as_sparsity(sparsity), anchors)
+    module, manifest, examples = stepping(call, wanted, num_steps, as_sparsity(sparsity), anchors, own)
     shapes = None
     if dynamic:
         sizes = {port.name: port.shape for port in (*manifest.arguments, *manifest.controls, *manifest.state)}
@@ -118,12 +121,14 @@ def export_program(
     dynamic: bool | str = False,
     sparsity: Any = None,
     anchors: str | None = None,
+    program_passes: Sequence[ProgramPass] = (),
 ) -> Manifest:
     """Save the guarded denoiser as a ``torch.export`` program: ``torch.export.load(path).module()`` runs it.
 
     Args and errors: see ``export_onnx``. ``PATH.json`` is the manifest.
     """
-    program, manifest = _exported(model, policy, example_inputs, num_steps, dynamic, sparsity, anchors)
+    asked = (sparsity, anchors, program_passes)
+    program, manifest = _exported(model, policy, example_inputs, num_steps, dynamic, *asked)
     _check_it_loads(program)
     torch.export.save(program, path)
     write_whole(_beside(path), manifest.to_json())
@@ -140,6 +145,7 @@ def export_aoti(
     dynamic: bool | str = False,
     sparsity: Any = None,
     anchors: str | None = None,
+    program_passes: Sequence[ProgramPass] = (),
 ) -> Manifest:
     """Compile the guarded denoiser with AOTInductor into one package, weights included.
 
@@ -148,7 +154,8 @@ def export_aoti(
     """
     if Path(path).suffix != ".pt2":
         raise HiCacheError(f"export_aoti.path = {str(path)!r}: must end in .pt2")
-    program, manifest = _exported(model, policy, example_inputs, num_steps, dynamic, sparsity, anchors)
+    asked = (sparsity, anchors, program_passes)
+    program, manifest = _exported(model, policy, example_inputs, num_steps, dynamic, *asked)
     from hicache_compile.internals import inductor
 
     inductor.PACKAGES.require()
@@ -167,6 +174,7 @@ def export_onnx(
     dynamic: bool | str = False,
     sparsity: Any = None,
     anchors: str | None = None,
+    program_passes: Sequence[ProgramPass] = (),
 ) -> Manifest:
     """Write the guarded denoiser as ONNX: one ``If`` whose branches are the full and the forecast step.
 
@@ -182,7 +190,8 @@ def export_onnx(
         example_inputs: the arguments of one call, by name or in order; the denoiser is called with them once.
         path: the file to write.
         num_steps: length of the run whose plan goes into the manifest.
-        sparsity, anchors: how sparse computed steps are, and the dtype anchors are kept in, as in ``hicache_compile``.
+        sparsity, anchors, program_passes: how sparse computed steps are, the dtype anchors are kept in, and passes of
+            your own, as in ``hicache_compile``.
         dynamic: let every size vary, or with ``"batch"`` the batch alone: where a denoiser cuts its sample into
             patches, torch cannot export a branch on sizes of the sample. The example has two of what may vary.
 
@@ -192,7 +201,8 @@ def export_onnx(
     """
     if anchors == "float8_e4m3fn":  # its rows are written as bytes
         raise HiCacheError("export_onnx.anchors = 'float8_e4m3fn': must be another dtype, ONNX has no views as bytes")
-    program, manifest = _exported(model, policy, example_inputs, num_steps, dynamic, sparsity, anchors)
+    asked = (sparsity, anchors, program_passes)
+    program, manifest = _exported(model, policy, example_inputs, num_steps, dynamic, *asked)
     names = [node.name for node in program.module().graph.find_nodes(op="placeholder")]
     outputs = [*manifest.outputs, *manifest.next_state]
     try:

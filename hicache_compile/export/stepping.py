@@ -26,6 +26,7 @@ from hicache_compile.passes.lowering.cond import both_branches
 from hicache_compile.policy.compatibility import Trait, check
 from hicache_compile.policy.json_codec import to_dict
 from hicache_compile.policy.policy import Policy
+from hicache_compile.policy.program_passes import ProgramPass
 from hicache_compile.policy.sparsity.chipmunk import Chipmunk
 from hicache_compile.runtime.program_set import ProgramSet
 from hicache_compile.runtime.replay.capture import CapturedCall
@@ -46,6 +47,7 @@ def stepping(
     num_steps: int,
     sparsity: Chipmunk | None = None,
     anchors: str | None = None,
+    program_passes: tuple[ProgramPass, ...] = (),
 ) -> tuple[fx.GraphModule, Manifest, list[torch.Tensor]]:
     """The stepping graph of ``call`` under ``policy``, its manifest, and example values of its inputs.
 
@@ -56,7 +58,9 @@ def stepping(
     options = {Trait.SPARSITY: sparsity is not None, Trait.ANCHOR_DTYPE: anchors is not None}
     asked = frozenset(trait for trait, given in options.items() if given)
     check("export.policy", traits_when_exported(policy) | asked)
-    made = rewrite(call.captured, replace(policy.layout, sparsity=sparsity, anchors=anchors))
+    made = rewrite(
+        call.captured, replace(policy.layout, sparsity=sparsity, anchors=anchors, program_passes=program_passes)
+    )
     if made.ranks:
         raise HiCacheError(
             "export: must be the denoiser of one process, this one communicates with other ranks, and a file knows none"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
@@ -11,6 +11,7 @@ from hicache_compile.errors import HiCacheError
 from hicache_compile.frontend.compile import hicache_compile
 from hicache_compile.frontend.denoiser import CompiledDenoiser
 from hicache_compile.passes.transforms.fuel import limited
+from hicache_compile.policy.program_passes import ProgramPass, name_of_pass
 from hicache_compile.runtime.compiled_graph import CompiledGraph
 
 
@@ -21,14 +22,15 @@ def bisect(
     *,
     backend: str = "eager",
     sparsity: Any = None,
+    program_passes: Sequence[ProgramPass] = (),
 ) -> str | None:
-    """The first rewrite (a site, an attention over partitions, a sparse attention or MLP) without which ``is_good``
-    holds and with which it does not; ``None`` when it holds with all.
+    """The first rewrite (a site, an attention over partitions, a sparse attention or MLP, a pass of your own) without
+    which ``is_good`` holds and with which it does not; ``None`` when it holds with all.
 
     The same as setting ``HICACHE_FUEL`` by hand: a binary search over how many rewrites are made, in graph order.
 
     Args:
-        model, policy, backend, sparsity: as in ``hicache_compile``.
+        model, policy, backend, sparsity, program_passes: as in ``hicache_compile``.
         is_good: samples with the compiled denoiser it is given, and judges the result.
 
     Raises:
@@ -37,9 +39,12 @@ def bisect(
 
     def holds(rewrites: int) -> bool:
         with limited(rewrites):
-            return is_good(hicache_compile(model, policy, backend=backend, sparsity=sparsity))
+            return is_good(compiled())
 
-    everything = hicache_compile(model, policy, backend=backend, sparsity=sparsity)
+    def compiled() -> CompiledDenoiser:
+        return hicache_compile(model, policy, backend=backend, sparsity=sparsity, program_passes=program_passes)
+
+    everything = compiled()
     if is_good(everything):
         return None
     names = [name for graph in everything._graphs for name in _rewritten(everything, graph)]
@@ -55,4 +60,5 @@ def bisect(
 def _rewritten(denoiser: CompiledDenoiser, graph: CompiledGraph) -> list[str]:
     """What fuel is spent on, in the order of the passes."""
     made = graph.programs(graph.layout(denoiser.policy)[0]).rewrite
-    return [*made.sparse, *made.partitioned, *(site.name for site in made.sites)]
+    own = map(name_of_pass, made.layout.program_passes)
+    return [*made.sparse, *made.partitioned, *(site.name for site in made.sites), *own]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeVar, overload
 
 import torch
 
 from hicache_compile.errors import HiCacheError
+from hicache_compile.frontend.compiled_already import differences
 from hicache_compile.frontend.denoiser import CompiledDenoiser
 from hicache_compile.frontend.pipeline import compile_pipeline, is_pipeline
+from hicache_compile.policy.program_passes import ProgramPass
 from hicache_compile.runtime.options import CompileOptions
 
 Pipeline = TypeVar("Pipeline")
@@ -35,6 +38,7 @@ def hicache_compile(  # type: ignore[misc]  # the overloads leave the options to
     anchors: str | None = None,
     decide_together: bool | None = None,
     together: bool = False,
+    program_passes: Sequence[ProgramPass] = (),
     max_error: float | None = None,
     max_seconds: float | None = None,
 ) -> Any:
@@ -64,6 +68,9 @@ def hicache_compile(  # type: ignore[misc]  # the overloads leave the options to
             default the ranks that the denoiser's graph has collectives with; ``True``: all; ``False``: each by itself.
         together: the samples of a batch decide as one: guards go by the largest measurement of all of them. By default
             each sample is computed and forecast as it is alone, those that do the same in one call.
+        program_passes: functions of your own, each ``fn(torch.fx.GraphModule) -> torch.fx.GraphModule | None``:
+            run in this order on each straight-line program, in which nothing of the cache is left to decide, before it
+            is compiled. ``None``: it was changed in place. Inputs, outputs and what is kept stay as they are.
         max_error, max_seconds: the promise, with a pack: the fastest policy whose pictures have a relative error
             (2-norm) of at most ``max_error`` in 95 of 100 runs; the most accurate whose runs take at most
             ``max_seconds``.
@@ -91,6 +98,7 @@ def hicache_compile(  # type: ignore[misc]  # the overloads leave the options to
         anchors=anchors,
         decide_together=decide_together,
         together=together,
+        program_passes=program_passes,
         max_error=max_error,
         max_seconds=max_seconds,
     )
@@ -98,11 +106,10 @@ def hicache_compile(  # type: ignore[misc]  # the overloads leave the options to
     def wrap(module: torch.nn.Module) -> CompiledDenoiser:
         if not isinstance(module, CompiledDenoiser):
             return CompiledDenoiser(module, options)
-        theirs = None if module.contract is None else (module.contract.pack, module.contract.asked)
-        mine = None if options.contract is None else (options.contract.pack, options.contract.asked)
-        same = module.policy == module._session.shared.fitted(options.policy, module._orig_mod) and mine == theirs
-        if not pipeline or not same:
-            raise HiCacheError("hicache_compile.model is compiled already: set its policy instead")
+        found = differences(module, options)
+        if not pipeline or found:
+            has = f"; it has {'; '.join(found)}" if found else ""
+            raise HiCacheError(f"hicache_compile.model is compiled already: set its policy instead{has}")
         return module  # two pipelines share it
 
     return compile_pipeline(model, wrap) if pipeline else wrap(model)

@@ -24,12 +24,14 @@ from hicache_compile.frontend.calls import context_of_call, prepare_calls
 from hicache_compile.frontend.graph_inputs import GraphCallInputs, GraphInputs
 from hicache_compile.frontend.handle import Handle
 from hicache_compile.internals import BACKEND, InstructionTranslator, ShortenTraceback, lookup_backend
+from hicache_compile.passes import Choice
 from hicache_compile.passes.analysis.batch import NotByRowError
 from hicache_compile.passes.transforms.capture import capture
 from hicache_compile.passes.work import Rewrite
 from hicache_compile.runtime.compiled_graph import CompiledGraph
 from hicache_compile.runtime.nothing_cached import why_nothing
 from hicache_compile.runtime.options import CompileOptions
+from hicache_compile.runtime.program_set import ProgramSet
 from hicache_compile.runtime.replay.dispatch_modes import aside, brought_back
 from hicache_compile.runtime.rows.row import Row
 from hicache_compile.runtime.rows.samples import Samples
@@ -78,7 +80,7 @@ class CompiledFunction(Handle):
         programs = captured.programs(captured.layout(self.policy)[0])
         if programs.stateless:
             self._say_why_nothing(programs.rewrite)
-            return self._plainly(dynamo_graph, example_inputs)
+            return self._plainly(dynamo_graph, example_inputs, programs)
         if self._first_code is None:
             self._first_code = frame.f_code
         begins = frame.f_code is self._first_code
@@ -95,10 +97,13 @@ class CompiledFunction(Handle):
             if why:
                 self._session.shared.warn_once("nothing is cached: %s", why)
 
-    def _plainly(self, graph: fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
+    def _plainly(self, graph: fx.GraphModule, example_inputs: list[Any], programs: ProgramSet) -> Callable[..., Any]:
         options = self._session.options
         patches: dict[str, Any] = {"mode": options.mode} if options.mode else {}
-        compiled = lookup_backend(options.backend)(graph, example_inputs, **patches)
+        if options.program_passes:
+            compiled = programs.program(Choice.PLAIN, options.backend, options.mode).on_inputs
+        else:
+            compiled = lookup_backend(options.backend)(graph, example_inputs, **patches)
 
         def run(*values: Any) -> Any:
             modes = aside()

@@ -13,6 +13,7 @@ QUANTISED = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}  # dtypes with a sca
 _NO_NUMBER = -128  # of int8, whose numbers end at -127
 
 
+@torch.fx.has_side_effect
 def remember(anchors: Tensor, position: Tensor, value: Tensor) -> None:
     """Write ``value`` ``[*S]`` into row ``position`` ``[1]`` of the ring ``anchors`` ``[K, *S]``, in place.
 

@@ -191,6 +191,7 @@ def together(*values: Tensor) -> Tensor:
     return torch.cat(values, dim=-1)
 
 
+@torch.fx.has_side_effect
 def keep(memory: Tensor, value: Tensor) -> None:
     """Copy ``value`` into ``memory``, in place."""
     memory.copy_(value.detach())

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from hicache_compile.key_partitions import KeyPartitions
 from hicache_compile.policy.forecasters.parts import Bands, Channels
 from hicache_compile.policy.guards import Measure, Probe, Signal
+from hicache_compile.policy.program_passes import ProgramPass
 from hicache_compile.policy.sparsity.chipmunk import Chipmunk
 from hicache_compile.policy.tokens import Tokens
 
@@ -37,6 +38,7 @@ class Layout:
         depth: anchors a ring holds.
         anchors: the dtype anchors are kept in, by torch's name; ``None``: each in the dtype of its slot.
         together: which ranks decide as one, see ``CompileOptions.decide_together``.
+        program_passes: functions of your own, run on each program when all else is done.
     """
 
     scope: str
@@ -53,6 +55,7 @@ class Layout:
     depth: int = 1
     anchors: str | None = None
     together: bool | None = None
+    program_passes: tuple[ProgramPass, ...] = ()
 
     @property
     def starts(self) -> tuple[int, ...]:

@@ -53,7 +53,7 @@ class BudgetedLayout:
 
         @cache
         def slots_at(scope: str) -> SlotShapes:
-            at_scope = replace(wanted.at(scope), depth=1, anchors=None, sparsity=None)
+            at_scope = replace(wanted.at(scope), depth=1, anchors=None, sparsity=None, program_passes=())
             shapes = ProgramSet(rewrite(self.captured, at_scope), 1).shapes(bindings)
             if wanted.partitions is not None:
                 return [(shape, dtype) for shape, dtype, _ in shapes.values()]

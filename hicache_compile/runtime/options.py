@@ -20,6 +20,7 @@ from hicache_compile.policy.layout import ANCHORS, QUANTISED, Layout
 from hicache_compile.policy.packs import IN_FULL, Contract, Signature, as_pack, is_pack
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.presets import HiCache, Uncached
+from hicache_compile.policy.program_passes import ProgramPass, as_program_passes
 from hicache_compile.policy.published import PublishedModel
 from hicache_compile.policy.sparsity.chipmunk import Chipmunk, as_sparsity
 from hicache_compile.runtime.following.pipeline_calls import WatchedPipeline
@@ -48,6 +49,7 @@ class CompileOptions:
         decide_together: which ranks of ``torch.distributed`` run one sampling: ``None``: those that the denoiser's
             graph has collectives with; all; or each by itself.
         together: the samples of a batch decide as one.
+        program_passes: of your own, run on each program before it is compiled.
         contract: what was promised, where the policy is one of a pack.
     """
 
@@ -61,6 +63,7 @@ class CompileOptions:
     anchors: str | None = None
     decide_together: bool | None = None
     together: bool = False
+    program_passes: tuple[ProgramPass, ...] = ()
     contract: Contract | None = None
 
     @classmethod
@@ -74,12 +77,13 @@ class CompileOptions:
         contract = _contract(policy, {name: given.pop(name, None) for name in PROMISES})
         policy = policy if contract is None else contract.entry.policy
         wanted = Uncached() if policy is None and sparsity is not None else as_policy(policy)
-        for name in ("sparsity", "memory_budget", "anchors"):
-            value = sparsity if name == "sparsity" else given.get(name)
+        for name in ("sparsity", "memory_budget", "anchors", "program_passes"):
+            value = sparsity if name == "sparsity" else given.get(name) or None
             if contract is not None and value is not None:
                 raise HiCacheError(f"{OWNER}.{name} = {value!r}: must be None with a pack, measured without it")
         budget = parse_bytes(given.pop("memory_budget", None))
-        options = cls(wanted, sparsity=sparsity, memory_budget=budget, contract=contract, **given)
+        own = as_program_passes(OWNER, given.pop("program_passes", ()))
+        options = cls(wanted, sparsity=sparsity, memory_budget=budget, contract=contract, program_passes=own, **given)
         one_of(OWNER, "backend", options.backend, BACKENDS)
         if options.mode is not None and not takes_mode(options.backend):
             raise HiCacheError(f"{OWNER}.mode = {options.mode!r}: must be None with backend {options.backend!r}")
@@ -153,6 +157,7 @@ class CompileOptions:
         """The layout of ``policy`` with these options, before a memory budget."""
         on_device = None if self.quantised_on_the_host else self.anchors
         layout = replace(policy.layout, sparsity=self.sparsity, anchors=on_device, together=self.decide_together)
+        layout = replace(layout, program_passes=self.program_passes)
         if layout.partitions is not None and layout.partitions.distributed:
             ranks = require_ranks("DiTangoSchedule.distributed")
             layout = replace(layout, partitions=replace(layout.partitions, partitions=ranks))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import fx
@@ -53,6 +54,10 @@ class Program:
     after: tuple[StateInput, ...] = ()
     rows: Mapping[StateInput, int | None] = field(default_factory=dict)
     code: tuple[str, ...] = ()
+
+    def on_inputs(self, *values: Any) -> Any:
+        """Run a program that reads nothing else, on all inputs of the denoiser."""
+        return self.run(*(values[place] for place in self.inputs))
 
 
 class ProgramSet:

@@ -5,7 +5,8 @@ before   full:      y = ...; remember(anchors_0, position, value)
 after    y, next_anchors_0 = cond(computing, full, forecast, [x, ..., position, weights, anchors_0])
 
 Guards     probe, ask and branch: m = probe(...); answer = ask(parameters, m); cond(answer, forecast, rest, [...])
-Groups     that are decided each by itself: one cond a site
+Groups     that are decided each by itself: one cond a site; with passes of your own, which change whole programs, one
+           branch for each choice of groups (``cond_choices.py``)
 Phases     of sparse steps: a chain of conds
 
 Requires   the programs of one guarded graph
@@ -31,6 +32,7 @@ from hicache_compile.passes.graph.inputs import Role, StateInput
 from hicache_compile.passes.graph.parts import how
 from hicache_compile.passes.graph.quantised_rings import to_forecast, to_remember
 from hicache_compile.passes.lowering.branch_writer import Names, Part, key_of
+from hicache_compile.passes.lowering.cond_choices import PerChoice
 from hicache_compile.passes.lowering.cond_graph import CondGraph, branches_of, computing
 from hicache_compile.passes.lowering.guarded_cond import GuardedCond
 from hicache_compile.passes.work import Rewrite
@@ -41,10 +43,12 @@ def both_branches(rewrite: Rewrite, guards: Sequence[Guard] = ()) -> fx.GraphMod
     """One graph of all branches of ``rewrite``; ``guards``: those that decide in it.
 
     Raises:
-        HiCacheError: nothing is cached.
+        HiCacheError: nothing is cached; or passes of your own, and too many groups.
     """
     if guards:
         return GuardedCond(rewrite, guards).write()
+    if rewrite.layout.groups and rewrite.layout.program_passes:
+        return PerChoice(rewrite).write()
     if rewrite.layout.groups:
         return _PerSite(rewrite).write()
     return _Scheduled(rewrite).write()

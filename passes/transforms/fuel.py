@@ -52,6 +52,16 @@ def spend(work: Work, names: Sequence[str]) -> int:
     return min(allowed, len(names))
 
 
+def spend_on_passes(work: Work, names: Sequence[str]) -> int:
+    """How many of the own passes ``names`` there is fuel for when all sites are rewritten; the others are declined."""
+    left = fuel()
+    if left is None:
+        return len(names)
+    allowed = max(0, left - len(work.sparse) - len(work.partitioned) - len(work.sites))
+    work.refused += [CannotRewrite(name, f"the fuel for {left} rewrites was spent") for name in names[allowed:]]
+    return min(allowed, len(names))
+
+
 def spend_fuel(work: Work) -> int:
     """Keep the sites there is fuel for; returns how many."""
     work.sites = work.sites[: spend(work, [site.name for site in work.sites])]

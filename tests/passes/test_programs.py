@@ -209,6 +209,12 @@ def test_compiling_twice_is_an_error() -> None:
     compiled = hicache_compile(ToyDiT(), "HiCache", backend="eager")
     with pytest.raises(HiCacheError, match="compiled already: set its policy instead"):
         hicache_compile(compiled, "HiCache")
+    with pytest.raises(HiCacheError, match=r"instead; it has policy.schedule = Interval\(interval=6.*, not .*=4"):
+        hicache_compile(compiled, HiCache(interval=4))
+    with pytest.raises(HiCacheError, match=r"; it has backend = 'eager', not 'aot_eager'; anchors = None, not"):
+        hicache_compile(compiled, "HiCache", backend="aot_eager", anchors="bfloat16")
+    with pytest.raises(HiCacheError, match=r"program_passes = \[\], not \[print\]$"):
+        hicache_compile(compiled, "HiCache", program_passes=[print])
     with pytest.raises(HiCacheError, match="policy = 'nope'"):
         compiled.policy = "nope"
     assert compiled.policy == HiCache()  # nothing was half-changed

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+import torch
+from torch import fx
 
 from hicache_compile import (
     DMD,
@@ -83,6 +87,13 @@ def _by_channel(policy: dict[str, Any]) -> None:
     policy["forecaster"] = "by channel"  # likewise
 
 
+def swap_sums(program: fx.GraphModule) -> None:
+    """A pass of a user's that changes no number: ``b + a`` in place of ``a + b``."""
+    for node in program.graph.nodes:
+        if node.target in (operator.add, torch.add) and all(isinstance(given, fx.Node) for given in node.args):
+            node.args = node.args[::-1]
+
+
 FEATURES = (
     Feature("interval", "schedule", _set(schedule=Interval(3, warmup=1))),
     Feature("mask", "schedule", _set(schedule=StepMask("110100"))),
@@ -117,6 +128,7 @@ FEATURES = (
     Feature("aot_eager", "backend", options=(("backend", "aot_eager"),)),
     Feature("cond", "backend", options=(("backend", "cond_eager"),)),
     Feature("mode", "mode", options=(("mode", "default"), ("backend", "inductor"))),
+    Feature("own pass", "own pass", options=(("program_passes", (swap_sums,)),)),
     Feature("export", "way", way="export"),
     Feature("torch.compile", "way", way="entry"),
     Feature("two graphs", "graphs", graphs=2),
