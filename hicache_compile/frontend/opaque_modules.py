@@ -9,6 +9,7 @@ import threading
 import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from traceback import FrameSummary
 from typing import Any
 
@@ -36,6 +37,7 @@ class OpaqueModules:
         self._made: dict[nn.Module, OpaqueModule] = {}  # what was recorded of submodules
         self._found: dict[nn.Module, Callable[..., Any]] = {}  # of those that are operators, what Dynamo traces
         self._unfit: set[type[nn.Module]] = set()
+        self._why: dict[type[nn.Module], str] = {}  # the code that Dynamo cannot trace, by class
         self._compiled: dict[type[nn.Module], Callable[..., Any]] = {}
         self.code: list[types.CodeType] = []  # that Dynamo compiled for them
         self._idle = threading.Condition()  # no call is under way
@@ -70,7 +72,11 @@ class OpaqueModules:
         """
         known = len(self._found)
         while len(self._found) == known:
-            classes = set().union(*map(self._smallest, stacks))
+            classes: set[type[nn.Module]] = set()
+            for stack in stacks:
+                found = self._smallest(stack)
+                classes |= found
+                self._why |= dict.fromkeys(found - self._why.keys(), _code(stack[-1])) if stack else {}
             if not classes:
                 break
             self._record(classes, args, kwargs)
@@ -143,7 +149,9 @@ class OpaqueModules:
         self._unfit |= {type(module) for module in modules if _weights(module) > most or "forward" in vars(module)}
         tried = [module for module in modules if type(module) not in self._unfit]
         for module in tried:
-            self._made.setdefault(module, OpaqueModule(modules[module], module)).compute = _own_forward(module)
+            self._made.setdefault(
+                module, OpaqueModule(modules[module], module, self._why.get(type(module), ""))
+            ).compute = _own_forward(module)
 
         def recorded(module: nn.Module) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:
@@ -207,6 +215,12 @@ def _forward(known: OpaqueModule, own: Callable[..., Any]) -> Callable[..., Any]
         return pytree.tree_unflatten(leaves, spec)
 
     return forward
+
+
+def _code(frame: FrameSummary) -> str:
+    """Where the code of ``frame`` is, and what it says."""
+    line = f" `{frame.line.strip()}`" if frame.line else ""
+    return f"{Path(frame.filename).name}:{frame.lineno}{line}"
 
 
 def _own_forward(module: nn.Module) -> Callable[..., Any]:

@@ -8,7 +8,15 @@ from pathlib import Path
 
 from hicache_compile.errors import whole_number
 from hicache_compile.inspection.findings import Findings, Ran, ScopeRow
-from hicache_compile.inspection.graph_rows import block_rows, nbytes_of, program_rows, site_rows
+from hicache_compile.inspection.graph_rows import (
+    block_rows,
+    graph_rows,
+    nbytes_of,
+    opaque_rows,
+    pass_rows,
+    program_rows,
+    site_rows,
+)
 from hicache_compile.inspection.page import page
 from hicache_compile.inspection.tables import render
 from hicache_compile.inspection.versions import versions
@@ -121,6 +129,9 @@ def explain(
         partitioned=[path for made in rewrites for path in made.partitioned],
         tokenwise=[name for made in rewrites for name in made.tokenwise],
         ran=ran,
+        program_passes=pass_rows(views, layouts),
+        parts=graph_rows(views, layouts),
+        opaque=opaque_rows(views),
     )
 
 

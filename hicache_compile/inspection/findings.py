@@ -65,6 +65,32 @@ class ProgramRow:
 
 
 @dataclass(frozen=True, slots=True)
+class GraphRow:
+    """One captured graph of a call.
+
+    ``flops_full``, ``flops_forecast``: of its part of a step; ``opaque``: submodules that are one operator; ``why``:
+    why nothing of it is cached, empty where something is.
+    """
+
+    nodes: int
+    blocks: int
+    sites: int
+    flops_full: int
+    flops_forecast: int
+    opaque: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class PassRow:
+    """A pass of your own (``program_passes``): how many of the programs it changed, of those that were made."""
+
+    name: str
+    changed: int
+    programs: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ran:
     """The newest run of the calling thread: what decided, one letter a step and the cells of each site, by context;
     ``groups``: rows that belong to one attention."""
@@ -107,6 +133,9 @@ class Findings:
     partitioned: list[str] = field(default_factory=list)
     tokenwise: list[str] = field(default_factory=list)
     ran: Ran | None = None
+    program_passes: list[PassRow] = field(default_factory=list)
+    parts: list[GraphRow] = field(default_factory=list)
+    opaque: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def computed(self) -> int:

@@ -8,10 +8,12 @@ from math import prod
 import torch
 from torch import fx
 
-from hicache_compile.inspection.findings import BlockRow, ProgramRow, SiteRow
+from hicache_compile.inspection.findings import BlockRow, GraphRow, PassRow, ProgramRow, SiteRow
 from hicache_compile.inspection.view import View
 from hicache_compile.operators.anchors import QUANTISED
+from hicache_compile.operators.opaque import opaque_modules
 from hicache_compile.passes import Choice
+from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.cost import cost_of
 from hicache_compile.policy.layout import Layout
 
@@ -53,6 +55,43 @@ def program_rows(views: Sequence[View], layouts: Sequence[Layout]) -> list[Progr
             if choice != Choice.PLAIN  # the captured graph once more
         ]
     return rows
+
+
+def graph_rows(views: Sequence[View], layouts: Sequence[Layout]) -> list[GraphRow]:
+    """The captured graphs in the order of a call."""
+    return [_graph_row(view, layout) for view, layout in zip(views, layouts, strict=True)]
+
+
+def _graph_row(view: View, layout: Layout) -> GraphRow:
+    made = view.rewrite(layout)
+    return GraphRow(
+        nodes=len(view.graph.graph.nodes),
+        blocks=made.blocks,
+        sites=len(made.sites),
+        flops_full=view.flops_full,
+        flops_forecast=view.flops_of(layout),
+        opaque=len(opaque_modules(_opaque(view))),
+        why=made.why_nothing,
+    )
+
+
+def opaque_rows(views: Sequence[View]) -> list[tuple[str, str]]:
+    """The submodules that are one operator each, with the code that Dynamo cannot trace."""
+    return opaque_modules([name for view in views for name in _opaque(view)])
+
+
+def _opaque(view: View) -> list[str]:
+    return [str(node.args[0]) for node in view.graph.graph.nodes if ops.op(node) == ops.OPAQUE]
+
+
+def pass_rows(views: Sequence[View], layouts: Sequence[Layout]) -> list[PassRow]:
+    """The passes of your own, over all graphs."""
+    rewrites = [view.rewrite(layout) for view, layout in zip(views, layouts, strict=True)]
+    records = [[record for record in made.records if record.own] for made in rewrites]
+    programs = sum(len(made.programs) for made in rewrites)
+    return [
+        PassRow(each[0].name, sum(record.rewrites for record in each), programs) for each in zip(*records, strict=True)
+    ]
 
 
 def _ops(graph: fx.GraphModule) -> int:

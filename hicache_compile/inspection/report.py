@@ -10,6 +10,8 @@ from hicache_compile.errors import HiCacheError
 from hicache_compile.inspection.decision_map import DecisionMap, merged, rows_of, strategy_of
 from hicache_compile.inspection.decision_rows import Row
 from hicache_compile.inspection.findings import Ran
+from hicache_compile.inspection.tables import opaque_lines
+from hicache_compile.operators.opaque import opaque_modules
 from hicache_compile.passes import Choice
 from hicache_compile.runtime.compiled_graph import CompiledGraph
 from hicache_compile.runtime.live import Live
@@ -33,7 +35,8 @@ class Report:
     device, ``memory`` what a memory budget made of the policy. ``strategy`` names what decides, ``rows`` what happened
     to each site in each step of the newest trajectory, by context (``groups``: rows that belong to one attention).
     ``graph_breaks`` are the graphs of a call beyond one, ``nonfinite_probes`` the measurements that were no finite
-    number, ``refused`` the sites that are not cached with the reason, ``history`` the decisions of the remembered
+    number, ``opaque`` the submodules that are one operator each because Dynamo cannot trace them, with the code that it
+    cannot, ``refused`` the sites that are not cached with the reason, ``history`` the decisions of the remembered
     trajectories by context.
     """
 
@@ -58,6 +61,7 @@ class Report:
     strategy: str = ""
     rows: dict[str, list[Row]] = field(default_factory=dict)
     groups: int = 1
+    opaque: list[tuple[str, str]] = field(default_factory=list)
 
     def __str__(self) -> str:
         """The newest trajectory in a few lines: decisions by context, FLOPs, memory, programs, what is not cached."""
@@ -69,7 +73,7 @@ class Report:
             f"{self.state_bytes / 2**20:.1f} MiB of anchors, {self.programs} programs, {self.recompiles} recompiles"
         )
         refused = [f"not cached: {site}: {reason}" for site, reason in self.refused]
-        return "\n".join([*(runs or ["no run yet"]), steps, counts, *refused])
+        return "\n".join([*(runs or ["no run yet"]), steps, counts, *opaque_lines(self.opaque), *refused])
 
     def decisions(self, context: str = DEFAULT_CONTEXT, trajectory: int = -1) -> str:
         """One letter a step of a trajectory (by default the newest): ``F`` full, ``S`` computed
@@ -169,6 +173,7 @@ def gather(session: Session, graphs: Sequence[CompiledGraph]) -> Report:
         strategy=strategy_of(policy),
         rows={context.name: _rows(context, session) for context in current},
         groups=partitions.groups if partitions else 1,
+        opaque=opaque_modules([name for graph in called for name in graph.opaque]),
         history={context.name: ["".join(run) for run in context.history] for context in contexts},
     )
 

@@ -12,6 +12,7 @@ from rich.text import Text
 from hicache_compile.inspection.findings import Findings, SiteRow
 
 WIDTH = 128  # of text that is not printed to a terminal
+MOST_PATHS = 4  # in one line
 SHOWN = 24  # maximum number of rows; equal sites of different blocks share a row
 
 
@@ -25,7 +26,10 @@ def render(found: Findings) -> str:
 
 def tables(found: Findings) -> RenderableType:
     """The tables of ``found``, for a rich console."""
-    parts: list[RenderableType] = [_summary(found), "", _scopes(found), "", _sites(found)]
+    parts: list[RenderableType] = [_summary(found), ""]
+    if len(found.parts) > 1:
+        parts += [_graphs(found), ""]
+    parts += [_scopes(found), "", _sites(found)]
     if found.refused:
         parts += ["", _refused(found)]
     return Group(*parts)
@@ -71,7 +75,36 @@ def _summary(found: Findings) -> Text:
         )
     if found.sparse:
         lines.append(f"{found.decisions.count('S')} steps sparse in {len(found.sparse)} attentions and MLPs")
+    lines += passes(found) + opaque_lines(found.opaque)
     return Text("\n".join(lines))
+
+
+def passes(found: Findings) -> list[str]:
+    """A line for each pass of your own."""
+    return [f"own pass {own.name}: changed {own.changed} of {own.programs} programs" for own in found.program_passes]
+
+
+def opaque_lines(opaque: Sequence[tuple[str, str]]) -> list[str]:
+    """A line for each piece of code that Dynamo cannot trace, with the submodules that are one operator for it."""
+    of_code: dict[str, list[str]] = {}
+    for path, why in opaque:
+        of_code.setdefault(why, []).append(path)
+    return [
+        f"{len(paths)} opaque operator{'s' * (len(paths) > 1)} (own Python in computed steps): "
+        f"{', '.join(paths[:MOST_PATHS])}{', ...' * (len(paths) > MOST_PATHS)}; Dynamo cannot trace {why or 'them'}"
+        for why, paths in of_code.items()
+    ]
+
+
+def _graphs(found: Findings) -> Table:
+    table = Table(box=SIMPLE_HEAD, title="the graphs of a call, in order", title_justify="left")
+    for heading in ("graph", "nodes", "blocks", "sites", "full step", "forecast step", "opaque"):
+        table.add_column(heading, justify="left" if heading == "graph" else "right")
+    table.add_column("what is not cached")
+    for number, part in enumerate(found.parts):
+        steps = tera(part.flops_full), tera(part.flops_forecast)
+        table.add_row(str(number), *map(str, (part.nodes, part.blocks, part.sites)), *steps, str(part.opaque), part.why)
+    return table
 
 
 def _scopes(found: Findings) -> Table:

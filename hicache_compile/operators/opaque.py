@@ -41,12 +41,14 @@ class OpaqueModule:
     Args:
         path: of the submodule.
         module: the submodule.
+        why: the code that Dynamo cannot trace.
 
     ``compute`` is its own ``forward``, which may be compiled by itself.
     """
 
-    def __init__(self, path: str, module: nn.Module) -> None:
+    def __init__(self, path: str, module: nn.Module, why: str = "") -> None:
         self.path = path
+        self.why = why
         self.name = f"{path}@{next(_numbers)}"
         self.module = module
         self.compute: Callable[..., Any] = module.forward
@@ -185,6 +187,12 @@ def opaque(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Te
 
 
 torch.compiler.allow_in_graph(opaque)
+
+
+def opaque_modules(names: Sequence[str]) -> list[tuple[str, str]]:
+    """The path of each submodule that is called under one of ``names``, once, and the code that Dynamo cannot trace."""
+    found = [_MODULES[name] for name in names if name in _MODULES]
+    return list(dict.fromkeys((module.path, module.why) for module in found))
 
 
 def module_of(name: str) -> OpaqueModule:

@@ -56,7 +56,7 @@ class CompiledGraph:
         self._parameters = [i for i in weights if self._inputs[i] not in written]
         self._sized = [i for i, node in enumerate(self._inputs) if not node.meta["weight"]]
         sizes = [str(getattr(ops.value(self._inputs[i]), "shape", "")) for i in self._sized]
-        self._opaque = [str(node.args[0]) for node in captured.graph.nodes if ops.op(node) == ops.OPAQUE]
+        self.opaque = [str(node.args[0]) for node in captured.graph.nodes if ops.op(node) == ops.OPAQUE]
         self.quantised = self.options.quantised_on_the_host
         self.signature = (len(captured.graph.nodes), *sizes)
         self._costs: dict[Hashable, list[Cost]] = {}
@@ -70,7 +70,7 @@ class CompiledGraph:
     def __call__(self, *inputs: Any) -> Any:
         """Called by what Dynamo compiled."""
         weights = [inputs[i] for i in self._parameters]
-        for name in self._opaque:  # by name: Dynamo may keep this graph for as long as it likes
+        for name in self.opaque:  # by name: Dynamo may keep this graph for as long as it likes
             weights += module_of(name).weights()
         return self.replay(inputs, Parameters(weights))
 

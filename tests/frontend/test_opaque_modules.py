@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gc
+import json
 import pickle
+import re
 import weakref
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -290,3 +293,33 @@ def test_sizes_of_outputs_follow_those_of_inputs() -> None:
     assert call.outputs([(4, 9, 16), (4, 3)])[0][0] == [4, 9, 16]
     fixed = RecordedCall(((2, 7),), (((5, 7), torch.float32, torch.device("cpu")),), 0)
     assert fixed.outputs([(3, 8)])[0][0] == [5, 8]
+
+
+def test_the_report_says_what_is_one_operator_and_why() -> None:
+    compiled = hicache_compile(Toy(Mixture), HiCache(interval=3), backend="eager")
+    trajectory(compiled)
+    opaque = compiled.report().opaque
+    assert [path for path, _ in opaque] == [f"blocks.{place}.experts" for place in range(6)]
+    (why,) = {why for _, why in opaque}
+    assert re.fullmatch(rf"{Path(__file__).name}:\d+ `.*\bfirst\b.*`", why), why
+    (line,) = [line for line in str(compiled.report()).splitlines() if "opaque" in line]
+    assert line.startswith("6 opaque operators (own Python in computed steps): blocks.0.experts, ")
+    assert line.endswith(f"; Dynamo cannot trace {why}")
+    assert line in " ".join(str(compiled.explain(STEPS)).split())
+    assert json.loads(compiled.explain(STEPS).to_json())["opaque"] == [list(each) for each in opaque]
+    plain = hicache_compile(ConvertsInALoop(Mixture).blocks[0], HiCache(interval=3), backend="eager")
+    assert "opaque" not in str(plain.report())
+
+
+def test_an_explanation_has_a_line_for_each_graph() -> None:
+    compiled = hicache_compile(ConvertsInALoop(Mixture), HiCache(interval=3, scope="stack"), backend="eager")
+    trajectory(compiled)
+    found = compiled.explain(STEPS)
+    assert len(found.parts) == found.graphs > 1
+    assert sum(part.flops_full for part in found.parts) == found.flops_full
+    table = str(found).split("the graphs of a call, in order")[1].split("the same policy at each scope")[0]
+    rows = [line.split() for line in table.splitlines() if line.strip()[:1].isdigit()]
+    assert [row[0] for row in rows] == [str(number) for number in range(len(found.parts))]
+    one = hicache_compile(Toy(Mixture), HiCache(interval=3), backend="eager")
+    trajectory(one)
+    assert "the graphs of a call" not in str(one.explain(STEPS))

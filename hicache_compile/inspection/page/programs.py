@@ -7,7 +7,7 @@ from html import escape
 
 from hicache_compile.inspection.findings import Findings, ProgramRow
 from hicache_compile.inspection.page.markup import bar, table
-from hicache_compile.inspection.tables import tera
+from hicache_compile.inspection.tables import passes, tera
 
 INLINE = 400_000  # characters of all graphs on the page together; what is longer is left out
 ABOUT = {
@@ -24,7 +24,8 @@ def programs(found: Findings, texts: Mapping[str, str], files: Sequence[str]) ->
     links = {name[3:].rpartition(".")[0]: name for name in files}
     rows = [_row(one, most, links.get(one.name, "")) for one in found.programs]
     shown = table("graphs", ("graph", "what it is", "#operators", "#FLOPs"), rows) if rows else ""
-    return shown + "\n".join(_texts(texts, links))
+    own = "".join(f"<p>{escape(line)}</p>" for line in passes(found))
+    return shown + own + "\n".join(_texts(texts, links))
 
 
 def _row(one: ProgramRow, most: int, link: str) -> str:
