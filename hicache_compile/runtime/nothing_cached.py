@@ -47,11 +47,27 @@ def say_what_never_hit(step: Step) -> None:
     if free and letters and not set(letters) - set("FS") and not step.uncached:
         names = ", ".join(type(guard).__name__ for guard in context.policy.guards)
         log.warning(
-            "0 hits: %s skipped none of the %d steps of context %r, of which %d were free to be; the run was as "
+            "0 hits: %s skipped none of the %d steps of context %r, of which %d were free to be%s; the run was as "
             "slow as without a cache. In a run of few steps too much changes from one to the next: raise the "
             "threshold, or drop the guard",
             names,
             step.num_steps,
             context.name,
             free,
+            _nearest(step),
         )
+
+
+def _nearest(step: Step) -> str:
+    """What came nearest to a threshold, where guards that have one measured something."""
+    thresholds = {type(guard).__name__: getattr(guard, "threshold", None) for guard in step.context.policy.guards}
+    found: dict[str, float] = {}
+    for state in step.context.states.values():
+        for name, value in (state.decider.smallest() if state.decider is not None else {}).items():
+            found[name] = min(value, found.get(name, value))
+    said = [
+        f"; {name} measured at least {value:.3g}, its threshold is {thresholds[name]:.3g}"
+        for name, value in found.items()
+        if thresholds[name] is not None
+    ]
+    return "".join(said)

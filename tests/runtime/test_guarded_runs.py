@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -343,7 +344,13 @@ def test_a_run_without_hits_says_so(steps: int, caplog: pytest.LogCaptureFixture
     with compiled.trajectory(steps):
         sample(compiled, flux_inputs(), steps)
     assert f"0 hits: FirstBlockGuard skipped none of the {steps} steps" in caplog.text
+    said = re.findall(r"FirstBlockGuard measured at least ([\d.]+), its threshold is 0.01;", caplog.text)
+    assert len(said) == 2  # a sample each
     caplog.clear()
+    compiled.policy = FBCache(float(max(said, key=float)) * 1.01)  # what came nearest is now within it
+    with compiled.trajectory(steps):
+        sample(compiled, flux_inputs(), steps)
+    assert "0 hits" not in caplog.text
     compiled.policy = FBCache(1e9)
     with compiled.trajectory(steps):
         sample(compiled, flux_inputs(), steps)

@@ -131,6 +131,10 @@ class Guard(ABC):
         """Whether ``Policy.tokens`` may be computed in the forecast that the guard just allowed. Asked on the host."""
         return True
 
+    def compared(self, s: Numbers, seen: Sequence[Number]) -> Number:
+        """What ``ask``, which returned ``s``, held against the threshold: ``s.accumulated`` where the rule adds up."""
+        return s.as_dict().get("accumulated", seen[0])
+
     def parameters(self, num_steps: int | None) -> Mapping[str, float | Sequence[float]]:
         """The numbers of the rule in a run of ``num_steps``: by default every field that is a number or a tuple of
         numbers. A tuple has the same length in all guards that are to share a program."""
@@ -168,6 +172,7 @@ class HostRule:
         self.guard = guard
         self._parameters = Numbers(guard.parameters(num_steps))
         self._state = Numbers(guard.remembers)
+        self.smallest = math.inf  # of what was held against a threshold
 
     @property
     def state(self) -> dict[str, float]:
@@ -181,6 +186,8 @@ class HostRule:
     def skips(self, step: int, measured: Sequence[float] = ()) -> bool:
         """Whether ``step`` may be skipped; ``measured``: by the guard's probe."""
         skips, self._state = self.guard.ask(self._arithmetic, self._parameters, self._state, step, _seen(measured))
+        compared = float(self.guard.compared(self._state, _seen(measured)))
+        self.smallest = min(self.smallest, compared if measured and math.isfinite(compared) else math.inf)
         return bool(skips)
 
     def after_full(self, step: int, measured: Sequence[float] = ()) -> None:

@@ -68,6 +68,9 @@ class FirstBlockGuard(Guard):
         similar = ((p.blind > 0) & (p.threshold >= 1)) | (seen[0] < p.threshold)
         return within & (p.threshold > 0) & similar, s.replace(change=seen[0])
 
+    def compared(self, s: Numbers, seen: Sequence[Number]) -> Number:
+        return seen[0]
+
     def after_full(self, m: Arithmetic, p: Numbers, s: Numbers, step: Number, seen: Sequence[Number]) -> Numbers:
         return s.replace(row=0.0, accumulated=0.0)
 
