@@ -19,6 +19,7 @@ from hicache_compile.passes import Choice
 from hicache_compile.passes.graph.source import printable
 from hicache_compile.policy.files import file_path
 from hicache_compile.policy.layout import Layout
+from hicache_compile.policy.usual_length import usual_length
 from hicache_compile.runtime.compiled_graph import CompiledGraph
 from hicache_compile.runtime.runs import Sessions
 from hicache_compile.runtime.session import Session
@@ -69,9 +70,9 @@ class Inspected:
     def _layouts(self) -> list[Layout]:
         return [self._layout(graph)[0] for graph in self._newest()]
 
-    def explain(self, num_steps: int = 50) -> Explanation:
+    def explain(self, num_steps: int | None = None) -> Explanation:
         """What was found in the denoiser and what its policy makes of a run of ``num_steps``: ``print`` shows tables,
-        ``html(path)`` writes a page.
+        ``html(path)`` writes a page. By default the length of the policy's mask, or 50 where it has none.
 
         Blocks, sites with their kind, FLOPs and bytes, the same policy at the other scopes, what was refused, and what
         the newest run of this thread did.
@@ -83,18 +84,19 @@ class Inspected:
             raise HiCacheError("explain(): the denoiser must have been called once, or warmup(example_inputs)")
         memory = "; ".join(why for _, why in map(self._layout, self._newest()) if why)
         views, layouts, ran = self._views(), self._layouts(), self.report().ran()
-        return explain(self._name(), views, self.policy, num_steps, layouts=layouts, memory=memory, ran=ran)
+        steps = usual_length(self.policy) if num_steps is None else num_steps
+        return explain(self._name(), views, self.policy, steps, layouts=layouts, memory=memory, ran=ran)
 
     def _views(self) -> list[View]:
         live = self._session.live
         return [View(g.captured, live[g].bindings if g in live else {}) for g in self._newest()]
 
-    def dump(self, path: str | Path, num_steps: int = 50) -> None:
+    def dump(self, path: str | Path, num_steps: int | None = None) -> None:
         """Write everything about the denoiser into the folder ``path``, and ``index.html``, a page to read it by.
 
         Numbered files in the order they were made: each graph as Python, what Inductor generated for each program,
         Dynamo's bytecode (decompiled where depyf is installed); the policy, its schedule and weight table for a run of
-        ``num_steps``, the report, versions.
+        ``num_steps`` (see ``explain``), the report, versions.
 
         Raises:
             HiCacheError: see ``explain``.
@@ -110,7 +112,7 @@ class Inspected:
                     code[f"{choice}_generated" + (f".{earlier}" if earlier else "")] = text
         code["dynamo_bytecode"] = decompiled(self._frames())
         extra = {
-            "schedule.tsv": schedule(self.policy, num_steps, self._views(), self._layouts()),
+            "schedule.tsv": schedule(self.policy, explained.num_steps, self._views(), self._layouts()),
             "report.json": self.report().to_json(),
         }
         write(file_path("dump.path", path), explained, graphs, code=code, extra=extra)

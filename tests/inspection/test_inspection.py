@@ -17,7 +17,19 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hicache_compile import FORA, CompiledDenoiser, HiCache, HiCacheError, Policy, hicache_compile, inspect
+from hicache_compile import (
+    FORA,
+    CompiledDenoiser,
+    HiCache,
+    HiCacheError,
+    PerBranch,
+    PerRange,
+    Policy,
+    Reuse,
+    StepMask,
+    hicache_compile,
+    inspect,
+)
 from hicache_compile.inspection.dump import schedule
 from hicache_compile.inspection.page import page
 from hicache_compile.passes.graph.graphs import placeholders
@@ -276,3 +288,20 @@ def test_through_torch_compile(tmp_path: Path) -> None:
     inspect(compiled).dump(tmp_path)
     assert "# captured graph of ToyDiT, scope module" in (tmp_path / "01_captured.py").read_text()
     assert "__compiled_fn" in next(tmp_path.glob("*_dynamo_bytecode.py")).read_text()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "steps"),
+    [
+        (StepMask("1101"), 4),
+        (PerBranch({"cond": StepMask("110110")}, StepMask("110110")), 6),
+        (PerRange((Interval(3), StepMask("11011"))), 5),
+        (Interval(4), 50),
+    ],
+)
+def test_a_policy_with_a_mask_is_explained_at_its_length(schedule: Any, steps: int, tmp_path: Path) -> None:
+    compiled = hicache_compile(ToyDiT(), Policy(schedule, Reuse(), "module"), backend="eager")
+    compiled.warmup([torch.randn(2, 5, 16), torch.rand(2)], num_steps=steps)
+    assert compiled.explain().num_steps == steps
+    compiled.dump(tmp_path)
+    assert json.loads((tmp_path / "explain.json").read_text())["num_steps"] == steps

@@ -186,6 +186,15 @@ def test_in_a_browser(tab: Tab, width: int, dark: bool) -> None:
     assert tab.value(f"Math.min(...{used}.map((each) => each.getBoundingClientRect().height))") >= 18
 
 
+def test_a_wide_map_is_scaled_on_a_phone(tab: Tab) -> None:
+    tab.open(str(tab.value("location.href")).partition("#")[0], 390)
+    box = "document.querySelector('svg.map').parentElement"
+    tab.value("document.querySelector('svg.map').setAttribute('width', 2000)")
+    assert tab.value(f"{box}.scrollWidth <= {box}.clientWidth")
+    bars = "document.querySelector('svg.map use').getBoundingClientRect()"
+    assert 0 < tab.value(f"{bars}.width") < 390
+
+
 def test_a_block_opens_with_the_keyboard(tab: Tab) -> None:
     tab.open(str(tab.value("location.href")).partition("#")[0])
     assert tab.value("document.querySelector('.panel').checkVisibility()") is False

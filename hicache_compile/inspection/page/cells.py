@@ -113,8 +113,9 @@ def step_map(rows: Sequence[Drawn], identity: str, title: str) -> str:
         f'<use href="#{shared[tuple(states)]}" x="{left}" y="{24 + tall * i}"/></g>'
         for i, (name, states) in enumerate(rows)
     )
+    width, height = left + wide * steps + 8, 28 + tall * len(rows)
     return (
-        f'<svg class=map id="{identity}" width="{left + wide * steps + 8}" height="{28 + tall * len(rows)}" role=img '
+        f'<svg class=map id="{identity}" width="{width}" height="{height}" viewBox="0 0 {width} {height}" role=img '
         f'aria-labelledby="{identity}-title"><title id="{identity}-title">{escape(title)}</title><defs>{patterns}</defs>'
         f"{_axis(steps, wide, left)}{drawn}</svg>"
     )
