@@ -1,4 +1,4 @@
-"""Every text that the library warns, refuses or fails with, read off its source."""
+"""Every text that the library logs, warns, refuses or fails with, read off its source."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 SOURCES = ("hicache_compile", "passes", "backends", "benchmarks")
 GAP = "\0"  # what is filled in when the message is made
 ERRORS = ("HiCacheError", "UnfitError", "NotByRowError")
-WARNS = ("warning", "warn", "warn_once")
+KINDS = {"info": "info", "warning": "warning", "warn": "warning", "warn_once": "warning"}
 # Functions whose texts end up in a warning or a refusal, besides those of passes that return `str | None`.
 TEXTS = {
     "hicache_compile/internals/feature.py": ("message",),
@@ -28,7 +28,7 @@ _VALUE = re.compile(rf"^[\w.{GAP}\[\], +-]+ = .*: (?:must|no) |^[\w{GAP}]+\.[\w.
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A text of the source. ``kind``: ``"warning"``, ``"refusal"`` or ``"error"``."""
+    """A text of the source. ``kind``: ``"info"``, ``"warning"``, ``"refusal"`` or ``"error"``."""
 
     kind: str
     place: str
@@ -74,7 +74,11 @@ def _calls(name: str, tree: ast.Module, constants: dict[str, str]) -> Iterator[M
         if not isinstance(node, ast.Call) or not node.args:
             continue
         called = getattr(node.func, "id", getattr(node.func, "attr", ""))
-        of = {"CannotRewrite": ("refusal", -1), "Feature": ("warning", -1), **dict.fromkeys(WARNS, ("warning", 0))}
+        of = {
+            "CannotRewrite": ("refusal", -1),
+            "Feature": ("warning", -1),
+            **{name: (kind, 0) for name, kind in KINDS.items()},
+        }
         kind, which = of.get(called, ("", 0))
         kind = "error" if called in ERRORS else kind
         if kind and (text := _text(node.args[which], constants)):
