@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 
 from hicache_compile.frontend.denoiser import CompiledDenoiser
+from hicache_compile.policy.program_passes import name_of_pass
 from hicache_compile.runtime.options import CompileOptions
 
 
@@ -12,7 +13,6 @@ def differences(denoiser: CompiledDenoiser, asked: CompileOptions) -> list[str]:
     """What ``denoiser`` has otherwise than ``asked``: its policy, its promise, and each option that is asked for, as
     text. An option that is left at its default is not asked for."""
     theirs = denoiser._session.options
-    fitted = denoiser._session.shared.fitted(asked.policy, denoiser._orig_mod)
     has, fitted = denoiser.policy, denoiser._session.shared.fitted(asked.policy, denoiser._orig_mod)
     found = [
         f"policy.{field.name} = {getattr(has, field.name)}, not {getattr(fitted, field.name)}"
@@ -31,5 +31,5 @@ def differences(denoiser: CompiledDenoiser, asked: CompileOptions) -> list[str]:
 
 def _shown(value: object) -> str:
     if isinstance(value, tuple):
-        return f"[{', '.join(getattr(own, '__name__', type(own).__name__) for own in value)}]"
+        return f"[{', '.join(map(name_of_pass, value))}]"
     return repr(value)

@@ -61,7 +61,8 @@ def schedule(policy: Policy, num_steps: int, views: Sequence[View], layouts: Seq
     """What is known of a run before it starts: one line a step and row of weights.
 
     ``decision`` is the program the step runs; ``free``: guards decide. ``row`` is the ring row a computed step writes,
-    ``weight_k`` the weight of ring row ``k``. Where kinds are decided each by itself, ``group`` names the kind.
+    ``weight_k`` the weight of ring row ``k``. Where kinds are decided each by itself, ``group`` names the kind; where
+    slots are forecast in parts, also the part.
     """
     depth = max(layout.depth for layout in layouts)
     lines = ["\t".join(["step", "decision", "group", "row", *(f"weight_{k}" for k in range(depth))])]
@@ -89,7 +90,9 @@ def _lines(step: int, decision: str, rows: StepRows, spec: RowSpec) -> list[str]
         place = spec.group_of[number] if spec.per_slot else number // spec.parts
         group = spec.groups[place]
         if group in rows.forecasts:
-            found.append("\t".join([str(step), decision, group, "", *map(repr, weights)]))
+            part = f"part {number % spec.parts}" if spec.parts > 1 else ""
+            named = " ".join(filter(None, (group, part)))
+            found.append("\t".join([str(step), decision, named, "", *map(repr, weights)]))
         elif number == (spec.group_of.index(place) if spec.per_slot else place * spec.parts):
             found.append("\t".join([str(step), decision, group, str(rows.positions[place]), *[""] * spec.depth]))
     return found

@@ -99,7 +99,7 @@ def explain(
     rows = [
         chosen
         if scope == layout.scope
-        else _at_scope(scope, views, [own.at(scope) for own in layouts], policy, decisions, flops_full)
+        else _at_scope(scope, views, [_elsewhere(own, scope) for own in layouts], policy, decisions, flops_full)
         for scope in scopes
     ]
     return Explanation(
@@ -133,6 +133,11 @@ def explain(
         parts=graph_rows(views, layouts),
         opaque=opaque_rows(views),
     )
+
+
+def _elsewhere(layout: Layout, scope: str) -> Layout:
+    """``layout`` at another ``scope``, without a user's own passes, which may not be made for it."""
+    return replace(layout.at(scope), program_passes=())
 
 
 def _at_scope(

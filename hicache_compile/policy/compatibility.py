@@ -24,6 +24,7 @@ class Trait(StrEnum):
     FORECASTS = "a forecaster other than Reuse()"
     READS_ANCHORS = "a forecaster that is fitted to the anchors (DMD, ResidualGate)"
     PER_SLOT = "a forecaster with weights for each slot"
+    IN_PARTS = "a forecaster with weights for each part of a slot (ByBand, ByChannel)"
     BY_RUN = "a forecaster that goes by the steps of the run"
     MANY_ANCHORS = "a forecaster that reads more than 3 anchors"
     BLOCKS_APART = "blocks that are told apart (first, last, PerRange)"

@@ -12,7 +12,7 @@ from hicache_compile.errors import HiCacheError, one_of, whole_number
 from hicache_compile.policy import forecasters
 from hicache_compile.policy.compatibility import Trait, check, traits_of
 from hicache_compile.policy.environment import fields_from_env
-from hicache_compile.policy.forecasters import Forecaster, Smoothing
+from hicache_compile.policy.forecasters import ByBand, ByChannel, Forecaster, Smoothing
 from hicache_compile.policy.guards import Guard, Measure
 from hicache_compile.policy.layout import NOWHERE, SCOPES, WITH_ENDS, Layout
 from hicache_compile.policy.published import PublishedModel, for_model
@@ -124,7 +124,7 @@ class Policy:
             getattr(self.schedule, "groups", ()),
             getattr(self.schedule, "ranges", ()),
             Trait.PER_SLOT in traits_of(self.forecaster),
-            getattr(self.forecaster, "parts", None),
+            self.forecaster.parts if isinstance(self.forecaster, ByBand | ByChannel) else None,
             partitions() if partitions is not None else None,
             depth=self.depth,
             tokens=self.tokens.of_graph if self.tokens is not None else None,

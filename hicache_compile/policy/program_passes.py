@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any
 
 from hicache_compile.errors import HiCacheError
@@ -20,10 +20,18 @@ def as_program_passes(owner: str, given: object) -> tuple[ProgramPass, ...]:
     if given is None:
         return ()
     passes = tuple(given) if isinstance(given, list | tuple) else (None,)
-    if not all(callable(own) and isinstance(own, Hashable) for own in passes):
+    if not all(map(callable, passes)):
         raise HiCacheError(
             f"{owner}.program_passes = {given!r}: must be a list of functions that take a torch.fx.GraphModule"
         )
+    for own in passes:
+        try:
+            hash(own)
+        except TypeError as error:
+            raise HiCacheError(
+                f"{owner}.program_passes: {name_of_pass(own)} has no hash ({error}): must have one, programs are found "
+                "by their passes"
+            ) from None
     return passes
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from hicache_compile.errors import is_real
 from hicache_compile.passes.work import Rewrite
 from hicache_compile.runtime.step import Step
 
@@ -60,14 +61,15 @@ def say_what_never_hit(step: Step) -> None:
 
 def _nearest(step: Step) -> str:
     """What came nearest to a threshold, where guards that have one measured something."""
-    thresholds = {type(guard).__name__: getattr(guard, "threshold", None) for guard in step.context.policy.guards}
-    found: dict[str, float] = {}
+    guards = step.context.policy.guards
+    found: dict[int, float] = {}
     for state in step.context.states.values():
-        for name, value in (state.decider.smallest() if state.decider is not None else {}).items():
-            found[name] = min(value, found.get(name, value))
+        for number, value in (state.decider.smallest() if state.decider is not None else {}).items():
+            found[number] = min(value, found.get(number, value))
+    thresholds = {number: getattr(guards[number], "threshold", None) for number in found}
     said = [
-        f"; {name} measured at least {value:.3g}, its threshold is {thresholds[name]:.3g}"
-        for name, value in found.items()
-        if thresholds[name] is not None
+        f"; {type(guards[number]).__name__} measured at least {value:.3g}, its threshold is {thresholds[number]:.3g}"
+        for number, value in found.items()
+        if is_real(thresholds[number])
     ]
     return "".join(said)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hicache_compile.errors import HiCacheError
 from hicache_compile.passes.graph.inputs import Role
 from hicache_compile.policy.forecasters import BDF2, ByChannel, Forecaster, Hermite, Newton, Reuse, weights
 from hicache_compile.policy.policy import Policy
@@ -41,7 +42,11 @@ def by_channel(
         runs: each samples once with it; all are made in full.
         candidates: forecasters that go by steps alone.
         clusters: of the channels of a slot, at most.
+
+    Raises:
+        HiCacheError: the denoiser is captured as several graphs, or ``policy`` computes every step.
     """
+    clustering()  # of scipy: a missing package is said before the runs
     kept, errors = denoiser.policy, _Errors(policy, candidates)
     denoiser.policy = replace(policy, schedule=Interval(1))
     try:
@@ -52,6 +57,8 @@ def by_channel(
     finally:
         denoiser.policy = kept
         denoiser.reset()
+    if not errors.found:
+        raise HiCacheError(f"channels.schedule = {policy.schedule!r}: must skip a step of these runs")
     chosen = {slot: _chosen(found, clusters) for slot, found in errors.found.items()}
     return ByChannel(tuple(candidates), tuple(chosen.get(slot, "") for slot in range(max(chosen) + 1)))
 
@@ -72,10 +79,11 @@ class _Errors:
 
     def __call__(self, step: Step, call: Call, run: Callable[[], Any]) -> Any:
         value = run()
-        slots: Slots = {}
-        for state in step.context.states.values():
-            rings = [kept.slot for kept in state.kept if kept.role is Role.ANCHORS]
-            slots |= dict(zip(rings, newest(state, step), strict=True))
+        if len(step.context.states) > 1:
+            raise HiCacheError("channels: the denoiser is captured as several graphs: must be one")
+        state = next(iter(step.context.states.values()))
+        rings = [kept.slot for kept in state.kept if kept.role is Role.ANCHORS]
+        slots = dict(zip(rings, newest(state, step), strict=True))
         computed = self._computed.setdefault(step.context.name, [])
         if self.policy.schedule.computes(step.index, step.num_steps) or not computed:
             self._keep(step, slots)
@@ -112,7 +120,18 @@ def _clusters(profiles: np.ndarray, count: int) -> np.ndarray:
     """The cluster of each of ``profiles`` ``[C, n]``, at most ``count`` of them."""
     if len(profiles) <= count:
         return np.arange(len(profiles))
-    from scipy.cluster.vq import kmeans2
-
-    found: np.ndarray = kmeans2(profiles, count, minit="++", seed=0)[1]
+    found: np.ndarray = clustering()(profiles, count, minit="++", seed=0)[1]
     return found
+
+
+def clustering() -> Callable[..., Any]:
+    """k-means of scipy.
+
+    Raises:
+        HiCacheError: scipy is not installed.
+    """
+    try:
+        from scipy.cluster.vq import kmeans2
+    except ImportError:
+        raise HiCacheError("tune --fit channels needs scipy: pip install 'hicache_compile[eval]'") from None
+    return kmeans2

@@ -14,7 +14,7 @@ from hicache_compile.policy.files import check_writable
 from hicache_compile.policy.json_codec import write_policy
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.progress import progress
-from hicache_compile.tune.calibrated import FITS, fit_forecasts, measure
+from hicache_compile.tune.calibrated import FITS, SEARCHES, fit_forecasts, measure
 from hicache_compile.tune.fit import METHODS, fit
 from hicache_compile.tune.grid_plan import fit_grid
 
@@ -54,6 +54,9 @@ class Fitting:
 
     def __post_init__(self) -> None:
         one_of("fit", "method", self.method, (*METHODS, *FITS, PLAN))
+        one_of("fit", "search", self.search, SEARCHES)
+        if self.search != SEARCHES[0] and self.method not in FITS:
+            raise HiCacheError(f"fit.search = {self.search!r}: must be {SEARCHES[0]} with method {self.method!r}")
         if self.mask is not None and (self.method != PLAN or self.computed is not None):
             raise HiCacheError(f"fit.mask = {self.mask!r}: must be given with method 'plan', without computed")
 

@@ -25,7 +25,8 @@ def check_parts(layout: Layout, slots: Sequence[torch.Tensor], ranks: Sequence[s
     """Raise unless ``slots``, by their example values, have the parts of ``layout``.
 
     Raises:
-        HiCacheError: ``ByChannel`` has other slots, or a slot has other channels; or bands are wanted over ``ranks``.
+        HiCacheError: ``ByChannel`` has other slots, or a slot has other channels; or bands are wanted over ``ranks``,
+            or of a slot without tokens.
     """
     parts = layout.parts
     if parts is None:
@@ -35,6 +36,12 @@ def check_parts(layout: Layout, slots: Sequence[torch.Tensor], ranks: Sequence[s
             raise HiCacheError(
                 "ByBand: frequencies are of all tokens, and each rank may have a part of them: use another forecaster, "
                 "or decide_together=False where every rank has all tokens"
+            )
+        flat = [tuple(value.shape) for value in slots if value.dim() < 3]
+        if flat:
+            raise HiCacheError(
+                f"ByBand: a slot of shape {flat[0]} has no dimension of tokens between batch and channels: must be "
+                "[B, N, C]; use another scope or forecaster"
             )
         return
     if len(parts.chosen) > len(slots):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+import torch
 
-from hicache_compile import ByChannel, Gated, HiCache, Newton, Policy, StepMask
+from hicache_compile import ByChannel, Gated, HiCache, HiCacheError, Newton, Policy, StepMask, hicache_compile
 from hicache_compile.policy.forecasters import weights
 from hicache_compile.tune.channels import _clusters, by_channel
 from tests.apps.test_calibrate import STEPS, Toy, features
 from tests.support.models import ToyDiT
+from tests.support.reference_toy import Toy as Broken
 
 MASK = StepMask("1101001000")
 CANDIDATES = (Newton(2), Gated(Newton(2), (0.97,)), Gated(Newton(2), (1.03,)))  # in close competition
@@ -56,3 +59,23 @@ def test_what_was_fitted_runs_at_every_site() -> None:
     toy.denoiser.policy = Policy(MASK, found)
     assert toy.run(0).isfinite().all()
     assert "." in toy.denoiser.report().decisions()
+
+
+def test_several_graphs_and_nothing_skipped_are_refused() -> None:
+    broken = hicache_compile(Broken(breaks=True), HiCache(4, scope="stack"), backend="eager")
+
+    def run() -> torch.Tensor:
+        x = torch.randn(1, 8, 8)
+        with torch.no_grad(), broken.trajectory(6):
+            for step in range(6):
+                x = x - broken(x, torch.full((1,), 1 - step / 6)) / 6
+        return x
+
+    with pytest.raises(HiCacheError, match="several graphs: must be one"):
+        by_channel(broken, [run], HiCache(4, scope="stack"), CANDIDATES)
+    broken.policy = Policy(StepMask("110100"), ByChannel(CANDIDATES, ("01200120",)), "stack")
+    with pytest.raises(HiCacheError, match="several graphs, whose slots cannot be told apart"):
+        run()
+    toy = Toy()
+    with pytest.raises(HiCacheError, match="must skip a step of these runs"):
+        by_channel(toy.denoiser, toy.runs, Policy(StepMask("1" * STEPS), Newton(2), "stack"), CANDIDATES)

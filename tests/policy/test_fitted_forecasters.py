@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from hicache_compile import (
     Interval,
     MeanVelocity,
     Mixed,
+    Newton,
     Policy,
     ResidualGate,
     Reuse,
@@ -379,3 +382,25 @@ def test_spectrum_mixes_its_regression_with_a_line() -> None:
     run = Spectrum(mix=0.5).bind(RunInfo(num_steps=20)).forecaster
     assert isinstance(run, Mixed)
     assert run.forecaster == GlobalChebyshev(4, 0.1, num_steps=20)
+
+
+@pytest.mark.parametrize("damp", [lambda inner: Gated(inner, (1.0,) * 5), ResidualGate])
+def test_what_is_damped_goes_by_the_times_of_the_run(damp: Any) -> None:
+    times = [1000.0, 900.0, 600.0, 300.0, 100.0]
+    run = damp(MeanVelocity()).bind(RunInfo(5, 0, lambda: times))
+    alone = MeanVelocity().bind(RunInfo(5, 0, lambda: times))
+    assert run.forecaster == alone
+    assert alone != MeanVelocity().bind(RunInfo(5))
+
+
+def test_an_own_forecaster_may_have_any_attributes() -> None:
+    class Ensemble:
+        parts = 3
+        forecasters = (Reuse(), Newton(1))
+
+        def weights(self, anchors: Sequence[int], target: int) -> list[float]:
+            return [2.0, -1.0][: len(anchors)]
+
+    policy = Policy(StepMask("1100"), Ensemble(), "stack")
+    assert policy.layout.parts is None
+    assert policy.part_weights([0, 1], 2) == [[2.0, -1.0]]

@@ -281,9 +281,15 @@ OTHER: list[tuple[Any, dict[str, Any], str, list[Any], str]] = [
     (Calibrated, {"table": TABLE}, "reads", [1], "must be 2 or more, as the rows of its table"),
     (SteppedHermite, {"order": 2}, "sigmas", [None, (), 0.5, ("a",), (-0.1,)], "one or more numbers >= 0"),
     (Gated, {"forecaster": Hermite()}, "gates", [None, (), 0.5, ("a",), (math.nan,)], "one or more numbers"),
-    (Gated, {"gates": (1.0,)}, "forecaster", [*NO_OBJECT, Hermite], "an object with a method weights"),
+    (Gated, {"gates": (1.0,)}, "forecaster", [*NO_OBJECT, Hermite, DMD(), ByBand()], "an object with a method"),
     *(
-        (Mixed, {"forecaster": Hermite(), "second": Newton()}, field, [*NO_OBJECT, Hermite, DMD()], "an object with a")
+        (
+            Mixed,
+            {"forecaster": Hermite(), "second": Newton()},
+            field,
+            [*NO_OBJECT, Hermite, DMD(), ByBand()],
+            "an object",
+        )
         for field in ("forecaster", "second")
     ),
     (Mixed, {"forecaster": Hermite(), "second": Newton()}, "share", [*NOT_REAL, 1.1], "a number in (0, 1]"),
@@ -307,7 +313,7 @@ OTHER: list[tuple[Any, dict[str, Any], str, list[Any], str]] = [
         "an integer from 1 to 31",
     ),
     (MeanVelocity, {}, "times", [3, (), ("a",), (-1.0,), (math.nan,)], "one or more numbers >= 0"),
-    (ResidualGate, {}, "forecaster", [*NO_OBJECT, Hermite, DMD()], "a forecaster that goes by steps alone"),
+    (ResidualGate, {}, "forecaster", [*NO_OBJECT, Hermite, DMD(), ByBand()], "of all slots and by steps alone"),
     (Smoothing, {}, "method", ["average", "", None, 1, ["exponential"]], "exponential, moving_average"),
     (Smoothing, {}, "hybrid", [None, 0, 1, "true", []], "true or false"),
     (Policy, POLICY_FIELDS, "schedule", [*NO_OBJECT, Interval, Reuse()], "a schedule"),

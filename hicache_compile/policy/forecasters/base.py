@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
 from hicache_compile.errors import HiCacheError
-from hicache_compile.policy.compatibility import Trait
+from hicache_compile.policy.compatibility import Trait, traits_of
 
 MAX_ORDER = 8
 MOST_ANCHORS = 32  # maximum size of a ring
@@ -31,6 +31,19 @@ class Reuse:
 
     def weights(self, anchors: Sequence[int], target: int) -> list[float]:
         return [1.0]
+
+
+def check_inner(owner: str, field: str, forecaster: object, shown: object = None) -> None:
+    """Raise unless ``forecaster`` is one that another may be made of: of all slots, whole, and by steps alone.
+
+    ``shown``: what the field holds, where that is a list.
+    """
+    by_steps = not isinstance(forecaster, type) and callable(getattr(forecaster, "weights", None))
+    if not by_steps or {Trait.READS_ANCHORS, Trait.PER_SLOT, Trait.IN_PARTS} & traits_of(forecaster):
+        raise HiCacheError(
+            f"{owner}.{field} = {shown or forecaster!r}: must be an object with a method weights(anchors, target), "
+            "of all slots and by steps alone"
+        )
 
 
 def checked(forecaster: Forecaster, row: object, most: int) -> list[float]:

@@ -13,9 +13,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from hicache_compile.errors import HiCacheError, whole_number
-from hicache_compile.policy.compatibility import Trait
-from hicache_compile.policy.forecasters.base import MOST_ANCHORS, Forecaster
+from hicache_compile.errors import whole_number
+from hicache_compile.policy.compatibility import Trait, traits_of
+from hicache_compile.policy.forecasters.base import MOST_ANCHORS, Forecaster, check_inner
+from hicache_compile.policy.run import RunInfo, bound
 
 
 class MeasuredForecaster(ABC):
@@ -91,11 +92,16 @@ class ResidualGate(MeasuredForecaster):
     reads: int = 4
 
     def __post_init__(self) -> None:
-        if isinstance(self.forecaster, type | MeasuredForecaster) or not hasattr(self.forecaster, "weights"):
-            raise HiCacheError(
-                f"ResidualGate.forecaster = {self.forecaster!r}: must be a forecaster that goes by steps alone"
-            )
+        check_inner("ResidualGate", "forecaster", self.forecaster)
         whole_number("ResidualGate", "reads", self.reads, 2, MOST_ANCHORS)
+
+    @property
+    def traits(self) -> frozenset[Trait]:  # type: ignore[override]  # those of what is damped too
+        return (traits_of(self.forecaster) | {Trait.READS_ANCHORS}) - {Trait.REUSES}
+
+    def bind(self, run: RunInfo) -> ResidualGate:
+        """The forecaster for ``run``."""
+        return ResidualGate(bound(self.forecaster, run), self.reads)
 
     def weights_from(self, gram: np.ndarray, anchors: Sequence[int], target: int) -> list[float]:
         count = min(len(anchors), self.reads)

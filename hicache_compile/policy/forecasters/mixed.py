@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from hicache_compile.errors import HiCacheError, real_number
+from hicache_compile.errors import real_number
 from hicache_compile.policy.compatibility import Trait, traits_of
-from hicache_compile.policy.forecasters.base import Forecaster
+from hicache_compile.policy.forecasters.base import Forecaster, check_inner
 from hicache_compile.policy.run import RunInfo, bound
 
 
@@ -29,14 +29,8 @@ class Mixed:
     share: float = 0.5
 
     def __post_init__(self) -> None:
-        for name in ("forecaster", "second"):
-            given = getattr(self, name)
-            by_steps = not isinstance(given, type) and callable(getattr(given, "weights", None))
-            if not by_steps or {Trait.READS_ANCHORS, Trait.PER_SLOT} & traits_of(given):
-                raise HiCacheError(
-                    f"Mixed.{name} = {given!r}: must be an object with a method weights(anchors, target), of all slots "
-                    "and by steps alone"
-                )
+        check_inner("Mixed", "forecaster", self.forecaster)
+        check_inner("Mixed", "second", self.second)
         real_number("Mixed", "share", self.share, 0, 1)
 
     @property

@@ -10,6 +10,7 @@ import numpy as np
 from hicache_compile.errors import HiCacheError
 from hicache_compile.policy.forecasters.base import MOST_ANCHORS, Forecaster, checked
 from hicache_compile.policy.forecasters.measured import MeasuredForecaster
+from hicache_compile.policy.forecasters.parts import ByBand, ByChannel
 from hicache_compile.policy.forecasters.smoothing import Smoothing
 
 
@@ -49,7 +50,7 @@ def rows_of(
     forecaster: Forecaster, anchors: Sequence[int], target: int, smoothing: Smoothing | None = None
 ) -> list[list[float]]:
     """The same for each part of a value, where ``forecaster`` is one of parts (``ByBand``); else one row."""
-    each: Sequence[Forecaster] = getattr(forecaster, "forecasters", (forecaster,))
+    each = forecaster.forecasters if isinstance(forecaster, ByBand | ByChannel) else (forecaster,)
     return [weights(one, anchors, target, smoothing) for one in each]
 
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, TypeVar
 
-from hicache_compile.errors import HiCacheError, numbers, whole_number
-from hicache_compile.policy.compatibility import Trait
-from hicache_compile.policy.forecasters.base import MAX_ORDER, Forecaster
+from hicache_compile.errors import numbers, whole_number
+from hicache_compile.policy.compatibility import Trait, traits_of
+from hicache_compile.policy.forecasters.base import MAX_ORDER, Forecaster, check_inner
 from hicache_compile.policy.forecasters.differences import Hermite
-from hicache_compile.policy.run import RunInfo
+from hicache_compile.policy.run import RunInfo, bound
 
 N = TypeVar("N", int, float)
 
@@ -64,20 +64,20 @@ class Gated:
     gates: tuple[float, ...]
     num_steps: int | None = None
 
-    traits: ClassVar[frozenset[Trait]] = frozenset({Trait.BY_RUN})
-
     def __post_init__(self) -> None:
-        if isinstance(self.forecaster, type) or not callable(getattr(self.forecaster, "weights", None)):
-            raise HiCacheError(
-                f"Gated.forecaster = {self.forecaster!r}: must be an object with a method weights(anchors, target)"
-            )
+        check_inner("Gated", "forecaster", self.forecaster)
         object.__setattr__(self, "gates", numbers("Gated", "gates", self.gates))
         if self.num_steps is not None:
             whole_number("Gated", "num_steps", self.num_steps, 1)
 
+    @property
+    def traits(self) -> frozenset[Trait]:
+        return (traits_of(self.forecaster) | {Trait.BY_RUN}) - {Trait.REUSES}
+
     def bind(self, run: RunInfo) -> Gated:
         """The forecaster for ``run``."""
-        return self if run.num_steps in (None, self.num_steps) else replace(self, num_steps=run.num_steps)
+        num_steps = self.num_steps if run.num_steps is None else run.num_steps
+        return replace(self, forecaster=bound(self.forecaster, run), num_steps=num_steps)
 
     def weights(self, anchors: Sequence[int], target: int) -> list[float]:
         gate = value_at(self.gates, target, self.num_steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -38,6 +39,9 @@ class EasyCacheGuard(Guard):
         rated = s.computed >= 2  # before, there is no rate
         total = m.where(rated, s.accumulated + seen[0], s.accumulated)
         return rated & (p.threshold > 0) & (total < p.threshold), s.replace(accumulated=total)
+
+    def compared(self, s: Numbers, seen: Sequence[Number]) -> Number:
+        return s.accumulated if s.computed >= 2 else math.inf  # before, nothing is
 
     def after_full(self, m: Arithmetic, p: Numbers, s: Numbers, step: Number, seen: Sequence[Number]) -> Numbers:
         return s.replace(computed=s.computed + 1, accumulated=0.0)

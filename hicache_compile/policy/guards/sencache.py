@@ -38,7 +38,7 @@ class SenCacheGuard(Guard):
     input_sensitivity: float | tuple[float, ...] = 1.0
     time_sensitivity: float | tuple[float, ...] = 0.0
 
-    remembers: ClassVar[Mapping[str, float]] = {"last": 0.0, "of_input": 0.0, "of_time": 0.0}
+    remembers: ClassVar[Mapping[str, float]] = {"last": 0.0, "of_input": 0.0, "of_time": 0.0, "moved": 0.0}
     numbers_are_data: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -75,7 +75,10 @@ class SenCacheGuard(Guard):
 
     def ask(self, m: Arithmetic, p: Numbers, s: Numbers, step: Number, seen: Sequence[Number]) -> tuple[Truth, Numbers]:
         moved = s.of_input * seen[0] + s.of_time * (step - s.last) * p.share
-        return (p.threshold > 0) & (moved < p.threshold), s
+        return (p.threshold > 0) & (moved < p.threshold), s.replace(moved=moved)
+
+    def compared(self, s: Numbers, seen: Sequence[Number]) -> Number:
+        return s.moved
 
     def after_full(self, m: Arithmetic, p: Numbers, s: Numbers, step: Number, seen: Sequence[Number]) -> Numbers:
         near = [_nearness(m, step * p.points - point) for point in range(POINTS)]

@@ -85,7 +85,7 @@ class TeaCacheGuard(Guard):
 
     def parameters(self, num_steps: int | None) -> Mapping[str, float | Sequence[float]]:
         powers = (0.0,) * (TERMS - len(self.coefficients)) + self.coefficients
-        return {"threshold": self.threshold, "exact": self.exact, "coefficients": powers, "warning": self.warning}
+        return {"threshold": self.threshold, "exact": self.exact, "coefficients": powers}
 
     def ask(self, m: Arithmetic, p: Numbers, s: Numbers, step: Number, seen: Sequence[Number]) -> tuple[Truth, Numbers]:
         total = s.accumulated + _rescaled(m, p, seen[0])
@@ -95,7 +95,7 @@ class TeaCacheGuard(Guard):
         return s.replace(accumulated=0.0)
 
     def polishes(self, m: Arithmetic, p: Numbers, s: Numbers) -> Truth:
-        return (p.warning <= 0) | (s.accumulated >= p.warning * p.threshold)
+        return (self.warning <= 0) | (s.accumulated >= self.warning * p.threshold)
 
     def rescaled(self, change: float) -> float:
         """The polynomial at ``change``."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from hicache_compile.errors import HiCacheError
+from hicache_compile.policy.forecasters.parts import Channels
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.sparsity.chipmunk import Chipmunk
 from hicache_compile.runtime.deciders.base import Decider, Decision
@@ -28,8 +30,16 @@ def make_decider(
         start: the step at which nothing is remembered yet.
         spec: which row of weights and positions each slot reads.
         sparsity: how sparse computed steps are.
+
+    Raises:
+        HiCacheError: ``ByChannel`` has the slots of several graphs.
     """
     rewrite = programs.rewrite
+    if spec.offset and isinstance(rewrite.layout.parts, Channels):
+        raise HiCacheError(
+            "ByChannel: the denoiser is captured as several graphs, whose slots cannot be told apart: must be one; "
+            "fullgraph=True says where it breaks"
+        )
     sparse = sparsity if rewrite.sparse else None
     if rewrite.layout.partitions is not None:
         schedule: Any = policy.schedule

@@ -92,8 +92,8 @@ class Decider(ABC):
         """Resolve the decisions that are pending; whether there were any."""
         return False
 
-    def smallest(self) -> Mapping[str, float]:
-        """By guard the smallest number that was held against its threshold so far."""
+    def smallest(self) -> Mapping[int, float]:
+        """By the number of a guard the smallest number that was held against its threshold so far."""
         return {}
 
     def carry_over(self, before: Decider | None) -> None:

@@ -123,8 +123,8 @@ class GuardedDecider(Decider):
                 found = [] if full else [math.inf]
             (rule.after_full if full else rule.after_forecast)(step, found)
 
-    def smallest(self) -> Mapping[str, float]:
-        return {type(rule.guard).__name__: rule.smallest for rule in self.rules if math.isfinite(rule.smallest)}
+    def smallest(self) -> Mapping[int, float]:
+        return {number: rule.smallest for number, rule in enumerate(self.rules) if math.isfinite(rule.smallest)}
 
     def choices(self, num_steps: int) -> Iterable[Choice]:
         return [choice for choice in self.rewrite.programs if choice != Choice.PLAIN]

@@ -10,8 +10,7 @@ from typing import Any
 
 from hicache_compile.errors import HiCacheError
 from hicache_compile.frontend.compile import hicache_compile
-from hicache_compile.frontend.denoiser import CompiledDenoiser
-from hicache_compile.frontend.pipeline import is_pipeline
+from hicache_compile.frontend.pipeline import denoisers_of, is_pipeline
 from hicache_compile.policy.json_codec import as_policy
 from hicache_compile.policy.policy import Policy
 from hicache_compile.serving.batcher import Batcher
@@ -43,7 +42,7 @@ class Batches:
         """``pipe`` behind a Batcher, which is the caller's to close."""
         if not is_pipeline(pipe):
             raise HiCacheError(f"{OWNER}.pipe = {type(pipe).__name__}: must be a diffusers pipeline")
-        if not any(isinstance(part, CompiledDenoiser) for part in pipe.components.values()):
+        if not denoisers_of(pipe):
             hicache_compile(pipe, policy, backend=self.backend)
         batcher = Batcher(
             pipe, policy, max_batch=self.max_batch, max_wait=self.max_wait, max_requests=self.max_requests
