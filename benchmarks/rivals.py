@@ -7,6 +7,7 @@ captions of other names. Errors are of the pictures, against those drawn in full
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
@@ -52,7 +53,7 @@ GRID = (8, 8)
 ALONE, SEED, FITTED_ON = 1, 7000, 100  # captions that BudCache anneals on, as published; seeds
 TRIALS, CLIMBS = 100, 12  # of annealing
 TRIED = 12  # schedules of what is calibrated
-HALVINGS = 7  # of the range of a threshold
+THRESHOLDS, HALVINGS = (1e-3, 1e3), 14  # of guards, searched by their logarithm
 OURS = "calibrated and planned (ours)"
 BASE = "HiCache"
 
@@ -66,8 +67,7 @@ def even(computed: int, warmup: int) -> StepMask:
 def growing(computed: int) -> Growing:
     """Spectrum's schedule of as many ``computed`` steps."""
     found = [Growing(alpha / 100, warmup) for warmup in (5, 4, 3, 2) for alpha in range(10, 900, 5)]
-    fits = (g for g in found if sum(g.computes(step, STEPS) for step in range(STEPS)) == computed)
-    return next(fits)
+    return next(g for g in found if sum(g.computes(step, STEPS) for step in range(STEPS)) == computed)
 
 
 def fewer(computed: int) -> Policy:
@@ -152,15 +152,18 @@ class Fits:
         return replace(policy, schedule=mask_of(steps, STEPS))
 
     def _guarded(self, make: Callable[[float], Policy], computed: int) -> Policy:
-        """The threshold at which about ``computed`` steps are, on the mean over the captions."""
-        low, high = 0.0, 4.0
+        """The threshold at which the steps computed, on the mean over the captions, are nearest to ``computed``."""
+        low, high = THRESHOLDS
+        nearest = {}
         with quietly():
             for _ in range(HALVINGS):
-                middle = (low + high) / 2
+                middle = math.sqrt(low * high)
                 self.subject.under(make(middle))
                 self.run()
-                low, high = (middle, high) if taken(self.subject) > computed else (low, middle)
-        return make(high)
+                found = taken(self.subject)
+                nearest[abs(found - computed)] = middle
+                low, high = (middle, high) if found > computed else (low, middle)
+        return make(nearest[min(nearest)])
 
 
 def open_emoji(backend: str = "aot_eager") -> Subject:

@@ -22,6 +22,7 @@ from hicache_compile.cli import app
 from hicache_compile.demo.emoji import SIZE, TOKENS, examine, flow, icons, judge, pipeline, twin
 from hicache_compile.demo.emoji.autoencoder import new_autoencoder
 from hicache_compile.demo.emoji.captions import STYLES, Subject, every_caption
+from hicache_compile.demo.emoji.drawing import load_pipeline
 from hicache_compile.demo.emoji.text import TextEncoders
 from hicache_compile.demo.training import Plan, Training
 
@@ -201,6 +202,17 @@ def test_the_trained_model_draws_what_it_is_told() -> None:
     assert middle[0][0] > middle[0][1:].max() + 60
     assert middle[1].argmax() == 1
     assert middle[2][0] > middle[2][1] > middle[2][2] + 40
+
+
+def test_the_twin_draws_the_same_things_in_four_steps_without_guidance() -> None:
+    captions = ["a red heart", "tangerine", "tiger, noto style"]
+    model, few = load_pipeline(), load_pipeline(few_steps=True)
+    wanted = pipeline.draw(model, captions, steps=12).float()
+    found = pipeline.draw(few, captions, steps=4, guidance=1.0).float()
+    undistilled = pipeline.draw(model, captions, steps=4, guidance=1.0).float()
+    off, without = (one.sub(wanted).square().mean().sqrt() for one in (found, undistilled))
+    assert off < 40  # of 255
+    assert off < 0.8 * without
 
 
 def test_the_trained_model_is_cached_as_any_pipeline(tmp_path: Path) -> None:

@@ -130,6 +130,7 @@ def make(out: Path, shards: int, plan: Plan, compiled: bool, policy: Policy = PO
     if compiled:
         twin.compile()
     twin = train_by(twin.train().requires_grad_(True), twin_loss(pairs), plan, out / "twin.pt")
+    twin.register_to_config(_name_or_path="")  # the place of this clone
     twin.half().save_pretrained(out / "twin")
 
 
