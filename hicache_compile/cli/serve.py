@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hicache_compile.cli import shared
+from hicache_compile.cli import served_policy, shared
 from hicache_compile.cli.call_options import NOTHING_GIVEN, Call, with_call_options
 from hicache_compile.cli.ray_option import Ray
-from hicache_compile.errors import HiCacheError, find_name
+from hicache_compile.errors import HiCacheError
 
 if TYPE_CHECKING:
     from hicache_compile.serving.http import Service, Settings
@@ -26,17 +26,30 @@ DEMO = "demo"  # the emoji model of the package
 @with_call_options
 def serve(
     model: Annotated[str, typer.Argument(help="Folder of a diffusers pipeline (save_pretrained), or demo.")],
-    policy: Annotated[str, typer.Option(help="A preset name, a .json file or JSON; requests may bring others.")] = (
-        "HiCache"
-    ),
+    policy: Annotated[
+        str | None,
+        typer.Option(help="A preset name, a .json file or JSON; default: HiCache. Requests may bring others."),
+    ] = None,
+    pack: Annotated[
+        Path | None, typer.Option(help="File of hicache eval --pack, in place of --policy; needs a promise.")
+    ] = None,
+    max_error: Annotated[
+        float | None, typer.Option(help="Promise: the fastest policy of the pack that keeps it.")
+    ] = None,
+    max_seconds: Annotated[float | None, typer.Option(help="Promise: the most accurate as fast as that.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 is every one.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     name: Annotated[str | None, typer.Option(help="Of the model in the API; default: the folder's.")] = None,
     api_keys: Annotated[
         Path | None, typer.Option(help="File of keys, one a line; without it anybody is served.")
     ] = None,
-    fixed_policy: Annotated[bool, typer.Option("--fixed-policy", help="Requests choose between it and off.")] = False,
-    steps: Annotated[int, typer.Option(min=1, max=shared.MOST, help="Of a request that does not say.")] = 28,
+    fixed_policy: Annotated[
+        bool, typer.Option("--fixed-policy", help="Requests choose it, off, or by promise.")
+    ] = False,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, max=shared.MOST, help="Of a request that does not say; default: the pack's, or 28."),
+    ] = None,
     call: Call = NOTHING_GIVEN,
     sizes: Annotated[list[str] | None, typer.Option(help="WxH that may be asked for; several; default: any.")] = None,
     max_batch: Annotated[int, typer.Option(min=1, max=shared.MOST, help="Rows of a call.")] = 8,
@@ -64,7 +77,6 @@ def serve(
 
     Ctrl-C lets what runs finish.
     """
-    from hicache_compile.policy.json_codec import as_policy
     from hicache_compile.serving.http import Limits, Settings
     from hicache_compile.serving.http.keys import read_keys
     from hicache_compile.serving.http.source import Source
@@ -82,12 +94,12 @@ def serve(
         seconds=timeout,
         body_seconds=read_timeout,
     )
-    wanted = as_policy(policy)
+    wanted = served_policy.of_options(policy, pack, max_error, max_seconds)
     settings = Settings(
         model=name or (model if model == DEMO else Path(model).resolve().name),
-        policy=wanted,
-        policy_name=_name(policy),
-        steps=steps,
+        policy=wanted.policy,
+        policy_name=wanted.name,
+        steps=wanted.steps(steps),
         size=_size_of(call),
         keys=read_keys(api_keys) if api_keys else (),
         call={name: value for name, value in call.items() if name not in ("height", "width")},
@@ -96,7 +108,9 @@ def serve(
     )
     source = Source(
         folder=_folder(model),
-        policy=wanted,
+        policy=wanted.policy,
+        pack=wanted.pack,
+        **wanted.promise,
         backend=backend,
         device=device or "",
         dtype=dtype or "",
@@ -154,7 +168,7 @@ def _facts(
     return {
         "address": address,
         "model": f"{settings.model} ({service.abilities.pipeline}, {source.backend})",
-        "policy": settings.policy_name + ("" if settings.fixed_policy else "; requests may bring others"),
+        "policy": served_policy.described(source, settings),
         "batches": batches
         if ray is None
         else f"{batches}; on Ray, {' to '.join(map(str, sorted({*replicas})))} replicas",
@@ -188,12 +202,6 @@ def _demo_call() -> dict[str, Any]:
 
     guided = {"negative_prompt": "", "true_cfg_scale": GUIDANCE}
     return {"height": SIZE, "width": SIZE, "max_sequence_length": TOKENS, **guided}
-
-
-def _name(policy: str) -> str:
-    from hicache_compile.policy.presets import PRESETS
-
-    return find_name(policy, PRESETS) or ("of the environment" if policy == "env" else "one of its own")
 
 
 def _counts(text: str) -> tuple[int, int]:

@@ -16,10 +16,12 @@ def serve(
     pipe: Any,
     policy: Any,
     *,
+    max_error: float | None = None,
+    max_seconds: float | None = None,
     host: str = "127.0.0.1",
     port: int = 0,
     name: str | None = None,
-    steps: int = 28,
+    steps: int | None = None,
     size: str | None = None,
     call: Mapping[str, Any] | None = None,
     keys: Sequence[str] = (),
@@ -38,13 +40,15 @@ def serve(
 
     Args:
         pipe: a diffusers pipeline, on its device. It is compiled in place, unless it is compiled already.
-        policy: of requests that bring none, as in ``hicache_compile``.
+        policy: of requests that bring none, as in ``hicache_compile``; or a pack.
+        max_error, max_seconds: the promise of requests that bring none, with a pack, as in ``hicache_compile``.
         host, port: where it listens; port 0 takes a free one.
         name: of the model in the API; by default the pipeline's class.
-        steps, size: of a request that does not say; a size is text like ``"1024x768"``.
+        steps, size: of a request that does not say; by default the steps of the pack, else 28. A size is text like
+            ``"1024x768"``.
         call: what the pipeline's call is given besides, where a request does not say.
         keys: any of which a request must bring; none: anybody is served.
-        fixed_policy: requests choose between ``policy`` and none.
+        fixed_policy: requests choose between ``policy`` and none, and by a promise what is in the pack.
         backend: as in ``hicache_compile``.
         max_batch, max_wait, max_requests: as of ``Batcher``.
         warm_up: make a few pictures first, so that all is compiled when it listens.
@@ -56,8 +60,10 @@ def serve(
     """
     try:
         from hicache_compile.serving.http.in_process import Batches, Offer, serving
+        from hicache_compile.serving.http.served import served
     except ImportError as error:
         raise HiCacheError(f"serve(): needs {error.name}: pip install 'hicache_compile[serve]'") from error
     batches = Batches(backend, max_batch, max_wait, max_requests)
     offer = Offer(name, steps, size, call or {}, tuple(keys), fixed_policy)
-    return serving(pipe, policy, batches, offer, (host, port), warm_up=warm_up, grace=grace)
+    wanted = served(policy, "the service's", max_error, max_seconds)
+    return serving(pipe, wanted, batches, offer, (host, port), warm_up=warm_up, grace=grace)

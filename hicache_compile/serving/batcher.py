@@ -12,11 +12,8 @@ from contextlib import ExitStack
 from typing import Any
 
 from hicache_compile.errors import HiCacheError, whole_number
-from hicache_compile.frontend.compile import hicache_compile
 from hicache_compile.frontend.denoiser import CompiledDenoiser
 from hicache_compile.frontend.pipeline import denoisers_of
-from hicache_compile.policy.policy import Policy
-from hicache_compile.policy.presets import Uncached
 from hicache_compile.runtime.call_arguments import DenoiserCall
 from hicache_compile.runtime.rows.arguments import rows_in
 from hicache_compile.runtime.rows.siblings import finish, rows_of
@@ -27,10 +24,11 @@ from hicache_compile.serving.memory import Memory
 from hicache_compile.serving.pipeline_copy import OneAtATime, copy_of
 from hicache_compile.serving.progress import Progress
 from hicache_compile.serving.request import Request
+from hicache_compile.serving.served_policy import OFF, chosen, compiled
 from hicache_compile.serving.statistics import Counts, Statistics
 from hicache_compile.serving.workers import Workers
 
-OFF = "off"
+__all__ = ["OFF", "Batcher"]
 
 
 class Batcher:
@@ -43,7 +41,8 @@ class Batcher:
 
     Args:
         pipe: a diffusers pipeline, compiled by ``hicache_compile`` or not (then it is now, in place).
-        policy: in any form that ``hicache_compile`` takes; ``None``: that of ``pipe``, or ``"HiCache"``.
+        policy: in any form that ``hicache_compile`` takes, a pack too; ``None``: that of ``pipe``, or ``"HiCache"``.
+        max_error, max_seconds: the promise, with a pack, as of ``hicache_compile``.
         max_batch: rows in one call of the denoiser.
         max_wait: seconds.
         max_requests: under way at once; others wait in the queue.
@@ -58,6 +57,8 @@ class Batcher:
         pipe: Any,
         policy: Any = None,
         *,
+        max_error: float | None = None,
+        max_seconds: float | None = None,
         max_batch: int = 8,
         max_wait: float = 0.02,
         max_requests: int = 32,
@@ -68,13 +69,8 @@ class Batcher:
         if isinstance(max_wait, bool) or not isinstance(max_wait, int | float) or not 0 <= max_wait < float("inf"):
             raise HiCacheError(f"Batcher.max_wait = {max_wait!r}: must be a number of seconds >= 0")
         budget = None if memory_budget is None else parse_bytes(memory_budget)
-        if not denoisers_of(pipe):
-            pipe = hicache_compile(pipe, "HiCache" if policy is None else policy)
-        elif policy is not None:
-            for denoiser in denoisers_of(pipe):
-                denoiser.policy = policy
-        self._pipe = pipe
-        self._denoisers = denoisers_of(pipe)
+        self._pipe = compiled(pipe, policy, {"max_error": max_error, "max_seconds": max_seconds})
+        self._denoisers = denoisers_of(self._pipe)
         for denoiser in self._denoisers:
             pools = denoiser._session.shared.pools
             pools.capacity, pools.limit = max(pools.capacity, 2 * max_requests), budget
@@ -96,6 +92,7 @@ class Batcher:
 
         Args:
             cache: its policy, in any form that ``hicache_compile`` takes; ``"off"``: none; by default that of ``pipe``.
+                Or a promise, ``{"max_error": .02}``, ``{"max_seconds": 1.2}`` or both, of the pack of ``pipe``.
             on_step: told of each step once it was made, from another thread.
             call: the arguments of the pipeline's call; give each request a ``generator`` of its own.
 
@@ -103,10 +100,10 @@ class Batcher:
             A ``concurrent.futures.Future`` of what the pipeline returns, which can also be cancelled while it runs.
 
         Raises:
-            HiCacheError: ``cache`` is no policy or cannot be used here, or the batcher is closed.
+            HiCacheError: ``cache`` is no policy, cannot be used or kept here, or the batcher is closed.
         """
-        policy = self._policy(cache)
-        request = Request(call, policy, on_step)
+        picked = chosen(self._denoisers[0], cache, call.get("num_inference_steps"))
+        request = Request(call, picked.policy, on_step, picked.entry)
         request.when_stopped(functools.partial(self._stopped, request))
         with self._lock:
             if self._closed:
@@ -150,11 +147,6 @@ class Batcher:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _policy(self, cache: Any) -> Policy | None:
-        if cache is None:
-            return None
-        return self._denoisers[0]._fitted(Uncached() if cache == OFF else cache)
 
     def _admit(self) -> None:
         """Start the requests for which there is room, the oldest first."""

@@ -25,11 +25,11 @@ log = logging.getLogger(__name__)
 
 
 class RemoteRequest(Future):  # type: ignore[type-arg]  # of whatever the pipeline returns
-    """A request that a replica has. ``decisions``: so far."""
+    """A request that a replica has. ``decisions``: so far. ``entry``: as of a Request, once it was made."""
 
     def __init__(self, stop: Callable[[RemoteRequest], None]) -> None:
         super().__init__()
-        self.decisions = ""
+        self.decisions = self.entry = ""
         self._stop = stop
 
     def cancel(self) -> bool:
@@ -152,7 +152,7 @@ class RayBatcher:
 
     def _result(self, request: RemoteRequest, replica: str, done: Done) -> Any:
         self._numbers.told(replica, done.numbers)
-        request.decisions = done.decisions
+        request.decisions, request.entry = done.decisions, done.entry
         if done.error is not None:
             raise done.error
         return done.output

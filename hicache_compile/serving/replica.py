@@ -28,11 +28,15 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """How a request ended: ``output`` or ``error``; and the replica's numbers then."""
+    """How a request ended: ``output`` or ``error``; and the replica's numbers then.
+
+    ``entry``: the name of its policy in the pack that it was picked from, ``""`` where it is of none.
+    """
 
     output: Any
     error: Exception | None
     decisions: str
+    entry: str
     numbers: Statistics
 
 
@@ -79,12 +83,14 @@ class Replica:
             pending.cancel()
 
     def _done(self, pending: Pending | None, error: Exception | None) -> Done:
-        output, decisions = None, "" if pending is None else pending.decisions
+        output, decisions, entry = None, "", ""
+        if pending is not None:
+            decisions, entry = pending.decisions, pending.entry
         try:
             output = None if pending is None else pending.result(0)
         except Exception as problem:
             error = problem
-        return Done(output, _portable(error), decisions, self._service.batcher.statistics())
+        return Done(output, _portable(error), decisions, entry, self._service.batcher.statistics())
 
     def __del__(self) -> None:
         service = getattr(self, "_service", None)

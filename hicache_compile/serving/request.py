@@ -18,12 +18,18 @@ class Request(Future[Any]):
         call: the arguments of the pipeline's call.
         policy: of its run; ``None``: that of the denoiser.
         on_step: told of each step, from another thread.
+        entry: the name of the policy in the pack that it was picked from; ``""``: it is of none.
     """
 
     def __init__(
-        self, call: Mapping[str, Any], policy: Policy | None, on_step: Callable[[Progress], None] | None
+        self,
+        call: Mapping[str, Any],
+        policy: Policy | None,
+        on_step: Callable[[Progress], None] | None,
+        entry: str = "",
     ) -> None:
         super().__init__()
+        self.entry = entry
         self.call, self.policy, self.on_step = dict(call), policy, on_step
         self.nbytes = 0  # of its anchors so far
         self._steps: dict[str, list[str]] = {}

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
+from hicache_compile.policy.packs import Pack
 from hicache_compile.policy.presets import PRESETS
 from hicache_compile.serving.http.encode import MEDIA_TYPES
 from hicache_compile.serving.http.errors import ApiError, closing, handle_errors
@@ -87,6 +88,7 @@ def _offer(service: Service, settings: Settings) -> dict[str, Any]:
         "arguments": sorted(abilities.arguments & set(ImageRequest.model_fields)),
         "policy": settings.policy_name,
         "policies": [] if settings.fixed_policy else sorted(PRESETS),
+        "promises": [] if abilities.pack is None else _promises(abilities.pack),
         "num_inference_steps": settings.steps,
         "size": "auto" if settings.size is None else str(settings.size),
         "sizable": {"width", "height"} <= abilities.arguments,
@@ -94,6 +96,15 @@ def _offer(service: Service, settings: Settings) -> dict[str, Any]:
         "multiple": abilities.multiple,
         "limits": {name: getattr(limits, name) for name in ("prompt", "n", "steps", "edge", "frames", "queue")},
     }
+
+
+def _promises(pack: Pack) -> list[dict[str, Any]]:
+    """What each policy of the pack keeps, in the order of its seconds."""
+    ordered = sorted((*pack.entries, pack.in_full), key=lambda entry: entry.seconds)
+    return [
+        {"policy": entry.name, "max_error": entry.bound, "seconds": entry.seconds, "num_inference_steps": pack.steps}
+        for entry in ordered
+    ]
 
 
 def _add_watching(app: FastAPI, gate: Gate, metrics: Metrics) -> None:

@@ -11,11 +11,10 @@ from typing import Any
 from hicache_compile.errors import HiCacheError
 from hicache_compile.frontend.compile import hicache_compile
 from hicache_compile.frontend.pipeline import denoisers_of, is_pipeline
-from hicache_compile.policy.json_codec import as_policy
-from hicache_compile.policy.policy import Policy
 from hicache_compile.serving.batcher import Batcher
 from hicache_compile.serving.http import server as servers
 from hicache_compile.serving.http.app import create_app
+from hicache_compile.serving.http.served import Served
 from hicache_compile.serving.http.service import Abilities, Service
 from hicache_compile.serving.http.settings import OWNER, Settings, Size
 from hicache_compile.serving.http.source import check_call
@@ -38,14 +37,21 @@ class Batches:
     max_wait: float
     max_requests: int
 
-    def service(self, pipe: Any, policy: Policy) -> Service:
+    def service(self, pipe: Any, policy: Served) -> Service:
         """``pipe`` behind a Batcher, which is the caller's to close."""
         if not is_pipeline(pipe):
             raise HiCacheError(f"{OWNER}.pipe = {type(pipe).__name__}: must be a diffusers pipeline")
+        given = policy.policy if policy.pack is None else policy.pack
         if not denoisers_of(pipe):
-            hicache_compile(pipe, policy, backend=self.backend)
+            hicache_compile(pipe, given, backend=self.backend, **policy.promise)
         batcher = Batcher(
-            pipe, policy, max_batch=self.max_batch, max_wait=self.max_wait, max_requests=self.max_requests
+            pipe,
+            given,
+            max_error=policy.max_error,
+            max_seconds=policy.max_seconds,
+            max_batch=self.max_batch,
+            max_wait=self.max_wait,
+            max_requests=self.max_requests,
         )
         return Service(batcher, Abilities.of(pipe))
 
@@ -55,22 +61,22 @@ class Offer:
     """What requests are told and given: see ``serve``."""
 
     name: str | None
-    steps: int
+    steps: int | None
     size: str | None
     call: Mapping[str, Any]
     keys: tuple[str, ...]
     fixed_policy: bool
 
-    def settings(self, pipe: Any, policy: Policy) -> Settings:
+    def settings(self, pipe: Any, policy: Served) -> Settings:
         """The same for the application."""
         size = None if self.size is None else Size.parse(str(self.size))
         if self.size is not None and size is None:
             raise HiCacheError(f"{OWNER}.size = {self.size!r}: must be WIDTHxHEIGHT, like '1024x768'")
         return Settings(
             model=self.name or type(pipe).__name__,
-            policy=policy,
-            policy_name="the service's",
-            steps=self.steps,
+            policy=policy.policy,
+            policy_name=policy.name,
+            steps=policy.steps(self.steps),
             size=size,
             keys=self.keys,
             call=self.call,
@@ -80,10 +86,9 @@ class Offer:
 
 @contextmanager
 def serving(
-    pipe: Any, policy: Any, batches: Batches, offer: Offer, address: tuple[str, int], *, warm_up: bool, grace: float
+    pipe: Any, wanted: Served, batches: Batches, offer: Offer, address: tuple[str, int], *, warm_up: bool, grace: float
 ) -> Iterator[Serving]:
     """See ``hicache_compile.serving.serve``."""
-    wanted = as_policy(policy)
     settings = offer.settings(pipe, wanted)
     with ExitStack() as opened:
         listening = opened.enter_context(servers.bind(*address))

@@ -38,10 +38,11 @@ class Stepped:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture that is made, as a file."""
+    """A picture that is made, as a file. ``policy``: how the one that it was made under is called."""
 
     index: int
     data: bytes
+    policy: str
     decisions: str
     timing: Timing
 
@@ -175,9 +176,11 @@ class Making:
         seconds = at - self._began
         self._timings.note(self.order.alike, self._clocks[index], seconds)
         self._metrics.pictures.inc()
+        if pending.entry:
+            self._metrics.of_pack.labels(pending.entry).inc()
         self.letters[index] = pending.decisions or self.letters[index]
         timing = Timing(seconds, self._clocks[index].first, self._uncached(self._clocks[index]))
-        return Picture(index, data, self.letters[index], timing)
+        return Picture(index, data, pending.entry or self.order.policy, self.letters[index], timing)
 
     def _uncached(self, clock: Clock) -> float | None:
         return self._timings.uncached(self.order.alike, self.order.steps, clock)

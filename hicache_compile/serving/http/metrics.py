@@ -40,6 +40,12 @@ class Metrics:
             registry=self._registry,
         )
         self.pictures = Counter("hicache_pictures", "Pictures made.", registry=self._registry)
+        self.of_pack = Counter(
+            "hicache_pack_pictures",
+            "Pictures made under a policy of the pack.",
+            ["policy"],
+            registry=self._registry,
+        )
         self.steps = Counter("hicache_steps", "Steps of pictures by decision.", ["decision"], registry=self._registry)
 
     def text(self) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,25 +15,29 @@ from hicache_compile.serving.http.errors import ApiError
 from hicache_compile.serving.http.schema import MOST_TEXT, ImageRequest, shown
 from hicache_compile.serving.http.service import Abilities
 from hicache_compile.serving.http.settings import Settings, Size
+from hicache_compile.serving.promise import as_promise, pick
 
 LARGEST_SEED = 2**62
 MOST_GUIDANCE = 1000.0
 OFF = "off"  # computes every step
-Cache = Policy | str | None
+OWN = "of the request"
+Cache = Policy | Mapping[str, Any] | str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
     """The pictures of one request.
 
-    ``seeds``: one a picture. ``cache``: the policy, ``"off"``, or ``None`` for the service's own. ``call``: what the
-    pipeline's call is given for every picture, all but the generator. ``quality``: of JPEG and WebP, 0 to 100.
+    ``seeds``: one a picture. ``cache``: the policy, ``"off"``, a promise, or ``None`` for the service's own.
+    ``policy``: how that is called. ``call``: what the pipeline's call is given for every picture, all but the
+    generator. ``quality``: of JPEG and WebP, 0 to 100.
     """
 
     seeds: tuple[int, ...]
     steps: int
     size: Size | None
     cache: Cache
+    policy: str
     call: dict[str, Any]
     format: str
     quality: int
@@ -52,7 +56,7 @@ def order_of(request: ImageRequest, settings: Settings, abilities: Abilities) ->
 
     Raises:
         ApiError: 400 where a value is not allowed, the pipeline takes no such argument, or the policy does not fit the
-            steps; 404 where another model is asked for.
+            steps, or the promise cannot be kept; 404 where another model is asked for.
     """
     limits = settings.limits
     if request.model is not None and request.model != settings.model:
@@ -74,7 +78,8 @@ def order_of(request: ImageRequest, settings: Settings, abilities: Abilities) ->
         seeds=tuple(seed + number for number in range(pictures)),
         steps=steps,
         size=size,
-        cache=_cache(request.cache, steps, settings),
+        cache=_cache(request.cache, steps, settings, abilities),
+        policy=_name(request.cache, settings),
         call={**settings.call, **_asked(request, settings, abilities), **_usual(steps, size, abilities)},
         format=request.output_format or "png",
         quality=_whole("output_compression", request.output_compression, 0, 100, 100),
@@ -138,13 +143,18 @@ def _size(request: ImageRequest, settings: Settings, abilities: Abilities) -> Si
     return size
 
 
-def _cache(given: str | dict[str, Any] | None, steps: int, settings: Settings) -> Cache:
-    """The policy, ``"off"`` or ``None``. Names of files and of environment variables are not for clients to give."""
+def _cache(given: str | dict[str, Any] | None, steps: int, settings: Settings, abilities: Abilities) -> Cache:
+    """The policy, ``"off"``, a promise or ``None``. Names of files and of environment variables are not for clients to
+    give."""
     if given is None or given == OFF:
         _check_steps(settings.policy if given is None else None, steps)
         return given
+    promise = as_promise(given)
+    if promise is not None:
+        return _promise(promise, steps, abilities)
     if settings.fixed_policy:
-        raise _wrong("cache", given, '"off", or left out: this service has one policy')
+        allowed = '"off", or left out: this service has one policy'
+        raise _wrong("cache", given, allowed if abilities.pack is None else f"a promise, {allowed}, and a pack")
     if isinstance(given, str) and find_name(given, PRESETS) is None and not given.lstrip().startswith("{"):
         raise _wrong(
             "cache",
@@ -157,6 +167,22 @@ def _cache(given: str | dict[str, Any] | None, steps: int, settings: Settings) -
         raise ApiError(400, f"cache: {error}", param="cache", code="invalid_policy") from None
     _check_steps(policy, steps, "cache")
     return policy
+
+
+def _promise(given: Mapping[str, Any], steps: int, abilities: Abilities) -> Mapping[str, Any]:
+    """``given``, which the Batcher picks by: where the service's policy stepped back, not what it stepped back from."""
+    try:
+        pick(abilities.pack, given, steps)
+    except HiCacheError as error:
+        raise ApiError(400, str(error), param="cache", code="invalid_policy") from None
+    return given
+
+
+def _name(given: str | dict[str, Any] | None, settings: Settings) -> str:
+    """How the answer calls the policy, where it is of no pack."""
+    if given is None or given == OFF:
+        return settings.policy_name if given is None else OFF
+    return find_name(given.get("preset") if isinstance(given, dict) else given, PRESETS) or OWN
 
 
 def _check_steps(policy: Policy | None, steps: int, param: str = "num_inference_steps") -> None:

@@ -26,6 +26,7 @@ def as_object(order: Order, pictures: Sequence[Picture], address: Address) -> di
         "hicache": {
             "seeds": list(order.seeds),
             "num_inference_steps": order.steps,
+            "policies": [picture.policy for picture in pictures],
             "decisions": [picture.decisions for picture in pictures],
             "seconds": [round(picture.timing.whole, 3) for picture in pictures],
             "timings": [picture.timing.as_data() for picture in pictures],
@@ -72,6 +73,7 @@ def _completed(order: Order, picture: Picture, address: Address) -> dict[str, An
         "hicache": {
             "seed": order.seeds[picture.index],
             "num_inference_steps": order.steps,
+            "policy": picture.policy,
             "decisions": picture.decisions,
             **picture.timing.as_data(),
         },

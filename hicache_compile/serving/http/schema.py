@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from hicache_compile.errors import nearest
@@ -41,7 +41,11 @@ class ImageRequest(BaseModel):
     true_cfg_scale: float | None = None
     negative_prompt: str | None = None
     num_frames: int | None = None
-    cache: str | dict[str, Any] | None = None
+    cache: str | dict[str, Any] | None = Field(
+        default=None,
+        description='A policy: the name of a preset, or an object with the fields of one. Or "off". Or a promise, '
+        'to pick a policy of the service\'s pack by: {"max_error": 0.02}, {"max_seconds": 1.2}, or both.',
+    )
 
 
 def read_request(body: bytes) -> ImageRequest:
@@ -80,7 +84,7 @@ def _reason(error: ErrorDetails) -> str:
 
 def _allowed(field: str, error: ErrorDetails) -> str:
     if field == "cache":  # either of two types
-        return 'a policy\'s name, an object with its fields, or "off"'
+        return 'a policy\'s name, an object with its fields or with a promise, or "off"'
     allowed = error["msg"].removeprefix("Input should be ").removeprefix("a valid ")
     return _NAMED.get(allowed, allowed)
 

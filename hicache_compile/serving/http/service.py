@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from hicache_compile.frontend.pipeline import denoisers_of
+from hicache_compile.policy.packs import Pack
 from hicache_compile.serving.progress import Progress
 from hicache_compile.serving.statistics import Statistics
 
@@ -18,6 +20,8 @@ class Pending(Protocol):
 
     @property
     def decisions(self) -> str: ...
+    @property
+    def entry(self) -> str: ...
     def result(self, timeout: float | None = None) -> Any: ...
     def cancel(self) -> bool: ...
     def add_done_callback(self, fn: Callable[[Any], object], /) -> None: ...
@@ -38,19 +42,22 @@ class Abilities:
     """What a pipeline can be asked for.
 
     ``pipeline``: the name of its class. ``arguments``: what its call takes. ``multiple``: what the edges of a picture
-    must be multiples of.
+    must be multiples of. ``pack``: that its denoiser was compiled with, for requests that bring a promise.
     """
 
     pipeline: str
     arguments: frozenset[str]
     multiple: int = MULTIPLE
+    pack: Pack | None = None
 
     @classmethod
     def of(cls, pipeline: Any) -> Abilities:
         """Those of a diffusers pipeline, read off the signature of its call and the scale of its autoencoder."""
         scale = getattr(pipeline, "vae_scale_factor", None) or getattr(pipeline, "vae_scale_factor_spatial", None)
         multiple = 2 * scale if isinstance(scale, int) else MULTIPLE  # patches of two latents
-        return cls(type(pipeline).__name__, frozenset(inspect.signature(pipeline.__call__).parameters), multiple)
+        contract = next((each.contract for each in denoisers_of(pipeline)), None)
+        pack = None if contract is None else contract.pack
+        return cls(type(pipeline).__name__, frozenset(inspect.signature(pipeline.__call__).parameters), multiple, pack)
 
     @property
     def video(self) -> bool:

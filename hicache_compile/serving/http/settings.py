@@ -94,7 +94,8 @@ class Settings:
         size: of a request that does not say; ``None``: what the pipeline takes by itself.
         keys: any of which a request must bring; none: every request is served.
         call: what the pipeline's call is given besides, where a request does not say.
-        fixed_policy: whether requests can only choose between the service's policy and none.
+        fixed_policy: whether requests can only choose between the service's policy and none, and the policies of its
+            pack by a promise.
         limits: see there.
 
     Raises:

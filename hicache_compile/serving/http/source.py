@@ -13,6 +13,7 @@ from hicache_compile.backends import BACKENDS
 from hicache_compile.errors import HiCacheError, one_of
 from hicache_compile.frontend.compile import hicache_compile
 from hicache_compile.generate.pipelines import DTYPES, folder_of_pipeline, load_pipeline, usual_dtype
+from hicache_compile.policy.packs import Pack
 from hicache_compile.policy.policy import Policy
 from hicache_compile.serving.http.order import order_of
 from hicache_compile.serving.http.schema import ImageRequest
@@ -26,7 +27,9 @@ class Source:
 
     Args:
         folder: that ``save_pretrained`` wrote.
-        policy: of requests that bring none.
+        policy: of requests that bring none; with ``pack``, the one that the promise picks.
+        pack: that requests may bring promises of.
+        max_error, max_seconds: the promise of requests that bring none.
         backend: what compiles its programs.
         device: by default a GPU if there is any.
         dtype: by default float32 on the CPU, else bfloat16.
@@ -40,6 +43,9 @@ class Source:
 
     folder: Path
     policy: Policy
+    pack: Pack | None = None
+    max_error: float | None = None
+    max_seconds: float | None = None
     backend: str = "inductor"
     device: str = ""
     dtype: str = ""
@@ -68,10 +74,10 @@ class Source:
             raise HiCacheError(f"{OWNER}.device = {device!r}: must be one of this machine ({error})") from None
         pipeline = load_pipeline(self.folder, self.dtype or usual_dtype(device), device)
         pipeline.set_progress_bar_config(disable=True)
-        compiled = hicache_compile(pipeline, self.policy, backend=self.backend)
+        policy = self.policy if self.pack is None else self.pack
+        promise = {"max_error": self.max_error, "max_seconds": self.max_seconds}
         batcher = Batcher(
-            compiled,
-            self.policy,
+            hicache_compile(pipeline, policy, backend=self.backend, **promise),
             max_batch=self.max_batch,
             max_wait=self.max_wait,
             max_requests=self.max_requests,

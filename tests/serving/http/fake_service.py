@@ -1,7 +1,8 @@
 """A Batcher that makes plain pictures, and whose requests do what their prompts say.
 
 ``wait ...``: runs until it is cancelled or ``release`` is called. ``break ...``: fails. ``refuse ...``: the pipeline
-refuses a value. ``python -m tests.serving.http.fake_service PORT [SECONDS A STEP]`` serves it.
+refuses a value. Promises pick from the pack of the tests. ``python -m tests.serving.http.fake_service PORT
+[SECONDS A STEP]`` serves it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.presets import HiCache
 from hicache_compile.serving.http.service import Abilities, Service
 from hicache_compile.serving.progress import Progress
+from hicache_compile.serving.promise import as_promise, pick
 from hicache_compile.serving.statistics import Statistics
+from tests.serving.packs import PACK
 
 ARGUMENTS = frozenset({"prompt", "generator", "num_inference_steps", "guidance_scale", "height", "width"})
 SECONDS_OF_A_TEST = 30  # a wait that lasts as long is a failure
@@ -35,7 +38,7 @@ class FakeRequest(Future):  # type: ignore[type-arg]
 
     def __init__(self) -> None:
         super().__init__()
-        self.decisions = ""
+        self.decisions = self.entry = ""
         self.released, self.left = threading.Event(), threading.Event()
 
     def cancel(self) -> bool:
@@ -64,12 +67,15 @@ class FakeBatcher:
     def submit(
         self, *, cache: Any = None, on_step: Callable[[Progress], None] | None = None, **call: Any
     ) -> FakeRequest:
-        policy = self.policy if cache is None else cache
+        promise = as_promise(cache)
+        entry = None if promise is None else pick(PACK, promise)
+        policy = entry.policy if entry is not None else self.policy if cache is None else cache
         if policy != "off":
             policy = as_policy(policy)
             if policy.scope == "block":
                 raise HiCacheError("policy.scope = 'block': must be another, for this model")
         request = FakeRequest()
+        request.entry = "" if entry is None else entry.name
         self.calls.append({**call, "cache": cache})
         self._note("submitted", 1)
         self.requests.append(request)

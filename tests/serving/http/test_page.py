@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from tests.serving.http.fake_service import ARGUMENTS, fake_service
 from tests.serving.http.live import Live, live
+from tests.serving.packs import PACK, STEPS
 from tests.support.chromium import BINARY, Tab, chromium
 
 KEY = "a-key-of-this-test"
@@ -94,6 +96,30 @@ def test_an_error_is_told_where_the_picture_would_be(tab: Tab) -> None:
     tab.until("tiles.length === 1 && tiles[0].state === 'failed'")
     assert "multiples of 16" in tab.value("tiles[0].element.textContent")
     assert tab.value("tiles[0].element.querySelectorAll('img').length") == 0
+
+
+def test_promises_are_among_the_policies(tmp_path: Path) -> None:
+    """What is sent, and what the page says of it afterwards."""
+    if BINARY is None:
+        pytest.skip("no Chromium to open the page in")
+    service = fake_service()
+    with live(replace(service, abilities=replace(service.abilities, pack=PACK)), steps=STEPS) as running:
+        with chromium(tmp_path / "profile") as tab:
+            tab.open(running.url)
+            tab.until("offer !== null")
+            chosen = "[...document.getElementById('policy').options].map((each) => each.textContent).slice(2, 4).join()"
+            assert tab.value(chosen) == "error \u2264 0.39,error \u2264 0.039"
+            tab.value("document.getElementById('policy').selectedIndex = 2")
+            write(tab, "wait, a fox")
+            tab.press("Enter", 13, "\r")
+            tab.until("tiles.length === 1")
+            assert "error \u2264 0.39" in tab.value("tiles[0].element.textContent")
+            running.batcher.until(lambda batcher: batcher.running == 1)
+            running.batcher.release()
+            tab.until(MADE)
+            assert "fast" in tab.value("tiles[0].part('.meta').textContent")
+            assert tab.errors == []
+        assert running.batcher.calls[0]["cache"] == {"max_error": 0.39}
 
 
 def test_the_page_needs_nothing_from_elsewhere(running: Live) -> None:

@@ -15,6 +15,7 @@ from hicache_compile.cli import app
 from hicache_compile.serving.http import server as servers
 from hicache_compile.serving.http.source import Source
 from tests.serving.http.fake_service import ARGUMENTS, FakeBatcher, fake_service
+from tests.serving.packs import PACK, STEPS, TRUE
 
 ASKED: list[Any] = []  # what clients of the command were answered
 
@@ -85,6 +86,42 @@ def test_the_table_as_data(folder: Path, made: list[Source]) -> None:
     table = json.loads(done.stdout[: done.stdout.rindex("}") + 1])
     assert table["sizes"] == "64x64, 128x64"
     assert table["address"].startswith("http://127.0.0.1:")
+
+
+@pytest.fixture
+def pack(tmp_path: Path) -> str:
+    PACK.save(tmp_path / "pack.json")
+    return str(tmp_path / "pack.json")
+
+
+def test_a_pack_in_place_of_a_policy(folder: Path, made: list[Source], pack: str) -> None:
+    done = run(str(folder), "--port", "0", "--pack", pack, "--max-error", "0.1", "--fixed-policy", "--json")
+    table = json.loads(done.stdout[: done.stdout.rindex("}") + 1])
+    assert table["policy"] == "true, of the pack for max_error 0.1; requests may bring promises"
+    assert (made[0].pack, made[0].policy, made[0].max_error, made[0].max_seconds) == (PACK, TRUE.policy, 0.1, None)
+    assert ASKED[0].json()["hicache"]["num_inference_steps"] == STEPS
+    assert ASKED[0].json()["hicache"]["policies"] == ["true"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--pack", "PACK", "--max-error", "0.1", "--policy", "HiCache"], "must be left out with --pack"),
+        (["--pack", "PACK"], "max_error or max_seconds must be given"),
+        (["--pack", "PACK", "--max-seconds", "0.5"], "pack.max_seconds = 0.5: must be 1.5 or more"),
+        (["--pack", "PACK", "--max-error", "0.1", "--steps", "9"], "serve.steps = 9: must be 5 with this pack"),
+        (["--pack", "none.json", "--max-error", "0.1"], "pack = 'none.json': must be a readable"),
+        (["--policy", "PACK"], "this is a pack: give it as --pack"),
+        (["--max-error", "0.1"], "serve.max_error = 0.1: must be given with a pack"),
+    ],
+)
+def test_a_pack_that_cannot_be_served(
+    folder: Path, made: list[Source], pack: str, arguments: list[str], says: str
+) -> None:
+    done = run(str(folder), "--port", "0", *(pack if each == "PACK" else each for each in arguments))
+    assert done.exit_code == 2
+    assert says in done.output
+    assert made == []
 
 
 def test_the_demo_has_its_own_guidance(made: list[Source], monkeypatch: pytest.MonkeyPatch) -> None:
