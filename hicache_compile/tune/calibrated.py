@@ -19,11 +19,12 @@ from hicache_compile.tune.annealing import anneal
 from hicache_compile.tune.bases import SPANS, gated, mean_velocity, stepped_hermite
 from hicache_compile.tune.calibrate import Calibration, calibrate
 from hicache_compile.tune.channels import by_channel
-from hicache_compile.tune.planning import mask_of, shortest_path
+from hicache_compile.tune.planning import OBJECTIVES, mask_of, shortest_path
 from hicache_compile.tune.reference import Difference, Reference, Runs, record
 
 READS = 4  # anchors
-GUIDED = 0.75  # the correction where the branches of guidance are fitted together
+GUIDED = 0.5  # the correction where the branches of guidance are fitted together
+PASSES = 8  # of one run with guidance; of several, as many fewer, but 3
 SEARCHES = ("local", "anneal")
 CLIMBS = 1 / 11  # share of the evaluations of annealing: 20 of 220
 
@@ -123,8 +124,9 @@ def _paths(measured: Measured, computed: int, method: str) -> list[list[int]]:
     if method == "mean":
         spans = [MeanVelocity(span, reads=2, times=measured.references[0].times) for span in SPANS]
         return [shortest_path(measured.distances, spans, computed, "peak")]
-    forecasters = Reuse(), Calibrated(replace(measured.table, slots=None), 2)
-    return [shortest_path(measured.distances, f, computed, by) for f in forecasters for by in ("minimax", "sum")]
+    fitted = Calibrated(replace(measured.table, slots=None), 2)
+    reused = [shortest_path(measured.distances, Reuse(), computed, by) for by in ("minimax", "sum")]
+    return reused + [shortest_path(measured.distances, fitted, computed, by) for by in reversed(OBJECTIVES)]
 
 
 def with_weights(
@@ -133,7 +135,8 @@ def with_weights(
     """``Calibrated`` for ``schedule``: see ``calibrate``. Without a ``correction`` it is whole, or under guidance
     ``GUIDED``: there the weights of a step are known a pass later, and the whole of it would go too far."""
     branches = len(measured.references[0].outputs)
-    passes = 3 if branches > 1 else min(2, len(measured.runs))
+    runs = len(measured.runs)
+    passes = max(3, -(-PASSES // runs)) if branches > 1 else min(2, runs)
     return calibrate(
         measured.denoiser,
         measured.runs,
