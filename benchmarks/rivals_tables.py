@@ -74,20 +74,22 @@ def draw(lines: Sequence[Line], folder: Path) -> list[Path]:
 
     folder.mkdir(parents=True, exist_ok=True)
     budgets = list(dict.fromkeys(line["budget"] for line in lines))
-    last = sorted(_of(lines, budgets[-1]), key=lambda line: -line["relative_error"]["value"])
-    names = [line["method"] for line in last]
+    newest = {line["method"]: line for line in lines}  # of the fewest steps
+    names = sorted(newest, key=lambda name: (-newest[name]["budget"], newest[name]["relative_error"]["value"]))[::-1]
     size = (3.0 * len(budgets) + 2.4, 0.27 * len(names) + 1.2)
-    figure, panels = plt.subplots(1, len(budgets), figsize=size, sharey=True, layout="constrained", squeeze=False)
+    figure, panels = plt.subplots(
+        1, len(budgets), figsize=size, sharex=True, sharey=True, layout="constrained", squeeze=False
+    )
     for axes, budget in zip(panels[0], budgets, strict=True):
         for line in _of(lines, budget):
             place, error = names.index(line["method"]), line["relative_error"]
             colour = _colour(line["method"])
             axes.plot([error["low"], error["high"]], [place, place], color=colour, lw=1.6, solid_capstyle="round")
             axes.plot(error["value"], place, "o", color=colour, ms=6)
-        steps = last[0]["steps"]
+        steps = lines[0]["steps"]
         axes.set_title(f"{budget} of {steps} steps ({steps / budget:.1f}x)", loc="left", fontsize=10)
         axes.set_xscale("log")
-        axes.set_xticks([0.02, 0.05, 0.1, 0.2, 0.5], ["2 %", "5 %", "10 %", "20 %", "50 %"])
+        axes.set_xticks([0.01, 0.02, 0.05, 0.1, 0.2, 0.5], ["1 %", "2 %", "5 %", "10 %", "20 %", "50 %"])
         axes.minorticks_off()
         axes.grid(axis="x", alpha=0.3)
         axes.set_yticks(range(len(names)), names)
