@@ -33,11 +33,8 @@ def low_frequencies(x: Tensor, cutoff: float, grid: tuple[int, ...] | None) -> T
     """The part of ``x`` ``[B, N, C]`` in the lowest ``cutoff`` of the frequencies along its tokens.
 
     Frequencies are those of the orthonormal cosine transform (DCT-II), the mean always among them. Tokens that lie on
-    ``grid`` are transformed along each of its axes, others along their order. ``[B, *axes, C]`` has axes of its own;
-    what has no tokens (``[B, C]``) has no low part.
+    ``grid`` are transformed along each of its axes, others along their order. ``[B, *axes, C]`` has axes of its own.
     """
-    if x.dim() < 3:
-        return torch.zeros_like(x)
     on_grid = grid is not None and x.dim() == 3 and x.shape[1] == math.prod(grid)
     y = x.unflatten(1, grid) if on_grid and grid is not None else x
     for axis in range(1, y.dim() - 1):

@@ -105,7 +105,7 @@ class AnchorRows:
                 rows.weights[row * self.spec.parts + part] = self._in_ring_order(known, weights)
 
     def _rows_of(self, place: int) -> list[int]:
-        """The rows of weights of the group at ``place``, or where they are in parts the places of these rows."""
+        """The rows of weights of the group at ``place``; where slots have parts, each stands for as many rows."""
         if not self.spec.per_slot:
             return [place]
         return [slot for slot, at in enumerate(self.spec.group_of[: self.spec.own]) if at == place]
