@@ -53,6 +53,15 @@ def tune(
     mask: Annotated[
         str | None, typer.Option(help="Steps to compute, as 1 and 0 (plan); default: every other one.")
     ] = None,
+    rounds: Annotated[
+        int | None,
+        typer.Option(
+            "--refine",
+            min=0,
+            max=shared.MOST,
+            help="Rounds of refining weights on whole runs; default: 2 with calibrated, else 0.",
+        ),
+    ] = None,
     runs: Annotated[
         int, typer.Option(min=1, max=shared.MOST, help="Of each policy that lasts to the end of the search.")
     ] = 16,
@@ -91,7 +100,7 @@ def tune(
 
     usual = 220 if search == "anneal" else 40
     tried = usual if evaluations is None else max(1, evaluations)
-    fitting = Fitting(method, computed, signal, scope, samples, seed, tried, by_slot, search, mask)
+    fitting = Fitting(method, computed, signal, scope, samples, seed, tried, by_slot, search, mask, rounds)
     subject = open_subject(model, prompts, steps, backend, call, "tune")
     found = fit_subject(subject, fitting, out or Path("policy.json"))
     if json:

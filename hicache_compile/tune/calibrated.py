@@ -3,78 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import torch
-
 from hicache_compile.errors import HiCacheError, one_of, whole_number
-from hicache_compile.frontend.denoiser import CompiledDenoiser
-from hicache_compile.policy.forecasters import Calibrated, Hermite, MeanVelocity, Newton, Reuse, Table
-from hicache_compile.policy.policy import Policy
+from hicache_compile.policy.forecasters import Calibrated, Hermite, MeanVelocity, Newton, Reuse
 from hicache_compile.policy.schedules.base import Schedule
 from hicache_compile.tune import planning
 from hicache_compile.tune.annealing import anneal
 from hicache_compile.tune.bases import SPANS, gated, mean_velocity, stepped_hermite
 from hicache_compile.tune.calibrate import Calibration, calibrate
 from hicache_compile.tune.channels import by_channel
+from hicache_compile.tune.measured import Measured, tried
 from hicache_compile.tune.planning import OBJECTIVES, mask_of, shortest_path
-from hicache_compile.tune.reference import Difference, Reference, Runs, record
+from hicache_compile.tune.refinement import refine
 
-READS = 4  # anchors
 GUIDED = 0.5  # the correction where the branches of guidance are fitted together
 PASSES = 8  # of one run with guidance; of several, as many fewer, but 3
+ROUNDS = 2  # of refinement
 SEARCHES = ("local", "anneal")
 CLIMBS = 1 / 11  # share of the evaluations of annealing: 20 of 220
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """Runs in full, and what was measured of them: all that fitting needs.
-
-    ``runs``: functions that each sample once with ``denoiser`` and return the sample, or anything. ``cut``: a policy
-    at the scope that is fitted.
-    """
-
-    denoiser: CompiledDenoiser
-    runs: Runs
-    references: Sequence[Reference]
-    distances: np.ndarray
-    cut: Policy
-
-    @property
-    def num_steps(self) -> int:
-        return len(self.distances)
-
-    @property
-    def table(self) -> Table:
-        """The distances, to seven digits, and how many slots there are."""
-        upper = self.distances[np.triu_indices(self.num_steps, 1)]
-        return Table(self.num_steps, tuple(float(f"{value:.7g}") for value in upper), (), self.references[0].slots)
-
-
-def measure(
-    denoiser: CompiledDenoiser, runs: Runs, scope: str = "stack", first: int = 0, last: int = 0, reads: int = READS
-) -> Measured:
-    """Make ``runs`` in full and measure them.
-
-    Args:
-        denoiser: what ``hicache_compile`` returned; its policy is put back.
-        runs: each samples once with it, inside ``denoiser.trajectory`` or through its pipeline, the same each time it
-            is called. What it returns is compared, where that is a tensor.
-        scope, first, last: where to cut, as of ``Policy``.
-        reads: the most anchors a forecast may read.
-
-    Raises:
-        HiCacheError: an argument is not what is allowed, or the runs differ in length.
-    """
-    if not isinstance(denoiser, CompiledDenoiser) or not runs:
-        raise HiCacheError("measure.denoiser, runs: must be a compiled denoiser and one or more functions that sample")
-    unknown = Calibrated(Table(2, (0.0,)), reads)
-    cut = Policy(mask_of([0], 1), unknown, scope, first=first, last=last)
-    references, distances = record(denoiser, runs, cut)
-    return Measured(denoiser, runs, references, distances, cut)
 
 
 def plan(
@@ -175,26 +123,6 @@ def with_mean_velocity(measured: Measured, schedule: Schedule) -> Calibration:
     return tried(measured, replace(measured.cut, schedule=schedule, forecaster=forecaster))
 
 
-def tried(measured: Measured, policy: Policy) -> Calibration:
-    """``policy``, and how far its runs end from those in full: relative, 2-norm.
-
-    Raises:
-        HiCacheError: the runs return no tensors to compare.
-    """
-    difference = Difference()
-    kept = measured.denoiser.policy
-    measured.denoiser.policy = policy
-    try:
-        for run, reference in zip(measured.runs, measured.references, strict=True):
-            found = run()
-            if not isinstance(found, torch.Tensor) or reference.result is None:
-                raise HiCacheError("measure.runs: must return tensors, the samples, to tell policies apart by")
-            difference.add(found, reference.result)
-    finally:
-        measured.denoiser.policy = kept
-    return Calibration(policy, difference.relative)
-
-
 FITS: dict[str, Callable[[Measured, Schedule], Calibration]] = {
     "calibrated": with_weights,
     "sigma": with_sigmas,
@@ -213,6 +141,7 @@ def fit_forecasts(
     by_slot: bool = False,
     search: str = "local",
     seed: int = 0,
+    rounds: int | None = None,
 ) -> Calibration:
     """A planned schedule of ``computed`` steps with forecasts fitted by ``method``, one of ``FITS``.
 
@@ -222,6 +151,8 @@ def fit_forecasts(
         search: ``"local"``: computed steps are moved by one or two while the error of whole runs falls; ``"anneal"``:
             BudCache's simulated annealing, with 220 evaluations as published.
         seed: of the annealing.
+        rounds: in which the weights that were found are refined on whole runs; see ``refine``. The forecaster is then a
+            ``Calibrated``, whatever the method. ``None``: 2 with ``"calibrated"`` if the runs return tensors, else 0.
 
     Raises:
         HiCacheError: an argument is not what is allowed.
@@ -230,4 +161,9 @@ def fit_forecasts(
     if by_slot and method != "calibrated":
         raise HiCacheError(f"fit.by_slot = True: must be false with method {method!r}")
     found = plan(measured, computed, method, evaluations, search, seed)
-    return with_weights(measured, found.policy.schedule, by_slot=True) if by_slot else found
+    if by_slot:
+        found = with_weights(measured, found.policy.schedule, by_slot=True)
+    if rounds is None:
+        known = all(one.result is not None for one in measured.references)
+        rounds = ROUNDS if method == "calibrated" and known else 0
+    return refine(measured, found.policy, rounds) if rounds else found

@@ -14,9 +14,10 @@ from hicache_compile.policy.files import check_writable
 from hicache_compile.policy.json_codec import write_policy
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.progress import progress
-from hicache_compile.tune.calibrated import FITS, SEARCHES, fit_forecasts, measure
+from hicache_compile.tune.calibrated import FITS, SEARCHES, fit_forecasts
 from hicache_compile.tune.fit import METHODS, fit
 from hicache_compile.tune.grid_plan import fit_grid
+from hicache_compile.tune.measured import measure
 
 SAMPLES = 3  # of each prompt, to fit forecasts to
 PLAN = "plan"  # the method that plans noise levels too
@@ -36,9 +37,10 @@ class Fitting:
         by_slot: whether each slot gets weights of its own (calibrated forecasts).
         search: of schedules of forecasts, ``"local"`` or ``"anneal"``.
         mask: of the run whose noise levels are planned; see ``fit_grid``.
+        rounds: of refining forecasts; see ``fit_forecasts``.
 
     Raises:
-        HiCacheError: there is no such method, or it takes no mask.
+        HiCacheError: there is no such method, or it takes no mask or rounds.
     """
 
     method: str
@@ -51,6 +53,7 @@ class Fitting:
     by_slot: bool = False
     search: str = "local"
     mask: str | None = None
+    rounds: int | None = None
 
     def __post_init__(self) -> None:
         one_of("fit", "method", self.method, (*METHODS, *FITS, PLAN))
@@ -59,6 +62,8 @@ class Fitting:
             raise HiCacheError(f"fit.search = {self.search!r}: must be {SEARCHES[0]} with method {self.method!r}")
         if self.mask is not None and (self.method != PLAN or self.computed is not None):
             raise HiCacheError(f"fit.mask = {self.mask!r}: must be given with method 'plan', without computed")
+        if self.rounds is not None and self.method not in FITS:
+            raise HiCacheError(f"fit.rounds = {self.rounds}: must be left out with method {self.method!r}")
 
 
 def fit_subject(subject: Subject, fitting: Fitting, out: Path) -> dict[str, Any]:
@@ -101,6 +106,7 @@ def _forecasts(subject: Subject, fitting: Fitting, computed: int) -> tuple[Polic
             by_slot=fitting.by_slot,
             search=fitting.search,
             seed=fitting.seed,
+            rounds=fitting.rounds,
         )
     decisions = found.policy.decisions(measured.num_steps)
     return found.policy, {

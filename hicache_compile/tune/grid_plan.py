@@ -24,6 +24,7 @@ from hicache_compile.policy.forecasters.table import Row
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.schedules.base import Schedule, StepMask
 from hicache_compile.policy.schedules.planned import PlannedSteps
+from hicache_compile.tune.sketch import Sketches
 
 READS = 3  # anchors of a forecast
 SHIFTS = (1.0, 1.5, 2.0, 3.0)  # of the levels to start from: as rectified flow shifts them, 2403.03206, eq. 23
@@ -146,6 +147,7 @@ class _Fitter:
 
     def __init__(self, denoiser: CompiledDenoiser, runs: Sequence[Run], scope: str) -> None:
         self.denoiser, self.runs, self.scope, self.made = denoiser, runs, scope, 0
+        self.sketch = Sketches(BUCKETS // len(runs))
         with denoiser.disabled():
             self.wanted = [self._run(run) for run in runs]
         self.size = float(torch.stack([one.square().sum() for one in self.wanted]).sum()) ** 0.5
@@ -159,8 +161,8 @@ class _Fitter:
         if self._last is None or self._last[0] != plan:
             self.denoiser.policy = self.policy(plan, StepMask(plan.mask))
             results = [self._run(run, sigmas=plan.sigmas) for run in self.runs]
-            off = [(found - wanted).flatten() for found, wanted in zip(results, self.wanted, strict=True)]
-            folded = torch.cat([_folded(one, BUCKETS // len(off)) for one in off])
+            off = [found - wanted for found, wanted in zip(results, self.wanted, strict=True)]
+            folded = torch.cat(list(map(self.sketch, off)))
             self._last = plan, (folded / self.size).double().cpu().numpy()
         return self._last[1]
 
@@ -189,13 +191,3 @@ def _mask(computed: int | str) -> str:
 
 def _marked(mask: str, letter: str) -> list[int]:
     return [step for step, one in enumerate(mask) if one == letter]
-
-
-def _folded(values: torch.Tensor, most: int) -> torch.Tensor:
-    """``values`` as sums under random signs of at most ``most`` numbers, which keeps inner products in the mean."""
-    if values.numel() <= most:
-        return values
-    generator = torch.Generator().manual_seed(0)
-    signs = torch.randint(0, 2, values.shape, generator=generator, dtype=torch.int8).to(values.device) * 2 - 1
-    padded = torch.nn.functional.pad(values * signs, (0, -values.numel() % most))
-    return padded.view(-1, most).sum(0)

@@ -20,6 +20,7 @@ from hicache_compile.runtime.call_arguments import as_number, time_argument
 from hicache_compile.runtime.session import Call
 from hicache_compile.runtime.step import Step
 from hicache_compile.runtime.storage.rings import Rings
+from hicache_compile.tune.sketch import Sketches
 
 BUCKETS = 4096  # of a sketch
 EXPLAINED = 0.95  # of what a sampler does in a step, below which it is not corrected for
@@ -115,7 +116,7 @@ class _Recorder:
     outputs: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     samples: dict[str, list[torch.Tensor | None]] = field(default_factory=dict)
     sketches: dict[str, list[list[torch.Tensor]]] = field(default_factory=dict)
-    signs: dict[int, torch.Tensor] = field(default_factory=dict)
+    sketch: Sketches = field(default_factory=lambda: Sketches(BUCKETS))
     times: dict[str, list[float]] = field(default_factory=dict)
 
     def __call__(self, step: Step, call: Call, run: Callable[[], Any]) -> Any:
@@ -128,22 +129,8 @@ class _Recorder:
         _, moment = time_argument(call.arguments())
         self.times.setdefault(name, []).append(math.nan if moment is None else as_number(moment)[0])
         states = step.context.states.values()
-        self.sketches.setdefault(name, []).append(
-            [self._sketch(row) for state in states for row in newest(state, step)]
-        )
+        self.sketches.setdefault(name, []).append([self.sketch(row) for state in states for row in newest(state, step)])
         return value
-
-    def _sketch(self, row: torch.Tensor) -> torch.Tensor:
-        flat = row.flatten().float()
-        if flat.numel() <= BUCKETS:
-            return flat.clone()
-        if flat.numel() not in self.signs:
-            generator = torch.Generator().manual_seed(0)
-            signs = torch.randint(0, 2, flat.shape, generator=generator, dtype=torch.int8) * 2 - 1
-            self.signs[flat.numel()] = signs.to(flat.device)
-        signed = flat * self.signs[flat.numel()]
-        padded = torch.nn.functional.pad(signed, (0, -flat.numel() % BUCKETS))
-        return padded.view(-1, BUCKETS).sum(0)
 
     def distances(self) -> list[np.ndarray]:
         """By context: squared, each slot's as a share of its mean square, summed over slots."""

@@ -20,10 +20,11 @@ from hicache_compile.evaluation.subjects import DEMO, Subject, batches_of
 from hicache_compile.policy.json_codec import as_policy, write_policy
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.progress import progress
-from hicache_compile.tune.calibrated import SEARCHES, Measured, fit_forecasts, measure
+from hicache_compile.tune.calibrated import SEARCHES, fit_forecasts
 from hicache_compile.tune.fit import fit
 from hicache_compile.tune.grid import Candidate, grid
 from hicache_compile.tune.halving import Standing, as_standing, halve
+from hicache_compile.tune.measured import Measured, measure
 from hicache_compile.tune.recommend import LEVELS, Recommendation, promise
 
 TIMES = (2, 3, 4, 5.5, 7, 10)  # fewer computed steps, of what is calibrated

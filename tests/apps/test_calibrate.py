@@ -36,7 +36,7 @@ from hicache_compile.runtime.step import Context, Step
 from hicache_compile.tune import fit_forecasts, measure, with_weights
 from hicache_compile.tune.bases import mean_velocity
 from hicache_compile.tune.calibrate import _Fitter
-from hicache_compile.tune.calibrated import tried
+from hicache_compile.tune.measured import tried
 from hicache_compile.tune.planning import mask_of, search, shortest_path
 from hicache_compile.tune.reference import Reference
 from tests.pipelines import by_name

@@ -19,8 +19,8 @@ from hicache_compile.generate.pipelines import sampled_over
 from hicache_compile.policy.json_codec import as_policy
 from hicache_compile.policy.packs import as_pack
 from hicache_compile.tune import fit_forecasts, measure
-from hicache_compile.tune.calibrated import tried
-from hicache_compile.tune.grid_plan import GridPlan, _Fitter, _folded, fit_grid
+from hicache_compile.tune.grid_plan import GridPlan, _Fitter, fit_grid
+from hicache_compile.tune.measured import tried
 from tests.pipelines import by_name
 from tests.support.models import ToyDiT
 
@@ -137,14 +137,6 @@ def test_the_jacobian_is_that_of_the_runs() -> None:
         ahead, back = (fitter.off(plan.with_numbers(plan.numbers + by * 1e-2 * unit)) for by in (1, -1))
         central = (ahead - back) / 2e-2
         assert np.linalg.norm(found[:, number] - central) <= 0.1 * np.linalg.norm(central) + 1e-3
-
-
-def test_results_are_folded_so_that_their_products_stay() -> None:
-    values = torch.randn(2, 40_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    folded = torch.stack([_folded(one, 8192) for one in values])
-    assert folded.shape == (2, 8192)
-    torch.testing.assert_close(folded @ folded.T / 40_000, values @ values.T / 40_000, atol=0.05, rtol=0)
-    assert _folded(values[0], 40_000) is values[0] or torch.equal(_folded(values[0], 40_000), values[0])
 
 
 def test_a_plan_runs_over_its_own_levels_and_no_others() -> None:

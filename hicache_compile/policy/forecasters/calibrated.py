@@ -19,7 +19,8 @@ class Calibrated:
 
     Under the schedule it was calibrated for, the weights are the table's ``rows``. For other steps, anchors or run
     lengths they are computed from its ``distances`` (see ``kriging``), with steps mapped linearly so that the first and
-    the last step coincide. In both cases they sum to 1, so constants are reproduced.
+    the last step coincide. Weights from distances sum to 1, so constants are reproduced; so do those of each step that
+    ``with_weights`` fits, but not those that whole runs refine.
 
     Args:
         table: a ``Table``, its fields as a dict, or a path to one; ``hicache tune --fit calibrated`` writes it.
