@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from hicache_compile.errors import HiCacheError
+from hicache_compile.internals import statically_known_true
 from hicache_compile.passes.analysis.token_rules import follow
 from hicache_compile.passes.analysis.tokens import Axis, Tokens
 from hicache_compile.passes.graph import ops
@@ -36,8 +37,8 @@ def token_site(full: fx.GraphModule, count: Callable[[int], int]) -> TokenSite |
     """The site with the region ``full``, or why its tokens cannot be computed apart; ``count``: how many of all are."""
     slots: Any = output_node(full.graph).args[0]
     operands = placeholders(full)
-    shapes = {tuple(ops.value(slot).shape) for slot in slots}
-    if len(shapes) != 1 or len(shape := shapes.pop()) != 3:
+    shape = tuple(ops.value(slots[0]).shape)
+    if len(shape) != 3 or not all(ops.same_shape(slot, slots[0]) for slot in slots):
         return "what it returns is not [batch, tokens, channels]"
     tokens = shape[1]
     if not isinstance(tokens, int):
@@ -78,7 +79,9 @@ def _holds(node: fx.Node, shape: tuple[Any, ...]) -> bool:
     if not ops.is_tensor(node):
         return False
     own = ops.value(node).shape
-    return len(own) == 3 and own[1] == shape[1] and own[0] == shape[0] and shape[1] != 1
+    if len(own) != 3 or shape[1] == 1:
+        return False
+    return statically_known_true(own[0] == shape[0]) and statically_known_true(own[1] == shape[1])
 
 
 def _is_part(axis: Axis | None) -> bool:

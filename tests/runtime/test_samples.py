@@ -20,6 +20,7 @@ from hicache_compile import (
     Policy,
     SpeCa,
     TeaCache,
+    XSlim,
     hicache_compile,
     inspect,
 )
@@ -32,6 +33,7 @@ GUARDED: tuple[Policy, ...] = (
     EasyCache(threshold=0.1),
     DiCache(threshold=0.2),
     SpeCa(threshold=0.5),
+    XSlim(threshold=0.6, coefficients=(1.0, 0.0), clusters=3),
 )
 STEPS = 8
 SPEEDS = (0.02, 0.3, 1.0, 4.0)  # how far each sample goes in a step: they decide apart
@@ -59,7 +61,9 @@ def toy() -> nn.Module:
     return ToyDiT().eval()
 
 
-@pytest.mark.parametrize("policy", GUARDED, ids=("TeaCache", "FBCache", "DBCache", "EasyCache", "DiCache", "SpeCa"))
+@pytest.mark.parametrize(
+    "policy", GUARDED, ids=("TeaCache", "FBCache", "DBCache", "EasyCache", "DiCache", "SpeCa", "XSlim")
+)
 def test_each_sample_is_what_it_is_alone(toy: nn.Module, policy: Policy) -> None:
     alone, expected = [], []
     for number in range(4):
