@@ -1,8 +1,4 @@
-"""Runs as objects: trajectories of one compiled denoiser that take turns, each with anchors of its own.
-
-``with run:`` says of which run the calls inside are. Where several are entered at once, by generators that yield inside
-of it or by tasks of asyncio, a call belongs to the run that was entered by a function which the call is made from.
-"""
+"""Runs as objects: trajectories of one compiled denoiser that take turns, each with anchors of its own."""
 
 from __future__ import annotations
 
@@ -11,28 +7,15 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from contextvars import ContextVar
-from dataclasses import dataclass
 from types import FrameType, TracebackType
 
 from hicache_compile.errors import HiCacheError
 from hicache_compile.policy.policy import Policy
+from hicache_compile.runtime.entered import Entry, enter, entered, entry_of, leave
 from hicache_compile.runtime.options import CompileOptions, Shared
 from hicache_compile.runtime.per_thread import PerThread
 from hicache_compile.runtime.rows.session import Member, RowsSession
 from hicache_compile.runtime.session import Session
-
-
-@dataclass(eq=False, slots=True)
-class _Entry:
-    """A ``with run:`` that was entered. ``frame``: of the function that did; ``None`` once it was left."""
-
-    run: Run | Inside
-    frame: FrameType | None
-
-
-# A task of asyncio has a copy of its own: what others enter is not in it.
-_entered: ContextVar[tuple[_Entry, ...]] = ContextVar("hicache_compile.runs", default=())
 
 
 class Sessions(PerThread[Session]):
@@ -45,27 +28,12 @@ class Sessions(PerThread[Session]):
 
     def mine(self) -> Session:
         """That of the run this thread is in, else that of the thread."""
-        entered = _entered.get()
-        run = self._run_among(entered) if entered else None
+        run = entered(self)
         return super().mine() if run is None else run.session
 
     def of_rows(self) -> RowsSession:
         """That of batches of several runs, in this thread."""
         return self._of_rows.mine()
-
-    def _run_among(self, entered: Sequence[_Entry]) -> Run | Inside | None:
-        # A generator may be closed in another context than it was begun in, where its entry is not seen.
-        inside = [entry for entry in entered if entry.frame is not None and not entry.run.closed]
-        entries = [entry for entry in inside if entry.run.sessions is self]
-        if len(entries) < 2:  # the frame may be that of a context manager around the run
-            return entries[0].run if entries else None
-        frame: FrameType | None = sys._getframe(1)
-        while frame is not None:
-            for entry in reversed(entries):
-                if entry.frame is frame:
-                    return entry.run
-            frame = frame.f_back
-        return entries[-1].run
 
     def of_a_run(self) -> Session:
         """A new one."""
@@ -91,20 +59,17 @@ class Inside:
 
     def __init__(self, sessions: Sessions, session: Session) -> None:
         self.sessions, self.session = sessions, session
-        self._entry: _Entry | None = None
+        self._entry: Entry | None = None
 
     def __enter__(self) -> None:
         self.enter(sys._getframe(1))
 
     def enter(self, frame: FrameType) -> None:
         """Be entered by the function of ``frame``."""
-        self._entry = _Entry(self, frame)
-        _entered.set((*_still_inside(), self._entry))
+        self._entry = enter(self, frame)
 
     def __exit__(self, *_: object) -> None:
-        if self._entry is not None:
-            self._entry.frame = None
-        _entered.set(_still_inside())
+        leave(self._entry)
 
 
 class Rows(Inside):
@@ -138,10 +103,12 @@ class Run:
     def __init__(
         self, sessions: Sessions, num_steps: int, policy: Policy | None, timesteps: Sequence[float] | None
     ) -> None:
-        self.sessions = sessions
-        self.session = sessions.of_a_run()
+        self.sessions: Sessions | None = sessions
+        self._session: Session | None = sessions.of_a_run()
         self._trajectory = ExitStack()
-        self._trajectory.enter_context(self.session.open(num_steps, policy, timesteps))
+        self._trajectory.enter_context(self._session.open(num_steps, policy, timesteps))
+        self._policy = self._session.policy
+        self._decided: dict[str, str] = {}  # of a run that is closed
         self._thread: threading.Thread | None = None  # the one that is inside
         self._depth = 0
         self._lock = threading.Lock()
@@ -154,17 +121,13 @@ class Run:
                 raise HiCacheError("a run was entered in two threads: must be in one at a time")
             self._thread = threading.current_thread()
             self._depth += 1
-        _entered.set((*_still_inside(), _Entry(self, sys._getframe(1))))
+        enter(self, sys._getframe(1))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        mine = [entry for entry in _entered.get() if entry.run is self and entry.frame is not None]
-        same = [entry for entry in mine if entry.frame is sys._getframe(1)]
-        for entry in (same or mine)[-1:]:  # none where a generator is closed in another context
-            entry.frame = None
-        _entered.set(_still_inside())
+        leave(entry_of(self, sys._getframe(1)))
         with self._lock:
             self._depth -= 1
             self._thread = self._thread if self._depth else None
@@ -172,19 +135,25 @@ class Run:
             self.close()
 
     @property
+    def session(self) -> Session:
+        """That of its steps; it has one until it is closed."""
+        assert self._session is not None
+        return self._session
+
+    @property
     def num_steps(self) -> int | None:
         """``None`` once it is closed."""
-        return self.session.num_steps
+        return None if self._session is None else self._session.num_steps
 
     @property
     def policy(self) -> Policy:
         """That of all its steps."""
-        return self.session.policy
+        return self._policy if self._session is None else self._session.policy
 
     @property
     def closed(self) -> bool:
         """Whether no more steps can be made."""
-        return self.session.trajectory is None
+        return self._session is None
 
     def decisions(self, context: str | None = None) -> str:
         """A letter for each step so far, see ``Report.decisions``; by default of the first guidance branch.
@@ -192,17 +161,25 @@ class Run:
         Raises:
             HiCacheError: there is no such branch.
         """
-        contexts = self.session.contexts
-        if context is not None and context not in contexts:
-            raise HiCacheError(f"decisions.context = {context!r}: must be one of {', '.join(contexts) or 'none yet'}")
-        if not contexts:
-            return ""
-        return (contexts[context] if context is not None else next(iter(contexts.values()))).letters()
+        decided = self._decided if self._session is None else _decided(self._session)
+        if context is not None and context not in decided:
+            raise HiCacheError(f"decisions.context = {context!r}: must be one of {', '.join(decided) or 'none yet'}")
+        return decided[context] if context is not None else next(iter(decided.values()), "")
 
     def close(self) -> None:
-        """Free its anchors. What it decided stays to be read."""
+        """Free its anchors, and hold nothing of the denoiser any more. What it decided stays to be read."""
+        if self._session is None:
+            return
+        session, self._decided = self._session, _decided(self._session)
         self._trajectory.close()
-        self.session.free_if_idle()
+        session.free_if_idle()
+        self._policy = session.policy
+        self._session = self.sessions = None
+
+
+def _decided(session: Session) -> dict[str, str]:
+    """The letters of each branch."""
+    return {name: context.letters() for name, context in session.contexts.items()}
 
 
 def members_of(sessions: Sessions, runs: Sequence[Run], contexts: Sequence[str] | None) -> list[Member]:
@@ -221,10 +198,6 @@ def members_of(sessions: Sessions, runs: Sequence[Run], contexts: Sequence[str] 
         if run.sessions is not sessions:
             raise HiCacheError(f"rows.runs[{number}]: is of another denoiser")
     return [(run.session, name) for run, name in zip(runs, contexts or [""] * len(runs), strict=True)]
-
-
-def _still_inside() -> tuple[_Entry, ...]:
-    return tuple(entry for entry in _entered.get() if entry.frame is not None)
 
 
 def sessions(options: CompileOptions) -> Sessions:

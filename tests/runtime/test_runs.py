@@ -8,7 +8,7 @@ import contextvars
 import gc
 import threading
 import weakref
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 
 import pytest
 import torch
@@ -114,6 +114,60 @@ def test_generators_that_yield_inside_of_their_runs(shared: CompiledDenoiser) ->
         assert letters[seed] == decisions
 
 
+@pytest.mark.parametrize("streams", [1, 2])
+def test_what_is_sampled_between_two_values_of_a_generator_is_none_of_its_run(
+    shared: CompiledDenoiser, streams: int
+) -> None:
+    going = [within(shared, seed, 6) for seed in range(streams)]
+    for _ in range(2):
+        assert len([next(stream) for stream in going]) == streams
+    with shared.trajectory(5):
+        *_, x = by_steps(shared, 3, 5)
+    assert torch.equal(x, alone(3, POLICIES[0], 5)[0])
+    for seed, stream in enumerate(going):
+        *_, x = stream
+        assert torch.equal(x, alone(seed, POLICIES[0], 6)[0])
+
+
+def test_what_is_sampled_beside_an_async_generator_is_none_of_its_run(shared: CompiledDenoiser) -> None:
+    async def stream() -> AsyncIterator[Tensor]:
+        with shared.run(6):
+            for x in by_steps(shared, 1, 6):
+                yield x
+
+    async def consume() -> tuple[Tensor, list[Tensor]]:
+        between = []
+        async for x in stream():
+            with shared.trajectory(2):
+                *_, own = by_steps(shared, 3, 2)
+            between.append(own)
+            newest = x
+        return newest, between
+
+    found, between = asyncio.run(consume())
+    assert torch.equal(found, alone(1, POLICIES[0], 6)[0])
+    wanted = alone(3, POLICIES[0], 2)[0]
+    assert len(between) == 6
+    assert all(torch.equal(own, wanted) for own in between)
+
+
+def test_a_thread_that_a_task_waits_for_is_in_its_run(shared: CompiledDenoiser) -> None:
+    async def sample(seed: int) -> tuple[Tensor, str]:
+        going = by_steps(shared, seed, 6)
+        with shared.run(6) as run:
+            for _ in range(6):
+                x = await asyncio.to_thread(next, going)
+            return x, run.decisions()
+
+    async def together() -> list[tuple[Tensor, str]]:
+        return await asyncio.gather(*map(sample, range(2)))
+
+    for seed, (x, letters) in enumerate(asyncio.run(together())):
+        wanted, decisions = alone(seed, POLICIES[0], 6)
+        assert letters == decisions
+        assert torch.equal(x, wanted)
+
+
 def test_tasks_of_asyncio(shared: CompiledDenoiser) -> None:
     @contextlib.contextmanager
     def entered(steps: int) -> Iterator[None]:  # the frame that enters the run is not one the calls are made from
@@ -216,6 +270,22 @@ def test_what_is_dropped_is_freed() -> None:
     next(generator)
     generator.close()
     assert denoiser.report().state_bytes == 0
+
+
+def test_a_run_that_is_closed_holds_no_weights() -> None:
+    denoiser = hicache_compile(ToyDiT(depth=2), POLICIES[0], backend="eager")
+    run = denoiser.run(4)
+    with run:
+        for _ in by_steps(denoiser, 1, 4):
+            pass
+    run.close()
+    weights = list(map(weakref.ref, denoiser.parameters()))
+    del denoiser
+    gc.collect()
+    assert not any(weight() is not None for weight in weights)
+    assert (run.decisions(), run.num_steps, run.policy) == (alone(1, POLICIES[0], 4)[1], None, POLICIES[0])
+    with pytest.raises(HiCacheError, match="a run that is closed was entered"), run:
+        pass
 
 
 def test_a_generator_that_is_closed_in_another_context_takes_its_run_with_it(shared: CompiledDenoiser) -> None:
