@@ -137,7 +137,17 @@ class Signals:
         stream = [e for e in self.blocks[count].entries if e is entry or self._follows(e, entry)]
         if not stream:
             raise _missing(f"a stream of the noisy input in block {count}")
-        return self._residual(max(stream, key=numel), self.blocks[:count])
+        return self._residual(self._made_by(max(stream, key=numel), count), self.blocks[:count])
+
+    def _made_by(self, entry: fx.Node, count: int) -> fx.Node:
+        """What the first ``count`` blocks make of the stream that is ``entry`` in the next one. Where that one begins
+        with an operation on the stream, it is the sum before it."""
+        if entry not in self.blocks[count].nodes:
+            return entry
+        sums = [r.node for r in self.blocks[count - 1].residuals if self._follows(entry, r.node)]
+        if not sums:
+            raise _missing(f"a stream of the noisy input after block {count - 1}")
+        return max(sums, key=lambda node: (numel(node), self.ancestry.index[node]))
 
     def last(self, count: int) -> tuple[fx.Node, fx.Node]:
         """The stream after the last block, and its value at the entry of the last ``count`` blocks."""
@@ -148,8 +158,10 @@ class Signals:
 
     def _residual(self, node: fx.Node, blocks: list[Block]) -> tuple[fx.Node, fx.Node]:
         zone = self.ancestry.between(self.ancestry.bits(n for block in blocks for n in block.nodes))
-        start = carry(self.module.graph, node, Streams(zone), blocks)
-        if start is None or not ops.same_shape(start, node):
+        begun = {entry for entry in blocks[0].entries if entry in zone}  # by an operation of the first block
+        before = self.ancestry.within(self.ancestry.above_all(begun)) | begun if begun else set()
+        start = carry(self.module.graph, node, Streams(zone - before), blocks)
+        if start is None or start is node or not ops.same_shape(start, node):
             raise _missing(f"a residual over {blocks[0].name}..{blocks[-1].name}")
         return node, start
 

@@ -4,9 +4,54 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
-from hicache_compile import FBCache, Policy, StepMask, hicache_compile
+from hicache_compile import DBCache, FBCache, HiCacheError, Policy, StepMask, hicache_compile
+from tests.support.models import ToyDiT
 from tests.zoo import CASES
+
+
+@torch.library.custom_op("hicache_tests::logged", mutates_args=())
+def logged(x: Tensor) -> Tensor:
+    """An operation of a user's own, which the graph cannot look into."""
+    return x.clone()
+
+
+@logged.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+@pytest.mark.parametrize("policy", [FBCache(0.1), DBCache(1, threshold=0.1, warmup=2)])
+def test_a_block_may_begin_with_an_operation_of_its_own(policy: Policy) -> None:
+    """What is measured is the sum that the blocks before made, so all is as without the operation."""
+    made = []
+    for begins in (None, lambda module, arguments: (logged(arguments[0]), *arguments[1:])):
+        model = ToyDiT(depth=4).eval()
+        for layer in model.layers if begins is not None else ():
+            layer.register_forward_pre_hook(begins)
+        compiled = hicache_compile(model, policy, backend="eager")
+        x = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
+        with compiled.trajectory(10), torch.no_grad():
+            for step in range(10):
+                x = x - compiled(x, torch.full((2,), 1 - step / 10)) / 10
+        report = compiled.report()
+        made.append((report.decisions(), report.decisions("default[1]"), report.nonfinite_probes, x))
+    (*said, x), (*expected, wanted) = reversed(made)
+    assert said == expected
+    assert "." in said[0]
+    assert said[2] == 0
+    torch.testing.assert_close(x, wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_a_stream_that_is_cut_between_measured_blocks_is_refused() -> None:
+    model = ToyDiT(depth=4).eval()
+    model.layers[1].register_forward_pre_hook(lambda module, arguments: (logged(arguments[0]), *arguments[1:]))
+    compiled = hicache_compile(model, DBCache(2, threshold=0.1), backend="eager")
+    with pytest.raises(
+        HiCacheError, match=r"a guard measures a residual over layers\.0\.\.layers\.1: .* none was found"
+    ):
+        compiled(torch.randn(2, 5, 16), torch.ones(2))
 
 
 @pytest.mark.parametrize("name", ["HunyuanVideoTransformer3DModel", "Krea2Transformer2DModel"])
