@@ -44,7 +44,9 @@ def say_what_never_hit(step: Step) -> None:
     if unknown or not context.policy.guards or step.num_steps is None or step.index + 1 != step.num_steps:
         return
     letters = context.letters()
-    free = context.policy.decisions(step.num_steps).count(".")
+    free = context.policy.decisions(step.num_steps)[-max(1, len(letters)) :].count(
+        "."
+    )  # a branch may have joined later
     if free and letters and not set(letters) - set("FS") and not step.uncached:
         names = ", ".join(type(guard).__name__ for guard in context.policy.guards)
         log.warning(
@@ -52,7 +54,7 @@ def say_what_never_hit(step: Step) -> None:
             "slow as without a cache. In a run of few steps too much changes from one to the next: raise the "
             "threshold, or drop the guard",
             names,
-            step.num_steps,
+            len(letters),
             context.name,
             free,
             _nearest(step),

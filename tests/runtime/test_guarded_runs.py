@@ -48,6 +48,8 @@ from hicache_compile.passes import Choice
 from hicache_compile.passes.graph import ops
 from hicache_compile.policy.guards import Guard
 from hicache_compile.policy.layout import Layout
+from hicache_compile.runtime.nothing_cached import say_what_never_hit
+from hicache_compile.runtime.step import Context, Step
 from tests.support.captured_graphs import captured, count
 from tests.support.host_reads import counted_reads
 from tests.support.models import ToyDiT, flux_inputs, random_flux, sample, trace
@@ -355,6 +357,15 @@ def test_a_run_without_hits_says_so(steps: int, caplog: pytest.LogCaptureFixture
     with compiled.trajectory(steps):
         sample(compiled, flux_inputs(), steps)
     assert "0 hits" not in caplog.text
+
+
+def test_a_branch_that_joined_later_is_told_of_its_own_steps(caplog: pytest.LogCaptureFixture) -> None:
+    """As where a callback ends guidance: the batch of the steps after it is another branch."""
+    context = Context("default.1", FBCache(1e-6))
+    context.history.append(list("FFFF"))
+    say_what_never_hit(Step(context, 7, 8))
+    said = re.findall(r"none of the (\d) steps of context 'default.1', of which (\d) were free", caplog.text)
+    assert said == [("4", "4")]
 
 
 class Still(ToyDiT):
