@@ -249,3 +249,23 @@ def test_a_thousand_trajectories_leave_memory_flat() -> None:
     assert max(seen[2:]) - min(seen[2:]) < 8 << 20
     assert (compiled.report().recompiles, captures()) == (0, 1)
     assert len(compiled.report().history["default"]) <= 256
+
+
+def test_a_pipeline_made_from_a_compiled_one_is_cached() -> None:
+    """diffusers' ``from_pipe`` compares classes exactly, so the denoiser is named; ``AutoPipeline`` does not."""
+    from diffusers import AutoPipelineForImage2Image, FluxImg2ImgPipeline
+
+    from tests.pipelines import by_name
+
+    case = by_name("FluxPipeline")
+    pipe = hicache_compile(case.build(), HiCache(interval=3), backend="eager")
+    picture = case.run(pipe, steps=2)
+    for made in (
+        FluxImg2ImgPipeline.from_pipe(pipe, transformer=pipe.transformer),
+        AutoPipelineForImage2Image.from_pipe(pipe),
+    ):
+        assert made.transformer is pipe.transformer
+        image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        made("a cat", image=image, strength=1.0, num_inference_steps=8, height=16, width=16, output_type="latent")
+        assert pipe.transformer.report().decisions() == "FFF..F.."
+    assert picture is not None
