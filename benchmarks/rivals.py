@@ -53,9 +53,9 @@ SCOPE = "stack"
 GRID = (8, 8)
 ALONE, SEED, FITTED_ON = 1, 7000, 100  # captions that BudCache anneals on, as published; seeds
 TRIALS, CLIMBS = 100, 12  # of annealing
-TRIED = 12  # schedules of what is calibrated
+TRIED, ROUNDS = 12, 2  # schedules of what is calibrated, and rounds of refining it
 THRESHOLDS, HALVINGS = (1e-3, 1e3), 14  # of guards, searched by their logarithm
-OURS = "calibrated and planned (ours)"
+OURS = "(ours)"
 BASE = "HiCache"
 
 
@@ -129,7 +129,10 @@ class Fits:
             "FBCache": lambda k: self._guarded(FBCache, k),
             "EasyCache": lambda k: self._guarded(EasyCache, k),
             "SeaCache": lambda k: self._guarded(functools.partial(SeaCache, grid=GRID), k),
-            OURS: lambda k: fit_forecasts(self.measured(), "calibrated", k, TRIED).policy,
+            f"calibrated, refined {OURS}": lambda k: fit_forecasts(self.measured(), "calibrated", k, TRIED).policy,
+            f"mean velocity, refined {OURS}": lambda k: (
+                fit_forecasts(self.measured("output"), "mean", k, TRIED, rounds=ROUNDS).policy
+            ),
         }
 
     def _least_squares(self, computed: int) -> Policy:

@@ -75,7 +75,7 @@ def draw(lines: Sequence[Line], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     budgets = list(dict.fromkeys(line["budget"] for line in lines))
     newest = {line["method"]: line for line in lines}  # of the fewest steps
-    names = sorted(newest, key=lambda name: (-newest[name]["budget"], newest[name]["relative_error"]["value"]))[::-1]
+    names = sorted(newest, key=lambda name: (newest[name]["budget"], newest[name]["relative_error"]["value"]))[::-1]
     size = (3.0 * len(budgets) + 2.4, 0.27 * len(names) + 1.2)
     figure, panels = plt.subplots(
         1, len(budgets), figsize=size, sharex=True, sharey=True, layout="constrained", squeeze=False
