@@ -38,16 +38,17 @@ def _hooked(model: nn.Module) -> int:
 
 
 def say_what_never_hit(step: Step) -> None:
-    """A run in which no guard ever skipped was as slow as without: say so."""
+    """A run in which nothing was forecast that might have been was as slow as without a cache: say so."""
     context = step.context
     unknown = step.letter == "?"  # on the device
-    if unknown or not context.policy.guards or step.num_steps is None or step.index + 1 != step.num_steps:
+    if unknown or step.uncached or step.num_steps is None or step.index + 1 != step.num_steps:
         return
     letters = context.letters()
-    free = context.policy.decisions(step.num_steps)[-max(1, len(letters)) :].count(
-        "."
-    )  # a branch may have joined later
-    if free and letters and not set(letters) - set("FS") and not step.uncached:
+    made = max(1, len(letters))  # a branch may have joined later
+    free = context.policy.decisions(step.num_steps)[-made:].count(".")
+    if not free or not letters or set(letters) - set("FS"):
+        return
+    if context.policy.guards:
         names = ", ".join(type(guard).__name__ for guard in context.policy.guards)
         log.warning(
             "0 hits: %s skipped none of the %d steps of context %r, of which %d were free to be%s; the run was as "
@@ -58,6 +59,15 @@ def say_what_never_hit(step: Step) -> None:
             context.name,
             free,
             _nearest(step),
+        )
+    elif not context.ambiguous:  # of which is told before
+        log.warning(
+            "0 forecasts: all %d steps of context %r were computed, %d of them because the anchors had started over, "
+            "as they do where weights, sizes or dtypes (autocast) change from step to step; the run was as slow as "
+            "without a cache",
+            len(letters),
+            context.name,
+            free,
         )
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hicache_compile import CompiledDenoiser, HiCache, hicache_compile
+from hicache_compile import FORA, CompiledDenoiser, HiCache, hicache_compile
 from hicache_compile.runtime.replay.dispatch_modes import GLOBAL_HOOKS
 from hicache_compile.runtime.step import Step
 from tests.support.models import ToyDiT, flux_inputs, random_flux
@@ -254,3 +254,17 @@ def test_a_mode_of_another_thread_is_left_alone() -> None:
     with torch.no_grad(), compiled.trajectory(2), compiled.observed(end_it):
         compiled(torch.randn(1, 5, 16), torch.ones(1))
     assert [len(hooks) for hooks in GLOBAL_HOOKS] == [0, 0]
+
+
+def test_a_run_without_forecasts_says_why(caplog: pytest.LogCaptureFixture) -> None:
+    """Autocast in every second step: anchors of one dtype are none of the other."""
+    compiled = hicache_compile(ToyDiT(), FORA(3, scope="stack"), backend="eager")
+    for casts in (True, False):
+        caplog.clear()
+        with compiled.trajectory(6), torch.no_grad():
+            for step in range(6):
+                with torch.autocast("cpu", torch.bfloat16, enabled=casts and step % 2 == 1):
+                    compiled(torch.randn(2, 5, 16), torch.full((2,), 1 - step / 6))
+        said = "0 forecasts: all 6 steps of context 'default' were computed, 4 of them because the anchors had started"
+        assert (said in caplog.text) == casts
+        assert compiled.report().decisions() == ("FFFFFF" if casts else "F..F..")
