@@ -111,7 +111,7 @@ def test_every_policy_at_once_skips_and_recompiles_nothing(model: CompiledDenois
     assert any(graph._dynamic for graph in model._graphs)  # they were made in one call
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["inductor", "aot_eager"])
 def test_compiled(backend: str) -> None:
     torch.manual_seed(0)
     compiled = hicache_compile(ToyDiT(depth=2), POLICIES[0], backend=backend)
