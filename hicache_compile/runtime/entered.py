@@ -12,11 +12,13 @@ import inspect
 import sys
 from contextvars import ContextVar
 from dataclasses import dataclass
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, Protocol
 
 GENERATORS = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 COMPREHENSIONS = {"<listcomp>", "<setcomp>", "<dictcomp>"}  # functions of their own before Python 3.12
+
+FrameKey = tuple[int, CodeType]  # of a frame while it runs
 
 
 class Enterable(Protocol):
@@ -32,13 +34,13 @@ class Enterable(Protocol):
 class Entry:
     """Something that was entered.
 
-    ``frame``: of the function that did; ``None`` once it was left. ``consumer``: where that is a generator, of the
-    function that it was begun by.
+    ``frame``: of the function that did; ``None`` once it was left. ``consumer``: where that is a generator, the key of
+    the frame that began it. The frame itself would keep the generator that is in one of its variables.
     """
 
     what: Enterable
     frame: FrameType | None
-    consumer: FrameType | None
+    consumer: FrameKey | None
 
 
 # A task of asyncio has a copy of its own: what others enter is not in it.
@@ -47,7 +49,8 @@ _entered: ContextVar[tuple[Entry, ...]] = ContextVar("hicache_compile.entered", 
 
 def enter(what: Enterable, frame: FrameType) -> Entry:
     """``what`` is entered by the function of ``frame``."""
-    entry = Entry(what, frame, _consumer(frame))
+    consumer = _consumer(frame)
+    entry = Entry(what, frame, None if consumer is None else _key(consumer))
     _entered.set((*_inside(), entry))
     return entry
 
@@ -72,18 +75,25 @@ def entered(sessions: object) -> Any:
     entries = [entry for entry in _inside() if entry.what.sessions is sessions and not entry.what.closed]
     if not entries:
         return None
-    callers = _callers()
-    for frame in callers:
+    running: set[FrameKey] = set()  # no frames: a list of them would hold what they hold
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
         for entry in reversed(entries):
             if entry.frame is frame:
                 return entry.what
-    left = [entry.what for entry in entries if entry.consumer is None or entry.consumer not in callers]
+        running.add(_key(frame))
+        frame = frame.f_back
+    left = [entry.what for entry in entries if entry.consumer not in running]
     return left[-1] if left else None
 
 
 def _inside() -> tuple[Entry, ...]:
     # A generator may be closed in another context than it was begun in, where its entry is not seen.
     return tuple(entry for entry in _entered.get() if entry.frame is not None)
+
+
+def _key(frame: FrameType) -> FrameKey:
+    return id(frame), frame.f_code
 
 
 def _consumer(frame: FrameType) -> FrameType | None:
@@ -93,14 +103,4 @@ def _consumer(frame: FrameType) -> FrameType | None:
     found = frame.f_back
     while found is not None and (found.f_code.co_flags & GENERATORS or found.f_code.co_name in COMPREHENSIONS):
         found = found.f_back
-    return found
-
-
-def _callers() -> list[FrameType]:
-    """The frames of the functions that are running in this thread, innermost first."""
-    found = []
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        found.append(frame)
-        frame = frame.f_back
     return found

@@ -129,6 +129,19 @@ def test_what_is_sampled_between_two_values_of_a_generator_is_none_of_its_run(
         assert torch.equal(x, alone(seed, POLICIES[0], 6)[0])
 
 
+def test_a_generator_that_is_left_behind_takes_its_run_with_it() -> None:
+    denoiser = hicache_compile(ToyDiT(depth=2), POLICIES[0], backend="eager")
+
+    def consume() -> None:
+        stream = within(denoiser, 0, 6)
+        next(stream)
+        assert denoiser.report().state_bytes > 0
+
+    consume()
+    gc.collect()
+    assert denoiser.report().state_bytes == 0
+
+
 def test_what_is_sampled_beside_an_async_generator_is_none_of_its_run(shared: CompiledDenoiser) -> None:
     async def stream() -> AsyncIterator[Tensor]:
         with shared.run(6):
