@@ -72,6 +72,8 @@ def entry_of(what: Enterable, frame: FrameType) -> Entry | None:
 
 def entered(sessions: object) -> Any:
     """That of ``sessions`` which a call made now belongs to, or ``None``."""
+    if not _entered.get():  # as in most steps
+        return None
     entries = [entry for entry in _inside() if entry.what.sessions is sessions and not entry.what.closed]
     if not entries:
         return None

@@ -44,9 +44,11 @@ def say_what_never_hit(step: Step) -> None:
     if unknown or step.uncached or step.num_steps is None or step.index + 1 != step.num_steps:
         return
     letters = context.letters()
-    made = max(1, len(letters))  # a branch may have joined later
-    free = context.policy.decisions(step.num_steps)[-made:].count(".")
-    if not free or not letters or set(letters) - set("FS"):
+    if not letters or set(letters) - set("FS"):
+        return
+    # A branch may have joined later, and its first step is always computed.
+    free = context.policy.decisions(step.num_steps)[-len(letters) :][1:].count(".")
+    if not free:
         return
     if context.policy.guards:
         names = ", ".join(type(guard).__name__ for guard in context.policy.guards)

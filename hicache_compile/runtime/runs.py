@@ -115,8 +115,7 @@ class Run:
 
     def __enter__(self) -> Run:
         with self._lock:
-            if self.closed:
-                raise HiCacheError("a run that is closed was entered: must be a new one, compiled.run(num_steps)")
+            _ = self.session
             if self._thread not in (None, threading.current_thread()):
                 raise HiCacheError("a run was entered in two threads: must be in one at a time")
             self._thread = threading.current_thread()
@@ -136,9 +135,15 @@ class Run:
 
     @property
     def session(self) -> Session:
-        """That of its steps; it has one until it is closed."""
-        assert self._session is not None
-        return self._session
+        """That of its steps.
+
+        Raises:
+            HiCacheError: it is closed, as another thread may do at any time.
+        """
+        session = self._session
+        if session is None:
+            raise HiCacheError("a run that is closed was entered: must be a new one, compiled.run(num_steps)")
+        return session
 
     @property
     def num_steps(self) -> int | None:

@@ -115,7 +115,11 @@ def _sum(weights: Sequence[float], added: Sequence[float]) -> tuple[float, ...]:
 
 
 def _steps(jacobian: np.ndarray, off: np.ndarray) -> list[np.ndarray]:
-    """The damped least-squares steps from where the results are ``off``."""
+    """The damped least-squares steps from where the results are ``off``.
+
+    All dampings are tried: a run costs little beside a Jacobian of them. Scipy's trust region, as in ``grid_plan``,
+    begins with long steps where nothing is corrected yet, and spent its runs on refusing them.
+    """
     gram, moments = jacobian.T @ jacobian, jacobian.T @ off
     damping = np.eye(len(gram)) * np.trace(gram) / len(gram)
     return [-np.linalg.lstsq(gram + share * damping, moments, rcond=None)[0] for share in DAMPINGS]

@@ -365,7 +365,11 @@ def test_a_branch_that_joined_later_is_told_of_its_own_steps(caplog: pytest.LogC
     context.history.append(list("FFFF"))
     say_what_never_hit(Step(context, 7, 8))
     said = re.findall(r"none of the (\d) steps of context 'default.1', of which (\d) were free", caplog.text)
-    assert said == [("4", "4")]
+    assert said == [("4", "3")]
+    caplog.clear()
+    context.history.append(["F"])  # it made the last step alone
+    say_what_never_hit(Step(context, 7, 8))
+    assert not caplog.records
 
 
 class Still(ToyDiT):
