@@ -32,7 +32,7 @@ OF_THE_MODEL = {
     ): "export.model cannot be captured as one graph: must be one; Call to `torch._dynamo.graph_break()`",
     frozenset(
         {"by channel", "two graphs"}
-    ): "ByChannel.chosen: of 8 slots, must be 4, the slots of this graph at scope "
+    ): "ByChannel.chosen: of 8 slots, must be at most 4, the slots of this graph at scope "
     "'module'; fit it to this model, which must be captured as one graph",
     frozenset({"SeaCache", "two graphs"}): "SeaCacheGuard reads sigma off the denoiser's time input: its graph must "
     "have one",
