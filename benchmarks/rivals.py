@@ -170,11 +170,11 @@ class Fits:
         return make(nearest[min(nearest)])
 
 
-def open_emoji(backend: str = "aot_eager") -> Subject:
-    """The emoji pipeline with the captions that are judged, and then those that are fitted to."""
+def open_emoji(captions: Sequence[str] = (*HELD_OUT, *SHOWN), backend: str = "aot_eager") -> Subject:
+    """The emoji pipeline with ``captions``: by default those that are judged, and then those that are fitted to."""
     folder = files("hicache_compile.demo.emoji") / "emoji-pipeline"
     how = {"height": SIZE, "width": SIZE, "max_sequence_length": TOKENS, "true_cfg_scale": GUIDANCE}
-    return open_subject(str(folder), [*HELD_OUT, *SHOWN], STEPS, backend, how | {"negative_prompt": ""}, "bench")
+    return open_subject(str(folder), list(captions), STEPS, backend, how | {"negative_prompt": ""}, "bench")
 
 
 def parts() -> Iterable[Part]:

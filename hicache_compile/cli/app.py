@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -39,6 +41,16 @@ def _in_one_line() -> Iterator[None]:
 
 class Commands(TyperGroup):
     """The commands; usage errors are as short as others."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):  # of an encoding that has not all letters of a help text
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as error:  # of the terminal itself: what commands raise is told by `reporting`
+            typer.secho(f"hicache: {one_line(str(error))}", err=True, fg="red")
+            sys.exit(2)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         with _in_one_line():

@@ -40,8 +40,11 @@ Width = Height
 WidthOfSquare = Annotated[int | None, typer.Option(min=1, max=MOST_PIXELS, help="Pixels; default: the height.")]
 Frames = Annotated[int | None, typer.Option(min=1, max=MOST, help="Frames of a clip.")]
 Batch = Annotated[int, typer.Option(min=1, max=MOST)]
-GuidanceScale = Annotated[float | None, typer.Option()]
-TrueCfgScale = Annotated[float | None, typer.Option(help="Of pipelines that have guidance of their own besides.")]
+GuidanceScale = Annotated[float | None, typer.Option(min=0, max=1000)]
+TrueCfgScale = Annotated[
+    float | None,
+    typer.Option(min=0, max=1000, help="Of pipelines that have guidance of their own besides."),
+]
 NegativePrompt = Annotated[str | None, typer.Option()]
 MaxSequenceLength = Annotated[int | None, typer.Option(min=1, max=MOST, help="Tokens of a prompt.")]
 Backend = Annotated[str, typer.Option(help="What compiles the programs, by its name in torch.compile.")]
@@ -64,6 +67,8 @@ def reporting(name: str, *, models: bool = True) -> Callable[[Callable[Arguments
                 if models:
                     _import_diffusers()
                 command(*args, **kwargs)
+            except BrokenPipeError:  # whoever read it has enough
+                raise
             except (HiCacheError, OSError) as error:
                 typer.secho(f"hicache {name}: {one_line(str(error))}", err=True, fg="red")
                 raise typer.Exit(2) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,15 @@ from hicache_compile.policy.files import LARGEST, file_path, write_whole
 
 VERSION = 1  # of the format
 _PARTS = ("environment", "policy", "options", "model", "inputs", "report", "failure")  # a JSON file each
+_DAMAGED = (  # what zipfile, zlib and json raise for a damaged file; RuntimeError: "encrypted"
+    OSError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+    KeyError,
+    ValueError,
+    RuntimeError,
+)
 _DATE = (1980, 1, 1, 0, 0, 0)  # of every file: the same case is the same archive
 
 
@@ -81,7 +91,7 @@ def read(path: str | Path) -> Case:
             parts = {name: _json(archive, f"{name}.json") for name in ("case", *_PARTS)}
             names = [name for name in archive.namelist() if not name.endswith(".json") and "/" not in name]
             texts = {name: _text(archive, name) for name in names}
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError, RecursionError, NotImplementedError) as error:
+    except _DAMAGED as error:
         raise HiCacheError(f"rerun.path = {str(path)!r}: must be an archive of hicache collect-env ({error})") from None
     about = parts.pop("case")
     if not isinstance(about, dict) or about.get("version") != VERSION:

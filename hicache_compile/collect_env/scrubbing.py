@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -20,10 +22,18 @@ def is_secret(name: str) -> bool:
 
 
 def scrubbed(text: str, environ: Mapping[str, str] = os.environ) -> str:
-    """``text`` without secrets of ``environ``, tokens, logins in URLs; the home directory is ``~``."""
+    """``text``, JSON or HTML too, without secrets of ``environ``, tokens, logins in URLs; the home is ``~``."""
     secrets = {value for name, value in environ.items() if is_secret(name) and len(value) >= _SHORTEST}
-    for value in sorted(secrets, key=len, reverse=True):
+    for value in sorted({form for secret in secrets for form in _forms(secret)}, key=len, reverse=True):
         text = text.replace(value, REMOVED)
     text = _KNOWN.sub(REMOVED, _LOGIN.sub(f"{REMOVED}@", text))
     home = str(Path.home())
-    return re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text) if len(home) > 1 else text
+    for form in _forms(home) if len(home) > 1 else ():
+        text = re.sub(rf"{re.escape(form)}(?![\w.-])", "~", text)
+    return text
+
+
+def _forms(value: str) -> set[str]:
+    """``value`` as it stands in a text, in JSON, in a Python literal and in HTML."""
+    quoted = json.dumps(value), json.dumps(value, ensure_ascii=False), repr(value)
+    return {value, html.escape(value), *(one[1:-1] for one in quoted)}

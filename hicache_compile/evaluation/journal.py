@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from hicache_compile.errors import HiCacheError
 from hicache_compile.generate.record import json_lines
-from hicache_compile.policy.files import add_line, read_text, write_whole
+from hicache_compile.policy.files import add_line, lines_of, read_text, write_whole
 from hicache_compile.policy.sealed import sealed, unsealed
 
 Line = dict[str, Any]
@@ -32,12 +33,12 @@ class Journal:
         self._lines: dict[tuple[str, int], list[Line]] = {}
         wanted = json.loads(json.dumps(settings))
         head = json_lines([{"settings": wanted}])
-        text = read_text(name, path) if path.exists() else ""
+        text = read_text(name, path) if os.path.exists(path) else ""
         if head.startswith(text):
             write_whole(path, head)
             return
         whole = text[: text.rfind("\n") + 1]  # a line that was being written when the search was killed
-        self._read(whole.splitlines(), wanted)
+        self._read(lines_of(whole)[:-1], wanted)
         torn = [key for key, lines in self._lines.items() if len(lines) != lines[0].get("of", len(lines))]
         for key in torn:  # a run of which not every line was written
             del self._lines[key]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def image_reward(file: Path) -> Score:
         raise HiCacheError(
             f"eval.image_reward = {str(file)!r}: needs the package image-reward, not installed"
         ) from None
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise HiCacheError(f"eval.image_reward = {str(file)!r}: must be a checkpoint of ImageReward")
     model = ImageReward.load(str(file), med_config=str(file.with_name("med_config.json")))
 

@@ -13,6 +13,7 @@ from torch import fx, nn
 from torch.export import Dim, ExportedProgram
 
 from hicache_compile.errors import HiCacheError, one_of, whole_number
+from hicache_compile.export.archives import write_archive
 from hicache_compile.export.manifest import Manifest, Port
 from hicache_compile.export.plan import traits_when_exported
 from hicache_compile.export.portable import portable
@@ -20,7 +21,7 @@ from hicache_compile.export.sizes import size_of
 from hicache_compile.export.stepping import stepping
 from hicache_compile.internals import has_free_unbacked_symbols
 from hicache_compile.policy.compatibility import check
-from hicache_compile.policy.files import write_whole
+from hicache_compile.policy.files import check_writable, file_path, write_together, write_whole
 from hicache_compile.policy.json_codec import as_policy
 from hicache_compile.policy.layout import ANCHORS
 from hicache_compile.policy.program_passes import ProgramPass, as_program_passes
@@ -127,10 +128,11 @@ def export_program(
 
     Args and errors: see ``export_onnx``. ``PATH.json`` is the manifest.
     """
+    path = _writable("export_program", path)
     asked = (sparsity, anchors, program_passes)
     program, manifest = _exported(model, policy, example_inputs, num_steps, dynamic, *asked)
     _check_it_loads(program)
-    torch.export.save(program, path)
+    write_archive(path, lambda file: torch.export.save(program, file))
     write_whole(_beside(path), manifest.to_json())
     return manifest
 
@@ -152,14 +154,15 @@ def export_aoti(
     ``torch._inductor.aoti_load_package(path)`` loads it where this library is not installed. Args and errors: see
     ``export_onnx``; ``path`` ends in ``.pt2``, and ``PATH.json`` is the manifest.
     """
-    if Path(path).suffix != ".pt2":
+    path = _writable("export_aoti", path)
+    if path.suffix != ".pt2":
         raise HiCacheError(f"export_aoti.path = {str(path)!r}: must end in .pt2")
     asked = (sparsity, anchors, program_passes)
     program, manifest = _exported(model, policy, example_inputs, num_steps, dynamic, *asked)
     from hicache_compile.internals import inductor
 
     inductor.PACKAGES.require()
-    inductor.aoti_compile_and_package(program, package_path=str(path))
+    write_archive(path, lambda file: inductor.aoti_compile_and_package(program, package_path=file))
     write_whole(_beside(path), manifest.to_json())
     return manifest
 
@@ -197,10 +200,11 @@ def export_onnx(
 
     Raises:
         HiCacheError: nothing is cached under ``policy``, the denoiser is captured in several graphs, its sizes cannot
-            vary, or an argument is not what is allowed.
+            vary, an argument is not what is allowed, or ``path`` cannot be written, which is then what it was.
     """
     if anchors == "float8_e4m3fn":  # its rows are written as bytes
         raise HiCacheError("export_onnx.anchors = 'float8_e4m3fn': must be another dtype, ONNX has no views as bytes")
+    path = _writable("export_onnx", path)
     asked = (sparsity, anchors, program_passes)
     program, manifest = _exported(model, policy, example_inputs, num_steps, dynamic, *asked)
     names = [node.name for node in program.module().graph.find_nodes(op="placeholder")]
@@ -216,9 +220,16 @@ def export_onnx(
     assert converted is not None
     converted.model.metadata_props[MANIFEST] = manifest.to_json()
     weights = sum(tensor.nbytes for tensor in program.state_dict.values())
-    converted.save(str(path), external_data=weights > 1 << 30)
+    write_together(path, lambda unfinished: converted.save(str(unfinished), external_data=weights > 1 << 30))
     log.info("wrote %s: %d arguments, %d states", path, len(manifest.arguments), len(manifest.state))
     return manifest
+
+
+def _writable(owner: str, path: str | Path) -> Path:
+    """``path``, which can be written: an export takes minutes."""
+    found = file_path(f"{owner}.path", path)
+    check_writable(found)
+    return found
 
 
 def _beside(path: str | Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,7 +57,7 @@ class OnnxDenoiser:
         import onnxruntime
 
         path = file_path("OnnxDenoiser.path", path)
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise HiCacheError(f"OnnxDenoiser.path = {str(path)!r}: must be a file of export_onnx")
         self.session = onnxruntime.InferenceSession(str(path), session_options, providers=list(providers))
         described = self.session.get_modelmeta().custom_metadata_map.get("hicache_compile.manifest")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hicache_compile.errors import HiCacheError
-from hicache_compile.policy.files import read_text
+from hicache_compile.policy.files import lines_of, read_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +100,10 @@ def read_prompts(path: Path, owner: str = "generate") -> list[dict[str, Any]]:
         HiCacheError: the file cannot be read, a line is not what it should be, or there is none.
     """
     text = read_text(f"{owner}.prompt_file", path)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in lines_of(text) if line.strip()]
     if not lines:
         raise HiCacheError(f"{owner}.prompt_file = {str(path)!r}: must have at least one prompt")
-    if path.suffix != ".jsonl":
+    if path.suffix.lower() != ".jsonl":
         return [{"prompt": line} for line in lines]
     prompts = []
     for number, line in enumerate(lines, 1):

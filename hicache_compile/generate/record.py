@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
-from hicache_compile.policy.files import UNFINISHED, add_line, read_text, write_whole
+from hicache_compile.policy.files import UNFINISHED, add_line, lines_of, read_text, write_whole
 
 RESULTS = "results.jsonl"
-_SCHEMA = {"file": str, "index": int, "sample": int}  # of a line
+_SCHEMA = {  # of a line
+    "file": (str,),
+    "index": (int,),
+    "sample": (int,),
+    "seconds": (float, int),
+    "decisions": (dict,),
+}
 
 
 def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -29,12 +35,12 @@ class Record:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.path = folder / RESULTS
-        if self.path.exists():
+        if os.path.exists(self.path):
             write_whole(self.path, json_lines(_lines(self.path)))  # a kill may have torn the last line
 
     def done(self) -> dict[str, dict[str, Any]]:
         """The line of every file that is in place, by its name."""
-        return {line["file"]: line for line in _lines(self.path) if (self.folder / line["file"]).exists()}
+        return {line["file"]: line for line in _lines(self.path) if os.path.exists(self.folder / line["file"])}
 
     def add(self, line: dict[str, Any]) -> None:
         """Write down that ``line["file"]`` is in place."""
@@ -58,15 +64,22 @@ class Record:
 def _lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of ``path``."""
     found = []
-    if path.exists():
-        for text in read_text("generate.out", path).splitlines():
+    if os.path.exists(path):
+        for text in lines_of(read_text("generate.out", path)):
             try:
                 line = json.loads(text)
             except (ValueError, RecursionError):
                 continue
-            if isinstance(line, dict) and all(type(line.get(key)) is kind for key, kind in _SCHEMA.items()):
+            if _is_whole(line):
                 found.append(line)
     return found
+
+
+def _is_whole(line: Any) -> bool:
+    if not isinstance(line, dict) or not all(type(line.get(key)) in kinds for key, kinds in _SCHEMA.items()):
+        return False
+    file = PurePath(line["file"])  # below the folder: another name would be of a file that nobody made
+    return bool(file.name) and not file.is_absolute() and ".." not in file.parts
 
 
 def _is_alive(process: int) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hicache_compile.errors import HiCacheError
 from hicache_compile.generate.items import Item
 from hicache_compile.generate.maker import Made
 from hicache_compile.generate.record import Record
@@ -44,12 +45,12 @@ def generate(items: Sequence[Item], folder: Path, settings: Settings, workers: W
     """Make every item that ``folder`` does not have yet.
 
     Raises:
-        HiCacheError: no item can be made, or none can be written.
+        HiCacheError: no item can be made, or none can be written, or one was made in another way before.
     """
     with only_one(folder / ".lock", "generates into this folder"):
         record = Record(folder)
-        done = {Path(name).with_suffix("").as_posix() for name in record.done()}
-        left = [item for item in items if item.file not in done]
+        done = record.done()
+        left = _left(items, done, settings)
         errors: list[dict[str, Any]] = []
         failed = 0
         with kept(f"what was made is in {folder}; the same command makes the rest"):
@@ -69,6 +70,39 @@ def generate(items: Sequence[Item], folder: Path, settings: Settings, workers: W
     return Outcome(len(lines), len(done), failed, median, decisions, errors)
 
 
+def _left(items: Sequence[Item], done: Mapping[str, dict[str, Any]], settings: Settings) -> list[Item]:
+    """The ``items`` that are not ``done``: files by name, each with its line.
+
+    Raises:
+        HiCacheError: a file is of another prompt or other settings, so it is not what is asked for.
+    """
+    lines = {Path(name).with_suffix("").as_posix(): line for name, line in done.items()}
+    for item in items:
+        line = lines.get(item.file, {})
+        wanted = json.loads(json.dumps(_asked(item, settings)))
+        for key in wanted.keys() & line.keys():  # lines of earlier releases have fewer
+            if line[key] != wanted[key]:
+                raise HiCacheError(
+                    f"generate.output_dir: {line['file']!r} was made with {key} = {line[key]!r:.80}, must be "
+                    f"{wanted[key]!r:.80}; choose another folder, or remove the file"
+                )
+    return [item for item in items if item.file not in lines]
+
+
+def _asked(item: Item, settings: Settings) -> dict[str, Any]:
+    """What the content of the file of ``item`` depends on, as plain data."""
+    return {
+        "prompt": item.prompt,
+        "seed": item.seed,
+        "image": item.image,
+        "model": settings.model.resolve().name,
+        "steps": settings.steps,
+        "policy": to_dict(settings.policy),
+        "sparsity": settings.sparsity and settings.sparsity.to_dict(),
+        "arguments": settings.arguments,
+    }
+
+
 def _write(item: Item, made: Made, settings: Settings, record: Record) -> None:
     """The file first, then its line: a kill loses nothing but this item."""
     path = record.folder / f"{item.file}{made.suffix}"
@@ -80,11 +114,7 @@ def _write(item: Item, made: Made, settings: Settings, record: Record) -> None:
             "index": item.index,
             "sample": item.sample,
             "file": str(path.relative_to(record.folder)),
-            "prompt": item.prompt,
-            "seed": item.seed,
-            "steps": settings.steps,
-            "policy": to_dict(settings.policy),
-            **({"sparsity": settings.sparsity.to_dict()} if settings.sparsity else {}),
+            **_asked(item, settings),
             "decisions": made.decisions,
             "seconds": made.seconds,
         }

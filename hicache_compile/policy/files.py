@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from hicache_compile.errors import HiCacheError
 
 LARGEST = 64 * 2**20  # bytes of a text that is read
+LONGEST = 255  # bytes of a name, in all common file systems
 UNFINISHED = ".part."  # in the name of what is not whole yet, between the process and the name it will have
 
 
@@ -18,7 +20,10 @@ def file_path(name: str, value: object) -> Path:
     """``value`` as a path; raises ``HiCacheError`` where it is none. ``name``: of the argument, for messages."""
     if not isinstance(value, str | os.PathLike) or "\0" in (text := os.fsdecode(value)):
         raise HiCacheError(f"{name} = {value!r}: must be a path")
-    return Path(text)
+    path = Path(text)
+    if any(len(os.fsencode(part)) > LONGEST for part in path.parts):
+        raise HiCacheError(f"{name} = {text[:40]!r}...: must be a path of names of at most {LONGEST} bytes")
+    return path
 
 
 def read_text(name: str, path: str | Path) -> str:
@@ -33,10 +38,16 @@ def read_text(name: str, path: str | Path) -> str:
             content = file.read(LARGEST + 1)  # a device may have no end
         if len(content) > LARGEST:
             raise HiCacheError(f"{name} = {str(path)!r}: must be a text of at most {LARGEST // 2**20} MiB")
-        return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8").read()
+        return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read()  # editors on Windows write a mark
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise HiCacheError(f"{name} = {str(path)!r}: must be a readable text file ({reason})") from None
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of ``text`` as JSON Lines and editors count them: U+2028 and the like, which ``splitlines`` takes for
+    ends, may be inside one."""
+    return text.split("\n")
 
 
 def write_whole(path: str | Path, content: str | Callable[[Path], object]) -> None:
@@ -58,6 +69,24 @@ def write_whole(path: str | Path, content: str | Callable[[Path], object]) -> No
             os.replace(unfinished, path)
         finally:
             unfinished.unlink(missing_ok=True)
+
+
+def write_together(path: str | Path, fill: Callable[[Path], object]) -> None:
+    """Have ``fill`` write a file of the name of ``path``, and beside it others that it refers to, and move all there
+    once they are whole.
+
+    Raises:
+        HiCacheError: see ``write_whole``.
+    """
+    path, unfinished = _places(path)
+    with _explained(path):
+        unfinished.mkdir(parents=True)
+        try:
+            _made(fill, unfinished / path.name)
+            for made in sorted(unfinished.iterdir(), key=lambda made: made.name == path.name):  # what refers comes last
+                os.replace(made, path.with_name(made.name))
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _made(content: Callable[[Path], object], unfinished: Path) -> None:

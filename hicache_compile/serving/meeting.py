@@ -31,7 +31,7 @@ class Call:
         request, denoiser, arguments: whose, of what, with what.
         rows: the steps that it is.
         forecast: its step is known to be forecast.
-        key: the same for calls that may be made as one.
+        key: the same for calls that may be made as one; ``None`` of a call that is alone.
         inference: it is made in inference mode.
         since: when it began to wait, on the clock of the meeting.
         woken: its thread has something to look at.
@@ -93,11 +93,11 @@ class Meeting:
             CancelledError: its request was cancelled, or the meeting closed.
             BaseException: what the denoiser raised.
         """
-        rows = len(call.rows)
         call.inference = torch.is_inference_mode_enabled()
         with self._lock:
-            alike = key_of(call.arguments, rows, self._alike)
-            call.key = id(call.denoiser), call.forecast, call.inference, alike
+            if self._running() > 1:  # else it is alone, and reading all its arguments would cost it something
+                alike = key_of(call.arguments, len(call.rows), self._alike)
+                call.key = id(call.denoiser), call.forecast, call.inference, alike
             if self._closed or call.request.stopped:
                 raise CancelledError
             call.since = self._clock()
@@ -186,7 +186,7 @@ class Meeting:
     def _company(self, calls: list[Call]) -> list[Call]:
         """The oldest of ``calls`` and those that can be made with it."""
         company, rows = [calls[0]], len(calls[0].rows)
-        for call in calls[1:]:
+        for call in calls[1:] if calls[0].key is not None else ():
             if call.key == calls[0].key and rows + len(call.rows) <= self.max_batch:
                 company.append(call)
                 rows += len(call.rows)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import html
 import json
 import os
+import random
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -205,6 +208,16 @@ def test_tokens_are_told_by_their_form() -> None:
     assert text == "use [removed] or [removed] of a key"
 
 
+def test_secrets_are_found_however_they_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/jürgen")
+    secret = 'of "two"\nlines\\with <ü>'
+    told = {"secret": secret, "home": "/home/jürgen/models"}
+    for text in (json.dumps(told), json.dumps(told, ensure_ascii=False), repr(told), html.escape(secret), secret):
+        hidden = scrubbing.scrubbed(text, {"A_TOKEN": secret})
+        assert "[removed]" in hidden
+        assert not any(part in hidden for part in ("two", "lines", "rgen")), hidden
+
+
 def test_no_weights_are_in_it_and_it_is_small(sampled: Any, tmp_path: Path) -> None:
     collect(sampled, tmp_path / "case.zip")
     held = members(tmp_path / "case.zip")
@@ -330,6 +343,17 @@ def test_what_is_no_archive(tmp_path: Path, sampled: Any) -> None:
     changed(tmp_path / "case.zip", "case", version=99)
     with pytest.raises(HiCacheError, match="version = 99: must be 1"):
         read(tmp_path / "case.zip")
+
+
+def test_an_archive_that_is_damaged_anywhere(tmp_path: Path, sampled: Any) -> None:
+    collect(sampled, tmp_path / "case.zip")
+    whole, source = (tmp_path / "case.zip").read_bytes(), random.Random(0)
+    for _ in range(300):
+        content = bytearray(whole)
+        content[source.randrange(len(content))] ^= 1 << source.randrange(8)
+        (tmp_path / "flipped.zip").write_bytes(content[: source.choice([len(content), source.randrange(len(content))])])
+        with contextlib.suppress(HiCacheError):
+            read(tmp_path / "flipped.zip")
 
 
 @pytest.mark.parametrize("what", [3, None, "model"])

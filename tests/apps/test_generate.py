@@ -195,15 +195,82 @@ def test_a_bad_prompt_stops_no_other(model: Path, tmp_path: Path, monkeypatch: p
     assert sorted(digests(tmp_path)) == ["00000.png", "00001.png", "00002.png"]
 
 
+WHOLE: dict[str, Any] = {"index": 0, "sample": 0, "seconds": 1.5, "decisions": {}}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seconds": None},
+        {"seconds": "1.5"},
+        {"decisions": "F"},
+        {"file": ""},
+        {"file": "."},
+        {"file": "../00000.png"},
+        {"file": "/etc/hosts"},
+        {"file": "x" * 300},
+        {"index": True},
+    ],
+)
+def test_a_line_that_is_not_as_it_was_written_is_of_nothing(tmp_path: Path, change: dict[str, Any]) -> None:
+    folder = tmp_path / "out"
+    record = Record(folder)
+    folder.mkdir()
+    for name in ("out/00000.png", "00000.png"):
+        (tmp_path / name).write_bytes(b"x")
+    record.add({"file": "00000.png", **WHOLE})
+    assert list(record.done()) == ["00000.png"]
+    record.add({"file": "00000.png", **WHOLE, **change})
+    assert [line["seconds"] for line in Record(folder).sort()] == [1.5]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prompts": PROMPTS[1:2]},
+        {"steps": 6},
+        {"policy": "FORA"},
+        {"arguments": {**SMALL, "guidance_scale": 2.0}},
+        {"sparsity": {"top_keys": 0.5}},
+        {"model": Path("another")},
+    ],
+)
+def test_a_picture_of_another_prompt_or_of_other_settings_is_refused(
+    model: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    generate(model, tmp_path, PROMPTS[:1])
+    before = digests(tmp_path), lines(tmp_path)
+    with pytest.raises(HiCacheError, match=r"'00000\.png' was made with .* choose another folder, or remove the file"):
+        generate(**{"model": model, "folder": tmp_path, "prompts": PROMPTS[:1], **change})
+    assert (digests(tmp_path), lines(tmp_path)) == before
+    (tmp_path / "00000.png").unlink()
+    assert generate(model, tmp_path, PROMPTS[1:2]).skipped == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("bom.txt", "\ufeffa cat\r\na dog\r\n", ["a cat", "a dog"]),
+        ("bom.jsonl", '\ufeff{"prompt": "a cat"}\n', ["a cat"]),
+        ("inside.jsonl", '{"prompt": "a\u2028cat\x85"}\n', ["a\u2028cat\x85"]),
+        ("inside.txt", "a\u2029cat\x0c!\n", ["a\u2029cat\x0c!"]),
+        ("CAPITALS.JSONL", '{"prompt": "a cat"}', ["a cat"]),
+    ],
+)
+def test_prompts_of_any_editor(tmp_path: Path, name: str, text: str, expected: list[str]) -> None:
+    (tmp_path / name).write_bytes(text.encode())
+    assert [line["prompt"] for line in read_prompts(tmp_path / name)] == expected
+
+
 def test_torn_lines_are_mended(tmp_path: Path) -> None:
     record = Record(tmp_path)
     (tmp_path / "00000.png").write_bytes(b"x")
-    record.add({"file": "00000.png", "index": 0, "sample": 0})
+    record.add({"file": "00000.png", **WHOLE})
     with record.path.open("a") as file:
         file.write('{"file": "00001.png", "ind')
     assert list(Record(tmp_path).done()) == ["00000.png"]
     assert record.path.read_text().endswith("}\n")
-    record.add({"file": "00002.png", "index": 2, "sample": 0})  # its picture is missing: not done
+    record.add({"file": "00002.png", **WHOLE})  # its picture is missing: not done
     assert list(record.done()) == ["00000.png"]
 
 

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from hicache_compile import HiCache, HiCacheError, TaylorSeer, hicache_compile
 from hicache_compile.demo import digits
 from hicache_compile.demo.sampling import load_model
-from hicache_compile.export import OnnxDenoiser, export_aoti, export_onnx, export_program
+from hicache_compile.export import OnnxDenoiser, export_aoti, export_onnx, export_program, files
 from hicache_compile.policy.policy import Policy
+from tests.support.full_disk import room
 from tests.support.models import ToyDiT, demo_inputs, flux_inputs, random_flux
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -318,6 +319,30 @@ def test_bad_exports_write_nothing(arguments: dict[str, Any], message: str, tmp_
     with pytest.raises(HiCacheError, match=message):
         export_onnx(**{**given, **arguments}, path=path)
     assert not path.exists()
+
+
+EXAMPLE = {"x": torch.zeros(2, 5, 16), "t": torch.zeros(2)}
+
+
+@pytest.mark.parametrize("export", [export_program, export_onnx, export_aoti])
+@pytest.mark.parametrize("name", ["", "folder", "x" * 300])
+def test_a_place_that_cannot_be_written_is_told_before_the_work(
+    export: Callable[..., Any], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "folder").mkdir()
+    monkeypatch.setattr(files, "capture_call", None)  # nothing gets as far
+    with pytest.raises(HiCacheError, match=r"cannot be written|must be a path"):
+        export(ToyDiT(), HiCache(), EXAMPLE, tmp_path / name if name else "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("export", [export_program, export_onnx])
+def test_on_a_full_disk_what_was_there_stays(export: Callable[..., Any], tmp_path: Path) -> None:
+    export(ToyDiT(), HiCache(interval=3), EXAMPLE, tmp_path / "denoiser.pt2")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with room(9000), pytest.raises(HiCacheError, match="cannot be written"):
+        export(ToyDiT(), HiCache(interval=5), EXAMPLE, tmp_path / "denoiser.pt2")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 WITHOUT_US = """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import multiprocessing
@@ -13,7 +12,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from hicache_compile.errors import switched_on
 from hicache_compile.evaluation.journal import Journal
 from hicache_compile.policy.files import write_whole
 from tests.pipelines import by_name
+from tests.support.full_disk import room
 
 KILLS = 10  # of each command
 FULL = 5  # times the disk is full
@@ -166,17 +166,6 @@ def test_a_full_disk_is_said_in_one_line(command: str, model: Path, tmp_path: Pa
         assert status(functools.partial(without_room, chance.randrange(largest // 2))) == 2
     assert status(work) == 0
     assert outcome(broken) == outcome(whole)
-
-
-@contextlib.contextmanager
-def room(limit: int) -> Iterator[None]:
-    """Inside, no file gets longer than ``limit`` bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_what_a_library_says_of_a_full_disk(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -178,7 +179,7 @@ def is_pack(value: Any) -> bool:
     """Whether ``value`` is a pack, its data, or the path of its file."""
     if isinstance(value, Mapping):
         return value.get("format") == FORMAT
-    if isinstance(value, str | Path) and str(value).endswith(".json") and Path(value).is_file():
+    if isinstance(value, str | Path) and str(value).endswith(".json") and os.path.isfile(value):
         return f'"{FORMAT}"' in read_text("policy", value)[:200]
     return isinstance(value, Pack)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -26,9 +27,9 @@ def path_to_resume(path: str | Path) -> Path:
     """
     path = file_path("resume.path", path)
     rank, size = _place()
-    if size > 1 and own_path(path).exists():
+    if size > 1 and os.path.exists(own_path(path)):
         return own_path(path)
-    if path.exists():
+    if os.path.exists(path):
         return path
     form = re.compile(rf"{re.escape(path.stem)}-rank\d+of(\d+){re.escape(path.suffix)}")
     found = [match for other in path.parent.glob("*-rank*of*") if (match := form.fullmatch(other.name))]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +127,7 @@ def load(path: str | Path) -> Snapshot:
     from safetensors import SafetensorError, safe_open
 
     path = file_path("snapshot", path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise HiCacheError(f"snapshot {str(path)!r}: must be a file written by suspend()")
     try:
         with safe_open(path, framework="pt") as file:

@@ -19,6 +19,7 @@ from hicache_compile.serving.http.journal import GENERATIONS, Journal
 from hicache_compile.serving.http.kept import KeptPictures
 from hicache_compile.serving.http.keys import KeyCheck
 from hicache_compile.serving.http.metrics import Metrics
+from hicache_compile.serving.http.order import check_usual_size
 from hicache_compile.serving.http.schema import ImageRequest
 from hicache_compile.serving.http.service import Service
 from hicache_compile.serving.http.settings import Settings
@@ -35,7 +36,11 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
     Args:
         service: who makes them; it is the caller's to close.
         settings: name, policy, keys and limits.
+
+    Raises:
+        HiCacheError: requests could not ask for ``settings.size``.
     """
+    check_usual_size(settings, service.abilities)
     app = FastAPI(title="hicache serve", docs_url=None, redoc_url=None)  # those pages load scripts from elsewhere
     metrics, gate, kept = Metrics(service.batcher), Gate(settings.limits.queue), KeptPictures(settings.limits)
     app.state.gate = gate

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import anyio
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 
-from hicache_compile.serving.http.errors import ApiError
+from hicache_compile.serving.http.errors import ApiError, client_left
 from hicache_compile.serving.http.settings import Limits
 
 READ_ALONG = 32  # times the limit: what a client may still send before it is told, so that it reads the answer
@@ -15,7 +16,8 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     """The JSON body.
 
     Raises:
-        ApiError: 415 where it is said to be no JSON, 413 where it is too long, 408 where it does not come in time.
+        ApiError: 415 where it is said to be no JSON, 413 where it is too long, 408 where it does not come in time, 499
+            where the client left.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     try:
@@ -24,6 +26,8 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     except TimeoutError:
         message = f"the body did not arrive within {limits.body_seconds:g} seconds: must be sent faster"
         raise ApiError(408, message, code="slow_body") from None
+    except ClientDisconnect:
+        raise client_left() from None
     if kind != "application/json":
         message = f"content-type = {kind[:60]!r}: must be 'application/json'"
         raise ApiError(415, message, code="unsupported_media_type")

@@ -10,7 +10,7 @@ from pathlib import Path
 from fastapi import Request
 
 from hicache_compile.errors import HiCacheError
-from hicache_compile.policy.files import read_text
+from hicache_compile.policy.files import lines_of, read_text
 from hicache_compile.serving.http.errors import ApiError
 
 SHORTEST = 8  # characters
@@ -24,7 +24,7 @@ def read_keys(path: Path) -> tuple[str, ...]:
             names the line and never the key.
     """
     keys = []
-    for number, line in enumerate(read_text("api-keys", path).splitlines(), 1):
+    for number, line in enumerate(lines_of(read_text("api-keys", path)), 1):
         key = line.partition("#")[0].strip()
         if key and (len(key) < SHORTEST or not key.isascii() or len(key.split()) > 1):
             raise HiCacheError(

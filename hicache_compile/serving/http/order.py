@@ -14,7 +14,7 @@ from hicache_compile.policy.presets import PRESETS
 from hicache_compile.serving.http.errors import ApiError
 from hicache_compile.serving.http.schema import MOST_TEXT, ImageRequest, shown
 from hicache_compile.serving.http.service import Abilities
-from hicache_compile.serving.http.settings import Settings, Size
+from hicache_compile.serving.http.settings import OWNER, Limits, Settings, Size
 from hicache_compile.serving.promise import as_promise, pick
 
 LARGEST_SEED = 2**62
@@ -126,21 +126,36 @@ def _usual(steps: int, size: Size | None, abilities: Abilities) -> dict[str, Any
 
 
 def _size(request: ImageRequest, settings: Settings, abilities: Abilities) -> Size | None:
-    limits, text = settings.limits, request.size or "auto"
+    text = request.size or "auto"
     if text == "auto":
         return settings.size
-    size, multiple = Size.parse(text), abilities.multiple
+    size = Size.parse(text)
     if size is None:
         raise _wrong("size", text, 'WIDTHxHEIGHT, like "1024x768", or "auto"')
-    if not {"width", "height"} <= abilities.arguments:
-        raise _wrong("size", text, f'"auto": {abilities.pipeline} makes one size')
-    if limits.sizes and size not in limits.sizes:
-        raise _wrong("size", text, f"auto or one of {', '.join(map(str, limits.sizes))}")
-    if max(size.width, size.height) > limits.edge:
-        raise _wrong("size", text, f"at most {limits.edge} pixels wide and high")
-    if size.width % multiple or size.height % multiple:
-        raise _wrong("size", text, f"a width and a height that are multiples of {multiple}")
+    allowed = _allowed_instead(size, settings.limits, abilities)
+    if allowed:
+        raise _wrong("size", text, allowed)
     return size
+
+
+def check_usual_size(settings: Settings, abilities: Abilities) -> None:
+    """Raise ``HiCacheError`` where requests could not ask for the size of those that do not say."""
+    allowed = "" if settings.size is None else _allowed_instead(settings.size, settings.limits, abilities)
+    if allowed:
+        raise HiCacheError(f"{OWNER}.size = '{settings.size}': must be {allowed}")
+
+
+def _allowed_instead(size: Size, limits: Limits, abilities: Abilities) -> str:
+    """What is allowed in place of ``size``; empty where it is."""
+    if not {"width", "height"} <= abilities.arguments:
+        return f'"auto": {abilities.pipeline} makes one size'
+    if limits.sizes and size not in limits.sizes:
+        return f"auto or one of {', '.join(map(str, limits.sizes))}"
+    if max(size.width, size.height) > limits.edge:
+        return f"at most {limits.edge} pixels wide and high"
+    if size.width % abilities.multiple or size.height % abilities.multiple:
+        return f"a width and a height that are multiples of {abilities.multiple}"
+    return ""
 
 
 def _cache(given: str | dict[str, Any] | None, steps: int, settings: Settings, abilities: Abilities) -> Cache:

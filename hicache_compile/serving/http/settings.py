@@ -99,7 +99,7 @@ class Settings:
         limits: see there.
 
     Raises:
-        HiCacheError: the steps or the size are beyond the limits.
+        HiCacheError: the steps or the negative prompt are beyond the limits.
     """
 
     model: str
@@ -114,8 +114,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         whole_number(OWNER, "steps", self.steps, 1, self.limits.steps)
-        if self.size is not None and self.limits.sizes and self.size not in self.limits.sizes:
-            raise HiCacheError(f"{OWNER}.size = '{self.size}': must be one of {', '.join(map(str, self.limits.sizes))}")
+        negative = self.call.get("negative_prompt") or ""
+        if len(negative) > self.limits.prompt:
+            raise HiCacheError(
+                f"{OWNER}.negative_prompt: a text of {len(negative)} characters; must have at most {self.limits.prompt}"
+            )
 
 
 def whole_seconds(seconds: float) -> int:

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from hicache_compile.errors import HiCacheError
+from hicache_compile.serving.http.app import create_app
 from hicache_compile.serving.http.kept import KeptPictures
 from hicache_compile.serving.http.keys import KeyCheck, read_keys
 from hicache_compile.serving.http.settings import Limits, Settings, Size
 from hicache_compile.serving.http.timings import KINDS, Clock, Timings
+from tests.serving.http.fake_service import fake_service
 from tests.serving.http.live import Live, live
 from tests.serving.http.test_bad_requests import told
 
@@ -128,6 +130,9 @@ def test_metrics_are_what_prometheus_reads(served: Live) -> None:
     assert buckets == sorted(buckets)
 
 
+SIZES = Limits(sizes=(Size(16, 16),))
+
+
 @pytest.mark.parametrize(
     ("build", "says"),
     [
@@ -135,7 +140,9 @@ def test_metrics_are_what_prometheus_reads(served: Live) -> None:
         (lambda: Limits(seconds=float("nan")), "serve.seconds"),
         (lambda: Limits(n=8, queue=4), "queue's 4"),
         (lambda: Settings(model="m", steps=999), "serve.steps = 999"),
-        (lambda: Settings(model="m", size=Size(8, 8), limits=Limits(sizes=(Size(16, 16),))), "16x16"),
+        (lambda: create_app(fake_service(), Settings(model="m", size=Size(8, 8), limits=SIZES)), "one of 16x16"),
+        (lambda: create_app(fake_service(), Settings(model="m", size=Size(60, 60))), "that are multiples of"),
+        (lambda: create_app(fake_service(), Settings(model="m", size=Size(4096, 64))), "at most 2048 pixels"),
     ],
 )
 def test_settings_that_make_no_sense(build: object, says: str) -> None:

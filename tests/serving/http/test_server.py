@@ -58,6 +58,18 @@ def test_clients_that_are_slow_or_speak_another_protocol(sent: bytes, status: in
         assert running.post().status_code == 200
 
 
+def test_a_client_that_leaves_while_it_sends_is_no_failure(caplog: pytest.LogCaptureFixture) -> None:
+    with live() as running:
+        url = httpx.URL(running.url)
+        with socket.create_connection((url.host, url.port), SECONDS_OF_A_TEST) as connection:
+            connection.sendall(f"{HEAD}\r\n{{".encode())
+            assert running.post().status_code == 200  # the head has arrived
+        left = f'hicache_requests_total{{path="{GENERATIONS}",status="499"}}'
+        assert any(running.metric(left) for _ in range(1000))
+        assert running.metric(f'hicache_requests_total{{path="{GENERATIONS}",status="500"}}') == 0
+    assert "Traceback" not in caplog.text
+
+
 def test_the_head_of_a_later_request_has_to_come_too() -> None:
     with live(limits=Limits(body_seconds=0.2)) as running:
         answer = said(running, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", b"GET /hea")
