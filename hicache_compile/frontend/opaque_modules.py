@@ -21,7 +21,7 @@ from hicache_compile.internals import error_on_graph_break, pytree
 from hicache_compile.operators.opaque import NotOpaqueError, OpaqueModule, opaque
 from hicache_compile.runtime.options import CompileOptions
 from hicache_compile.runtime.replay.frames import BREAKS_SET, ENTRIES, own_frame
-from hicache_compile.runtime.replay.readings import random_numbers_kept
+from hicache_compile.runtime.replay.state_kept import state_kept
 
 log = logging.getLogger(__name__)
 
@@ -131,15 +131,15 @@ class OpaqueModules:
 
     def warm_up(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """Call the model once, which may fill in what the code that Dynamo cannot trace makes in a first call only."""
-        with self._called_by_us():
+        with self.called_by_us(args, kwargs):
             self._model(*args, **kwargs)
 
     @contextmanager
-    def _called_by_us(self) -> Iterator[None]:
+    def called_by_us(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[None]:
         """Inside, the model is called once more than its caller knows."""
-        with self._idle, torch.no_grad(), random_numbers_kept():
+        with self._idle:
             self._idle.wait_for(lambda: not self._users)
-            with _buffers_kept(self._model):
+            with state_kept(self._model, lambda: self._model(*args, **kwargs)):
                 yield
 
     def _record(self, classes: set[type[nn.Module]], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
@@ -164,7 +164,7 @@ class OpaqueModules:
 
             return forward
 
-        with self._called_by_us():
+        with self.called_by_us(args, kwargs):
             for module in tried:
                 vars(module)["forward"] = recorded(module)
             try:
@@ -182,25 +182,6 @@ class OpaqueModules:
             log.info(
                 "submodules that are one operator: %s", ", ".join(self._made[module].path for module in self._found)
             )
-
-
-@contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Inside, ``model`` is called once more than its caller knows: what it counts in buffers is put back."""
-    before = [
-        (module, name, buffer, buffer.clone(), 0 if buffer.is_inference() else buffer._version)
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    try:
-        yield
-    finally:
-        for module, name, buffer, values, version in before:
-            if not buffer.is_inference() and buffer._version != version:
-                buffer.copy_(values)
-            if module._buffers.get(name) is not buffer:
-                module._buffers[name] = buffer
 
 
 def _forward(known: OpaqueModule, own: Callable[..., Any]) -> Callable[..., Any]:

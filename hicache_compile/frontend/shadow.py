@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import threading
@@ -189,12 +188,16 @@ def _as_tensor(found: Any) -> torch.Tensor | None:
 
 
 def _copied(value: Any) -> Any:
-    """A generator as it is now, anything else as it is."""
+    """What a call is given, as it is now: its caller may draw from generators and write into tensors and pictures."""
     if isinstance(value, torch.Generator):
         return value.clone_state()
-    if isinstance(value, list | tuple):
-        return [_copied(one) for one in value]
-    return copy.copy(value) if isinstance(value, dict) else value
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, np.ndarray) or hasattr(value, "getpixel"):
+        return value.copy()
+    if type(value) in (list, tuple):
+        return type(value)(map(_copied, value))
+    return {key: _copied(one) for key, one in value.items()} if type(value) is dict else value
 
 
 def _states() -> list[torch.Tensor]:

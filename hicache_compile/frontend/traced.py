@@ -233,7 +233,8 @@ class Traced:
             return []
         before = len(internals.graph_break_reasons)
         try:
-            self._look("eager", args, kwargs, breaks=True)
+            with self._opaque.called_by_us(args, kwargs):
+                self._look("eager", args, kwargs, breaks=True)
         except Exception as error:  # what it is the call itself will say
             log.info("not all breaks are known: %s", error)
         return [reason.user_stack for reason in internals.graph_break_reasons[before:]]

@@ -120,6 +120,15 @@ def test_the_shadow_measures_what_it_says(measured: Pack) -> None:
     assert watched.check() == []
 
 
+def test_what_the_caller_writes_into_later_is_as_it_was(measured: Pack) -> None:
+    watched = Shadow(hicache_compile(CASE.build(), measured, max_error=1, backend="eager"), 1)
+    latents = torch.randn(1, 64, 4, generator=torch.Generator().manual_seed(0))
+    found = watched(**HOW, latents=latents).images
+    wanted = CASE.build()(**HOW, latents=latents.clone()).images
+    latents.zero_()
+    assert watched.check() == pytest.approx([error(found, wanted)], rel=1e-3)
+
+
 def test_noise_from_the_global_state_is_drawn_again(measured: Pack) -> None:
     pipeline = compiled_with(measured, max_error=10.0)
     watched = Shadow(pipeline, every=1)

@@ -24,7 +24,8 @@ from hicache_compile.passes.transforms.capture import capture
 from hicache_compile.runtime.call_arguments import by_name
 from hicache_compile.runtime.replay.dispatch_modes import set_aside
 from hicache_compile.runtime.replay.frames import BREAKS_SET, DATA_DEPENDENT_OPS, UNTRACED, own_frame
-from hicache_compile.runtime.replay.readings import Read, random_numbers_kept, reading_frame
+from hicache_compile.runtime.replay.readings import Read, reading_frame
+from hicache_compile.runtime.replay.state_kept import state_kept
 
 
 def as_call(example_inputs: Any, owner: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -75,7 +76,7 @@ def capture_call(model: nn.Module, example_inputs: Any, owner: str, dynamic: boo
             captured, inputs, outputs, returned = _traced(model, read, args, kwargs, dynamic is True)
         except UNTRACED as error:
             if not reasons:  # a first call may fill in what Dynamo cannot trace, as tables of rotary embeddings
-                with torch.no_grad(), set_aside(), random_numbers_kept():
+                with set_aside(), state_kept(model, lambda: model(*args, **kwargs)):
                     model(*args, **kwargs)
             reasons.append((str(error).splitlines() or [type(error).__name__])[0])
         else:
@@ -107,7 +108,8 @@ def _traced(
     compiled = optimize(receive, dynamic=dynamic)(frame)
     floats_are_fixed = dynamo_config.patch(specialize_float=True)  # else a norm's epsilon becomes an input
     one_graph = error_on_graph_break(True)
-    with torch.no_grad(), set_aside(), DATA_DEPENDENT_OPS(), floats_are_fixed, BREAKS_SET, one_graph:
+    kept = state_kept(model, lambda: model(*args, **kwargs))
+    with kept, set_aside(), DATA_DEPENDENT_OPS(), floats_are_fixed, BREAKS_SET, one_graph:
         returned = compiled(*args, **kwargs)
     return *seen[0], returned
 
