@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sys
+import types
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+from torch import nn
+
+from hicache_compile.errors import HiCacheError
 from hicache_compile.runtime.replay.dispatch_modes import set_aside
 from hicache_compile.runtime.replay.frames import ENTRIES
 
@@ -31,7 +35,36 @@ def prepare_calls(context: Any) -> None:
 
 def context_of_call() -> Any:
     """That of the ``torch.compile`` whose call is being compiled."""
-    frame = sys._getframe()
-    while frame is not None and frame.f_code.co_name != "compile_wrapper":
-        frame = frame.f_back  # type: ignore[assignment]  # none at the end
+    frame = _frame_of_call()
     return frame.f_locals.get("self") if frame is not None else None
+
+
+def check_it_is_the_denoiser(traced: Any) -> None:
+    """Raise ``HiCacheError`` where Dynamo gave up the module whose call is being compiled, in whose loop the graph
+    breaks, and traces a block of it by itself, ``traced``, which would count as a step."""
+    compiled = _module_of_call()
+    blocks = [] if compiled is None else [module for module in compiled.modules() if type(module) is type(traced)]
+    if traced is not compiled and len(blocks) > 1:
+        raise HiCacheError(
+            f"{type(compiled).__name__}: the graph breaks in its loop over {len(blocks)} {type(traced).__name__}, and "
+            "torch.compile takes each by itself: use hicache_compile(model, policy), which takes what breaks for an "
+            "operator, or code that torch.compile(fullgraph=True) captures"
+        )
+
+
+def _module_of_call() -> nn.Module | None:
+    """What was given to the ``torch.compile`` whose call is being compiled, where that is a module."""
+    frame = _frame_of_call()
+    while frame is not None and not isinstance(frame.f_locals.get("self"), nn.Module):
+        frame = frame.f_back
+    if frame is None:
+        return None
+    called: nn.Module = frame.f_locals["self"]
+    return getattr(called, "_orig_mod", called)
+
+
+def _frame_of_call() -> types.FrameType | None:
+    frame: types.FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code.co_name != "compile_wrapper":
+        frame = frame.f_back
+    return frame

@@ -20,7 +20,7 @@ from torch import fx
 
 from hicache_compile import internals
 from hicache_compile.errors import HiCacheError
-from hicache_compile.frontend.calls import context_of_call, prepare_calls
+from hicache_compile.frontend.calls import check_it_is_the_denoiser, context_of_call, prepare_calls
 from hicache_compile.frontend.graph_inputs import GraphCallInputs, GraphInputs
 from hicache_compile.frontend.handle import Handle
 from hicache_compile.internals import BACKEND, InstructionTranslator, ShortenTraceback, lookup_backend
@@ -75,6 +75,7 @@ class CompiledFunction(Handle):
         """What Dynamo calls for each graph it captures."""
         frame = InstructionTranslator.current_tx().output.root_tx
         if self._first_code is None:
+            check_it_is_the_denoiser(frame.f_locals.get("self"))
             self._session.fit_to(frame.f_locals.get("self"))
         captured = CompiledGraph(capture(dynamo_graph), self._sessions)
         programs = captured.programs(captured.layout(self.policy)[0])

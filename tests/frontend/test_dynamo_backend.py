@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hicache_compile import HiCache, HiCacheError, hicache_compile, inspect
 from tests.support.denoisers import Hourglass
-from tests.support.models import ToyDiT
+from tests.support.models import ToyBlock, ToyDiT
 
 POLICY = HiCache(interval=4, warmup=2)
 OPTIONS = {"policy": POLICY, "backend": "aot_eager"}
@@ -202,6 +202,32 @@ def test_a_denoiser_without_a_time_needs_a_trajectory() -> None:
     compiled = torch.compile(lambda x: ToyDiT()(x, torch.ones(2)), backend="hicache", options=OPTIONS)
     with pytest.raises(HiCacheError, match="timestep"):
         compiled(torch.randn(2, 5, 16))
+
+
+class Reading(ToyBlock):
+    """Reads a number on the host, which breaks the graph in the loop over the blocks."""
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        y = super().forward(x, c)
+        return x if float(y.abs().max()) > 1e6 else y
+
+
+class ReadingDiT(ToyDiT):
+    block = Reading
+
+
+@pytest.mark.parametrize("way", ["module", "in place"])
+@pytest.mark.parametrize("announced", [True, False])
+def test_blocks_that_are_traced_one_by_one_are_no_denoisers(way: str, announced: bool) -> None:
+    compiled = WAYS[way](ReadingDiT())
+    said = "ReadingDiT: the graph breaks in its loop over 3 Reading, .* use hicache_compile"
+    with pytest.raises(HiCacheError, match=said):
+        if announced:
+            with inspect(compiled).trajectory(12):
+                run(compiled)
+        else:
+            run(compiled)
+    assert torch.equal(run(hicache_compile(ReadingDiT(), HiCache(interval=1), backend="eager")), run(ReadingDiT()))
 
 
 @pytest.mark.parametrize("other", [nn.Linear(2, 2), torch.compile(nn.Linear(2, 2)), len])
