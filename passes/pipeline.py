@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Collection
 
 from torch import fx
 
+from hicache_compile.errors import switched_on
 from hicache_compile.passes.analysis.ranks import ranks_of
 from hicache_compile.passes.graph.choices import Choice
 from hicache_compile.passes.graph.graphs import copy_graph
@@ -100,7 +100,7 @@ def _observed(step: Pass, work: Work) -> None:
 
 def verifying() -> bool:
     """Whether every level is checked after every pass: ``HICACHE_VERIFY=1``."""
-    return os.environ.get("HICACHE_VERIFY") == "1"
+    return switched_on("HICACHE_VERIFY")
 
 
 def _finished(work: Work) -> Rewrite:

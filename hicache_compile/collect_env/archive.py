@@ -10,12 +10,35 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hicache_compile.collect_env.form import Each, Form, Maybe, check_form
 from hicache_compile.collect_env.scrubbing import scrubbed
 from hicache_compile.errors import HiCacheError
 from hicache_compile.policy.files import LARGEST, file_path, write_whole
 
 VERSION = 1  # of the format
 _PARTS = ("environment", "policy", "options", "model", "inputs", "report", "failure")  # a JSON file each
+_FORMS: dict[str, Form] = {
+    "case": {"version": int, "num_steps": int, "decisions": Each(str), "notes": [str]},
+    "environment": {"packages": Each(str), "python": str, "variables": Each(str)},
+    "policy": Maybe({}),
+    "options": {},
+    "model": Maybe(
+        {
+            "class": str,
+            "config": {},
+            "dtype": str,
+            "other_dtypes": Each(str),
+            "devices": [str],
+            "training": bool,
+            "parameters": int,
+            "bytes": int,
+            "shapes": str,
+        }
+    ),
+    "inputs": Each({"args": [], "kwargs": {}}),
+    "report": Maybe({}),
+    "failure": Maybe({"type": str, "message": str, "step": Maybe(int), "context": Maybe(str)}),
+}
 _DAMAGED = (  # what zipfile, zlib and json raise for a damaged file; RuntimeError: "encrypted"
     OSError,
     EOFError,
@@ -93,14 +116,14 @@ def read(path: str | Path) -> Case:
             texts = {name: _text(archive, name) for name in names}
     except _DAMAGED as error:
         raise HiCacheError(f"rerun.path = {str(path)!r}: must be an archive of hicache collect-env ({error})") from None
-    about = parts.pop("case")
+    about = parts["case"]
     if not isinstance(about, dict) or about.get("version") != VERSION:
         found = about.get("version") if isinstance(about, dict) else None
         raise HiCacheError(f"rerun.path: version = {found!r}: must be {VERSION}, the format this release reads")
-    try:
-        return Case(**parts, **{name: about[name] for name in ("num_steps", "decisions", "notes")}, texts=texts)
-    except KeyError as error:
-        raise HiCacheError(f"rerun.path: case.json lacks {error}: must be as collect-env wrote it") from None
+    for name, part in parts.items():
+        check_form(f"{name}.json", part, _FORMS[name])
+    del parts["case"]
+    return Case(**parts, **{name: about[name] for name in ("num_steps", "decisions", "notes")}, texts=texts)
 
 
 def _json(archive: zipfile.ZipFile, name: str) -> Any:

@@ -63,6 +63,8 @@ def rebuild(described: Mapping[str, Any], device: torch.device) -> nn.Module:
             f"model.config: must be what {cls.__qualname__} is made with ({type(error).__name__}: {error}); give it to "
             "collect(..., config={...})"
         ) from error
+    if not isinstance(getattr(torch, described["dtype"], None), torch.dtype):
+        raise HiCacheError(f"model.dtype = {described['dtype']!r:.60}: must be a dtype of torch, like 'bfloat16'")
     if described["dtype"] != "float32":  # diffusers warns of modules to keep, which follow
         model.to(getattr(torch, described["dtype"]))
     for name, parameter in model.named_parameters():

@@ -14,6 +14,7 @@ from hicache_compile.policy.json_codec import as_policy
 from hicache_compile.policy.packs import Contract
 from hicache_compile.policy.policy import NOWHERE, Policy
 from hicache_compile.policy.schedules.base import StepMask
+from hicache_compile.runtime.options import warn_if_in_full
 from hicache_compile.runtime.replay.capture import as_call
 from hicache_compile.runtime.replay.parameters import Parameters
 from hicache_compile.runtime.runs import Rows, Run, members_of
@@ -175,6 +176,7 @@ class Handle(Inspected):
             )
         broken = self.contract.report().stepped_back
         session, picked = self._session, self.contract.pack.pick(max_error, max_seconds, without=broken)
+        warn_if_in_full(picked, {"max_error": max_error, "max_seconds": max_seconds})
         outer, session.own_policy = session.own_policy, self._fitted(picked.policy)
         try:
             yield

@@ -13,7 +13,7 @@ from hicache_compile.inspection.tables import render
 from hicache_compile.inspection.versions import versions
 from hicache_compile.passes import Choice
 from hicache_compile.passes.graph.source import source_of
-from hicache_compile.policy.files import write_whole
+from hicache_compile.policy.files import make_folder, write_whole
 from hicache_compile.policy.layout import Layout
 from hicache_compile.policy.policy import Policy
 from hicache_compile.runtime.deciders import RowSpec, make_decider
@@ -38,8 +38,11 @@ def write(
         code: what compilers generated, by name.
         extra: other files by name, with their suffix.
         compared: other policies on the same denoiser.
+
+    Raises:
+        HiCacheError: the folder cannot be made or written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     python = {**graphs, **(code or {})}
     numbered = {f"{number:02}_{name}.py": text for number, (name, text) in enumerate(python.items(), 1)}
     files = {

@@ -99,6 +99,12 @@ def _made(content: Callable[[Path], object], unfinished: Path) -> None:
         raise OSError(f"{type(error).__name__}: {error}") from error
 
 
+def make_folder(path: Path) -> None:
+    """Make the folder ``path`` unless it is there; raises ``HiCacheError`` where it cannot be made."""
+    with _explained(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
 def check_writable(path: str | Path) -> None:
     """Raise ``HiCacheError`` unless ``path`` can be written: before long work, of which it is the result."""
     path, probe = _places(path)

@@ -17,7 +17,7 @@ from hicache_compile.operators.collectives import require_ranks
 from hicache_compile.policy.compatibility import Trait, check
 from hicache_compile.policy.json_codec import as_policy
 from hicache_compile.policy.layout import ANCHORS, QUANTISED, Layout
-from hicache_compile.policy.packs import IN_FULL, Contract, Signature, as_pack, is_pack
+from hicache_compile.policy.packs import IN_FULL, Contract, Entry, Signature, as_pack, is_pack
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.presets import HiCache, Uncached
 from hicache_compile.policy.program_passes import ProgramPass, as_program_passes
@@ -169,8 +169,7 @@ def _contract(policy: Any, promise: dict[str, float | None]) -> Contract | None:
     asked = any(value is not None for value in promise.values())
     if is_pack(policy) or (asked and str(policy).endswith(".json")):  # a file that is none says so
         made = Contract(as_pack(policy), **promise)
-        if made.entry.name == IN_FULL:
-            log.warning("no policy of the pack keeps the promise in less time, so every step is computed: %s", promise)
+        warn_if_in_full(made.entry, promise)
         return made
     for name, value in promise.items():
         if value is not None:
@@ -179,6 +178,12 @@ def _contract(policy: Any, promise: dict[str, float | None]) -> Contract | None:
                 "`hicache eval --pack` measures one"
             )
     return None
+
+
+def warn_if_in_full(entry: Entry, promise: dict[str, float | None]) -> None:
+    """``entry`` was picked for ``promise``: it may be that of runs without a cache."""
+    if entry.name == IN_FULL:
+        log.warning("no policy of the pack keeps the promise in less time, so every step is computed: %s", promise)
 
 
 @dataclass(slots=True)

@@ -36,8 +36,8 @@ def fuel() -> int | None:
     if given is not None:
         return given
     text = os.environ.get("HICACHE_FUEL", "")
-    if text and not text.isdecimal():
-        raise HiCacheError(f"HICACHE_FUEL = {text!r}: must be a whole number of rewrites")
+    if text and not (text.isdecimal() and len(text) < 10):  # digits that int() reads
+        raise HiCacheError(f"HICACHE_FUEL = {text!r:.60}: must be a whole number of rewrites")
     return int(text) if text else None
 
 

@@ -345,6 +345,27 @@ def test_what_is_no_archive(tmp_path: Path, sampled: Any) -> None:
         read(tmp_path / "case.zip")
 
 
+@pytest.mark.parametrize(
+    ("part", "fields", "message"),
+    [
+        ("case", {"num_steps": "3"}, "case.json: num_steps = '3': must be a whole number, as collect-env wrote it"),
+        ("case", {"notes": None}, "case.json: notes = None: must be a list"),
+        ("environment", {"packages": []}, "environment.json: packages = \\[\\]: must be an object"),
+        ("model", {"config": "a/name"}, "model.json: config = 'a/name': must be an object"),
+        ("model", {"dtype": "float99"}, "model.dtype = 'float99': must be a dtype of torch"),
+        ("inputs", {"default": {}}, "inputs.json: default = {}: must be an object with 'args'"),
+        ("failure", {"message": "x"}, "failure.json = {'message': 'x'}: must be an object with 'type'"),
+    ],
+)
+def test_an_archive_of_another_form(
+    tmp_path: Path, sampled: Any, part: str, fields: dict[str, Any], message: str
+) -> None:
+    collect(sampled, tmp_path / "case.zip")
+    changed(tmp_path / "case.zip", part, **fields)
+    with pytest.raises(HiCacheError, match=message):
+        rerun(tmp_path / "case.zip")
+
+
 def test_an_archive_that_is_damaged_anywhere(tmp_path: Path, sampled: Any) -> None:
     collect(sampled, tmp_path / "case.zip")
     whole, source = (tmp_path / "case.zip").read_bytes(), random.Random(0)

@@ -296,11 +296,16 @@ def test_other_files_are_refused(toy: Toy, tmp_path: Path) -> None:
         OnnxDenoiser(tmp_path / "nothing.onnx")
 
 
+EXAMPLE = {"x": torch.zeros(2, 5, 16), "t": torch.zeros(2)}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"policy": "HiCash"}, "HiCash"),
         ({"example_inputs": torch.zeros(1)}, "export.example_inputs is a Tensor: must be a dict"),
+        ({"example_inputs": {"x": torch.zeros(2, 5, 16)}}, "missing a required argument: 't'; must be the arguments"),
+        ({"example_inputs": {**EXAMPLE, "y": 1}}, "unexpected keyword argument 'y'; must be the arguments of one call"),
         ({"dynamic": "tokens"}, "export.dynamic = 'tokens': must be True, False or 'batch'"),
         (
             {"example_inputs": {"x": torch.zeros(1, 5, 16), "t": torch.zeros(1)}, "dynamic": "batch"},
@@ -319,9 +324,6 @@ def test_bad_exports_write_nothing(arguments: dict[str, Any], message: str, tmp_
     with pytest.raises(HiCacheError, match=message):
         export_onnx(**{**given, **arguments}, path=path)
     assert not path.exists()
-
-
-EXAMPLE = {"x": torch.zeros(2, 5, 16), "t": torch.zeros(2)}
 
 
 @pytest.mark.parametrize("export", [export_program, export_onnx, export_aoti])

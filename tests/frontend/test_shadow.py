@@ -74,6 +74,10 @@ def test_a_promise_picks_the_policy(measured: Pack, tmp_path: Path, caplog: pyte
     assert "every step is computed" not in caplog.text
     assert compiled_with(measured, max_error=1e-9).transformer.policy == Uncached()
     assert "no policy of the pack keeps the promise" in caplog.text
+    caplog.clear()
+    with pipeline.transformer.promising(max_error=1e-9):
+        pass
+    assert "no policy of the pack keeps the promise" in caplog.text
 
 
 def test_what_does_not_fit_a_pack_is_refused_and_nothing_is_changed(measured: Pack) -> None:

@@ -49,6 +49,18 @@ def test_the_environment_sets_it(text: str, expected: str) -> None:
     assert found.stdout.strip() == expected
 
 
+def test_a_switch_that_is_none_is_told_by_the_first_step_and_not_by_the_import() -> None:
+    code = (
+        "import torch, hicache_compile; from torch import nn\n"
+        "made = hicache_compile.hicache_compile(nn.Linear(2, 2), 'FORA', backend='eager')\n"
+        "try:\n  with torch.no_grad(), made.trajectory(1): made(torch.ones(1, 2))\n"
+        "except hicache_compile.HiCacheError as error: print(error)"
+    )
+    environ = {**os.environ, "HICACHE_ENABLE": "maybe"}
+    found = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+    assert found.stdout.startswith("HICACHE_ENABLE = 'maybe': must be one of 1, true")
+
+
 def test_timesteps_of_a_caller_decide_windows() -> None:
     """Attention is broadcast strictly between 450 and 930, whatever steps those are."""
     compiled = hicache_compile(ToyDiT(), PAB(2, window=(450, 930), mlp=None), backend="eager")

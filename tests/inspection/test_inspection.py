@@ -274,6 +274,14 @@ def test_hicache_dump_writes_by_itself(tmp_path: Path) -> None:
     assert (folder / "index.html").is_file()
 
 
+def test_a_dump_that_cannot_be_written_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HICACHE_DUMP", str(tmp_path / "file"))
+    compiled = hicache_compile(ToyDiT(), HiCache(interval=2), backend="eager")
+    with torch.no_grad(), pytest.raises(HiCacheError, match="cannot be written"):
+        compiled(torch.randn(2, 5, 16), torch.rand(2))
+
+
 def test_torch_logs_tell_the_story(tmp_path: Path) -> None:
     done = _trace(tmp_path, {"TORCH_LOGS": "+hicache_compile"})
     assert "scope module: 3 blocks, 6 sites, 6 slots" in done.stderr

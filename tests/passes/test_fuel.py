@@ -55,9 +55,10 @@ def test_without_fuel_nothing_is_cached() -> None:
     assert torch.equal(x, uncached)
 
 
-def test_fuel_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HICACHE_FUEL", "some")
-    with pytest.raises(HiCacheError, match="HICACHE_FUEL = 'some': must be a whole number of rewrites"):
+@pytest.mark.parametrize("text", ["some", "-1", "1.5", "9" * 5000])
+def test_fuel_is_a_number(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("HICACHE_FUEL", text)
+    with pytest.raises(HiCacheError, match=f"HICACHE_FUEL = '{text[:20]}.*: must be a whole number of rewrites"):
         run(hicache_compile(ToyDiT(), POLICY, backend="eager"))
 
 

@@ -66,6 +66,12 @@ def capture_call(model: nn.Module, example_inputs: Any, owner: str, dynamic: boo
         HiCacheError: the arguments are of no use, or Dynamo cannot capture the call as one graph.
     """
     args, kwargs = as_call(example_inputs, owner)
+    try:
+        inspect.signature(model.forward).bind(*args, **kwargs)
+    except TypeError as error:
+        raise HiCacheError(
+            f"{owner}.example_inputs: {error}; must be the arguments of one call of {type(model).__name__}"
+        ) from None
     if dynamic == "batch":
         args, kwargs = _batch_may_vary(args, kwargs, owner)
     reasons = list[str]()

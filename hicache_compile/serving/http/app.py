@@ -27,6 +27,7 @@ from hicache_compile.serving.http.timings import Timings
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob: 'self'; \
 connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+READING = ["GET", "HEAD"]
 _PAGE_HEADERS = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache"}
 
 
@@ -113,7 +114,7 @@ def _promises(pack: Pack) -> list[dict[str, Any]]:
 
 
 def _add_watching(app: FastAPI, gate: Gate, metrics: Metrics) -> None:
-    @app.get("/healthz")
+    @app.api_route("/healthz", methods=READING)
     async def healthz() -> Response:
         if gate.closed:
             raise closing()
@@ -127,7 +128,7 @@ def _add_watching(app: FastAPI, gate: Gate, metrics: Metrics) -> None:
 def _add_pictures(app: FastAPI, kept: KeptPictures) -> None:
     page = files("hicache_compile.serving.http").joinpath("page.html").read_text(encoding="utf-8")
 
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=READING, include_in_schema=False)
     async def index() -> Response:
         return HTMLResponse(page, headers=_PAGE_HEADERS)
 

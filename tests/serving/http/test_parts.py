@@ -67,6 +67,8 @@ def test_who_has_no_key_is_not_served() -> None:
         del running.http.headers["authorization"]
         for path in ("/", "/healthz", "/metrics"):
             assert running.http.get(path).status_code == 200
+        for path in ("/", "/healthz"):
+            assert (running.http.head(path).status_code, running.http.head(path).content) == (200, b"")
         assert KEYS[0] not in repr(running.settings)
 
 
