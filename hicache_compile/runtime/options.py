@@ -210,10 +210,15 @@ class Shared:
         attributes = self.attributes[1].state() if self.attributes is not None else None
         return self.parameters_epoch, self.touched, registered, attributes
 
-    def watch(self, pipeline: Any) -> None:
-        """Follow the runs of ``pipeline``."""
-        if all(each.pipeline is not pipeline for each in self.pipelines):
-            self.pipelines.append(WatchedPipeline(pipeline))
+    def watch(self, pipeline: Any, begun: bool = False) -> WatchedPipeline | None:
+        """Follow the runs of ``pipeline``, if there is one. ``begun``: its call is running."""
+        if pipeline is None:
+            return None
+        for each in self.pipelines:
+            if each.pipeline is pipeline:
+                return each
+        self.pipelines.append(WatchedPipeline(pipeline, begun))
+        return self.pipelines[-1]
 
     def watched(self) -> Sequence[WatchedPipeline]:
         """The pipelines that still exist."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 from collections.abc import Callable, Iterator
@@ -111,6 +112,41 @@ class TestPipelines:
         assert pipe.inner.transformer is pipe.transformer
         pipe(steps_scheduler)
         assert pipe.transformer.report().decisions() == DECISIONS
+
+    @pytest.mark.parametrize("compiled_too", [True, False])
+    @pytest.mark.parametrize("at", [(0,), (3, 4), (STEPS - 2,)])
+    def test_a_preview_in_a_step_of_another_pipeline(
+        self, at: tuple[int, ...], compiled_too: bool, warnings: list[str]
+    ) -> None:
+        """Each is what it is alone, also after a preview that fails."""
+        alone = hicache_compile(Pipeline(ToyDiT(depth=2)), HiCache(interval=3), backend="eager")
+        expected = [alone(steps_scheduler, seed) for seed in (0, 5)]
+        pipe = hicache_compile(Pipeline(ToyDiT(depth=2)), HiCache(interval=3), backend="eager")
+        other = Pipeline(pipe.transformer)
+        preview = hicache_compile(other, HiCache(interval=3), backend="eager") if compiled_too else other
+        previews: list[Tensor] = []
+
+        def fails(pipe: Any, x: Tensor) -> Tensor:
+            for t in pipe.scheduler.timesteps[:4]:
+                x = pipe.scheduler.step(pipe.transformer(x, t[None] / 1000), t, x)[0]
+            raise ValueError("a preview")
+
+        def loop(pipe: Any, x: Tensor) -> Tensor:
+            for step, t in enumerate(pipe.scheduler.timesteps):
+                x = pipe.scheduler.step(pipe.transformer(x, t[None] / 1000), t, x)[0]
+                if step in at:
+                    previews.append(preview(steps_scheduler, 5))
+                    with contextlib.suppress(ValueError):
+                        preview(fails, 6)
+            return x
+
+        for _ in range(2):
+            assert torch.equal(pipe(loop, 0), expected[0])
+        assert all(torch.equal(made, expected[1]) for made in previews)
+        assert len(previews) == 2 * len(at)
+        assert pipe.transformer.report().history == {"default": [DECISIONS] * 2}
+        assert pipe.transformer.report().state_bytes == alone.transformer.report().state_bytes
+        assert warnings == []
 
     def test_what_is_called_after_a_pipeline_gave_up_is_another_run(self) -> None:
         """The scheduler still shows the run it was set to."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from hicache_compile.runtime.following.pipeline_calls import (
     times_from,
     timesteps_of,
 )
+from hicache_compile.runtime.step import Context
 
 ids = itertools.count()  # of trajectories
 
@@ -43,7 +44,7 @@ class AnnouncedRun:
         self.index = 0
         self._scheduler = scheduler
         self._timesteps = timesteps
-        self._inside = inside
+        self.inside = inside
         self._moment = time_argument(call.arguments())[1]  # of the first call of the step in progress, unread
         self._position = position_of(scheduler, timesteps, self._moment)
         first = self._position or 0
@@ -57,8 +58,13 @@ class AnnouncedRun:
 
     def goes_on(self, inside: WatchedPipeline | None) -> bool:
         """Whether the scheduler still is in this run, and the call that drives it has not ended."""
-        current = timesteps_of(self._scheduler) is self._timesteps and inside is self._inside
+        current = timesteps_of(self._scheduler) is self._timesteps and inside is self.inside
         return current and self.index < self.num_steps
+
+    def has_steps_left(self, contexts: Iterable[Context]) -> bool:
+        """Whether there are steps left, or a guidance branch among ``contexts`` has the last one left."""
+        made = {context.step for context in contexts if context.trajectory == self.id}
+        return self.index + 1 < self.num_steps or (bool(made) and max(made) - min(made) == 1)
 
     def follow(self, call: Call, context: str, read: Callable[[Any], float]) -> tuple[str, bool] | None:
         """Count the step of ``call``, made inside ``cache_context(context)`` or none.
@@ -82,7 +88,7 @@ class AnnouncedRun:
             and branches.known
             and (self._time_moved(moment, read) or self._again(branches, leaves, moment))
         ):
-            if self._ticked and self._inside is None:
+            if self._ticked and self.inside is None:
                 return None  # the scheduler counts, and this call is of another loop
             self.index, self._moment = self.index + 1, moment
             found = branches.waiting(leaves, self.index)

@@ -11,21 +11,23 @@ import inspect
 import sys
 import weakref
 from collections.abc import Iterator, Sequence
+from types import FrameType
 from typing import Any
 
 import torch
 
 
 class WatchedPipeline:
-    """A pipeline whose denoisers are compiled."""
+    """A pipeline whose denoisers are compiled. ``begun``: its call is running, and has set its scheduler."""
 
-    def __init__(self, pipeline: Any) -> None:
+    def __init__(self, pipeline: Any, begun: bool = False) -> None:
         self._pipeline = weakref.ref(pipeline)
         # Versatile Diffusion has methods instead of a call.
         call = next((vars(each)["__call__"] for each in type(pipeline).__mro__ if "__call__" in vars(each)), None)
         self.code = None if call is None else inspect.unwrap(call).__code__
         # What schedulers show before anyone has set them to a run.
-        self._unset = weakref.WeakKeyDictionary({each: timesteps_of(each) for each in schedulers(pipeline)})
+        unset = () if begun else schedulers(pipeline)
+        self._unset = weakref.WeakKeyDictionary({each: timesteps_of(each) for each in unset})
 
     @property
     def pipeline(self) -> Any:
@@ -42,18 +44,35 @@ class WatchedPipeline:
         return found
 
 
-def running(watched: Sequence[WatchedPipeline]) -> WatchedPipeline | None:
-    """The pipeline whose call is running in this thread; the innermost, where one calls another."""
+def running(watched: Sequence[WatchedPipeline]) -> Any:
+    """The pipeline whose call is running in this thread; the innermost, where one calls another. It may be none of
+    ``watched``, which then called it, or lent it its parts. ``None``: there is none."""
     codes = {each.code for each in watched}
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code in codes:
+    for frame in _frames():
+        if frame.f_code in codes or frame.f_code.co_name == "__call__":
             owner = frame.f_locals.get("self")
-            for each in watched:
-                if each.pipeline is owner:
-                    return each
-        frame = frame.f_back  # type: ignore[assignment]  # None at the end
+            if any(each.pipeline is owner for each in watched) or _is_pipeline(owner):
+                return owner
     return None
+
+
+def is_running(pipeline: WatchedPipeline) -> bool:
+    """Whether the call of ``pipeline`` is running in this thread, of others inside it or not."""
+    called = (frame for frame in _frames() if frame.f_code is pipeline.code)
+    return any(frame.f_locals.get("self") is pipeline.pipeline for frame in called)
+
+
+def _frames() -> Iterator[FrameType]:
+    """Those of this thread, the innermost first."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _is_pipeline(value: Any) -> bool:
+    """Whether ``value`` has components, one of them a scheduler, as pipelines of diffusers do."""
+    return hasattr(type(value), "components") and is_scheduler(vars(value).get("scheduler"))
 
 
 def is_scheduler(value: Any) -> bool:

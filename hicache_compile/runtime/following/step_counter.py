@@ -24,6 +24,7 @@ from hicache_compile.errors import HiCacheError
 from hicache_compile.policy.policy import Policy
 from hicache_compile.runtime.call_arguments import TIME_NAMES, Call, as_number, time_argument
 from hicache_compile.runtime.following.announced_run import AnnouncedRun, ids
+from hicache_compile.runtime.following.outer_runs import OuterRuns
 from hicache_compile.runtime.following.pipeline_calls import running
 from hicache_compile.runtime.following.timed_run import Found, TimedBranches
 from hicache_compile.runtime.options import CompileOptions, Shared
@@ -49,6 +50,7 @@ class StepCounter:
         self.run: AnnouncedRun | None = None
         self.uncached = False
         self.syncs = 0
+        self._outer = OuterRuns()
         self._seen: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()  # timesteps of schedulers
         self._timed: dict[str, TimedBranches] = {}
 
@@ -115,7 +117,8 @@ class StepCounter:
         watched = self.shared.watched()
         if not watched:
             return None
-        inside = running(watched)
+        inside = self.shared.watch(running(watched), begun=True)
+        self._outer.follow(self, inside)
         found = [pair for each in ([inside] if inside else watched) for pair in each.announced()]
         fresh = [pair for pair in found if self._seen.get(pair[0]) is not pair[1]]
         if self.run is not None and (fresh or not self.run.goes_on(inside)):
@@ -125,9 +128,8 @@ class StepCounter:
         if fresh and (inside or len({id(timesteps) for _, timesteps in fresh}) == 1):
             self._free_idle()
             self.run = AnnouncedRun(*fresh[0], inside, self.next_policy, call)
-        if self.run is None:
+        if (run := self.run) is None:
             return None
-        run = self.run
         followed = run.follow(call, self.context_name, self.read)
         if followed is None:
             self.end_run()
@@ -198,16 +200,18 @@ class StepCounter:
 
     def live_contexts(self) -> int:
         """How many contexts the newest trajectory has so far."""
-        newest = max((context.trajectory for context in self.contexts.values()), default=-1)
         timed = sum(len(branches.known) for branches in self._timed.values())
-        return max(timed, sum(context.trajectory == newest for context in self.contexts.values()))
+        return max(timed, sum(context.trajectory == self._newest for context in self.contexts.values()))
+
+    @property
+    def _newest(self) -> int:
+        return max((context.trajectory for context in self.contexts.values()), default=-1)
 
     def _free_idle(self) -> None:
         """Free the rings of contexts that the newest trajectory did not use."""
-        newest = max((context.trajectory for context in self.contexts.values()), default=-1)
         self._timed.clear()
         for context in self.contexts.values():
-            if context.trajectory != newest:
+            if context.trajectory != self._newest:
                 context.states = {}
 
     def end_run(self) -> None:
@@ -220,14 +224,8 @@ class StepCounter:
     def is_idle(self) -> bool:
         """Whether no run can be under way here."""
         timed = any(each.known for each in self._timed.values())
-        return self.trajectory is None and not timed and not self._announced_goes_on()
-
-    def _announced_goes_on(self) -> bool:
-        """Whether the announced run has steps left, or a guidance branch the last one."""
-        if (run := self.run) is None:
-            return False
-        made = {context.step for context in self.contexts.values() if context.trajectory == run.id}
-        return run.index + 1 < run.num_steps or (bool(made) and max(made) - min(made) == 1)
+        announced = self.run is not None and self.run.has_steps_left(self.contexts.values())
+        return self.trajectory is None and not timed and not announced and not self._outer
 
     def free_if_idle(self) -> None:
         """Free the anchors of runs that are over."""
@@ -245,6 +243,6 @@ class StepCounter:
         """Forget contexts, anchors and history, and free their memory."""
         for context in self.contexts.values():  # the traceback of an error may hold one
             context.free()
-        self.contexts = {}
-        self.run = None
+        self.contexts, self.run = {}, None
+        self._outer.clear()
         self._timed = {}
