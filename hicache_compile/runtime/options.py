@@ -198,17 +198,20 @@ class Shared:
     said: set[str] = field(default_factory=set)  # warnings
     lock: threading.Lock = field(default_factory=threading.Lock)  # of what begins a run, and of what frees anchors
     sessions: Any = None  # of the threads
-    attributes: tuple[int, Attributes] | None = None  # of its modules, and the registrations they were found after
+    attributes: tuple[int, Attributes, Hashable] | None = None  # of its modules; found after so many registrations
     pools: Pools = field(default_factory=Pools)  # of rows of several runs
 
     def changes(self) -> Hashable:
         """Different when the denoiser may have changed."""
         registered = registrations()
         model = self.model() if self.model is not None else None
-        if model is not None and (self.attributes is None or self.attributes[0] != registered):
-            self.attributes = registered, Attributes(model)
-        attributes = self.attributes[1].state() if self.attributes is not None else None
-        return self.parameters_epoch, self.touched, registered, attributes
+        before, found, known = self.attributes or (None, None, None)
+        state = found.state() if found is not None else None
+        if model is not None and (before != registered or state != known):  # other lists and processors may be held now
+            found = Attributes(model)
+            state = found.state()
+            self.attributes = registered, found, state
+        return self.parameters_epoch, self.touched, registered, state
 
     def watch(self, pipeline: Any, begun: bool = False) -> WatchedPipeline | None:
         """Follow the runs of ``pipeline``, if there is one. ``begun``: its call is running."""

@@ -112,6 +112,55 @@ def test_a_weight_written_to_drops_the_anchors() -> None:
     assert compiled.report().decisions() == "FF..F.F..."
 
 
+class Scale:
+    """As attention processors are: an object of a model's that is called, with a setting."""
+
+    factor = 1.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
+class Held(ToyDiT):
+    """Reads a list, a dict and an object that it holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.renew()
+
+    def renew(self) -> None:
+        self.added, self.options, self.processor = [1.0], {"scale": 1.0}, Scale()
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.processor(super().forward(x, t) * self.options["scale"] + sum(self.added))
+
+
+def append(model: Held) -> None:
+    model.added.append(2.0)
+
+
+def set_item(model: Held) -> None:
+    model.options["scale"] = 3.0
+
+
+def set_attribute(model: Held) -> None:
+    model.processor.factor = 4.0
+
+
+@pytest.mark.parametrize("change", [append, set_item, set_attribute])
+def test_a_change_in_what_the_model_holds_is_noticed(change: Callable[[Held], None]) -> None:
+    """Also in what it holds in place of another, since the run before or since a step."""
+    counted = Counted(Held())
+    for renewed_at in (None, 0, 2):
+        with counted.compiled.trajectory(STEPS):
+            for step in range(STEPS):
+                if step == renewed_at:
+                    counted.model.renew()  # type: ignore[operator]
+                if step == 4:
+                    change(counted.model)  # type: ignore[arg-type]
+                assert counted.check(*call(step)) == (step in (0, renewed_at, 4))
+
+
 def test_methods_of_the_model_are_noticed() -> None:
     class Scaled(ToyDiT):
         factor = 1.0
