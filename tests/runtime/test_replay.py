@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -121,8 +122,18 @@ class Scale:
         return x * self.factor
 
 
+@dataclass
+class Setting:
+    factor: float = 1.0
+
+
+GLOBAL = 1.0
+
+
 class Held(ToyDiT):
-    """Reads a list, a dict and an object that it holds."""
+    """Reads what it holds, in whatever depth, a value of its class and a global."""
+
+    bias = 0.0
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,25 +141,52 @@ class Held(ToyDiT):
 
     def renew(self) -> None:
         self.added, self.options, self.processor = [1.0], {"scale": 1.0}, Scale()
+        self.setting, self.nested = Setting(), {"a": [Setting()]}
+        self.skipped: set[int] = set()
+        self.queue, self.pair = deque([1.0]), ({"a": 1.0},)
+        mine = 1.0
+
+        def read() -> float:
+            return mine
+
+        def write(value: float) -> None:
+            nonlocal mine
+            mine = value
+
+        self.read, self.write = read, write
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.processor(super().forward(x, t) * self.options["scale"] + sum(self.added))
+        out = self.processor(super().forward(x, t) * self.options["scale"] + sum(self.added))
+        out = out * self.setting.factor * self.nested["a"][0].factor * self.queue[0] * self.pair[0]["a"] * self.read()
+        return (out * 2 if 1 in self.skipped else out) * GLOBAL + self.bias
 
 
-def append(model: Held) -> None:
-    model.added.append(2.0)
+def set_global(model: Held) -> None:
+    global GLOBAL  # noqa: PLW0603  # as a user's script does
+    GLOBAL += 1
 
 
-def set_item(model: Held) -> None:
-    model.options["scale"] = 3.0
+def set_of_class(model: Held) -> None:
+    type(model).bias += 1
 
 
-def set_attribute(model: Held) -> None:
-    model.processor.factor = 4.0
+CHANGES: dict[str, Callable[[Held], object]] = {
+    "list": lambda model: model.added.append(2.0),
+    "dict": lambda model: model.options.update(scale=3.0),
+    "processor": lambda model: setattr(model.processor, "factor", 4.0),
+    "dataclass": lambda model: setattr(model.setting, "factor", 5.0),
+    "in depth": lambda model: setattr(model.nested["a"][0], "factor", 6.0),
+    "set": lambda model: model.skipped.add(1),
+    "deque": lambda model: model.queue.appendleft(7.0),
+    "dict in a tuple": lambda model: model.pair[0].update(a=8.0),
+    "closure": lambda model: model.write(9.0),
+    "global": set_global,
+    "class": set_of_class,
+}
 
 
-@pytest.mark.parametrize("change", [append, set_item, set_attribute])
-def test_a_change_in_what_the_model_holds_is_noticed(change: Callable[[Held], None]) -> None:
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_change_in_what_the_model_holds_is_noticed(change: Callable[[Held], object]) -> None:
     """Also in what it holds in place of another, since the run before or since a step."""
     counted = Counted(Held())
     for renewed_at in (None, 0, 2):

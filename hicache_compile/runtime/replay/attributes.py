@@ -1,51 +1,83 @@
-"""Detect changed attributes of modules: a scale that a callback sets between two steps.
+"""Detect what changed of a model's Python state: a scale that a callback sets between two steps.
 
-Dynamo's guards would see it, but walk everything. Here one number is read for each module of the model's own classes:
-CPython counts the changes of every dict. Attributes of torch's own layers are taken for fixed.
+Dynamo's guards would see it, but walk everything. Here one number is read for each dict, whose changes CPython counts,
+and the items of lists and sets. Attributes of torch's own layers are taken for fixed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+import types
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
 import torch
 
 from hicache_compile import internals
+from hicache_compile.runtime.replay.held import ATOMS, CONTAINERS, attributes_of, contents_of, values_of
 
 _INTERNAL = frozenset(vars(torch.nn.Module()))  # _parameters, hooks, ...: registered, or seen at the next run
 _PLAIN = (bool, int, float, str, type(None))
+_LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "peft", "builtins")  # whose classes and globals stay
 
 
 class Attributes:
-    """The attributes of ``model``'s modules, and of the plain objects they hold (attention processors)."""
+    """What ``model``'s modules hold, in whatever depth, and what their classes and the globals of their code are."""
 
     def __init__(self, model: torch.nn.Module) -> None:
-        holders = [holder for module in model.modules() for holder in _holders(module)]
-        held = [value for holder in holders for name, value in vars(holder).items() if name not in _INTERNAL]
-        self._dicts = [vars(holder) for holder in holders] + [value for value in held if isinstance(value, dict)]
-        self._lists = [value for value in held if type(value) is list]
+        modules = [module for module in model.modules() if not type(module).__module__.startswith("torch.nn.")]
+        self._dicts: list[dict[Any, Any]] = [vars(module) for module in modules]
+        self._others: list[Any] = []  # lists, sets, cells
+        waiting = [value for held in self._dicts for name, value in held.items() if name not in _INTERNAL]
+        seen: set[int] = set()
+        while waiting:
+            value = waiting.pop()
+            holder = attributes_of(value)
+            if id(holder) in seen or isinstance(value, ATOMS) or _is_followed_elsewhere(value):
+                continue
+            seen.add(id(holder))
+            if isinstance(holder, dict):
+                self._dicts.append(holder)
+            elif isinstance(holder, CONTAINERS):
+                self._others.append(holder)
+            waiting += [one for _, one in values_of(holder)]
+        self._names = list(_plain_names({type(module) for module in modules}))
 
     def state(self) -> Hashable:
-        """Different after an attribute was set, or an item of a dict or list among them."""
+        """Different after an attribute was set, or an item of something held was."""
         if not internals.REPLAY:
             return None
-        return tuple(map(internals.dict_version, self._dicts)), tuple([_items(one) for one in self._lists])
+        named = [held.get(name) for held, names in self._names for name in names]
+        return tuple(map(internals.dict_version, self._dicts)), tuple(map(_items, self._others)), _items(named)
 
 
-def _holders(module: torch.nn.Module) -> Iterator[Any]:
-    if type(module).__module__.startswith("torch.nn."):
-        return
-    yield module
-    for name, value in vars(module).items():
-        if name not in _INTERNAL and hasattr(value, "__dict__") and callable(value) and not _is_shared(value):
-            yield value
+def _is_followed_elsewhere(value: Any) -> bool:
+    """Whether it is a module, which is walked by itself, or a pipeline or its scheduler, which counts the steps."""
+    of = type(value)
+    return (
+        isinstance(value, torch.nn.Module | torch.Tensor) or hasattr(of, "components") or hasattr(of, "set_timesteps")
+    )
 
 
-def _is_shared(value: Any) -> bool:
-    """Whether it is a module, which is walked by itself, or a class or function, which belongs to no model."""
-    return isinstance(value, torch.nn.Module | type) or hasattr(value, "__code__") or hasattr(value, "__self__")
+def _plain_names(classes: set[type]) -> Iterator[tuple[Mapping[str, Any], tuple[str, ...]]]:
+    """The plain values among the attributes of ``classes``, and among the globals that their code names."""
+    for each in {base for kind in classes for base in kind.__mro__}:
+        if each.__module__.partition(".")[0] in _LIBRARIES:
+            continue
+        held = vars(each)
+        yield held, tuple(name for name, value in held.items() if _is_plain(value) and not name.startswith("__"))
+        for function in held.values():
+            if isinstance(function, types.FunctionType):
+                known = function.__globals__
+                yield (
+                    known,
+                    tuple(name for name in function.__code__.co_names if _is_plain(known.get(name, _plain_names))),
+                )
 
 
-def _items(values: list[Any]) -> tuple[Any, ...]:
-    return tuple([value if isinstance(value, _PLAIN) else id(value) for value in values])
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, _PLAIN)
+
+
+def _items(values: Any) -> tuple[Any, ...]:
+    held = contents_of(values) if isinstance(values, types.CellType) else values
+    return tuple([value if isinstance(value, _PLAIN) else id(value) for value in held])

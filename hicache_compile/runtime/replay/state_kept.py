@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import types
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
+from hicache_compile.runtime.replay.held import ATOMS, CONTAINERS, attributes_of, contents_of, values_of
 from hicache_compile.runtime.replay.readings import random_numbers_kept
 
-_OTHERS = ("hicache_compile", "torch", "logging", "threading", "_thread", "concurrent", "asyncio")  # whose objects stay
-_ATOMS = (type, types.ModuleType, nn.Parameter, str, bytes, int, float, complex, range, slice, torch.dtype)
-_CALLED = (types.FunctionType, types.MethodType, functools.partial)
-_HOLDERS = (dict, list, set, deque, types.CellType, torch.Tensor, torch.Generator)
+_HOLDERS = (*CONTAINERS, torch.Tensor, torch.Generator)
 
 Place = tuple[int, Any]  # the identity of what holds a value, and under which key
 
@@ -53,15 +49,15 @@ class _State:
         seen: set[int] = set()
         while waiting:
             value, parent = waiting.pop()
-            holder = _attributes(value)
-            if id(holder) in seen or isinstance(value, _ATOMS):
+            holder = attributes_of(value)
+            if id(holder) in seen or isinstance(value, ATOMS):
                 continue
             seen.add(id(holder))
             if parent is not None:
                 self._parents[id(holder)] = parent
             if isinstance(holder, _HOLDERS):
                 self._held[id(holder)] = holder, _copy(holder)
-            waiting += [(one, (id(holder), key)) for key, one in _values(holder)]
+            waiting += [(one, (id(holder), key)) for key, one in values_of(holder)]
 
     def changed(self) -> set[Place]:
         """The places at which anything else is now; of what is held there too, as far as that is new."""
@@ -84,45 +80,12 @@ class _State:
                 _restore(holder, copy, keys)
 
 
-def _attributes(value: Any) -> Any:
-    """The dict of the attributes of ``value``, where it is an object of a model or of its user; else ``value``."""
-    of = type(value).__module__
-    others = of.partition(".")[0] in _OTHERS and not isinstance(value, nn.Module)
-    if others or of.startswith(_OTHERS[0]) or isinstance(value, _ATOMS + _CALLED + _HOLDERS):
-        return value
-    found = getattr(value, "__dict__", None)
-    return found if isinstance(found, dict) else value
-
-
-def _values(holder: Any) -> list[tuple[Any, Any]]:
-    """What ``holder`` holds, each with its key: for what is no dict one for all."""
-    if isinstance(holder, dict):
-        return list(dict(holder).items())
-    held: Iterable[Any] = ()
-    if isinstance(holder, list | tuple | set | frozenset | deque):
-        held = list(holder)
-    elif isinstance(holder, types.CellType):
-        held = _copy(holder)
-    elif isinstance(holder, types.FunctionType):
-        held = holder.__closure__ or ()
-    elif isinstance(holder, types.MethodType):
-        held = (holder.__self__, holder.__func__)
-    elif isinstance(holder, functools.partial):
-        held = (holder.func, holder.args, holder.keywords)
-    return [(None, one) for one in held]
-
-
 def _copy(holder: Any) -> Any:
     if isinstance(holder, torch.Tensor):
         return holder.detach().clone()
     if isinstance(holder, torch.Generator):
         return holder.get_state()
-    if isinstance(holder, types.CellType):
-        try:
-            return [holder.cell_contents]
-        except ValueError:  # it is empty
-            return []
-    return holder.copy()
+    return contents_of(holder) if isinstance(holder, types.CellType) else holder.copy()
 
 
 def _differences(copy: Any, holder: Any) -> list[Any]:
