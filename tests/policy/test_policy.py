@@ -146,6 +146,19 @@ def test_json_gives_an_equal_policy_back(policy: Policy) -> None:
     assert (again.depth, repr(again)) == (policy.depth, repr(policy))  # repr: 1 stays 1 and does not become 1.0
 
 
+@pytest.mark.parametrize("policy", POLICIES, ids=range(len(POLICIES)))
+def test_keys_in_any_order_give_an_equal_policy_of_one_layout(policy: Policy) -> None:
+    def turned(data: Any) -> Any:
+        if isinstance(data, dict):
+            return {key: turned(value) for key, value in reversed(data.items())}
+        return list(map(turned, data)) if isinstance(data, list) else data
+
+    again = from_dict(turned(to_dict(policy)))
+    assert again == policy
+    assert hash(again) == hash(policy)
+    assert again.layout == policy.layout
+
+
 @pytest.mark.parametrize("version", [0, 2, "1", True, None])
 def test_the_json_of_another_release_is_refused(version: object) -> None:
     with pytest.raises(HiCacheError, match=r"policy\.version = .*: must be 1, "):

@@ -50,7 +50,7 @@ class PerBranch:
         object.__setattr__(self, "other", _whole(self.other))
 
     def __hash__(self) -> int:
-        return hash((PerBranch, tuple(self.schedules.items()), self.other))
+        return hash((PerBranch, frozenset(self.schedules.items()), self.other))
 
     def for_branch(self, name: str) -> Any:
         """The schedule of the branch ``name``; of a row of it too, ``"uncond[1]"``."""

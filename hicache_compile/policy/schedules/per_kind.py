@@ -133,7 +133,8 @@ class PerKind:
             one_of("PerKind", "schedules", kind, KINDS)
             if isinstance(schedule, type | PerKind) or not isinstance(schedule, Schedule):
                 raise HiCacheError(f"PerKind.schedules[{kind!r}] = {schedule!r}: must be a schedule")
-        object.__setattr__(self, "schedules", dict(self.schedules))
+        # In one order: equal policies have one layout, and so the same programs.
+        object.__setattr__(self, "schedules", {kind: self.schedules[kind] for kind in KINDS if kind in self.schedules})
 
     def __hash__(self) -> int:
         return hash(tuple(self.schedules.items()))
