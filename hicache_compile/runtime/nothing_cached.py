@@ -62,7 +62,7 @@ def say_what_never_hit(step: Step) -> None:
             free,
             _nearest(step),
         )
-    elif not context.ambiguous:  # of which is told before
+    elif context.states and not context.ambiguous:  # else there was nothing to start over, or it is told before
         log.warning(
             "0 forecasts: all %d steps of context %r were computed, %d of them because the anchors had started over, "
             "as they do where weights, sizes or dtypes (autocast) change from step to step; the run was as slow as "
