@@ -78,7 +78,9 @@ def _left(items: Sequence[Item], done: Mapping[str, dict[str, Any]], settings: S
     """
     lines = {Path(name).with_suffix("").as_posix(): line for name, line in done.items()}
     for item in items:
-        line = lines.get(item.file, {})
+        line = lines.get(item.file)
+        if line is None:
+            continue
         wanted = json.loads(json.dumps(_asked(item, settings)))
         for key in wanted.keys() & line.keys():  # lines of earlier releases have fewer
             if line[key] != wanted[key]:

@@ -200,18 +200,16 @@ class StepCounter:
 
     def live_contexts(self) -> int:
         """How many contexts the newest trajectory has so far."""
+        trajectories = [context.trajectory for context in self.contexts.values()]
         timed = sum(len(branches.known) for branches in self._timed.values())
-        return max(timed, sum(context.trajectory == self._newest for context in self.contexts.values()))
-
-    @property
-    def _newest(self) -> int:
-        return max((context.trajectory for context in self.contexts.values()), default=-1)
+        return max(timed, trajectories.count(max(trajectories, default=-1)))
 
     def _free_idle(self) -> None:
         """Free the rings of contexts that the newest trajectory did not use."""
+        newest = max((context.trajectory for context in self.contexts.values()), default=-1)
         self._timed.clear()
         for context in self.contexts.values():
-            if context.trajectory != self._newest:
+            if context.trajectory != newest:
                 context.states = {}
 
     def end_run(self) -> None:

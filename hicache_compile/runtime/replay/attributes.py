@@ -68,10 +68,8 @@ def _plain_names(classes: set[type]) -> Iterator[tuple[Mapping[str, Any], tuple[
         for function in held.values():
             if isinstance(function, types.FunctionType):
                 known = function.__globals__
-                yield (
-                    known,
-                    tuple(name for name in function.__code__.co_names if _is_plain(known.get(name, _plain_names))),
-                )
+                named = [name for name in function.__code__.co_names if name in known]
+                yield known, tuple(name for name in named if _is_plain(known[name]))
 
 
 def _is_plain(value: Any) -> bool:
