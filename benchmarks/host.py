@@ -19,12 +19,14 @@ from hicache_compile import HiCache, hicache_compile
 from hicache_compile.benchmarks.models import Flux
 from hicache_compile.benchmarks.record import environment
 from hicache_compile.passes.graph.graphs import output_node
+from hicache_compile.passes.graph.shapes import concrete
 
 FLUX_57 = Flux(layers=19, single_layers=38, heads=2, head_dim=16, image_tokens=16, text_tokens=8)
 
 
 def _nothing(program: fx.GraphModule, *_: object) -> Callable[..., Any]:
-    outputs = [torch.zeros(node.meta["example_value"].shape) for node in output_node(program.graph).args[0]]  # type: ignore[union-attr]
+    shapes = [concrete(node.meta["example_value"].shape, {}) for node in output_node(program.graph).args[0]]  # type: ignore[union-attr]
+    outputs = [torch.zeros(shape) for shape in shapes]
     return lambda *inputs: outputs
 
 
@@ -32,20 +34,29 @@ def measure(
     shape: Flux = FLUX_57, scopes: tuple[str, ...] = ("module", "stack"), rounds: int = 8
 ) -> Iterator[Callable[[], dict[str, Any]]]:
     """Microseconds per step of plain ``torch.compile`` and of ours, alternating: medians, and the first step of a
-    run."""
+    run; then the same after a prompt of another length, which makes that size symbolic."""
     for scope in scopes:
-        yield partial(at_scope, shape, scope, rounds)
+        for lengths in (1, 2):
+            yield partial(at_scope, shape, scope, rounds, lengths)
 
 
 @torch.no_grad()
-def at_scope(shape: Flux, scope: str, rounds: int) -> dict[str, Any]:
-    """The line of one ``scope``, from ``rounds`` runs of ours and as many steps of plain ``torch.compile``."""
+def at_scope(shape: Flux, scope: str, rounds: int, lengths: int = 1) -> dict[str, Any]:
+    """The line of one ``scope``, from ``rounds`` runs of ours and as many steps of plain ``torch.compile``.
+
+    ``lengths``: of the prompts that are seen before: 1 or 2.
+    """
     model = shape.model()
     arguments = {
         "hidden_states": shape.noise(),
         "timestep": torch.ones(1),
         **shape.branches()["cond"],
         "return_dict": False,
+    }
+
+    text = ("encoder_hidden_states", "txt_ids")
+    shorter = {
+        name: value.narrow(-2, 0, value.shape[-2] // 2) if name in text else value for name, value in arguments.items()
     }
 
     def steps(denoiser: Callable[..., Any], count: int) -> list[float]:
@@ -57,9 +68,14 @@ def at_scope(shape: Flux, scope: str, rounds: int) -> dict[str, Any]:
         return seconds
 
     plain = torch.compile(model, backend=lambda program, inputs: _nothing(program))
+    if lengths > 1:
+        plain(**shorter)
     steps(plain, 3)
     with mock.patch("hicache_compile.runtime.program_set.lower", _nothing):
         ours = hicache_compile(model, HiCache(interval=7, scope=scope), backend="eager")
+        if lengths > 1:
+            with ours.trajectory(1):
+                ours(**shorter)
         with ours.trajectory(50):
             steps(ours, 50)
         mine: list[float] = []
@@ -76,6 +92,7 @@ def at_scope(shape: Flux, scope: str, rounds: int) -> dict[str, Any]:
         "blocks": shape.layers + shape.single_layers,
         "inputs": len(list(model.parameters())) + 6,
         "scope": scope,
+        "lengths": lengths,
         "plain_us": statistics.median(theirs),
         "ours_us": statistics.median(mine),
         "first_step_us": statistics.median(first),

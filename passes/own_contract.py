@@ -88,9 +88,8 @@ def _writes(program: fx.GraphModule) -> list[str]:
 
 
 def _writes_in_place(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
     ours = node.target in (remember, keep) or bool(node.meta.get("side_effect"))
-    return ours or ops.mutated(node) is not None or (schema is not None and schema.is_mutable)
+    return ours or bool(ops.mutated(node))
 
 
 def _lasts(node: fx.Node) -> bool:

@@ -83,8 +83,7 @@ def verify_program(work: Work, choice: Choice, program: fx.GraphModule) -> None:
     level = f"program {choice}"
     for node in program.graph.nodes:
         _require(node.target is not full_or_forecast, level, node, "inlined")
-        written = ops.mutated(node)
-        into_ring = written is not None and is_ring(written)
+        into_ring = any(is_ring(written) for written in ops.mutated(node))
         _require(not into_ring, level, node, "kept from writing to a ring except through remember")
         if "probe" in node.meta or "tokens" in node.meta:
             continue

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from hicache_compile.internals import pytree
 from hicache_compile.operators.flop_counter import flop_counter
+from hicache_compile.operators.random_numbers import drawn_from
 from hicache_compile.operators.recorded_call import Output, RecordedCall, Sizes
 
 PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
@@ -56,6 +57,7 @@ class OpaqueModule:
         self.output: pytree.TreeSpec | None = None
         self.constants: tuple[Any, ...] = ()  # the leaves of its output that are no tensors
         self.written: set[str] = set()  # parameters and buffers that it writes to itself
+        self.random = False  # it drew random numbers
         self.forms: dict[Any, CallForm] = {}
         self._expected: dict[tuple[torch.Size, ...], list[Output]] = {}
         _MODULES[self.name] = self
@@ -71,9 +73,10 @@ class OpaqueModule:
         if not tensors or not _plain(leaves):
             raise NotOpaqueError("it takes more than tensors and plain values")
         before = [tensor._version for tensor in tensors if not tensor.is_inference()]
-        held = self._versions()
+        held, drawn = self._versions(), drawn_from()
         with flop_counter() as counter:
             result = self.compute(*args, **kwargs)
+        self.random |= drawn_from() != drawn
         self.written |= {name for name, _ in self._versions() - held}
         if before != [tensor._version for tensor in tensors if not tensor.is_inference()]:
             raise NotOpaqueError("it writes to its arguments")

@@ -16,7 +16,7 @@ from hicache_compile.passes.analysis.batch import Batch, batch_of
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.cost import Cost, cost_of
 from hicache_compile.passes.graph.graphs import placeholders
-from hicache_compile.passes.graph.shapes import Bindings, bind_symbols, is_dynamic
+from hicache_compile.passes.graph.shapes import Bindings, Symbols
 from hicache_compile.passes.trace import trace_rewrite
 from hicache_compile.passes.transforms.partition_attention import PARTITIONED
 from hicache_compile.policy.layout import Layout
@@ -51,16 +51,15 @@ class CompiledGraph:
         self._budgeted = BudgetedLayout(captured, self.options) if self.options.memory_budget is not None else None
         self._inputs = placeholders(captured)
         # What the denoiser itself writes (a call counter, running statistics) does not change what it is.
-        written = {ops.mutated(node) for node in captured.graph.nodes}
+        written = {target for node in captured.graph.nodes for target in ops.mutated(node)}
         weights = [i for i, node in enumerate(self._inputs) if node.meta["weight"]]
         self._parameters = [i for i in weights if self._inputs[i] not in written]
-        self._sized = [i for i, node in enumerate(self._inputs) if not node.meta["weight"]]
-        sizes = [str(getattr(ops.value(self._inputs[i]), "shape", "")) for i in self._sized]
+        sizes = [str(getattr(ops.value(node), "shape", "")) for node in self._inputs if not node.meta["weight"]]
         self.opaque = [str(node.args[0]) for node in captured.graph.nodes if ops.op(node) == ops.OPAQUE]
         self.quantised = self.options.quantised_on_the_host
         self.signature = (len(captured.graph.nodes), *sizes)
         self._costs: dict[Hashable, list[Cost]] = {}
-        self._dynamic = any(is_dynamic(ops.value(self._inputs[i])) for i in self._sized)
+        self._symbols = Symbols(self._inputs)
 
     @property
     def session(self) -> Session:
@@ -112,9 +111,7 @@ class CompiledGraph:
 
     def bindings(self, inputs: Sequence[Any]) -> Bindings:
         """The sizes of this call."""
-        if not self._dynamic:
-            return {}
-        return bind_symbols([self._inputs[i] for i in self._sized], [inputs[i] for i in self._sized])
+        return self._symbols.bind(inputs)
 
     def live(self, step: Step, bindings: Bindings, known: Live | None) -> Live:
         """What the step runs with; ``known`` while nothing changes."""

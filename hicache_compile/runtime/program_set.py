@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,8 @@ from hicache_compile.policy.guards import Guard, Numbers
 from hicache_compile.policy.sparsity.phases import phases_of
 from hicache_compile.runtime.deciders.device_rows import RowSpec
 from hicache_compile.runtime.storage.rings import Shape
+
+SIZES_KEPT = 64  # of the sizes that a dynamic graph was called with
 
 log = logging.getLogger(__name__)
 
@@ -79,16 +81,21 @@ class ProgramSet:
         weights = [ops.value(node).dtype for node in nodes if role_of(node) is Role.WEIGHTS]
         self.weights_dtype = weights[0] if weights else torch.float32
         dynamic = any(isinstance(size, torch.SymInt) for value in self._kept.values() for size in value.shape)
-        self._fixed = None if dynamic else self._shapes({})
+        self._dynamic = dynamic
+        self._shapes_at: dict[Hashable, dict[StateInput, Shape]] = {}  # by the sizes
 
     def shapes(self, bindings: Bindings) -> dict[StateInput, Shape]:
         """What is kept from step to step, at the sizes in ``bindings``: memory by name, then rings by slot."""
-        return self._fixed if self._fixed is not None else self._shapes(bindings)
-
-    def _shapes(self, bindings: Bindings) -> dict[StateInput, Shape]:
-        return {
-            state: (concrete(value.shape, bindings), value.dtype, value.device) for state, value in self._kept.items()
-        }
+        sizes = tuple(bindings.items()) if self._dynamic else ()
+        found = self._shapes_at.get(sizes)
+        if found is None:  # sympy takes milliseconds, which a step must not
+            if len(self._shapes_at) >= SIZES_KEPT:
+                self._shapes_at.clear()
+            found = self._shapes_at[sizes] = {
+                state: (concrete(value.shape, bindings), value.dtype, value.device)
+                for state, value in self._kept.items()
+            }
+        return found
 
     def rows(self, depth: int, offset: int) -> RowSpec:
         """Which row of weights and positions each ring reads; ``offset``: slots of the graphs before this one."""

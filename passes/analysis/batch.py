@@ -91,7 +91,7 @@ def batch_of(captured: fx.GraphModule) -> Batch:
     for node in captured.graph.nodes:
         if ops.is_random(node):
             raise NotByRowError(f"{node.name}: it draws random numbers, which a row shares with its neighbours")
-        if (written := ops.mutated(node)) is not None and written.op == "placeholder":
+        for written in (target for target in ops.mutated(node) if target.op == "placeholder"):
             raise NotByRowError(f"{node.name}: it writes to the input {written.name}, which all rows share")
         if ops.op(node) == ops.OPAQUE:
             raise NotByRowError(f"{node.name}: Dynamo cannot trace it, so nothing is known of its rows")

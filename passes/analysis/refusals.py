@@ -43,15 +43,14 @@ def _draws_random_numbers(nodes: set[fx.Node] | frozenset[fx.Node]) -> str | Non
 
 def _writes_in_place(draft: Draft, region: set[fx.Node]) -> str | None:
     for node in sorted(region, key=lambda node: node.name):
-        target = ops.mutated(node)
-        if target is not None and target not in region:
-            return f"`{node.name}` ({ops.op(node)}) writes in place to `{target.name}`, which the site did not make"
-        if target is not None:
+        for target in ops.mutated(node):
+            if target not in region:
+                return f"`{node.name}` ({ops.op(node)}) writes in place to `{target.name}`, which the site did not make"
             alias = next((n for n in node.graph.nodes if n not in region and ops.shares_storage(n, target)), None)
             if alias is not None:
                 return f"`{node.name}` ({ops.op(node)}) writes in place to memory of `{alias.name}`, outside the site"
     for slot in draft.slots:
-        writer = next((user for user in slot.node.users if ops.mutated(user) is slot.node), None)
+        writer = next((user for user in slot.node.users if slot.node in ops.mutated(user)), None)
         if writer is not None:
             return f"`{slot.node.name}` is written in place by `{writer.name}` after it leaves the site"
     return None

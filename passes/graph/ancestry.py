@@ -32,8 +32,7 @@ class Ancestry:
         """The data inputs of ``node``: its arguments and the nodes that wrote to them, or to a view, before."""
         read = ops.data_inputs(node)
         written = [writer for argument in read for writer in self._writers.get(ops.storage(argument), ())]
-        target = ops.mutated(node)
-        if target is not None:
+        for target in ops.mutated(node):
             self._writers.setdefault(ops.storage(target), []).append(node)
         return [*read, *written]
 

@@ -88,8 +88,7 @@ def reachable_from(roots: Iterable[fx.Node]) -> set[fx.Node]:
         if node not in seen:
             seen.add(node)
             queue.extend(user for user in node.users if node in ops.data_inputs(user))
-            target = ops.mutated(node)
-            queue.extend(target.users if target is not None else ())
+            queue.extend(reader for target in ops.mutated(node) for reader in target.users)
     return seen
 
 

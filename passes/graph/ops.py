@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from functools import cache
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import fx
 
 from hicache_compile import internals
-from hicache_compile.internals import statically_known_true
+from hicache_compile.internals import pytree, statically_known_true
+from hicache_compile.operators.opaque import module_of
+from hicache_compile.passes.graph import effects
 
 CAST = frozenset({"to", "float", "half", "bfloat16", "double", "type", "type_as", "contiguous", "clone"})
 RESHAPE = frozenset(
@@ -125,16 +127,6 @@ def data_inputs(node: fx.Node) -> list[fx.Node]:
     return [argument for argument in node.all_input_nodes if not isinstance(value(argument), torch.SymInt)]
 
 
-@cache
-def _schemas(name: str) -> tuple[tuple[Any, bool], ...]:
-    """``(schema, draws random numbers)`` of every ATen overload named ``name``."""
-    packet = getattr(torch.ops.aten, name, None)
-    if packet is None:
-        return ()
-    overloads = [getattr(packet, overload) for overload in packet.overloads()]
-    return tuple((o._schema, torch.Tag.nondeterministic_seeded in o.tags) for o in overloads)
-
-
 def _bound(node: fx.Node, position: int, name: str, default: Any) -> Any:
     given = argument(node, position, name, default)
     # Under dynamic shapes a Python float is a node; asking for its truth makes Dynamo guard on the answer.
@@ -150,27 +142,46 @@ def is_random(node: fx.Node) -> bool:
         return bool(_bound(node, 10, "dropout_p", 0.0)) and bool(_bound(node, 13, "training", True))
     if name in ATTENTION - KERNELS:
         return name != "flex_attention" and bool(_bound(node, 4, "dropout_p", 0.0))
-    return name in _RANDOM_SOURCES or any(seeded and _drops(node, schema) for schema, seeded in _schemas(name))
+    if name in _RANDOM_SOURCES or name == OPAQUE:
+        return name != OPAQUE or module_of(str(node.args[0])).random
+    if (seen := _seen(node)) is not None:
+        return seen.random
+    values = fx.node.map_arg((node.args, node.kwargs), value)
+    return any(effects.draws(overload, *values) for overload in effects.overloads(node.target, name))
 
 
-def _drops(node: fx.Node, schema: Any) -> bool:
-    """Whether a call of ``schema`` draws numbers: an attention kernel that drops nothing does not."""
-    names = [argument.name for argument in schema.arguments]
-    return "dropout_p" not in names or bool(_bound(node, names.index("dropout_p"), "dropout_p", 0.0))
-
-
-def mutated(node: fx.Node) -> fx.Node | None:
-    """The argument that ``node`` writes to in place, or None."""
+def mutated(node: fx.Node) -> list[fx.Node]:
+    """The arguments that ``node`` writes to in place."""
     name = op(node)
-    first = next((argument for argument in node.args if isinstance(argument, fx.Node)), None)
-    if isinstance(node.kwargs.get("out"), fx.Node):
-        return node.kwargs["out"]  # type: ignore[return-value]  # just checked
     if name in _AUGMENTED or name in ("setitem", "__setitem__"):
-        return first if is_tensor(first) else None
+        return [argument for argument in node.args[:1] if is_tensor(argument)]  # type: ignore[misc]  # a node then
+    if out := _nodes(node.kwargs.get("out")):
+        return out
+    if (seen := _seen(node)) is not None:
+        tensors = [argument for argument in _nodes((node.args, node.kwargs)) if is_tensor(argument)]
+        return [tensors[place] for place in seen.written]
     if node.kwargs.get("inplace") is True:
-        return first
+        return _nodes(node.args)[:1]
+    found = effects.overloads(node.target, name)
+    if effects.has_schema(node.target):
+        return _nodes([list(effects.written_arguments(each, node.args, node.kwargs)) for each in found])
     inplace = name.endswith("_") and not name.endswith("__")
-    return first if inplace and any(schema.is_mutable for schema, _ in _schemas(name)) else None
+    return _nodes(node.args[:1]) if inplace and any(each._schema.is_mutable for each in found) else []
+
+
+def _seen(node: fx.Node) -> effects.Effects | None:
+    """What the Python function that ``node`` calls does; ``None``: it calls none, or one that is known by its name."""
+    target = node.target
+    if node.op != "call_function" or not isinstance(target, FunctionType):
+        return None
+    if str(target.__module__).startswith("hicache_compile") or op(node) in ATTENTION or op(node).startswith(_EFFECTS):
+        return None
+    return effects.seen(target, *fx.node.map_arg((node.args, node.kwargs), value))
+
+
+def _nodes(arguments: Any) -> list[fx.Node]:
+    """The nodes in ``arguments``, in their order; one that is there twice is there twice."""
+    return [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, fx.Node)]
 
 
 # Assertions, and ops that open or close a context: autocast, a level of vmap.
@@ -185,6 +196,6 @@ def is_pure(node: fx.Node) -> bool:
         return False
     if node.op == "get_attr":
         return True
-    if op(node).startswith(_EFFECTS) or mutated(node) is not None:
+    if op(node).startswith(_EFFECTS) or mutated(node):
         return False
     return not node.meta.get("side_effect") and not is_random(node)

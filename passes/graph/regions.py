@@ -53,15 +53,14 @@ class _Writes:
     def __init__(self, order: dict[fx.Node, int]) -> None:
         self._order = order
         self._by_storage: dict[object, list[fx.Node]] = {}
-        written = {ops.storage(target) for node in order if (target := ops.mutated(node)) is not None}
+        written = {ops.storage(target) for node in order for target in ops.mutated(node)}
         for node in order:
             if (storage := ops.storage(node)) in written:
                 self._by_storage.setdefault(storage, []).append(node)
 
     def aliases(self, writer: fx.Node) -> list[fx.Node]:
         """What ``writer`` writes to, and all that shares its memory."""
-        target = ops.mutated(writer)
-        return [] if target is None else self._by_storage[ops.storage(target)]
+        return [alias for target in ops.mutated(writer) for alias in self._by_storage[ops.storage(target)]]
 
     def read_after(self, writer: fx.Node) -> list[fx.Node]:
         """Later readers of what ``writer`` wrote; itself if there are none."""

@@ -15,25 +15,27 @@ Bindings = dict[Any, int]
 UNBOUNDED = 2**48  # nothing is known of a size that may be larger
 
 
-def is_dynamic(example: Any) -> bool:
-    """Whether an input of the graph is a symbolic size or has one in its shape."""
-    if isinstance(example, torch.Tensor):
-        return any(isinstance(size, torch.SymInt) for size in example.shape)
-    return isinstance(example, torch.SymInt)
+class Symbols:
+    """Where the symbolic sizes of a dynamic graph are among its ``inputs``: looked up once, read at every call."""
 
+    def __init__(self, inputs: Sequence[fx.Node]) -> None:
+        found: dict[Any, tuple[int, int | None]] = {}  # the place of an input, and its dimension; None: it is the size
+        for place, node in enumerate(inputs):
+            example = ops.value(node)
+            if isinstance(example, torch.SymInt):
+                found.setdefault(example.node.expr, (place, None))
+            elif isinstance(example, torch.Tensor):
+                for dim, size in enumerate(example.shape):
+                    if isinstance(size, torch.SymInt):
+                        found.setdefault(size.node.expr, (place, dim))
+        self._found = [(symbol, *where) for symbol, where in found.items() if symbol.is_Symbol]
 
-def bind_symbols(inputs: Sequence[fx.Node], actual: Sequence[Any]) -> Bindings:
-    """Symbol -> value, from the symbolic sizes at capture and the sizes of ``actual``."""
-    bindings: Bindings = {}
-    for node, given in zip(inputs, actual, strict=True):
-        example = ops.value(node)
-        if isinstance(example, torch.SymInt):
-            _bind(bindings, example, given)
-        elif isinstance(example, torch.Tensor):
-            for size, real in zip(example.shape, given.shape, strict=True):
-                if isinstance(size, torch.SymInt):
-                    _bind(bindings, size, real)
-    return bindings
+    def bind(self, actual: Sequence[Any]) -> Bindings:
+        """Symbol -> value, from the sizes of ``actual``, the inputs of a call."""
+        return {
+            symbol: int(actual[place] if dim is None else actual[place].shape[dim])
+            for symbol, place, dim in self._found
+        }
 
 
 def concrete(shape: Sequence[int | torch.SymInt], bindings: Bindings) -> tuple[int, ...]:
@@ -50,12 +52,6 @@ def _whole(size: torch.SymInt, bindings: Bindings) -> int:
         return int(size.node.hint)
     largest = size.node.shape_env.bound_sympy(bound).upper
     return int(largest) if largest.is_Integer and largest < UNBOUNDED else 1
-
-
-def _bind(bindings: Bindings, size: torch.SymInt, real: int) -> None:
-    expression = size.node.expr
-    if expression.is_Symbol:
-        bindings[expression] = int(real)
 
 
 def share_at_data(captured: fx.GraphModule) -> float:

@@ -70,7 +70,7 @@ def outline(program: fx.GraphModule) -> tuple[fx.GraphModule, int]:
 
 
 def _writes_elsewhere(node: fx.Node) -> bool:
-    return node.target is not remember and ops.mutated(node) is not None
+    return node.target is not remember and bool(ops.mutated(node))
 
 
 def _blocks(graph: fx.Graph) -> list[tuple[str, list[fx.Node]]]:

@@ -104,8 +104,8 @@ class _Writer:
         made = _WRITERS.get(node.target)
         if made is not None:
             return made(self, node, *arguments)
-        written = ops.mutated(node)
-        if written in self.kept or (ops.op(node) == ops.OPAQUE and self.kept.keys() & set(node.all_input_nodes)):
+        written = node.all_input_nodes if ops.op(node) == ops.OPAQUE else ops.mutated(node)
+        if self.kept.keys() & set(written):
             raise NotByRowError(f"{node.name}: what it keeps from step to step cannot be told apart by row")
         new = copy_node(self.graph, node, self._value)
         if node.target in measurements.BY_ROW:

@@ -36,7 +36,7 @@ def functionalise(graph: fx.Graph) -> int:
     order = {node: index for index, node in enumerate(graph.nodes)}
     rewritten = 0
     for node in list(graph.nodes):
-        if ops.op(node) in OUT_OF_PLACE and ops.mutated(node) is not None and _is_private(node, order):
+        if ops.op(node) in OUT_OF_PLACE and ops.mutated(node) and _is_private(node, order):
             with graph.inserting_before(node):
                 new = graph.call_function(OUT_OF_PLACE[ops.op(node)], node.args, node.kwargs)
             new.meta = dict(node.meta)

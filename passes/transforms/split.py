@@ -108,8 +108,8 @@ class _Numbers:
 
     def of(self, program: fx.GraphModule) -> dict[fx.Node, Number]:
         numbers: dict[fx.Node, Number] = {}
-        targets = (ops.mutated(node) for node in program.graph.nodes)
-        written = {ops.storage(target) for target in targets if target is not None and target.op != "placeholder"}
+        targets = [target for node in program.graph.nodes for target in ops.mutated(node)]
+        written = {ops.storage(target) for target in targets if target.op != "placeholder"}
         for node in program.graph.nodes:
             if node.op == "placeholder":
                 key: object = ("input", node.meta.get("input"), node.meta.get("state"))
@@ -215,7 +215,7 @@ def _closure(program: fx.GraphModule, roots: Iterable[fx.Node]) -> set[fx.Node]:
     empty tensor), and all parts of a tuple of which one has to."""
     closure: set[fx.Node] = set()
     queue = list(roots)
-    written = [(node, target) for node in program.graph.nodes if (target := ops.mutated(node)) is not None]
+    written = [(node, target) for node in program.graph.nodes for target in ops.mutated(node)]
     while queue:
         while queue:
             node = queue.pop()

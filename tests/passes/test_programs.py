@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterator
+from unittest import mock
 
 import pytest
 import torch
@@ -94,6 +95,18 @@ def test_dynamic_shapes_share_programs_but_not_anchors() -> None:
         assert float((found - expected).norm() / expected.norm()) < 1e-5  # dynamic kernels may round differently
         assert compiled.report().state_bytes == alone.report().state_bytes
     assert compiled.report().programs == 2
+
+
+def test_sizes_that_were_seen_are_not_worked_out_again() -> None:
+    """A step of a dynamic graph takes as long on the host as one of a static graph: sympy is slow."""
+    compiled = hicache_compile(random_flux(1, 2), HiCache(interval=3), backend="eager", dynamic=True)
+    with compiled.trajectory(4):
+        sample(compiled, flux_inputs(16), 4)
+    with mock.patch("hicache_compile.runtime.program_set.concrete", side_effect=AssertionError):
+        with compiled.trajectory(4):
+            sample(compiled, flux_inputs(16), 4)
+        with pytest.raises(AssertionError), compiled.trajectory(4):
+            sample(compiled, flux_inputs(25), 4)
 
 
 def test_a_deeper_ring_is_built_when_a_policy_needs_it() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import types
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from traceback import FrameSummary
 from typing import Any, TypeVar, cast
 
@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from hicache_compile import internals
 from hicache_compile.internals import TracingContext, has_free_unbacked_symbols, pytree
+from hicache_compile.operators.random_numbers import random_numbers_kept
 from hicache_compile.operators.readings import described, expect, of_size, tied
 from hicache_compile.passes.graph import ops
 from hicache_compile.runtime.replay.frames import with_own_code
@@ -47,14 +48,6 @@ class _Tracing:
 
     tensor: Any = None  # Dynamo's proxy
     is_own_code: Callable[[Sequence[FrameSummary]], bool] = bool  # whether a stack ends in the denoiser's own code
-
-
-def random_numbers_kept() -> AbstractContextManager[None]:
-    """Inside, drawing random numbers changes nothing for what comes after."""
-    accelerator = torch.accelerator.current_accelerator()
-    if accelerator is None:
-        return torch.random.fork_rng(devices=[])
-    return torch.random.fork_rng(device_type=accelerator.type)
 
 
 @contextmanager
@@ -93,7 +86,7 @@ def _needed(node: fx.Node) -> list[fx.Node]:
     """``node``, what it is computed from, and what writes to any of that, in the order of the graph."""
     writers: dict[object, list[fx.Node]] = {}
     for each in node.graph.nodes:
-        if (target := ops.mutated(each)) is not None:
+        for target in ops.mutated(each):
             writers.setdefault(ops.storage(target), []).append(each)
     needed, waiting = set[fx.Node](), [node]
     while waiting:

@@ -53,13 +53,15 @@ def registrations() -> int:
 
 
 def changes_python_state() -> bool:
-    """Whether the frame Dynamo is compiling now changes an object that existed before the call, or may."""
+    """Whether the frame Dynamo is compiling now changes an object that existed before the call, or may. Drawing from
+    ``random`` changes its state."""
     if not internals.REPLAY:
         return True
-    effects = InstructionTranslator.current_tx().output.side_effects
+    output = InstructionTranslator.current_tx().output
+    effects = output.side_effects
     new = (internals.AttributeMutationNew, internals.ValueMutationNew)
     return any(not isinstance(var.mutation_type, new) for var in effects._get_modified_vars()) or bool(
-        effects.tensor_hooks
+        effects.tensor_hooks or output.random_calls
     )
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from hicache_compile.operators.random_numbers import random_numbers_kept
 from hicache_compile.runtime.replay.held import ATOMS, CONTAINERS, attributes_of, contents_of, values_of
-from hicache_compile.runtime.replay.readings import random_numbers_kept
 
 _HOLDERS = (*CONTAINERS, torch.Tensor, torch.Generator)
 
