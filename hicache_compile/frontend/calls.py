@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
+import torch
 from torch import nn
 
 from hicache_compile.errors import HiCacheError
+from hicache_compile.internals import pytree
 from hicache_compile.runtime.replay.dispatch_modes import set_aside
 from hicache_compile.runtime.replay.frames import ENTRIES
+
+
+def refuse_gradients(arguments: Mapping[Any, Any]) -> None:
+    """Raise ``HiCacheError`` where gradients are asked for of ``arguments``, by name or place, or of what is in one."""
+    if not torch.is_grad_enabled():
+        return
+    for name, value in arguments.items():
+        if any(isinstance(leaf, torch.Tensor) and leaf.requires_grad for leaf in pytree.tree_leaves(value)):
+            raise HiCacheError(
+                f"argument {name!r} requires grad: must not, a cached denoiser samples without gradients; call the "
+                "module it wraps, compiled._orig_mod, to differentiate"
+            )
 
 
 def prepare_calls(context: Any) -> None:

@@ -19,6 +19,7 @@ from torch import fx
 
 from hicache_compile.errors import HiCacheError
 from hicache_compile.frontend.batches import Batches
+from hicache_compile.frontend.calls import refuse_gradients
 from hicache_compile.frontend.handle import Handle
 from hicache_compile.frontend.layerwise_casting import cast_in_the_graph
 from hicache_compile.frontend.opaque_modules import OpaqueModules
@@ -100,7 +101,7 @@ class CompiledDenoiser(Handle, StandIn):
 
     def _call_compiled(self, *args: Any, **kwargs: Any) -> Any:
         """One step: count it, run the compiled graphs, which read the count."""
-        self._refuse_gradients(args, kwargs)
+        refuse_gradients({**dict(enumerate(args)), **kwargs})
         if self._inner.graphed:
             torch.compiler.cudagraph_mark_step_begin()  # a replayed step does not enter Dynamo, which would say so
         call = DenoiserCall(self._inner.signature, args, kwargs)
@@ -172,16 +173,6 @@ class CompiledDenoiser(Handle, StandIn):
 
     def _frames(self) -> list[types.CodeType]:
         return self._inner.denoise.code[:1]
-
-    def _refuse_gradients(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not torch.is_grad_enabled():
-            return
-        for name, value in [*enumerate(args), *kwargs.items()]:
-            if isinstance(value, torch.Tensor) and value.requires_grad:
-                raise HiCacheError(
-                    f"argument {name!r} requires grad: must not, a cached denoiser samples without gradients; "
-                    "call the module it wraps, compiled._orig_mod, to differentiate"
-                )
 
     def _check_compiled(self) -> None:
         session = self._session

@@ -20,12 +20,13 @@ from torch import fx
 
 from hicache_compile import internals
 from hicache_compile.errors import HiCacheError
-from hicache_compile.frontend.calls import check_it_is_the_denoiser, context_of_call, prepare_calls
+from hicache_compile.frontend.calls import check_it_is_the_denoiser, context_of_call, prepare_calls, refuse_gradients
 from hicache_compile.frontend.graph_inputs import GraphCallInputs, GraphInputs
 from hicache_compile.frontend.handle import Handle
 from hicache_compile.internals import BACKEND, InstructionTranslator, ShortenTraceback, lookup_backend
 from hicache_compile.passes import Choice
 from hicache_compile.passes.analysis.batch import NotByRowError
+from hicache_compile.passes.graph.arguments import Signature
 from hicache_compile.passes.transforms.capture import capture
 from hicache_compile.passes.work import Rewrite
 from hicache_compile.runtime.compiled_graph import CompiledGraph
@@ -74,9 +75,11 @@ class CompiledFunction(Handle):
     def receive(self, dynamo_graph: fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
         """What Dynamo calls for each graph it captures."""
         frame = InstructionTranslator.current_tx().output.root_tx
+        signature = Signature.of(frame.f_code, frame.f_locals)
+        module = signature.module(frame.f_locals)
         if self._first_code is None:
-            check_it_is_the_denoiser(frame.f_locals.get("self"))
-            self._session.fit_to(frame.f_locals.get("self"))
+            check_it_is_the_denoiser(module)
+            self._session.fit_to(module)
         captured = CompiledGraph(capture(dynamo_graph), self._sessions)
         programs = captured.programs(captured.layout(self.policy)[0])
         if programs.stateless:
@@ -85,7 +88,7 @@ class CompiledFunction(Handle):
         if self._first_code is None:
             self._first_code = frame.f_code
         begins = frame.f_code is self._first_code
-        inputs = GraphInputs(captured.captured, getattr(frame.f_locals.get("self"), "forward", None))
+        inputs = GraphInputs(captured.captured, signature, getattr(module, "forward", None))
         self._graphs.append(captured)
         return functools.partial(self._run, captured, inputs, begins)
 
@@ -117,8 +120,7 @@ class CompiledFunction(Handle):
 
     def _run(self, graph: CompiledGraph, inputs: GraphInputs, begins: bool, *values: Any) -> Any:
         session = self._session
-        if any(isinstance(value, torch.Tensor) and value.requires_grad for value in inputs.of_call(values)):
-            raise HiCacheError("an argument of the compiled denoiser requires grad: must not, it samples")
+        refuse_gradients(dict(enumerate(inputs.of_call(values))))
         step = None if begins else session.latest
         if step is None and not begins:
             raise HiCacheError("a part of the denoiser ran outside of its call: must be called as it was compiled")

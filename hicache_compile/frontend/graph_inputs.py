@@ -10,7 +10,7 @@ from typing import Any
 from torch import fx
 
 from hicache_compile.passes.analysis.batch import NotByRowError
-from hicache_compile.passes.graph.arguments import argument_of
+from hicache_compile.passes.graph.arguments import Signature, argument_of
 from hicache_compile.passes.graph.graphs import placeholders
 from hicache_compile.runtime.compiled_graph import CompiledGraph
 from hicache_compile.runtime.rows.arguments import samples_in
@@ -19,12 +19,12 @@ from hicache_compile.runtime.rows.arguments import samples_in
 class GraphInputs:
     """The inputs of a captured graph that are arguments of the denoiser."""
 
-    def __init__(self, captured: fx.GraphModule, forward: Callable[..., Any] | None) -> None:
+    def __init__(self, captured: fx.GraphModule, signature: Signature, forward: Callable[..., Any] | None) -> None:
         self.places: dict[str, int] = {}
         self._tensors = [i for i, node in enumerate(placeholders(captured)) if not node.meta["weight"]]
         ordered = list(inspect.signature(forward).parameters) if forward else []
         for place, node in enumerate(placeholders(captured)):
-            name = argument_of(node)
+            name = argument_of(node, signature)
             if isinstance(name, int):
                 name = ordered[name] if name < len(ordered) else f"input_{name}"
             if name is not None and not node.meta["weight"]:

@@ -20,6 +20,7 @@ _ROOT = re.compile(r"""^L\[['"]\w+['"]\](\.__self__)*""")
 _OURS = re.compile(r"hicache_compile/(frontend|runtime/replay)/\w+\.py")  # code that is traced around the user's
 _GETATTR = re.compile(r"""getattr\((.*), ['"](\w+)['"]\)""")  # of a name that is no identifier: an entry of a list
 _THROUGH_FORWARD = re.compile(r"\.forward(\.(forward|module|__self__|func))+")  # what stands in for a module's forward
+_IN_A_DICT = re.compile(r"\b_(parameters|buffers)\b")
 _DICT_ITEM = re.compile(r"\.__dict__\['_modules'\]\['(\w+)'\]|\._modules\['(\w+)'\]|\['?(\w+)'?\]")
 
 
@@ -42,9 +43,13 @@ def _dotted(path: str) -> str:
 
 
 def _is_weight(node: fx.Node) -> bool:
+    """Whether an input is a parameter or buffer of a module. Where a class has a ``__getattr__`` of its own (diffusers'
+    models), Dynamo reads it out of the module's ``__dict__``."""
     source = getattr(node, "_dynamo_source", None)
+    read_from_dict = source is not None and _IN_A_DICT.search(source.name) is not None
     while source is not None:
-        if "ParamBuffer" in type(source).__name__:
+        kind = type(source).__name__
+        if "ParamBuffer" in kind or ("NNModule" in kind and read_from_dict):
             return True
         source = getattr(source, "base", None)
     return False

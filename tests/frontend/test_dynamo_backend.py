@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import subprocess
 import sys
@@ -190,6 +191,70 @@ def test_more_sizes_than_dynamo_would_keep() -> None:
         with inspect(compiled).trajectory(12):
             run(compiled, batch=batch)
     assert set(inspect(compiled).report().history["default"]) == {"FF...F...F.."}
+
+
+class Bare(ToyDiT):
+    """Its arguments have other names in the frame that Dynamo compiles."""
+
+    @torch.no_grad()
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return super().forward(x, t)
+
+
+def _decorated(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(forward)
+    def wrapper(self: nn.Module, *a: Any, **k: Any) -> Tensor:
+        return forward(self, *a, **k)
+
+    return wrapper
+
+
+class Decorated(ToyDiT):
+    forward = _decorated(ToyDiT.forward)
+
+
+class OtherSelf(ToyDiT):
+    def forward(this, x: Tensor, t: Tensor) -> Tensor:  # noqa: N805
+        return super().forward(x, t)
+
+
+@pytest.mark.parametrize("kind", [Bare, Decorated, OtherSelf])
+def test_a_loop_of_ones_own_is_followed_however_forward_names_its_arguments(kind: type[ToyDiT]) -> None:
+    expected = run(hicache_compile(kind(), POLICY, backend="aot_eager"))
+    compiled = torch.compile(kind(), backend="hicache", options=OPTIONS)
+    x = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for step in range(12):
+            x = x - compiled(x, torch.full((2,), 1 - step / 12)) / 12  # by their places
+    assert torch.equal(x, expected)
+    assert inspect(compiled).report().decisions() == "FF...F...F.."
+
+
+class Scaled(ToyDiT):
+    """It has a parameter itself, which Dynamo reads out of its ``__dict__`` for the sake of ``__getattr__``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(16))
+
+    def __getattr__(self, name: str) -> Any:
+        return super().__getattr__(name)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return super().forward(x * self.scale, t)
+
+
+@pytest.mark.parametrize("way", ["module", "hicache_compile"])
+def test_a_parameter_of_the_denoiser_itself_is_a_weight(way: str) -> None:
+    model = Scaled()
+    compiled = hicache_compile(model, POLICY, backend="aot_eager") if way not in WAYS else WAYS[way](model)
+    handle = inspect(compiled)
+    with torch.no_grad(), handle.trajectory(12):
+        for step in range(12):
+            if step == 7:
+                model.scale.mul_(2)
+            compiled(torch.ones(2, 5, 16), torch.full((2,), 1 - step / 12))
+    assert handle.report().decisions() == "FF...F.F.F.."
 
 
 def test_gradients_are_refused() -> None:

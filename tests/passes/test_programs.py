@@ -194,8 +194,19 @@ def test_a_model_without_sites_warns_and_runs(caplog: pytest.LogCaptureFixture) 
 def test_gradients_are_refused() -> None:
     compiled = hicache_compile(ToyDiT(), HiCache(), backend="eager")
     x = torch.zeros(2, 5, 16, requires_grad=True)
-    with pytest.raises(HiCacheError, match="requires grad: must not"), compiled.trajectory(2):
+    with pytest.raises(HiCacheError, match="argument 0 requires grad: must not"), compiled.trajectory(2):
         compiled(x, torch.ones(2))
+
+
+def test_gradients_of_what_is_in_an_argument_are_refused() -> None:
+    class Nested(ToyDiT):
+        def forward(self, inputs: dict[str, Tensor], t: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(inputs["x"], t)
+
+    compiled = hicache_compile(Nested(), HiCache(), backend="eager")
+    x = torch.zeros(2, 5, 16, requires_grad=True)
+    with pytest.raises(HiCacheError, match="'inputs' requires grad: must not"), compiled.trajectory(2):
+        compiled(inputs={"x": x}, t=torch.ones(2))
 
 
 @pytest.mark.parametrize(
