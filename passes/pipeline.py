@@ -10,6 +10,7 @@ from torch import fx
 
 from hicache_compile.errors import switched_on
 from hicache_compile.passes.analysis.ranks import ranks_of
+from hicache_compile.passes.graph import contexts
 from hicache_compile.passes.graph.choices import Choice
 from hicache_compile.passes.graph.graphs import copy_graph
 from hicache_compile.passes.own_passes import OwnPasses
@@ -80,11 +81,12 @@ def rewrite(captured: fx.GraphModule, layout: Layout, without: Collection[str] =
         HiCacheError: the layout cannot be had of this denoiser; with ``HICACHE_VERIFY=1`` also a pass that broke what
             it promises. A pass of your own (``layout.program_passes``) that failed, or broke its contract.
     """
-    work = Work(captured, layout, copy_graph(captured)[0], ranks=ranks_of(captured, layout.together))
+    lifted = contexts.lifted(captured)
+    work = Work(lifted, layout, copy_graph(lifted)[0], ranks=ranks_of(captured, layout.together))
     for step in PASSES:
         if step.applies(layout) and step.name not in without:
             _observed(step, work)
-    return _finished(work)
+    return _finished(work, captured)
 
 
 def _observed(step: Pass, work: Work) -> None:
@@ -103,7 +105,7 @@ def verifying() -> bool:
     return switched_on("HICACHE_VERIFY")
 
 
-def _finished(work: Work) -> Rewrite:
+def _finished(work: Work, captured: fx.GraphModule) -> Rewrite:
     groups = list(dict.fromkeys(site.group for site in work.sites)) if work.layout.groups else [""]
     guarded = work.guarded if work.guarded is not None else work.module
     own = OwnPasses(work, verifying()) if work.layout.program_passes else _as_it_is
@@ -112,13 +114,13 @@ def _finished(work: Work) -> Rewrite:
         program: fx.GraphModule = work.specialiser.make(choice)
         if verifying():
             verify_new(work, choice, program)
-        return own(choice, program)
+        return contexts.write_back(own(choice, program))
 
-    programs = {choice: own(choice, program) for choice, program in work.programs.items()}
+    programs = {choice: contexts.write_back(own(choice, program)) for choice, program in work.programs.items()}
     _log_outcome(work)
     return Rewrite(
         work.layout,
-        work.captured,
+        captured,
         guarded,
         programs,
         work.block_nodes,

@@ -52,7 +52,7 @@ def verify_guarded(work: Work) -> None:
             rings.add(ring)
             fits = ops.value(ring).shape[1:] == ops.value(slot).shape and dtype == ops.value(slot).dtype
             _require(fits, "guarded", ring, f"shaped like its slot, {slot.name}")
-        counts.update(ops.op(n) for n in full.graph.nodes if n.op.startswith("call"))
+        counts.update(_op_in_its_contexts(n) for n in full.graph.nodes if n.op.startswith("call"))
         for node in full.graph.nodes:
             _require(not ops.is_random(node), "guarded", node, "free of random numbers, being inside a branch")
     del counts[full_or_forecast.__name__]
@@ -186,10 +186,14 @@ def _ops_of(module: torch.nn.Module) -> Counter[str]:
     added = {"probe", "carried", "tokens"}  # marks of what is no op of the captured graph
     calls = [n for n in module.graph.nodes if n.op.startswith("call")]
     called = [n for n in calls if added.isdisjoint(n.meta) and not _is_row(n)]
-    counted = Counter(ops.op(node) for node in called)
+    counted = Counter(_op_in_its_contexts(node) for node in called)
     parts = [node.args[1].args[0] for node in called if ops.op(node) == "linear" and _is_part(node)]
     counted["linear"] -= len(parts) - len(set(parts))
     return +counted
+
+
+def _op_in_its_contexts(node: fx.Node) -> str:
+    return " in ".join([ops.op(node), *(str(context) for context in node.meta.get("context", ()))])
 
 
 def _is_part(linear: fx.Node) -> bool:

@@ -74,8 +74,8 @@ with Feature("Python floats under dynamic shapes", "compiling with dynamic=True 
     from torch._dynamo.symbolic_convert import TensorifyState
     from torch.utils._sympy.symbol import SymT, symbol_is_type
 
-with Feature("torch.func.vmap in denoisers", "what is computed under it is not analysed") as VMAP:
-    from torch._C._functorch import is_batchedtensor
+with Feature("torch.func in denoisers", "what is computed under it is not analysed") as VMAP:
+    from torch._C._functorch import is_functorch_wrapped_tensor
 
 with Feature("ranks that sample one thing", "where guards decide, each rank decides for itself") as RANKS:
     from torch._C._distributed_c10d import _resolve_process_group as group_named

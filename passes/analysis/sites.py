@@ -18,6 +18,7 @@ from hicache_compile.passes.analysis.blocks import Run
 from hicache_compile.passes.analysis.kinds import kind_of, temporal
 from hicache_compile.passes.analysis.refusals import refusal
 from hicache_compile.passes.analysis.scopes import DRAFTS, Draft, Slot
+from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.graphs import reachable_from
 from hicache_compile.passes.graph.regions import Contexts, exclusive_cone
 from hicache_compile.policy.layout import Layout
@@ -47,7 +48,7 @@ def find_sites(module: fx.GraphModule, runs: list[Run], layout: Layout) -> tuple
     refused: list[CannotRewrite] = []
     for draft in drafts:
         region = exclusive_cone((slot.node for slot in draft.slots), stops, order, contexts)
-        reason = refusal(draft, region, dependent)
+        reason = _within_a_level(draft, contexts) or refusal(draft, region, dependent)
         if reason is None:
             ordered = tuple(sorted(region, key=order.__getitem__))
             kind = kind_of(ordered, _streams_of(draft, runs), draft.zone)
@@ -58,6 +59,15 @@ def find_sites(module: fx.GraphModule, runs: list[Run], layout: Layout) -> tuple
     if layout.ranges:
         return _in_ranges(sites, layout, runs), refused
     return (_grouped(sites, dict(layout.groups), runs) if layout.groups else sites), refused
+
+
+def _within_a_level(draft: Draft, contexts: Contexts) -> str | None:
+    """Why ``draft`` cannot be cut out of a level of vmap or of gradients."""
+    for slot in draft.slots:
+        span = next((span for span in contexts.spans if slot.node in span), None)
+        if span is not None:
+            return f"`{slot.node.name}` is computed within `{ops.op(span[0])}`, where no values can be kept"
+    return None
 
 
 def _in_ranges(sites: list[Site], layout: Layout, runs: list[Run]) -> list[Site]:

@@ -93,7 +93,7 @@ def shares_storage(a: fx.Node, b: fx.Node) -> bool:
 
 def storage(node: fx.Node) -> object:
     """What tells whether two nodes have one storage: equal for those that do. A node itself, where that is unknown."""
-    if not is_tensor(node) or (internals.VMAP and internals.is_batchedtensor(value(node))):
+    if not is_tensor(node) or (internals.VMAP and internals.is_functorch_wrapped_tensor(value(node))):
         return node
     return int(value(node).untyped_storage()._cdata)
 
@@ -187,7 +187,8 @@ def _nodes(arguments: Any) -> list[fx.Node]:
 # Assertions, and ops that open or close a context: autocast, a level of vmap.
 OPENS = ("_enter_autocast", "_vmap_increment_nesting", "_grad_increment_nesting", "_jvp_increment_nesting")
 CLOSES = ("_exit_autocast", "_vmap_decrement_nesting", "_grad_decrement_nesting", "_jvp_decrement_nesting")
-_EFFECTS = ("_assert", "_set_", "set_", "sym_constrain", "_check", "lazy_load_decompositions", *OPENS, *CLOSES)
+_SETS = ("_set_", "set_", "_sdpa_kernel")
+_EFFECTS = ("_assert", "sym_constrain", "_check", "lazy_load_decompositions", *_SETS, *OPENS, *CLOSES)
 
 
 def is_pure(node: fx.Node) -> bool:

@@ -1,7 +1,8 @@
 """The region of a site: its exclusive cone, the nodes all of whose uses lead to the site's slots.
 
 The whole region is dead when the slots are forecast. A node that writes in place to a value of the region belongs to
-the region. A node inside a context (autocast, a level of vmap) belongs to it only with the whole context.
+the region. A node inside a context that cannot be lifted (a level of vmap) belongs to it only with the whole
+context.
 """
 
 from __future__ import annotations

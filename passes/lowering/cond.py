@@ -27,6 +27,7 @@ from torch import fx
 from hicache_compile.operators.anchors import forecast
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.choices import Choice
+from hicache_compile.passes.graph.contexts import write_back
 from hicache_compile.passes.graph.graphs import placeholders
 from hicache_compile.passes.graph.inputs import Role, StateInput
 from hicache_compile.passes.graph.parts import how
@@ -50,7 +51,7 @@ def both_branches(rewrite: Rewrite, guards: Sequence[Guard] = ()) -> fx.GraphMod
     if rewrite.layout.groups and rewrite.layout.program_passes:
         return PerChoice(rewrite).write()
     if rewrite.layout.groups:
-        return _PerSite(rewrite).write()
+        return write_back(_PerSite(rewrite).write())
     return _Scheduled(rewrite).write()
 
 

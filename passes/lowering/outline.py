@@ -70,7 +70,8 @@ def outline(program: fx.GraphModule) -> tuple[fx.GraphModule, int]:
 
 
 def _writes_elsewhere(node: fx.Node) -> bool:
-    return node.target is not remember and bool(ops.mutated(node))
+    in_a_context = ops.op(node) in ops.OPENS  # with it, what is put elsewhere would run under another one
+    return in_a_context or (node.target is not remember and bool(ops.mutated(node)))
 
 
 def _blocks(graph: fx.Graph) -> list[tuple[str, list[fx.Node]]]:

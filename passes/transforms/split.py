@@ -117,7 +117,8 @@ class _Numbers:
                 key = ("effect", node.name)
             else:
                 read = fx.node.map_arg((node.args, node.kwargs), lambda a: f"%{numbers[a]}")
-                key = (node.op, str(node.target), id(node.target) if callable(node.target) else 0, repr(read))
+                target = id(node.target) if callable(node.target) else 0
+                key = (node.op, str(node.target), target, node.meta.get("context"), repr(read))
             numbers[node] = self._known.setdefault(key, len(self._known))
         return numbers
 

@@ -1,0 +1,148 @@
+"""Blocks in contexts: autocast and a choice of attention kernels around parts of a block, all blocks or everything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from hicache_compile import DBCache, HiCache, Policy, hicache_compile
+from hicache_compile.passes.graph import contexts
+from tests.support.models import ToyBlock, ToyDiT
+
+STEPS = 9
+
+
+@pytest.fixture(autouse=True)
+def fresh_dynamo() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+class Whole(ToyDiT):
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(x, t).float()
+
+
+class Loop(ToyDiT):
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        c = self.time(t[:, None])
+        x = self.embed(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            for layer in self.layers:
+                x = layer(x, c)
+        return self.head(x.float())
+
+
+class Parts(ToyDiT):
+    """Autocast is on in the denoiser and off in a part of each block, as in the blocks that Wan published."""
+
+    class block(ToyBlock):  # noqa: N801  # named as in the class it is of
+        def forward(self, x: Tensor, c: Tensor) -> Tensor:
+            with torch.autocast("cpu", enabled=False):
+                gate = self.gates(c.float()).unsqueeze(1)[..., : x.shape[-1]]
+            with sdpa_kernel(SDPBackend.MATH):
+                x = super().forward(x, c)
+            return x + gate * self.down(nn.functional.gelu(self.up(self.norm(x))))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(x, t).float()
+
+
+class Kernels(ToyDiT):
+    class block(ToyBlock):  # noqa: N801
+        def forward(self, x: Tensor, c: Tensor) -> Tensor:
+            with sdpa_kernel([SDPBackend.MATH]):
+                return super().forward(x, c)
+
+
+MODELS = {model.__name__: model for model in (Whole, Loop, Parts, Kernels)}
+
+
+def sampled(model: Any) -> Tensor:
+    x = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for step in range(STEPS):
+            x = x - model(x, torch.full((2,), 1 - step / STEPS)) / STEPS
+    return x
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "cond_eager"])
+@pytest.mark.parametrize("scope", ["module", "stack"])
+@pytest.mark.parametrize("name", MODELS)
+def test_steps_compute_under_their_contexts(name: str, scope: str, backend: str) -> None:
+    expected = sampled(MODELS[name]())
+    compiled = hicache_compile(MODELS[name](), HiCache(interval=1, scope=scope), backend=backend)
+    with compiled.trajectory(STEPS):
+        assert torch.equal(sampled(compiled), expected)
+    compiled.policy = HiCache(interval=4, scope=scope)
+    with compiled.trajectory(STEPS):
+        error = (sampled(compiled) - expected).norm() / expected.norm()
+    assert compiled.report().decisions() == "FFF...F.."
+    assert not compiled.report().refused
+    assert 0 < float(error) < 0.1
+
+
+@pytest.mark.parametrize(
+    "policy", [DBCache(threshold=0.0, first=1, last=1, warmup=0), HiCache(interval=1, scope="block")], ids=str
+)
+@pytest.mark.parametrize("name", MODELS)
+def test_probes_and_blocks_too(name: str, policy: Policy) -> None:
+    expected = sampled(MODELS[name]())
+    compiled = hicache_compile(MODELS[name](), policy, backend="eager")
+    with compiled.trajectory(STEPS):
+        assert torch.equal(sampled(compiled), expected)
+
+
+def test_a_kernel_is_the_one_that_was_chosen() -> None:
+    """The math kernel rounds otherwise than the one that is taken by default."""
+    assert not torch.equal(sampled(Kernels()), sampled(ToyDiT()))
+
+
+def test_what_is_lifted_is_written_back() -> None:
+    made: list[tuple[fx.GraphModule, Any]] = []
+
+    def keep(program: fx.GraphModule, _: Any) -> Any:
+        def run(*inputs: Any) -> Any:
+            made.append((program, inputs))
+            return program(*inputs)
+
+        return run
+
+    with torch.no_grad():
+        torch.compile(ToyDiT(), backend=keep)(torch.randn(2, 6, 16), torch.ones(2))
+        expected = torch.compile(Parts(), backend=keep)(torch.randn(2, 6, 16), torch.ones(2))
+        (plain, _), (program, inputs) = made
+        assert contexts.lifted(plain) is plain
+        lifted = contexts.lifted(program)
+        targets = {node.target for node in lifted.graph.nodes}
+        assert not targets & {torch.amp.autocast_mode._enter_autocast, torch.amp.autocast_mode._exit_autocast}
+        written = contexts.write_back(lifted)
+        assert torch.equal(written(*inputs)[0], expected)
+    assert contexts.write_back(written) is written
+
+
+def test_what_is_under_vmap_is_computed(caplog: pytest.LogCaptureFixture) -> None:
+    class Mapped(ToyDiT):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            c = self.time(t[:, None])
+
+            def all_layers(x: Tensor, c: Tensor) -> Tensor:
+                for layer in self.layers:
+                    x = layer(x[None], c[None])[0]
+                return x
+
+            return self.head(torch.vmap(all_layers)(self.embed(x), c))
+
+    expected = sampled(Mapped())
+    compiled = hicache_compile(Mapped(), HiCache(interval=4), backend="eager")
+    with compiled.trajectory(STEPS):
+        assert torch.equal(sampled(compiled), expected)
+    assert "where no values can be kept" in caplog.text
