@@ -77,7 +77,7 @@ def _collected(
     from hicache_compile.generate.pipelines import DTYPES
     from hicache_compile.policy.files import check_writable
     from hicache_compile.policy.json_codec import as_policy
-    from hicache_compile.runtime.session import DEFAULT_CONTEXT
+    from hicache_compile.policy.run import DEFAULT_CONTEXT
 
     one_of(NAME, "backend", options["backend"], BACKENDS)
     if dtype is not None:

@@ -22,9 +22,9 @@ from hicache_compile.frontend.handle import Handle
 from hicache_compile.frontend.pipeline import is_pipeline
 from hicache_compile.policy.json_codec import as_policy, to_dict
 from hicache_compile.policy.policy import Policy
+from hicache_compile.policy.run import DEFAULT_CONTEXT
 from hicache_compile.runtime.options import CompileOptions
 from hicache_compile.runtime.replay.capture import as_call
-from hicache_compile.runtime.session import DEFAULT_CONTEXT
 
 Found = TypeVar("Found")
 STEPS = 8  # of a run whose length is not known

@@ -14,8 +14,8 @@ from torch import nn
 from hicache_compile.frontend.compile import hicache_compile
 from hicache_compile.frontend.denoiser import CompiledDenoiser
 from hicache_compile.internals import pytree
+from hicache_compile.policy.run import DEFAULT_CONTEXT
 from hicache_compile.runtime.call_arguments import SAMPLE_NAMES, time_argument
-from hicache_compile.runtime.session import DEFAULT_CONTEXT
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 SEED = 0  # of what the denoiser itself draws

@@ -13,7 +13,8 @@ from torch import nn
 from hicache_compile.collect_env.arguments import described, form
 from hicache_compile.frontend.denoiser import CompiledDenoiser
 from hicache_compile.frontend.handle import Handle
-from hicache_compile.runtime.session import DEFAULT_CONTEXT, Session
+from hicache_compile.policy.run import DEFAULT_CONTEXT
+from hicache_compile.runtime.session import Session
 
 _CALL = CompiledDenoiser._call_compiled.__code__
 _STEP = Session._run_step.__code__

@@ -66,6 +66,12 @@ def check_it_is_the_denoiser(traced: Any) -> None:
         )
 
 
+def is_a_part(traced: Any) -> bool:
+    """Whether ``traced`` is a module within the one whose call is being compiled."""
+    compiled = _module_of_call()
+    return compiled is not None and isinstance(traced, nn.Module) and traced is not compiled
+
+
 def _module_of_call() -> nn.Module | None:
     """What was given to the ``torch.compile`` whose call is being compiled, where that is a module."""
     frame = _frame_of_call()

@@ -20,7 +20,13 @@ from torch import fx
 
 from hicache_compile import internals
 from hicache_compile.errors import HiCacheError
-from hicache_compile.frontend.calls import check_it_is_the_denoiser, context_of_call, prepare_calls, refuse_gradients
+from hicache_compile.frontend.calls import (
+    check_it_is_the_denoiser,
+    context_of_call,
+    is_a_part,
+    prepare_calls,
+    refuse_gradients,
+)
 from hicache_compile.frontend.graph_inputs import GraphCallInputs, GraphInputs
 from hicache_compile.frontend.handle import Handle
 from hicache_compile.internals import BACKEND, InstructionTranslator, ShortenTraceback, lookup_backend
@@ -83,7 +89,7 @@ class CompiledFunction(Handle):
         captured = CompiledGraph(capture(dynamo_graph), self._sessions)
         programs = captured.programs(captured.layout(self.policy)[0])
         if programs.stateless:
-            self._say_why_nothing(programs.rewrite)
+            self._say_why_nothing(programs.rewrite, module)
             return self._plainly(dynamo_graph, example_inputs, programs)
         if self._first_code is None:
             self._first_code = frame.f_code
@@ -92,11 +98,12 @@ class CompiledFunction(Handle):
         self._graphs.append(captured)
         return functools.partial(self._run, captured, inputs, begins)
 
-    def _say_why_nothing(self, made: Rewrite) -> None:
-        """Warn once where no graph of the denoiser caches anything: known when the last of them was captured."""
+    def _say_why_nothing(self, made: Rewrite, module: Any) -> None:
+        """Warn once where no graph of the denoiser caches anything: known when the last of them was captured, which is
+        no graph of a part, ``module``."""
         self._plain.append(made)
         ended = InstructionTranslator.current_tx().output.compile_subgraph_reason
-        if not self._graphs and not (ended is not None and ended.graph_break):
+        if not self._graphs and not (ended is not None and ended.graph_break) and not is_a_part(module):
             why = why_nothing(self._plain, self._model)
             if why:
                 self._session.shared.warn_once("nothing is cached: %s", why)

@@ -13,10 +13,11 @@ from hicache_compile.inspection.findings import Ran
 from hicache_compile.inspection.tables import opaque_lines
 from hicache_compile.operators.opaque import opaque_modules
 from hicache_compile.passes import Choice
+from hicache_compile.policy.run import DEFAULT_CONTEXT
 from hicache_compile.runtime.compiled_graph import CompiledGraph
 from hicache_compile.runtime.live import Live
 from hicache_compile.runtime.nothing_cached import why_nothing
-from hicache_compile.runtime.session import DEFAULT_CONTEXT, Session
+from hicache_compile.runtime.session import Session
 from hicache_compile.runtime.step import Context
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from hicache_compile.errors import HiCacheError, numbers
 
+DEFAULT_CONTEXT = "default"  # of calls whose guidance branch nobody names
+
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:

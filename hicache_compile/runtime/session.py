@@ -20,7 +20,7 @@ from hicache_compile.runtime.call_arguments import Call
 from hicache_compile.runtime.deciders.base import Decider
 from hicache_compile.runtime.deciders.rows import check_slots
 from hicache_compile.runtime.following.announced_run import ids
-from hicache_compile.runtime.following.step_counter import DEFAULT_CONTEXT, StepCounter
+from hicache_compile.runtime.following.step_counter import StepCounter
 from hicache_compile.runtime.nothing_cached import say_what_never_hit
 from hicache_compile.runtime.options import CompileOptions, Shared
 from hicache_compile.runtime.places import call_under_way
@@ -29,7 +29,7 @@ from hicache_compile.runtime.replay.parameters import Parameters
 from hicache_compile.runtime.step import Context, Step
 from hicache_compile.runtime.storage.snapshot import Snapshot
 
-__all__ = ["DEFAULT_CONTEXT", "Call", "Observer", "Session"]
+__all__ = ["Call", "Observer", "Session"]
 
 log = logging.getLogger(__name__)
 

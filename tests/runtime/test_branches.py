@@ -46,6 +46,13 @@ def test_a_branch_that_is_always_computed() -> None:
     assert (report.decisions("cond"), report.decisions("uncond")) == ("F..F..", "FFFFFF")
 
 
+def test_a_branch_whose_prompt_changes_keeps_its_schedule() -> None:
+    assert PER_BRANCH.for_branch("uncond.1") == PER_BRANCH.for_branch("uncond.2[1]") == PER_BRANCH.for_branch("uncond")
+    named = PerBranch({"default": Interval(3, 1), "default.1": Always()}, Interval(2, 1))
+    found = [named.for_branch(name) for name in ("default", "default.1", "default.2")]
+    assert [one.interval for one in found] == [3, 1, 2]  # branches that nobody names are told by their numbers
+
+
 def test_rows_of_a_branch_follow_it_too() -> None:
     model, x = compiled(), torch.randn(2, 5, 16)
     run = model.run(STEPS)

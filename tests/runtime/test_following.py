@@ -13,7 +13,7 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from hicache_compile import CompiledDenoiser, HiCache, HiCacheError, hicache_compile
+from hicache_compile import FORA, CompiledDenoiser, HiCache, HiCacheError, hicache_compile, inspect
 from tests.support.models import ToyDiT
 
 STEPS = 9
@@ -162,6 +162,86 @@ class TestPipelines:
             pipe(fails)
         times = down(0.4)
         assert torch.equal(bare(pipe.transformer, times, seed=3), bare(cached(model), times, seed=3))
+
+    @pytest.mark.parametrize("way", ["copied", "by hand", "torch.compile"])
+    def test_one_that_nobody_compiled_is_followed_too(self, way: str, warnings: list[str]) -> None:
+        """A copy, one that was given a compiled denoiser: a run that ended early is no part of the next."""
+
+        def fails(pipe: Any, x: Tensor) -> Tensor:
+            for t in pipe.scheduler.timesteps[:4]:
+                x = pipe.scheduler.step(pipe.transformer(x, t[None] / 1000), t, x)[0]
+            raise KeyboardInterrupt
+
+        def from_the_middle(pipe: Any, x: Tensor) -> Tensor:
+            for t in pipe.scheduler.timesteps[4:]:
+                x = pipe.scheduler.step(pipe.transformer(x, t[None] / 1000), t, x)[0]
+            return x
+
+        policy = HiCache(interval=3, cooldown=1)  # asks for the length of a run
+        alone = hicache_compile(Pipeline(ToyDiT(depth=2)), policy, backend="eager")
+        expected = alone(from_the_middle)
+        pipe = Pipeline(ToyDiT(depth=2))
+        if way == "copied":
+            pipe = copy.deepcopy(hicache_compile(pipe, policy, backend="eager"))
+        elif way == "by hand":
+            pipe.transformer = hicache_compile(pipe.transformer, policy, backend="eager")
+        else:
+            options = {"policy": policy, "backend": "eager"}
+            pipe.transformer = torch.compile(pipe.transformer, backend="hicache", options=options)
+        with pytest.raises(KeyboardInterrupt):
+            pipe(fails)
+        assert torch.equal(pipe(from_the_middle), expected)
+        pipe(steps_scheduler)
+        history = inspect(pipe.transformer).report().history["default"]
+        assert history == ["FFF.", alone.transformer.report().decisions(), policy.decisions(STEPS)]
+        assert warnings == []
+
+    @pytest.mark.parametrize("after", [0, 1, 3])
+    def test_a_prompt_that_changes_in_mid_run_begins_a_branch(self, after: int) -> None:
+        prompts = noise(1), noise(2)
+
+        def loop(pipe: Any, x: Tensor) -> Tensor:
+            for step, t in enumerate(pipe.scheduler.timesteps):
+                prompt = prompts[step > after]
+                x = pipe.scheduler.step(pipe.transformer(x, t[None] / 1000, prompt), t, x)[0]
+            return x
+
+        policy = FORA(interval=4)
+        pipe = hicache_compile(Pipeline(Conditioned(depth=2)), policy, backend="eager")
+        pipe(loop)
+        known = max(after, 1)  # that it changed after the first step, the third shows
+        decisions = policy.decisions(STEPS)
+        first, second = pipe.transformer.report().history.values()
+        assert (first, second) == ([decisions[: known + 1]], ["F" + decisions[known + 2 :]])
+
+    def test_a_prompt_that_changes_in_every_step_is_one_branch(self) -> None:
+        def loop(pipe: Any, x: Tensor) -> Tensor:
+            for step, t in enumerate(pipe.scheduler.timesteps):
+                x = pipe.scheduler.step(pipe.transformer(x, t[None] / 1000, noise(step)), t, x)[0]
+            return x
+
+        pipe = hicache_compile(Pipeline(Conditioned(depth=2)), HiCache(interval=3), backend="eager")
+        pipe(loop)
+        assert pipe.transformer.report().history == {"default": [DECISIONS]}
+
+    def test_branches_that_others_took_the_place_of_are_freed(self) -> None:
+        def loop(pipe: Any, x: Tensor) -> Tensor:
+            pipe.scheduler.set_timesteps(6 * STEPS)
+            for step, t in enumerate(pipe.scheduler.timesteps):
+                if step % STEPS == 0:
+                    edited = noise(step)
+                for prompt in (edited, *([kept] if step < 4 or step > 2 * STEPS else [])):  # guidance off for a while
+                    out = pipe.transformer(x, t[None] / 1000, prompt)
+                x = pipe.scheduler.step(out, t, x)[0]
+                most.append(pipe.transformer.report().state_bytes)
+            return x
+
+        most: list[int] = []
+        kept = noise(1)
+        pipe = hicache_compile(Pipeline(Conditioned(depth=2)), HiCache(interval=3), backend="eager")
+        pipe(loop)
+        assert max(most) <= 3 * cached_bytes()  # that which is edited, its successor, and the other branch
+        assert pipe.transformer.report().state_bytes == 2 * cached_bytes()
 
     def test_a_compiled_denoiser_is_said_to_be_one(self) -> None:
         pipe = Pipeline(torch.compile(ToyDiT(depth=2), backend="eager"))

@@ -78,6 +78,10 @@ def replace_submodule(model: ToyDiT) -> None:
     model.layers[1].up = nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 32))
 
 
+def remove_submodule(model: ToyDiT) -> None:
+    del model.layers[1]
+
+
 def cast(model: ToyDiT) -> None:
     model.to(torch.float64)
 
@@ -90,7 +94,7 @@ def train(model: ToyDiT) -> None:
     model.train()
 
 
-@pytest.mark.parametrize("change", [replace_parameter, replace_submodule, cast, load_assigned, train])
+@pytest.mark.parametrize("change", [replace_parameter, replace_submodule, remove_submodule, cast, load_assigned, train])
 def test_a_change_of_the_model_is_noticed(change: Callable[[ToyDiT], None]) -> None:
     counted = Counted(ToyDiT().eval())
     with counted.compiled.trajectory(STEPS):

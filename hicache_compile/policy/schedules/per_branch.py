@@ -8,7 +8,7 @@ from typing import Any
 
 from hicache_compile.errors import HiCacheError
 from hicache_compile.policy.published import PublishedModel, for_model
-from hicache_compile.policy.run import RunInfo, bound
+from hicache_compile.policy.run import DEFAULT_CONTEXT, RunInfo, bound
 from hicache_compile.policy.schedules.base import Always, Interval, Schedule
 
 
@@ -53,8 +53,12 @@ class PerBranch:
         return hash((PerBranch, frozenset(self.schedules.items()), self.other))
 
     def for_branch(self, name: str) -> Any:
-        """The schedule of the branch ``name``; of a row of it too, ``"uncond[1]"``."""
-        return self.schedules.get(name.partition("[")[0], self.other)
+        """The schedule of the branch ``name``; of a row of it too, ``"uncond[1]"``, and of what follows in its context
+        where the prompt changes, ``"uncond.1"``."""
+        name = name.partition("[")[0]
+        context, _, number = name.rpartition(".")
+        again = context != DEFAULT_CONTEXT and number.isdigit()
+        return self.schedules.get(name, self.schedules.get(context, self.other) if again else self.other)
 
     @property
     def sigmas(self) -> tuple[float, ...] | None:

@@ -56,6 +56,10 @@ class AnnouncedRun:
         self.policy.decisions(self.num_steps)  # a policy that cannot serve it says so now
         self._branches: dict[str, Branches] = {}
 
+    def drop_replaced(self) -> list[str]:
+        """Forget the guidance branches in whose place others are called; returns their names."""
+        return [name for branches in self._branches.values() for name in branches.drop_replaced(self.index)]
+
     def goes_on(self, inside: WatchedPipeline | None) -> bool:
         """Whether the scheduler still is in this run, and the call that drives it has not ended."""
         current = timesteps_of(self._scheduler) is self._timesteps and inside is self.inside

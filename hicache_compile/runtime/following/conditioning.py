@@ -8,7 +8,7 @@ branch whose constant arguments it shares.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -61,7 +61,16 @@ class Branch:
     name: str
     constant: Leaves
     step: int
+    begun: int  # in which step
     calls: int = 1
+    second: Leaves = field(default_factory=dict)  # of its second call, until the third
+
+    def changed_once(self, leaves: Leaves, common: Leaves) -> bool:
+        """Whether its third call, with ``leaves``, shows that the first had another conditioning: what all calls from
+        the second on have in common, and not with the first, is no sample and no time. (A prompt that is another one
+        in each step is no new branch.)"""
+        now = [at for at, leaf in self.second.items() if at in leaves and _same(leaf, leaves[at], read=False)]
+        return self.calls == 2 and any(at not in common and _is_conditioning(leaves[at][0]) for at in now)
 
 
 class Branches:
@@ -70,6 +79,7 @@ class Branches:
     def __init__(self, base: str) -> None:
         self.base = base
         self.known: list[Branch] = []
+        self._names = 0
 
     def waiting(self, leaves: Leaves, step: int) -> tuple[str, bool] | None:
         """The branch that a call with ``leaves`` in ``step`` belongs to and whether that is certain; ``None``: none
@@ -80,15 +90,32 @@ class Branches:
         if found is None:
             return None
         branch, common = found
+        if branch.changed_once(leaves, common):
+            return None
+        branch.second = leaves if branch.calls == 1 else {}
         branch.constant = common
         branch.step, branch.calls = step, branch.calls + 1
         return branch.name, len(best) == 1
 
     def new(self, leaves: Leaves, step: int) -> str:
         """A branch that begins in ``step``: of the first one, or where guidance was switched on."""
-        name = f"{self.base}.{len(self.known)}" if self.known else self.base
-        self.known.append(Branch(name, leaves, step))
+        name = f"{self.base}.{self._names}" if self._names else self.base
+        self._names += 1
+        self.known.append(Branch(name, leaves, step, step))
         return name
+
+    def drop_replaced(self, step: int) -> list[str]:
+        """Forget the branches that were not called in the step before ``step``, if another one began since; returns
+        their names. A prompt that is edited begins a branch; guidance that is switched off for a while does not."""
+        newest = max((branch.begun for branch in self.known), default=0)
+        ended = [branch for branch in self.known if branch.step < min(newest, step - 1)]
+        self.known = [branch for branch in self.known if branch not in ended]
+        return [branch.name for branch in ended]
+
+
+def _is_conditioning(leaf: Any) -> bool:
+    """Times are numbers, or a number for each sample."""
+    return isinstance(leaf, torch.Tensor) and leaf.dim() > 1
 
 
 def _version(leaf: Any) -> int:

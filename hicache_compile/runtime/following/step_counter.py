@@ -3,8 +3,8 @@
 The signals, in the order they are asked:
 
 1. ``with compiled.trajectory(num_steps)``: calls are counted, in each ``cache_context``.
-2. A compiled pipeline whose call is running in this thread: its scheduler says which run it was set to and which step
-   it is at. A scheduler of such a pipeline that a loop of one's own drives says the same.
+2. A pipeline whose call is running in this thread: its scheduler says which run it was set to and which step it is at.
+   A scheduler of a compiled pipeline that a loop of one's own drives says the same.
 3. The timestep of the call, and what the call is conditioned on (see ``timed_run``).
 
 Each thread is followed by itself. Where the signals do not settle it, the step is computed, and one warning says which
@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from hicache_compile import config
 from hicache_compile.errors import HiCacheError
 from hicache_compile.policy.policy import Policy
+from hicache_compile.policy.run import DEFAULT_CONTEXT
 from hicache_compile.runtime.call_arguments import TIME_NAMES, Call, as_number, time_argument
 from hicache_compile.runtime.following.announced_run import AnnouncedRun, ids
 from hicache_compile.runtime.following.outer_runs import OuterRuns
@@ -31,8 +32,6 @@ from hicache_compile.runtime.options import CompileOptions, Shared
 from hicache_compile.runtime.step import Context, Step
 
 log = logging.getLogger(__name__)
-
-DEFAULT_CONTEXT = "default"
 
 
 class StepCounter:
@@ -115,9 +114,9 @@ class StepCounter:
     def _announced(self, call: Call) -> Step | None:
         """In a run of a scheduler, which counts; a branch nobody names is told by its conditioning."""
         watched = self.shared.watched()
-        if not watched:
+        inside = self.shared.watch(running(watched), begun=True)  # maybe one that nobody compiled: a copy, lent parts
+        if not inside and not watched:
             return None
-        inside = self.shared.watch(running(watched), begun=True)
         self._outer.follow(self, inside)
         found = [pair for each in ([inside] if inside else watched) for pair in each.announced()]
         fresh = [pair for pair in found if self._seen.get(pair[0]) is not pair[1]]
@@ -134,6 +133,7 @@ class StepCounter:
         if followed is None:
             self.end_run()
             return None
+        self._free(run.drop_replaced())
         name, certain = followed
         context = self._context(name)
         if context.trajectory != run.id:
@@ -147,6 +147,13 @@ class StepCounter:
             )
             context.ambiguous = True
         return Step(context, run.index, run.num_steps, self.uncached)
+
+    def _free(self, ended: Sequence[str]) -> None:
+        """Free the anchors of guidance branches that ended."""
+        for branch in ended:
+            for name, context in self.contexts.items():
+                if name == branch or name.startswith(f"{branch}["):  # and its samples
+                    context.states = {}
 
     def _timed_step(self, call: Call) -> Step:
         """In a loop of one's own: the timestep and the conditioning tell."""
@@ -163,10 +170,7 @@ class StepCounter:
         time = self.read(moment)
         branches = self._timed.setdefault(self.context_name, TimedBranches(self.context_name))
         found = branches.find(arguments, name, time)
-        for ended in branches.drop_ended():
-            for name, context in self.contexts.items():
-                if name == ended or name.startswith(f"{ended}["):  # and its samples
-                    context.states = {}
+        self._free(branches.drop_ended())
         context = self._context(found.name)
         if found.begins or not context.follows:
             self.next_policy.check_open_ended()

@@ -16,6 +16,7 @@ from hicache_compile import internals
 from hicache_compile.runtime.replay.held import ATOMS, CONTAINERS, attributes_of, contents_of, values_of
 
 _INTERNAL = frozenset(vars(torch.nn.Module()))  # _parameters, hooks, ...: registered, or seen at the next run
+_LISTS = (torch.nn.ModuleList, torch.nn.ModuleDict, torch.nn.Sequential)
 _PLAIN = (bool, int, float, str, type(None))
 _LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "peft", "builtins")  # whose classes and globals stay
 
@@ -28,6 +29,8 @@ class Attributes:
         self._dicts: list[dict[Any, Any]] = [vars(module) for module in modules]
         self._others: list[Any] = []  # lists, sets, cells
         waiting = [value for held in self._dicts for name, value in held.items() if name not in _INTERNAL]
+        # What is put into a module is registered; what is taken out of it is not.
+        self._dicts += [module._modules for module in model.modules() if module is model or isinstance(module, _LISTS)]
         seen: set[int] = set()
         while waiting:
             value = waiting.pop()
