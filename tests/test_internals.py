@@ -16,6 +16,7 @@ OPTIONAL = {
     "dropping compiled code": "torch._dynamo.eval_frame.remove_from_cache",
     "Python floats under dynamic shapes": "torch.utils._sympy.symbol.symbol_is_type",
     "torch.func in denoisers": "torch._C._functorch.is_functorch_wrapped_tensor",
+    "Triton kernels in denoisers": "torch._higher_order_ops.triton_kernel_wrap.get_mutated_tensors",
     "dumps of bytecode": "torch._dynamo.eval_frame._debug_get_cache_entry_list",
     "TORCH_TRACE": "torch._logging._internal.trace_structured",
     "Inductor": "torch._inductor.compile_fx.compile_fx",

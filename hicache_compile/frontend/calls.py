@@ -12,9 +12,17 @@ import torch
 from torch import nn
 
 from hicache_compile.errors import HiCacheError
-from hicache_compile.internals import pytree
+from hicache_compile.internals import ShortenTraceback, pytree
 from hicache_compile.runtime.replay.dispatch_modes import set_aside
 from hicache_compile.runtime.replay.frames import ENTRIES
+
+
+class CompileError(HiCacheError, ShortenTraceback):
+    """A ``HiCacheError`` that Dynamo hands to the caller as it is."""
+
+    def __init__(self, message: str) -> None:
+        ValueError.__init__(self, message)
+        self.first_useful_frame = None
 
 
 def refuse_gradients(arguments: Mapping[Any, Any]) -> None:

@@ -21,6 +21,7 @@ from torch import fx
 from hicache_compile import internals
 from hicache_compile.errors import HiCacheError
 from hicache_compile.frontend.calls import (
+    CompileError,
     check_it_is_the_denoiser,
     context_of_call,
     is_a_part,
@@ -29,7 +30,7 @@ from hicache_compile.frontend.calls import (
 )
 from hicache_compile.frontend.graph_inputs import GraphCallInputs, GraphInputs
 from hicache_compile.frontend.handle import Handle
-from hicache_compile.internals import BACKEND, InstructionTranslator, ShortenTraceback, lookup_backend
+from hicache_compile.internals import BACKEND, InstructionTranslator, lookup_backend
 from hicache_compile.passes import Choice
 from hicache_compile.passes.analysis.batch import NotByRowError
 from hicache_compile.passes.graph.arguments import Signature
@@ -47,14 +48,6 @@ from hicache_compile.runtime.runs import sessions
 from hicache_compile.runtime.step import Step
 
 log = logging.getLogger(__name__)
-
-
-class CompileError(HiCacheError, ShortenTraceback):
-    """A ``HiCacheError`` that Dynamo hands to the caller as it is."""
-
-    def __init__(self, message: str) -> None:
-        ValueError.__init__(self, message)
-        self.first_useful_frame = None
 
 
 class CompiledFunction(Handle):

@@ -17,6 +17,7 @@ with Feature("compiling"):
     from torch._dynamo.symbolic_convert import InstructionTranslator
     from torch._guards import TracingContext, tracing
     from torch._inductor import list_mode_options
+    from torch._ops import OpOverload, OpOverloadPacket
     from torch._subclasses import FakeTensor, FakeTensorMode
     from torch._subclasses.fake_tensor import DynamicOutputShapeException
     from torch.fx.experimental.symbolic_shapes import (
@@ -76,6 +77,9 @@ with Feature("Python floats under dynamic shapes", "compiling with dynamic=True 
 
 with Feature("torch.func in denoisers", "what is computed under it is not analysed") as VMAP:
     from torch._C._functorch import is_functorch_wrapped_tensor
+
+with Feature("Triton kernels in denoisers", "they count as writing to all that they are given") as TRITON:
+    from torch._higher_order_ops.triton_kernel_wrap import get_mutated_tensors
 
 with Feature("ranks that sample one thing", "where guards decide, each rank decides for itself") as RANKS:
     from torch._C._distributed_c10d import _resolve_process_group as group_named

@@ -76,7 +76,7 @@ def _lift(graph: fx.Graph) -> None:
 class _Named:
     """An argument that a call makes of its name: Dynamo writes a kernel as ``_backend_from_string("MATH")``."""
 
-    make: Callable[..., Any]
+    make: Any  # the function
     name: Any
 
 

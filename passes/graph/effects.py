@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from hicache_compile.internals import FakeTensor, TorchDispatchMode, pytree
+from hicache_compile import internals
+from hicache_compile.internals import FakeTensor, OpOverload, OpOverloadPacket, TorchDispatchMode, pytree
 
-Overload = Any  # torch._ops.OpOverload
 # The schemas of these do not say that training updates their running statistics.
 _NORMS = frozenset({"native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"})
 _RUNNING = ("running_mean", "running_var")
@@ -31,20 +31,20 @@ class Effects:
 
 
 @cache
-def overloads(target: Any, name: str) -> tuple[Overload, ...]:
+def overloads(target: Any, name: str) -> tuple[OpOverload, ...]:
     """The operators that ``target``, called ``name``, may be: its own, or those of ATen with this name."""
-    if isinstance(target, torch._ops.OpOverload):
+    if isinstance(target, OpOverload):
         return (target,)
-    packet = target if isinstance(target, torch._ops.OpOverloadPacket) else getattr(torch.ops.aten, name, None)
+    packet = target if isinstance(target, OpOverloadPacket) else getattr(torch.ops.aten, name, None)
     return tuple(getattr(packet, overload) for overload in packet.overloads()) if packet is not None else ()
 
 
 def has_schema(target: Any) -> bool:
     """Whether ``target`` is an operator itself, not a function of this name."""
-    return isinstance(target, torch._ops.OpOverload | torch._ops.OpOverloadPacket)
+    return isinstance(target, OpOverload | OpOverloadPacket)
 
 
-def written_arguments(overload: Overload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Any]:
+def written_arguments(overload: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Any]:
     """The arguments that a call writes to in place."""
     named = dict(_bound(overload, args, kwargs))
     for argument in overload._schema.arguments:
@@ -54,7 +54,7 @@ def written_arguments(overload: Overload, args: Sequence[Any], kwargs: Mapping[s
         yield from (named.get(name) for name in _RUNNING)
 
 
-def draws(overload: Overload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+def draws(overload: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Whether a call draws random numbers: dropout of nothing and a layer outside training do not."""
     if torch.Tag.nondeterministic_seeded not in overload.tags:
         return False
@@ -62,10 +62,19 @@ def draws(overload: Overload, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     return all(bool(named[name]) for name in ("dropout_p", "training", "train") if named.get(name) is not None)
 
 
-def _bound(overload: Overload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _bound(overload: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for place, argument in enumerate(overload._schema.arguments):
         default = argument.default_value if argument.has_default_value() else None
         yield argument.name, args[place] if place < len(args) else kwargs.get(argument.name, default)
+
+
+def written_by_triton(call: Mapping[str, Any]) -> list[str]:
+    """The arguments that a user's Triton kernel writes to, ``call`` being those of Dynamo's node; all of them, where
+    that cannot be read off its code."""
+    if not internals.TRITON:
+        return list(call["kwargs"])
+    descriptors = call.get("tma_descriptor_metadata", {})
+    return internals.get_mutated_tensors(call["kernel_idx"], call["constant_args_idx"], call["kwargs"], descriptors)
 
 
 _seen: dict[Hashable, Effects] = {}
@@ -92,7 +101,8 @@ def seen(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str,
 def _key(value: Any) -> Hashable:
     if isinstance(value, torch.Tensor):
         return torch.Tensor, value.dtype, value.dim()
-    return (type(value), value) if isinstance(value, bool | int | float | str | None) else type(value)
+    constant = isinstance(value, bool | int | float | str | None)
+    return (type(value), value if constant else None)
 
 
 def _run(
@@ -119,7 +129,7 @@ class _Recorder(TorchDispatchMode):
         self.random = False
 
     def __torch_dispatch__(
-        self, func: Overload, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        self, func: OpOverload, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         named = kwargs or {}
         self.random |= draws(func, args, named)

@@ -26,6 +26,7 @@ DIV = frozenset({"div", "truediv", "itruediv", "div_"})
 DROPOUT = frozenset({"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout"})
 KERNELS = frozenset(f"_scaled_dot_product_{name}_attention" for name in ("flash", "efficient", "cudnn"))
 ATTENTION = frozenset({"scaled_dot_product_attention", "flex_attention", "multi_head_attention_forward"}) | KERNELS
+TRITON = "triton_kernel_wrapper_mutation"
 OPAQUE = "opaque"  # a submodule that Dynamo cannot trace
 HEAVY = ATTENTION | {
     OPAQUE,
@@ -170,8 +171,13 @@ def mutated(node: fx.Node) -> list[fx.Node]:
 
 
 def _seen(node: fx.Node) -> effects.Effects | None:
-    """What the Python function that ``node`` calls does; ``None``: it calls none, or one that is known by its name."""
+    """What the Python function or Triton kernel that ``node`` calls does; ``None``: it calls none, or one that is known
+    by its name."""
     target = node.target
+    if op(node) == TRITON:
+        given = [name for name, argument in node.kwargs["kwargs"].items() if is_tensor(argument)]  # type: ignore[union-attr]
+        written = effects.written_by_triton(fx.node.map_arg(node.kwargs, value))
+        return effects.Effects(tuple(place for place, name in enumerate(given) if name in written))
     if node.op != "call_function" or not isinstance(target, FunctionType):
         return None
     if str(target.__module__).startswith("hicache_compile") or op(node) in ATTENTION or op(node).startswith(_EFFECTS):

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses import FakeTensorMode
 from torch.nn import functional
 
-from hicache_compile import HiCache, hicache_compile
+from hicache_compile import HiCache, hicache_compile, internals
 from hicache_compile.passes.graph import ops
 
 WIDTH = 16
@@ -99,6 +100,34 @@ def test_what_is_written(function: Callable[..., Any], written: list[str]) -> No
 )
 def test_what_draws_random_numbers(function: Callable[..., Any], draws: bool) -> None:
     assert any(map(ops.is_random, calls(function, torch.randn(8, WIDTH)))) is draws
+
+
+def test_a_triton_kernel_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU its code is not compiled, so it counts as writing to all that it is given."""
+    triton = pytest.importorskip("triton")
+    from torch._higher_order_ops.triton_kernel_wrap import kernel_side_table, triton_kernel_wrapper_mutation
+
+    def kernel(x_ptr: Any, y_ptr: Any, n: Any) -> None:
+        triton.language.store(y_ptr, triton.language.load(x_ptr))
+
+    graph = fx.Graph()
+    x, y = graph.placeholder("x"), graph.placeholder("y")
+    with FakeTensorMode():
+        x.meta["example_value"], y.meta["example_value"] = torch.ones(8), torch.ones(8)
+    call = graph.call_function(
+        triton_kernel_wrapper_mutation,
+        kwargs={
+            "kernel_idx": kernel_side_table.add_kernel(kernel),
+            "constant_args_idx": kernel_side_table.add_constant_args({"n": 8}),
+            "grid": [(1, 1, 1)],
+            "tma_descriptor_metadata": {},
+            "kwargs": {"x_ptr": x, "y_ptr": y},
+        },
+    )
+    assert ops.mutated(call) == [x, y]
+    assert not ops.is_pure(call)
+    monkeypatch.setattr(internals, "get_mutated_tensors", lambda *_: ["y_ptr"])  # as it finds where there is a GPU
+    assert ops.mutated(call) == [y]
 
 
 class Block(nn.Module):
