@@ -104,6 +104,11 @@ def hicache_compile(  # type: ignore[misc]  # the overloads leave the options to
     )
 
     def wrap(module: torch.nn.Module) -> CompiledDenoiser:
+        if isinstance(module, torch.jit.ScriptModule):
+            raise HiCacheError(
+                f"hicache_compile.model = {type(module).__name__}: must not be TorchScript, which Dynamo cannot trace; "
+                "compile the module that it was made of"
+            )
         if not isinstance(module, CompiledDenoiser):
             return CompiledDenoiser(module, options)
         found = differences(module, options)

@@ -24,11 +24,18 @@ class CompiledForward:
         self._stand_in = stand_in
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_exporting():  # of one call: as of what torch.compile makes, the wrapped module's graph
+            return self._stand_in._orig_mod(*args, **kwargs)
         return self._stand_in._call_compiled(*args, **kwargs)
 
     @property
     def __signature__(self) -> inspect.Signature:
         return inspect.signature(self._stand_in._orig_mod.forward)
+
+    @property
+    def __code__(self) -> types.CodeType:
+        """The wrapped module's: ``torch.export`` looks for it."""
+        return self._stand_in._orig_mod.forward.__code__
 
 
 class StandIn(OptimizedModule):

@@ -15,6 +15,7 @@ from torch import fx
 
 from hicache_compile.passes.graph.graphs import copy_graph, drop_dead_code, placeholders
 from hicache_compile.passes.transforms.functionalise import functionalise
+from hicache_compile.passes.transforms.inline_bodies import inline_bodies
 
 _ROOT = re.compile(r"""^L\[['"]\w+['"]\](\.__self__)*""")
 _OURS = re.compile(r"hicache_compile/(frontend|runtime/replay)/\w+\.py")  # code that is traced around the user's
@@ -59,6 +60,7 @@ def capture(dynamo_graph: fx.GraphModule, within: str = "") -> fx.GraphModule:
     """The captured graph of ``dynamo_graph``, which is left as it is. ``within``: the path of the submodule it is of,
     where Dynamo does not compile what calls that one."""
     captured, _ = copy_graph(dynamo_graph)
+    inline_bodies(captured)
     functionalise(captured.graph)
     drop_dead_code(captured.graph)
     for position, node in enumerate(placeholders(captured)):

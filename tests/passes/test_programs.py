@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -191,6 +192,13 @@ def test_a_model_without_sites_warns_and_runs(caplog: pytest.LogCaptureFixture) 
     assert report.refused == [("layers", "no output of layers.0 is a residual sum of its input")]
 
 
+def test_torch_export_exports_one_call() -> None:
+    """As of what ``torch.compile`` makes: the wrapped module's graph."""
+    arguments = torch.randn(2, 5, 16), torch.ones(2)
+    exported = torch.export.export(hicache_compile(ToyDiT(), HiCache(), backend="eager"), arguments)
+    assert torch.equal(exported.module()(*arguments), ToyDiT()(*arguments))
+
+
 def test_gradients_are_refused() -> None:
     compiled = hicache_compile(ToyDiT(), HiCache(), backend="eager")
     x = torch.zeros(2, 5, 16, requires_grad=True)
@@ -212,6 +220,8 @@ def test_gradients_of_what_is_in_an_argument_are_refused() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"model": torch.jit.script(nn.Linear(2, 2))}, r"hicache_compile.model = .*: must not be TorchScript"),
+        ({"policy": {"preset": "FORA", "interval": np.int64(3)}}, r"Interval.interval = np.int64\(3\): must be an int"),
         ({"model": 3}, r"hicache_compile.model = int: must be a torch.nn.Module"),
         ({"policy": 3}, r"policy = 3: must be a Policy, a dict, a path"),
         ({"policy": "HiCash"}, r"policy = 'HiCash': must be .* one of HiCache, TaylorSeer"),
