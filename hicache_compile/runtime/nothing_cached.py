@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
 from hicache_compile.errors import is_real
 from hicache_compile.passes.work import Rewrite
 from hicache_compile.runtime.step import Step
+
+FEW_CAPTURES = 3  # of a run: shapes and branches of a denoiser
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +72,23 @@ def say_what_never_hit(step: Step) -> None:
             len(letters),
             context.name,
             free,
+        )
+
+
+def say_what_was_compiled_anew(step: Step, graphs: int, warn: Callable[..., None]) -> None:
+    """A run in which Dynamo captured the denoiser in every other step spent its time on that: say so. ``graphs``: of
+    one call."""
+    if step.num_steps is None or step.index + 1 != step.num_steps:
+        return
+    captured = len({graph for graph, _, _ in step.context.choices}) // max(1, graphs)
+    if captured > FEW_CAPTURES and 2 * captured >= step.num_steps:
+        warn(
+            "compiled anew: the %d steps of context %r ran %d graphs, as a number or text that changes from step to "
+            "step is a constant of each. Give the denoiser tensors (a timestep of Python that it makes a tensor of is "
+            "such a constant); TORCH_LOGS=recompiles names what changed",
+            step.num_steps,
+            step.context.name,
+            captured,
         )
 
 

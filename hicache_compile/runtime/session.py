@@ -21,7 +21,7 @@ from hicache_compile.runtime.deciders.base import Decider
 from hicache_compile.runtime.deciders.rows import check_slots
 from hicache_compile.runtime.following.announced_run import ids
 from hicache_compile.runtime.following.step_counter import StepCounter
-from hicache_compile.runtime.nothing_cached import say_what_never_hit
+from hicache_compile.runtime.nothing_cached import say_what_never_hit, say_what_was_compiled_anew
 from hicache_compile.runtime.options import CompileOptions, Shared
 from hicache_compile.runtime.places import call_under_way
 from hicache_compile.runtime.replay.dispatch_modes import set_aside
@@ -196,6 +196,7 @@ class Session(StepCounter):
             step.context.step += 1
             step.context.history[-1].append(step.letter)
             say_what_never_hit(step)
+            say_what_was_compiled_anew(step, self.most_graphs, self.shared.warn_once)
 
     @property
     def is_idle(self) -> bool:

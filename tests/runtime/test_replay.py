@@ -347,6 +347,20 @@ def test_a_mode_of_another_thread_is_left_alone() -> None:
     assert [len(hooks) for hooks in GLOBAL_HOOKS] == [0, 0]
 
 
+def test_a_run_that_is_compiled_in_every_step_says_why(caplog: pytest.LogCaptureFixture) -> None:
+    class Scalar(ToyDiT):
+        def forward(self, x: Tensor, t: float) -> Tensor:  # type: ignore[override]
+            return super().forward(x, torch.as_tensor(t).expand(len(x)))
+
+    compiled = hicache_compile(Scalar(), HiCache(interval=3), backend="eager")
+    for _ in range(2):
+        with torch.no_grad(), compiled.trajectory(STEPS):
+            for step in range(STEPS):
+                compiled(torch.ones(2, 5, 16), 1 - step / STEPS)
+    ours = [record.getMessage() for record in caplog.records if record.name.startswith("hicache_compile")]
+    assert [text.partition(":")[0] for text in ours] == ["compiled anew"]
+
+
 def test_a_run_without_forecasts_says_why(caplog: pytest.LogCaptureFixture) -> None:
     """Autocast in every second step: anchors of one dtype are none of the other."""
     compiled = hicache_compile(ToyDiT(), FORA(3, scope="stack"), backend="eager")
