@@ -192,6 +192,14 @@ class CompiledDenoiser(Handle, StandIn):
         self._session.shared.touched += 1  # whatever the method does, the next step looks at the whole module
         return self._noticed(found) if _CHANGES_MODEL.search(name) else found
 
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+        """Moves of the module: another dtype rounds its weights for good, and no version shows it."""
+        before = [weight.dtype for weight in self._orig_mod.parameters()]
+        moved = super()._apply(fn, recurse)
+        if before != [weight.dtype for weight in self._orig_mod.parameters()]:
+            self._session.shared.parameters_epoch += 1
+        return moved
+
     def _noticed(self, method: Callable[..., Any]) -> Callable[..., Any]:
         """``method`` of the wrapped module, after which the anchors start over.
 

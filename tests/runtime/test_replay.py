@@ -117,6 +117,18 @@ def test_a_weight_written_to_drops_the_anchors() -> None:
     assert compiled.report().decisions() == "FF..F.F..."
 
 
+def test_weights_that_another_dtype_rounded_drop_the_anchors() -> None:
+    compiled = hicache_compile(ToyDiT(), HiCache(interval=5, order=1, warmup=2), backend="eager")
+    with torch.no_grad(), compiled.trajectory(STEPS):
+        for step in range(STEPS):
+            if step == 4:
+                compiled.to(torch.bfloat16).to(torch.float32)
+            if step == 7:
+                compiled.to("cpu")  # where it is
+            compiled(*call(step))
+    assert compiled.report().decisions() == "FF..F.F..."
+
+
 class Scale:
     """As attention processors are: an object of a model's that is called, with a setting."""
 
