@@ -29,6 +29,7 @@ from torch.fx.node import map_arg
 from hicache_compile.internals import pytree
 from hicache_compile.operators.anchors import forecast, remember
 from hicache_compile.passes.graph import ops
+from hicache_compile.passes.graph.contexts import KERNELS
 from hicache_compile.passes.graph.contracted_order import contracted_order
 from hicache_compile.passes.graph.graphs import copy_graph, copy_node, module_of
 
@@ -70,8 +71,8 @@ def outline(program: fx.GraphModule) -> tuple[fx.GraphModule, int]:
 
 
 def _writes_elsewhere(node: fx.Node) -> bool:
-    in_a_context = ops.op(node) in ops.OPENS  # with it, what is put elsewhere would run under another one
-    return in_a_context or (node.target is not remember and bool(ops.mutated(node)))
+    opens = ops.op(node) in (*ops.OPENS, KERNELS)  # what is put elsewhere would run under another context
+    return opens or (node.target is not remember and bool(ops.mutated(node)))
 
 
 def _blocks(graph: fx.Graph) -> list[tuple[str, list[fx.Node]]]:

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hicache_compile import DBCache, HiCache, Policy, hicache_compile
 from hicache_compile.passes.graph import contexts
+from hicache_compile.passes.lowering.outline import outline
 from tests.support.models import ToyBlock, ToyDiT
 
 STEPS = 9
@@ -104,6 +105,17 @@ def test_probes_and_blocks_too(name: str, policy: Policy) -> None:
 def test_a_kernel_is_the_one_that_was_chosen() -> None:
     """The math kernel rounds otherwise than the one that is taken by default."""
     assert not torch.equal(sampled(Kernels()), sampled(ToyDiT()))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_blocks_in_contexts_are_not_compiled_once_for_all(name: str) -> None:
+    """What opens and closes a context has no arguments that would keep it at its place."""
+    compiled = hicache_compile(MODELS[name](), HiCache(interval=1), backend="eager")
+    with compiled.trajectory(STEPS):
+        sampled(compiled)
+    programs = [graph for name, graph in compiled.graphs.items() if name in ("full", "plain")]
+    assert programs
+    assert all(outline(program)[1] == 0 for program in programs)
 
 
 def test_what_is_lifted_is_written_back() -> None:
