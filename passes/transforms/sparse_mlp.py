@@ -19,7 +19,7 @@ def write_mlp(write: SparseWriter, mlp: MLP, phase: Phase) -> fx.Node:
     """What takes the place of the last linear of ``mlp`` in ``phase``."""
     chipmunk = write.chipmunk
     weights = _weights(write, mlp)
-    x, block, activation = mlp.inner.x, chipmunk.mlp_block, mlp.activation
+    x, block, activation = write.cast(mlp.inner.x), chipmunk.mlp_block, mlp.activation
     dense = torch.ops.hicache.mlp_dense.default
     forms = write.example(dense, *fx.node.map_arg((x, *weights), ops.value), activation, block)
     if phase.is_sparse:
@@ -46,7 +46,7 @@ def _weights(write: SparseWriter, mlp: MLP) -> Weights:
     last = Projection(mlp.last).weight
     if mlp.stop is not None:
         last = write.value(operator.getitem, last, (slice(None), slice(mlp.start, mlp.stop)))
-    return (*_rows(write, mlp.inner), *up, last)
+    return tuple(map(write.cast, (*_rows(write, mlp.inner), *up, last)))  # type: ignore[return-value]  # of five
 
 
 def _rows(write: SparseWriter, projection: Projection) -> tuple[fx.Node, fx.Node | None]:
@@ -81,8 +81,9 @@ def _with_the_others(write: SparseWriter, mlp: MLP, out: fx.Node) -> fx.Node:
     """``out`` with the bias of the last linear, and with what it makes of the rest of its inputs."""
     last = Projection(mlp.last)
     if not mlp.others:
-        return out if last.bias is None else write.value(torch.add, out, last.bias)
+        return out if last.bias is None else write.value(torch.add, out, write.cast(last.bias))
     (other,) = mlp.others
     inputs = slice(None, mlp.start) if mlp.others_first else slice(mlp.stop, None)
     weight = write.value(operator.getitem, last.weight, (slice(None), inputs))
-    return write.value(torch.add, write.value(functional.linear, other, weight, last.bias), out)
+    computed = write.value(functional.linear, *map(write.cast, (other, weight, last.bias)))
+    return write.value(torch.add, computed, out)

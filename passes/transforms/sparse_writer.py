@@ -15,6 +15,7 @@ from hicache_compile.passes.graph.graphs import fake_mode_of
 from hicache_compile.passes.graph.inputs import add_input, memory, state_of
 from hicache_compile.policy.sparsity.chipmunk import Chipmunk
 
+_to = torch.ops.aten.to.dtype
 MARK = "sparse"  # in the meta of a node that may be sparse: its number
 
 
@@ -40,6 +41,11 @@ class SparseWriter:
         """The results of a call of ``function`` that has several."""
         made = self.value(function, *args)
         return [self.value(operator.getitem, made, index) for index in range(len(ops.value(made)))]
+
+    def cast(self, value: Any) -> Any:
+        """``value`` in the dtype that the marked node computes in, which autocast may choose; ``None`` as it is."""
+        dtype = ops.value(self.node).dtype
+        return value if value is None or ops.value(value).dtype == dtype else self.value(_to, value, dtype)
 
     def example(self, function: Callable[..., Any], *args: Any) -> Any:
         """What ``function`` returns for fake values."""

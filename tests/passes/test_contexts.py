@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hicache_compile import DBCache, HiCache, Policy, hicache_compile
+from hicache_compile import Chipmunk, DBCache, HiCache, Policy, hicache_compile
 from hicache_compile.passes.graph import contexts
 from hicache_compile.passes.lowering.outline import outline
 from tests.support.models import ToyBlock, ToyDiT
@@ -100,6 +100,18 @@ def test_probes_and_blocks_too(name: str, policy: Policy) -> None:
     compiled = hicache_compile(MODELS[name](), policy, backend="eager")
     with compiled.trajectory(STEPS):
         assert torch.equal(sampled(compiled), expected)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_sparse_steps_compute_in_the_dtype_of_their_context(name: str) -> None:
+    """With every key and unit they are as dense, but for the rounding of sums in bfloat16."""
+    expected = sampled(MODELS[name]())
+    every = Chipmunk(top_keys=1.0, mlp_keys=1.0, first_dense=0, full_every=3)
+    compiled = hicache_compile(MODELS[name](), HiCache(interval=1), sparsity=every, backend="eager")
+    with compiled.trajectory(STEPS):
+        error = (sampled(compiled) - expected).norm() / expected.norm()
+    assert "S" in compiled.report().decisions()
+    assert float(error) < 2e-3
 
 
 def test_a_kernel_is_the_one_that_was_chosen() -> None:
