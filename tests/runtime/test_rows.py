@@ -108,7 +108,7 @@ def test_every_policy_at_once_skips_and_recompiles_nothing(model: CompiledDenois
     captured = len(model._graphs)
     together(model, mixed, random.Random(2))
     assert len(model._graphs) == captured
-    assert any(graph._dynamic for graph in model._graphs)  # they were made in one call
+    assert any(graph.by_row for graph in model._graphs)  # they were made in one call
 
 
 @pytest.mark.parametrize("backend", ["inductor", "aot_eager"])
