@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -77,7 +78,7 @@ def written_by_triton(call: Mapping[str, Any]) -> list[str]:
     return internals.get_mutated_tensors(call["kernel_idx"], call["constant_args_idx"], call["kwargs"], descriptors)
 
 
-_seen: dict[Hashable, Effects] = {}
+_seen: WeakKeyDictionary[Callable[..., Any], dict[Hashable, Effects]] = WeakKeyDictionary()
 
 
 def seen(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Effects | None:
@@ -89,13 +90,13 @@ def seen(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str,
     tensors = [value for value in leaves if isinstance(value, FakeTensor)]
     if not tensors:
         return None
-    key = (function, spec, *map(_key, leaves))
-    if key not in _seen:
+    known, key = _seen.setdefault(function, {}), (spec, *map(_key, leaves))
+    if key not in known:
         found = _run(function, args, kwargs, tensors)
         if found is None:
             return None
-        _seen[key] = found
-    return _seen[key]
+        known[key] = found
+    return known[key]
 
 
 def _key(value: Any) -> Hashable:

@@ -51,6 +51,8 @@ ACTIVATIONS = frozenset({"gelu", "silu", "relu", "sigmoid", "tanh", "mish", "har
 _AUGMENTED = frozenset(
     {"iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor"}
 )
+_WRITES = _AUGMENTED | {"setitem", TRITON}
+_WRITES_IF = frozenset({"out", "inplace"})  # arguments
 _TAKES_FORM = frozenset({"type_as", "expand_as", "view_as", "reshape_as"})
 _RANDOM_SOURCES = frozenset({"rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like"})
 
@@ -153,21 +155,33 @@ def is_random(node: fx.Node) -> bool:
 
 def mutated(node: fx.Node) -> list[fx.Node]:
     """The arguments that ``node`` writes to in place."""
-    name = op(node)
-    if name in _AUGMENTED or name in ("setitem", "__setitem__"):
-        return [argument for argument in node.args[:1] if is_tensor(argument)]  # type: ignore[misc]  # a node then
-    if out := _nodes(node.kwargs.get("out")):
-        return out
+    if not node.op.startswith("call") or _reads_only(node):  # passes ask very often
+        return []
     if (seen := _seen(node)) is not None:
         tensors = [argument for argument in _nodes((node.args, node.kwargs)) if is_tensor(argument)]
         return [tensors[place] for place in seen.written]
-    if node.kwargs.get("inplace") is True:
-        return _nodes(node.args)[:1]
+    return _written_by_name(node)
+
+
+def _written_by_name(node: fx.Node) -> list[fx.Node]:
+    name = op(node)
+    if name in _AUGMENTED or name in ("setitem", "__setitem__"):
+        return [argument for argument in node.args[:1] if is_tensor(argument)]  # type: ignore[misc]  # a node then
+    if (out := _nodes(node.kwargs.get("out"))) or node.kwargs.get("inplace") is True:
+        return out or _nodes(node.args)[:1]
     found = effects.overloads(node.target, name)
     if effects.has_schema(node.target):
         return _nodes([list(effects.written_arguments(each, node.args, node.kwargs)) for each in found])
     inplace = name.endswith("_") and not name.endswith("__")
     return _nodes(node.args[:1]) if inplace and any(each._schema.is_mutable for each in found) else []
+
+
+def _reads_only(node: fx.Node) -> bool:
+    """Whether the name of a builtin or method and its keywords say that it writes to nothing."""
+    if isinstance(node.target, FunctionType) or effects.has_schema(node.target):
+        return False
+    name = op(node)
+    return not name.endswith("_") and name not in _WRITES and _WRITES_IF.isdisjoint(node.kwargs)
 
 
 def _seen(node: fx.Node) -> effects.Effects | None:
@@ -182,7 +196,11 @@ def _seen(node: fx.Node) -> effects.Effects | None:
         return None
     if str(target.__module__).startswith("hicache_compile") or op(node) in ATTENTION or op(node).startswith(_EFFECTS):
         return None
-    return effects.seen(target, *fx.node.map_arg((node.args, node.kwargs), value))
+    known = node.meta.get("effects")
+    if known is None or known[0] is not target:
+        known = target, effects.seen(target, *fx.node.map_arg((node.args, node.kwargs), value))
+        node.meta["effects"] = known
+    return known[1]
 
 
 def _nodes(arguments: Any) -> list[fx.Node]:

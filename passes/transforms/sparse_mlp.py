@@ -46,7 +46,7 @@ def _weights(write: SparseWriter, mlp: MLP) -> Weights:
     last = Projection(mlp.last).weight
     if mlp.stop is not None:
         last = write.value(operator.getitem, last, (slice(None), slice(mlp.start, mlp.stop)))
-    return tuple(map(write.cast, (*_rows(write, mlp.inner), *up, last)))  # type: ignore[return-value]  # of five
+    return tuple(map(write.cast, (*_rows(write, mlp.inner), *up, last)))
 
 
 def _rows(write: SparseWriter, projection: Projection) -> tuple[fx.Node, fx.Node | None]:
