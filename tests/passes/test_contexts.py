@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,16 +12,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from hicache_compile import Chipmunk, DBCache, HiCache, Policy, hicache_compile
 from hicache_compile.passes.graph import contexts
 from hicache_compile.passes.lowering.outline import outline
-from tests.support.models import ToyBlock, ToyDiT
+from tests.support.models import ToyBlock, ToyDiT, toy_sample
 
 STEPS = 9
 
 
-@pytest.fixture(autouse=True)
-def fresh_dynamo() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 
 class Whole(ToyDiT):
@@ -67,25 +62,17 @@ class Kernels(ToyDiT):
 MODELS = {model.__name__: model for model in (Whole, Loop, Parts, Kernels)}
 
 
-def sampled(model: Any) -> Tensor:
-    x = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        for step in range(STEPS):
-            x = x - model(x, torch.full((2,), 1 - step / STEPS)) / STEPS
-    return x
-
-
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", "cond_eager"])
 @pytest.mark.parametrize("scope", ["module", "stack"])
 @pytest.mark.parametrize("name", MODELS)
 def test_steps_compute_under_their_contexts(name: str, scope: str, backend: str) -> None:
-    expected = sampled(MODELS[name]())
+    expected = toy_sample(MODELS[name](), STEPS)
     compiled = hicache_compile(MODELS[name](), HiCache(interval=1, scope=scope), backend=backend)
     with compiled.trajectory(STEPS):
-        assert torch.equal(sampled(compiled), expected)
+        assert torch.equal(toy_sample(compiled, STEPS), expected)
     compiled.policy = HiCache(interval=4, scope=scope)
     with compiled.trajectory(STEPS):
-        error = (sampled(compiled) - expected).norm() / expected.norm()
+        error = (toy_sample(compiled, STEPS) - expected).norm() / expected.norm()
     assert compiled.report().decisions() == "FFF...F.."
     assert not compiled.report().refused
     assert 0 < float(error) < 0.1
@@ -96,27 +83,27 @@ def test_steps_compute_under_their_contexts(name: str, scope: str, backend: str)
 )
 @pytest.mark.parametrize("name", MODELS)
 def test_probes_and_blocks_too(name: str, policy: Policy) -> None:
-    expected = sampled(MODELS[name]())
+    expected = toy_sample(MODELS[name](), STEPS)
     compiled = hicache_compile(MODELS[name](), policy, backend="eager")
     with compiled.trajectory(STEPS):
-        assert torch.equal(sampled(compiled), expected)
+        assert torch.equal(toy_sample(compiled, STEPS), expected)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_sparse_steps_compute_in_the_dtype_of_their_context(name: str) -> None:
     """With every key and unit they are as dense, but for the rounding of sums in bfloat16."""
-    expected = sampled(MODELS[name]())
+    expected = toy_sample(MODELS[name](), STEPS)
     every = Chipmunk(top_keys=1.0, mlp_keys=1.0, first_dense=0, full_every=3)
     compiled = hicache_compile(MODELS[name](), HiCache(interval=1), sparsity=every, backend="eager")
     with compiled.trajectory(STEPS):
-        error = (sampled(compiled) - expected).norm() / expected.norm()
+        error = (toy_sample(compiled, STEPS) - expected).norm() / expected.norm()
     assert "S" in compiled.report().decisions()
     assert float(error) < 2e-3
 
 
 def test_a_kernel_is_the_one_that_was_chosen() -> None:
     """The math kernel rounds otherwise than the one that is taken by default."""
-    assert not torch.equal(sampled(Kernels()), sampled(ToyDiT()))
+    assert not torch.equal(toy_sample(Kernels(), STEPS), toy_sample(ToyDiT(), STEPS))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -124,7 +111,7 @@ def test_blocks_in_contexts_are_not_compiled_once_for_all(name: str) -> None:
     """What opens and closes a context has no arguments that would keep it at its place."""
     compiled = hicache_compile(MODELS[name](), HiCache(interval=1), backend="eager")
     with compiled.trajectory(STEPS):
-        sampled(compiled)
+        toy_sample(compiled, STEPS)
     programs = [graph for name, graph in compiled.graphs.items() if name in ("full", "plain")]
     assert programs
     assert all(outline(program)[1] == 0 for program in programs)
@@ -165,8 +152,8 @@ def test_what_is_under_vmap_is_computed(caplog: pytest.LogCaptureFixture) -> Non
 
             return self.head(torch.vmap(all_layers)(self.embed(x), c))
 
-    expected = sampled(Mapped())
+    expected = toy_sample(Mapped(), STEPS)
     compiled = hicache_compile(Mapped(), HiCache(interval=4), backend="eager")
     with compiled.trajectory(STEPS):
-        assert torch.equal(sampled(compiled), expected)
+        assert torch.equal(toy_sample(compiled, STEPS), expected)
     assert "where no values can be kept" in caplog.text

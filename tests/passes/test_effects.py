@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,7 @@ from hicache_compile.passes.graph import ops
 WIDTH = 16
 
 
-@pytest.fixture(autouse=True)
-def fresh_dynamo() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 
 @torch.library.custom_op("hicache_tests::scaled", mutates_args={"x"})
@@ -137,7 +133,7 @@ class Block(nn.Module):
         self.register_buffer("count", torch.zeros(1))
 
     def branch(self, h: Tensor) -> Tensor:
-        raise NotImplementedError
+        return h
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.down(self.branch(self.up(x)))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,16 +11,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hicache_compile import FORA, hicache_compile
-from tests.support.models import ToyBlock, ToyDiT
+from tests.support.models import ToyBlock, ToyDiT, toy_sample
 
 STEPS = 8
 
 
-@pytest.fixture(autouse=True)
-def fresh_dynamo() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 
 class Region(ToyBlock):
@@ -56,14 +51,6 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def sampled(model: Any) -> Tensor:
-    x = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        for step in range(STEPS):
-            x = x - model(x, torch.full((2,), 1 - step / STEPS)) / STEPS
-    return x
-
-
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("scope", ["module", "stack"])
 @pytest.mark.parametrize("name", MODELS)
@@ -72,5 +59,5 @@ def test_they_are_cached_as_blocks_that_are_called(name: str, scope: str, backen
         expected = hicache_compile(ToyDiT(), FORA(interval=interval, scope=scope), backend=backend)
         found = hicache_compile(MODELS[name](), FORA(interval=interval, scope=scope), backend=backend)
         with expected.trajectory(STEPS), found.trajectory(STEPS):
-            assert torch.equal(sampled(found), sampled(expected if interval > 1 else ToyDiT()))
+            assert torch.equal(toy_sample(found, STEPS), toy_sample(expected if interval > 1 else ToyDiT(), STEPS))
         assert found.report().decisions() == FORA(interval=interval).decisions(STEPS)

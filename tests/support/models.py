@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -102,3 +104,12 @@ class ToyDiT(nn.Module):
         for layer in self.layers:
             x = layer(x, c)
         return self.head(x)
+
+
+def toy_sample(denoiser: Any, steps: int) -> Tensor:
+    """What a ``ToyDiT`` makes of fixed noise."""
+    x = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for step in range(steps):
+            x = x - denoiser(x, torch.full((2,), 1 - step / steps)) / steps
+    return x
