@@ -35,7 +35,8 @@ from hicache_compile.runtime.nothing_cached import why_nothing
 from hicache_compile.runtime.options import CompileOptions, Shared
 from hicache_compile.runtime.replay.call_signature import UnknownArgumentError
 from hicache_compile.runtime.replay.frames import MOST_ENTRIES, drop_compiled
-from hicache_compile.runtime.replay.replay import Replay, changes_python_state, compiled_within, signature_of_call
+from hicache_compile.runtime.replay.replay import Replay, signature_of_call
+from hicache_compile.runtime.replay.side_effects import changes_python_state, compiled_within
 from hicache_compile.runtime.rows.row import Row
 from hicache_compile.runtime.rows.step import RowsStep
 from hicache_compile.runtime.rows.together import together

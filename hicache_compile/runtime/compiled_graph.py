@@ -32,6 +32,7 @@ from hicache_compile.runtime.program_set import Program, ProgramSet
 from hicache_compile.runtime.replay.dispatch_modes import brought_back
 from hicache_compile.runtime.replay.parameters import Parameters
 from hicache_compile.runtime.replay.replay import GraphCall
+from hicache_compile.runtime.replay.side_effects import assigned_anew
 from hicache_compile.runtime.session import Session
 from hicache_compile.runtime.step import Step
 from hicache_compile.runtime.storage.rings import Rings
@@ -51,7 +52,8 @@ class CompiledGraph:
         self._budgeted = BudgetedLayout(captured, self.options) if self.options.memory_budget is not None else None
         self._inputs = placeholders(captured)
         # What the denoiser itself writes (a call counter, running statistics) does not change what it is.
-        written = {target for node in captured.graph.nodes for target in ops.mutated(node)}
+        written = assigned_anew(self._inputs)
+        written |= {target for node in captured.graph.nodes for target in ops.mutated(node)}
         weights = [i for i, node in enumerate(self._inputs) if node.meta["weight"]]
         self._parameters = [i for i in weights if self._inputs[i] not in written]
         sizes = [str(getattr(ops.value(node), "shape", "")) for node in self._inputs if not node.meta["weight"]]

@@ -41,6 +41,21 @@ class Counting(ToyDiT):
         return super().forward(x, t)
 
 
+class Assigning(ToyDiT):
+    """Gives buffers of its own a new tensor in every call."""
+
+    def __init__(self, depth: int = 2) -> None:
+        super().__init__(depth)
+        self.register_buffer("calls", torch.zeros(()))
+        self.statistics = nn.Module()
+        self.statistics.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        self.calls = self.calls + 1
+        self.statistics.mean = 0.9 * self.statistics.mean + 0.1 * x.mean()
+        return super().forward(x, t)
+
+
 class Scaled(ToyDiT):
     """What it adds has a scale, a plain attribute."""
 
@@ -191,11 +206,32 @@ def test_every_call_of_a_run_of_unknown_length_is_told_the_same() -> None:
             steps(denoiser, noise(), range(step, step + 1))
 
 
-def test_what_the_denoiser_writes_is_no_new_weight() -> None:
-    denoiser = compiled(Counting())
+@pytest.mark.parametrize("kind", [Counting, Assigning])
+def test_what_the_denoiser_writes_is_no_new_weight(kind: type[nn.Module]) -> None:
+    denoiser = compiled(kind())
     sample(denoiser, noise())
     assert denoiser.report().decisions() == HiCache(interval=3).decisions(STEPS)
     assert denoiser.calls == STEPS
+
+
+def test_a_buffer_that_others_assign_is_a_new_weight() -> None:
+    class Biased(Assigning):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("bias", torch.zeros(()))
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return super().forward(x + self.bias, t)
+
+    model = Biased()
+    denoiser = compiled(model)
+
+    def change(step: int) -> None:
+        if step == 4:
+            model.bias = torch.ones(())
+
+    sample(denoiser, noise(), change)
+    assert denoiser.report().decisions()[4] == "F"
 
 
 @pytest.mark.parametrize("interval", [1, 3])

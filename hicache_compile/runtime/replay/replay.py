@@ -25,7 +25,7 @@ import torch
 from torch.nn.modules import module as modules
 
 from hicache_compile import internals
-from hicache_compile.internals import InstructionTranslator, pytree
+from hicache_compile.internals import pytree
 from hicache_compile.runtime.replay.call_signature import UnknownArgumentError, signature_of
 from hicache_compile.runtime.replay.parameters import Parameters
 
@@ -50,30 +50,6 @@ modules.register_module_buffer_registration_hook(_count_registration)
 def registrations() -> int:
     """Different after any module anywhere was given a submodule, a parameter or a buffer."""
     return _registrations
-
-
-def changes_python_state() -> bool:
-    """Whether the frame Dynamo is compiling now changes an object that existed before the call, or may. Drawing from
-    ``random`` changes its state."""
-    if not internals.REPLAY:
-        return True
-    output = InstructionTranslator.current_tx().output
-    effects = output.side_effects
-    new = (internals.AttributeMutationNew, internals.ValueMutationNew)
-    return any(not isinstance(var.mutation_type, new) for var in effects._get_modified_vars()) or bool(
-        effects.tensor_hooks or output.random_calls
-    )
-
-
-def compiled_within(model: torch.nn.Module) -> str:
-    """The path of the submodule of ``model`` whose frame Dynamo is compiling now; empty for ``model`` itself.
-
-    What is compiled serves every submodule of its class: the path is that of the first.
-    """
-    owner = InstructionTranslator.current_tx().output.root_tx.f_locals.get("self")
-    if not isinstance(owner, torch.nn.Module) or owner not in set(model.modules()):
-        return ""
-    return next(path for path, module in model.named_modules() if type(module) is type(owner))
 
 
 @dataclass(frozen=True, slots=True)
