@@ -1,4 +1,4 @@
-"""What the frame that Dynamo is compiling now does beside its graph. Asked by backends, which Dynamo calls meanwhile."""
+"""What the frame that Dynamo is compiling does beside its graph. Asked by backends, which Dynamo calls meanwhile."""
 
 from __future__ import annotations
 
