@@ -1,14 +1,14 @@
-"""What one rank of a distributed test does.
-
-Run as ``python -m tests.support.distributed_worker TASK RANK WORLD STORE OUT``.
-"""
+"""What one rank of a distributed test does, in a process of its own."""
 
 from __future__ import annotations
 
+import logging
+import multiprocessing
 import os
-import sys
 import time
+import traceback
 from datetime import timedelta
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -93,13 +93,6 @@ def parting(rank: int, world: int, how: str) -> dict[str, object]:
     return {"decisions": compiled.report().decisions()}
 
 
-def _number(text: str) -> int | float | str:
-    try:
-        return float(text) if "." in text else int(text)
-    except ValueError:
-        return text
-
-
 def parallel(rank: int, world: int, engine: str, cases: str) -> dict[str, object]:
     """Runs of denoisers over the ranks, by case: the model, the policy and the backend."""
     found: dict[str, object] = {}
@@ -110,7 +103,7 @@ def parallel(rank: int, world: int, engine: str, cases: str) -> dict[str, object
     return found
 
 
-def suspending(rank: int, world: int, folder: str) -> dict[str, object]:
+def suspending(rank: int, world: int, folder: Path) -> dict[str, object]:
     """A run under a guard, whole, and suspended and resumed by a new denoiser."""
     inputs = uneven_inputs()
 
@@ -125,7 +118,7 @@ def suspending(rank: int, world: int, folder: str) -> dict[str, object]:
                 x = x - compiled(**{**inputs, "hidden_states": x}, timestep=time, return_dict=False)[0] / STEPS
         return x
 
-    compiled, path = denoiser(), Path(folder) / "run.safetensors"
+    compiled, path = denoiser(), folder / "run.safetensors"
     with compiled.trajectory(STEPS):
         x = steps(compiled, inputs["hidden_states"], range(6))
         compiled.suspend(path)
@@ -146,12 +139,27 @@ TASKS = {
     "suspending": suspending,
 }
 
-if __name__ == "__main__":
-    task, rank, world, store, out, *rest = sys.argv[1:]
+# Ranks are forked from a process that has imported everything: that takes longer than what most of them do.
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload([__name__, "torch._dynamo.convert_frame", "diffusers.models.transformers"])
+
+
+def start(task: str, world: int, folder: Path, *arguments: object) -> list[BaseProcess]:
+    """The ranks of ``task``. Each leaves what it found in ``folder``, as RANK.pt, or why it ended, as RANK.txt."""
+    ranks = [_PROCESSES.Process(target=_work, args=(task, rank, world, folder, arguments)) for rank in range(world)]
+    for process in ranks:
+        process.start()
+    return ranks
+
+
+def _work(task: str, rank: int, world: int, folder: Path, arguments: tuple[object, ...]) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=int(rank), world_size=int(world), timeout=timedelta(seconds=40)
-    )
-    given = [_number(text) for text in rest]
-    torch.save(TASKS[task](int(rank), int(world), *given), Path(out) / f"{rank}.pt")  # type: ignore[operator]
-    dist.destroy_process_group()
+    logging.basicConfig()
+    store, longest = f"file://{folder / 'store'}", timedelta(seconds=40)
+    try:
+        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=longest)
+        torch.save(TASKS[task](rank, world, *arguments), folder / f"{rank}.pt")  # type: ignore[operator]
+        dist.destroy_process_group()
+    except BaseException:
+        (folder / f"{rank}.txt").write_text(traceback.format_exc())
+        raise
