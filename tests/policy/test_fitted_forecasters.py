@@ -260,7 +260,8 @@ class Oracle:
 def test_weights_are_fitted_in_the_run(forecaster: DMD | ResidualGate, backend: str) -> None:
     """Against hooks on the plain model; two contexts with other inputs each have their own weights."""
     mask = "1010101000100"
-    denoiser = hicache_compile(ToyDiT(), Policy(StepMask(mask), forecaster, "stack"), backend=backend)
+    policy = Policy(StepMask(mask), forecaster, "stack")
+    denoiser = hicache_compile(ToyDiT(), policy, backend=backend, together=True)
     oracles = {name: Oracle(forecaster, mask) for name in ("cond", "uncond")}
     inputs = {name: torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(n)) for n, name in enumerate(oracles)}
     with torch.no_grad():
@@ -305,7 +306,8 @@ def test_a_measured_forecaster_is_fitted_to_smoothed_anchors(forecaster: Measure
 def test_smoothed_weights_are_fitted_in_the_run(forecaster: DMD | ResidualGate) -> None:
     mask, smoothing = "1010101000100", Smoothing("moving_average")
     policy = Policy(StepMask(mask), forecaster, "stack", smoothing=smoothing)
-    denoiser, oracle = hicache_compile(ToyDiT(), policy, backend="eager"), Oracle(forecaster, mask, smoothing)
+    denoiser = hicache_compile(ToyDiT(), policy, backend="eager", together=True)
+    oracle = Oracle(forecaster, mask, smoothing)
     x = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), denoiser.trajectory(len(mask)):
         for step in range(len(mask)):
@@ -318,7 +320,7 @@ def test_a_measured_forecaster_runs_where_the_program_takes_the_branch(smoothing
     policy = Policy(Interval(4), DMD(), "stack", smoothing=smoothing)
     found = []
     for backend in ("cond_eager", "eager"):
-        denoiser = hicache_compile(ToyDiT(), policy, backend=backend)
+        denoiser = hicache_compile(ToyDiT(), policy, backend=backend, together=True)
         x = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
         with torch.no_grad(), denoiser.trajectory(T):
             for step in range(T):

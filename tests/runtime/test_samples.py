@@ -12,13 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from hicache_compile import (
+    DMD,
     DBCache,
     DiCache,
     EasyCache,
     FBCache,
     HiCache,
     Policy,
+    ResidualGate,
     SpeCa,
+    StepMask,
+    Taylor,
     TeaCache,
     XSlim,
     hicache_compile,
@@ -78,6 +82,23 @@ def test_each_sample_is_what_it_is_alone(toy: nn.Module, policy: Policy) -> None
         assert decisions(model, 4) == expected
         torch.testing.assert_close(made, torch.cat(alone), rtol=1e-5, atol=1e-6)
     assert len(set(expected)) > 1, expected
+
+
+@pytest.mark.parametrize("forecaster", [DMD(2), ResidualGate(Taylor(2))], ids=("DMD", "ResidualGate"))
+def test_forecasts_are_fitted_to_each_sample(toy: nn.Module, forecaster: Any) -> None:
+    policy = Policy(StepMask("11110101"), forecaster, "stack")
+
+    def made(samples: list[int], **options: bool) -> Tensor:
+        model = hicache_compile(toy, policy, backend="eager", **options)
+        with model.trajectory(STEPS):
+            found = sampled(model, samples)
+        assert model.report().decisions() == policy.decisions(STEPS)
+        return found
+
+    alone = torch.cat([made([number]) for number in range(4)])
+    torch.testing.assert_close(made([0, 1, 2, 3]), alone, rtol=1e-5, atol=1e-6)
+    if isinstance(forecaster, DMD):  # the gate is fully open for all of them
+        assert (made([0, 1, 2, 3], together=True) - alone).norm() > 1e-3 * alone.norm()
 
 
 def test_a_warmup_compiles_what_they_need(toy: nn.Module) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from hicache_compile.passes.analysis.batch import NotByRowError
+from hicache_compile.policy.compatibility import Trait
 from hicache_compile.policy.guards.base import Measure
 from hicache_compile.policy.policy import Policy
 from hicache_compile.runtime.rows.part import check_options
@@ -19,8 +20,9 @@ from hicache_compile.runtime.step import Step
 class Samples:
     """Makes the steps of one run whose calls have several samples.
 
-    Where guards measure, samples may decide otherwise than their neighbours: the step is then made by row. Where they
-    cannot be told apart, or with ``together=True``, they decide as one.
+    Where guards measure, samples may decide otherwise than their neighbours, and where a forecaster is fitted to the
+    anchors, they have other weights: the step is then made by row. Where samples cannot be told apart, or with
+    ``together=True``, they decide as one.
     """
 
     def __init__(self) -> None:
@@ -49,7 +51,7 @@ class Samples:
             self._as_one.add(key)
             drop(rows)
             session.shared.warn_once(
-                f"the samples of a batch decide as one, by the largest of what guards measure (together=True): {error}"
+                f"the samples of a batch decide as one, by what is measured of all (together=True): {error}"
             )
             return as_one()
         finish(rows)
@@ -57,5 +59,6 @@ class Samples:
 
 
 def _measured(policy: Policy) -> bool:
-    """Whether steps of ``policy`` are decided by what is measured of a sample."""
-    return any(guard.probe.measure is not Measure.OBSERVE for guard in policy.guards)
+    """Whether what is measured of a sample decides its steps, or the weights of its forecasts."""
+    decides = any(guard.probe.measure is not Measure.OBSERVE for guard in policy.guards)
+    return decides or Trait.READS_ANCHORS in policy.traits
