@@ -41,7 +41,18 @@ SCHEDULES = (
     KeySteps,
     DiTangoSchedule,
 )
-TYPES: dict[str, type] = {cls.__name__: cls for cls in (*SCHEDULES, *FORECASTERS, *GUARDS, Smoothing, Table, Tokens)}
+_KINDS: dict[str, dict[str, type]] = {  # of the parts of a policy: their types by name
+    kind: {cls.__name__: cls for cls in types}
+    for kind, types in {
+        "schedule": SCHEDULES,
+        "forecaster": FORECASTERS,
+        "guard": GUARDS,
+        "smoothing": (Smoothing,),
+        "table": (Table,),
+        "tokens": (Tokens,),
+    }.items()
+}
+TYPES: dict[str, type] = {name: cls for types in _KINDS.values() for name, cls in types.items()}
 VERSION = 1  # of the format; raised when a field changes its meaning, so that an older release refuses the file
 _MOST_BITS = 1000  # of a number: more than a float has, and as many digits as can be shown
 _DEEPEST = 20
@@ -49,7 +60,6 @@ _LATER = ("tokens",)  # fields of a Policy that came after the first release of 
 # Fields of parts that hold a part, or a list of them.
 _NESTED = dict.fromkeys(("forecaster", "second", "low", "high"), "forecaster") | {"other": "schedule"}
 _LISTS = {"parts": "schedule", "forecasters": "forecaster"}
-_OBJECTS = ("schedule", "forecaster", "smoothing", "tokens")
 
 
 def to_dict(policy: Policy) -> dict[str, Any]:
@@ -175,7 +185,7 @@ def _rich(key: str, value: Any) -> Any:
     if isinstance(value, list):
         guards = key == "guards"
         return tuple(_rich("guard" if guards else key, item) for item in value)
-    if not isinstance(value, dict) or key not in (*_OBJECTS, "guard"):
+    if not isinstance(value, dict) or key not in _KINDS or key == "table":  # a preset's table is no part
         return value
     return _rich_object(key, value)
 
@@ -186,9 +196,9 @@ def _as_tuples(value: Any) -> Any:
 
 def _rich_object(key: str, value: dict[str, Any]) -> Any:
     fields = dict(value)
-    name = fields.pop("type", None)
-    if not isinstance(name, str) or name not in TYPES:
-        raise HiCacheError(f"policy.{key}.type = {name!r}: must be one of {', '.join(TYPES)}")
+    if "type" not in fields:
+        raise HiCacheError(f"policy.{key}.type is missing: must be one of {', '.join(_KINDS[key])}")
+    name = named(f"policy.{key}", "type", fields.pop("type"), _KINDS[key])
     for field, item in fields.items():
         if field == "schedules" and isinstance(item, dict):
             fields[field] = {kind: _rich("schedule", one) for kind, one in item.items()}

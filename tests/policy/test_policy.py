@@ -425,8 +425,8 @@ def without(field: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (HICACHE | {"forecaster": {"type": "Hermit"}}, "policy.forecaster.type = 'Hermit': must be one of Interval,"),
-        (HICACHE | {"schedule": {"interval": 6}}, "policy.schedule.type = None: must be one of Interval,"),
+        (HICACHE | {"forecaster": {"type": "Hermit"}}, "policy.forecaster.type = 'Hermit': must be one of Reuse,"),
+        (HICACHE | {"schedule": {"interval": 6}}, "policy.schedule.type is missing: must be one of Interval,"),
         (
             HICACHE | {"schedule": {"type": ["Interval"]}},
             "policy.schedule.type = ['Interval']: must be one of Interval,",
@@ -440,8 +440,11 @@ def without(field: str) -> dict[str, Any]:
         (without("forecaster"), "Policy.forecaster is missing"),
         ({}, "Policy.schedule is missing"),
         (HICACHE | {"forecaster": {"type": "Taylor", "order": 9}}, "Taylor.order = 9: must be an integer from 0 to 8"),
-        (HICACHE | {"forecaster": {"type": "Smoothing"}}, "Policy.forecaster = Smoothing("),
-        (HICACHE | {"schedule": {"type": "Reuse"}}, "Policy.schedule = Reuse()"),
+        (
+            HICACHE | {"forecaster": {"type": "Smoothing"}},
+            "policy.forecaster.type = 'Smoothing': must be one of Reuse,",
+        ),
+        (HICACHE | {"schedule": {"type": "Reuse"}}, "policy.schedule.type = 'Reuse': must be one of Interval,"),
         (HICACHE | {"guards": [1]}, "Policy.guards = (1,): must be a tuple of guards"),
         ({"preset": "Hicash"}, "policy.preset = 'Hicash': must be one of HiCache, TaylorSeer, FORA, SCM"),
         ({"preset": None}, "policy.preset = None: must be one of HiCache, TaylorSeer, FORA, SCM"),
