@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import fx
 
 from hicache_compile.passes.graph import ops
@@ -13,6 +14,16 @@ from hicache_compile.passes.graph import ops
 def attentions(graph: fx.Graph) -> list[fx.Node]:
     """Every attention of ``graph``, in graph order."""
     return [node for node in graph.nodes if ops.op(node) in ops.ATTENTION]
+
+
+def settle_floats(graph: fx.Graph) -> None:
+    """Make constants of the numbers that attentions are given. Under ``dynamic=True`` Dynamo hands in every float, a
+    ``dropout_p=0.0`` too; reading its value makes Dynamo guard on it.
+    """
+    for node in attentions(graph):
+        for given in node.all_input_nodes:
+            if isinstance(ops.value(given), torch.SymFloat):
+                node.replace_input_with(given, float(ops.value(given)))  # type: ignore[arg-type]  # any argument
 
 
 def arguments_of(node: fx.Node) -> dict[str, Any]:

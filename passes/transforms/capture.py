@@ -13,6 +13,7 @@ import re
 
 from torch import fx
 
+from hicache_compile.passes.analysis.attentions import settle_floats
 from hicache_compile.passes.graph.graphs import copy_graph, drop_dead_code, placeholders
 from hicache_compile.passes.transforms.functionalise import functionalise
 from hicache_compile.passes.transforms.inline_bodies import inline_bodies
@@ -61,6 +62,7 @@ def capture(dynamo_graph: fx.GraphModule, within: str = "") -> fx.GraphModule:
     where Dynamo does not compile what calls that one."""
     captured, _ = copy_graph(dynamo_graph)
     inline_bodies(captured)
+    settle_floats(captured.graph)
     functionalise(captured.graph)
     drop_dead_code(captured.graph)
     for position, node in enumerate(placeholders(captured)):

@@ -171,3 +171,38 @@ def test_the_original_kernel_is_refused_where_it_does_not_fit(monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "chipmunk", types.ModuleType("chipmunk"))
     with pytest.raises(HiCacheError, match="must be for"):
         original.attention_columns(*[torch.randn(1, 1, 8, 16)] * 3, torch.zeros(1, 1, 1, 4).int(), None, 192, 0.25)
+
+
+class Scaled(nn.Module):
+    """Blocks of attention whose scale is a plain attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(8, 24) for _ in range(3))
+        self.scale = 0.3
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        for block in self.blocks:
+            query, key, value = (part[:, None] for part in block(x * t).chunk(3, -1))
+            x = x + nn.functional.scaled_dot_product_attention(query, key, value, scale=self.scale)[:, 0]
+        return x
+
+
+def test_what_dynamic_shapes_hand_in_is_as_sparse() -> None:
+    """Under ``dynamic=True`` the numbers that attentions are given are inputs of the graph."""
+    model, inputs = subjects()["random"]
+    torch._dynamo.reset()
+    expected = run(compiled(model, HiCache(interval=3), top_keys=0.3), inputs)
+    sparsity = Chipmunk(**SMALL, top_keys=0.3)
+    denoiser = hicache_compile(model, HiCache(interval=3), backend="eager", sparsity=sparsity, dynamic=True)
+    assert error(run(denoiser, inputs), expected) < 1e-6
+    assert not denoiser.report().refused
+
+
+def test_a_scale_of_attention_that_changes_is_seen() -> None:
+    model = Scaled()
+    denoiser = hicache_compile(model, HiCache(interval=1), backend="eager", dynamic=True)
+    for model.scale in (0.3, 2.0):
+        x, t = torch.randn(1, 8, 8), torch.ones(())
+        with torch.no_grad(), denoiser.trajectory(1):
+            assert torch.equal(denoiser(x, t), model(x, t))
