@@ -1,4 +1,4 @@
-"""The one counter of FLOPs (two per multiply-add): torch's, with the attention kernel of the CPU."""
+"""The one counter of FLOPs (two per multiply-add): torch's, with what it lacks."""
 
 from __future__ import annotations
 
@@ -21,10 +21,22 @@ def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     return int(sdpa_flop_count(query, key, value))
 
 
+def _encoder_layer(tokens: Any, width: int, heads: int, *weights: Any, out_shape: Any = None, **_: Any) -> int:
+    """Of the layer that ``nn.TransformerEncoderLayer`` runs outside training: shapes, in the operator's order."""
+    batch, length, _ = tokens
+    linears = sum(shape[0] * shape[1] for shape in weights if isinstance(shape, torch.Size | tuple) and len(shape) == 2)
+    scores = (batch, heads, length, width // heads)
+    return int(2 * batch * length * linears + sdpa_flop_count(scores, scores, scores))
+
+
 def flop_counter() -> FlopCounterMode:
-    """A counter that prints nothing. torch's has only the GPU kernels; the CPU's computes the same products."""
-    kernels = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
-    return FlopCounterMode(display=False, custom_mapping=kernels)
+    """A counter that prints nothing. torch's lacks the attention kernel of the CPU, which computes the same products as
+    those of the GPU, and the layer of an encoder that runs as one operator."""
+    counted = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+        torch.ops.aten._transformer_encoder_layer_fwd: _encoder_layer,
+    }
+    return FlopCounterMode(display=False, custom_mapping=counted)
 
 
 class Sent(TorchDispatchMode):

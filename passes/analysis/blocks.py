@@ -1,7 +1,7 @@
 """Find the denoiser's blocks: the modules that contain residual sums, chained through their streams.
 
 A block is one call of a numbered child of a module list, or of a module beside such lists, that contains at least one
-residual sum. Class names are never read.
+residual sum; where a denoiser has none, ``whole_blocks`` says what stands for them. Class names are never read.
 
     Requires   module paths, written by ``capture``
     Ensures    runs of blocks in graph order; every stream of a block comes from an earlier block of the same run,
@@ -11,6 +11,7 @@ residual sum. Class names are never read.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -19,6 +20,7 @@ from torch import fx
 from hicache_compile.errors import CannotRewrite
 from hicache_compile.passes.analysis.residuals import Residual, find_residuals, stream_carriers
 from hicache_compile.passes.analysis.units import call_number, contribution_of, home_of, unit_of, units_of
+from hicache_compile.passes.analysis.whole_blocks import whole_blocks
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.ancestry import Ancestry, Bits
 from hicache_compile.passes.graph.graphs import numel
@@ -83,7 +85,7 @@ class Streams:
 def find_runs(captured: fx.GraphModule) -> tuple[list[Run], list[CannotRewrite]]:
     """The runs of blocks in ``captured``, and the module lists without one, each with the reason."""
     ancestry = Ancestry(captured.graph)
-    residuals = find_residuals(captured.graph, ancestry)
+    residuals = find_residuals(captured.graph, ancestry) or whole_blocks(captured.graph)
     blocks = _blocks(captured, residuals, ancestry)
     runs = _chain(blocks, ancestry)
     idle = [run for run in runs if not _follows_from_a_sample(run, ancestry)]
@@ -202,17 +204,20 @@ def _sources(root: fx.Node, taken: set[fx.Node]) -> set[fx.Node]:
 
 
 def _misses(captured: fx.GraphModule, blocks: list[Block]) -> list[CannotRewrite]:
-    """The outermost module lists with an expensive child and no block."""
+    """The outermost module lists with an expensive child and no block, the most expensive first."""
     taken = {node for block in blocks for node in block.nodes}
     lists: dict[str, str] = {}
+    layers: Counter[str] = Counter()
     for node in captured.graph.nodes:
         parts = node.meta["path"].split(".")
         number = next((i for i, part in enumerate(parts) if part.isdigit()), None)
         if number is not None and ops.op(node) in ops.HEAVY and node not in taken:
-            lists.setdefault(".".join(parts[:number]), ".".join(parts[: number + 1]))
+            name = ".".join(parts[:number])
+            lists.setdefault(name, ".".join(parts[: number + 1]))
+            layers[name] += 1
     homes = {".".join(block.name.split(".")[:-1]) for block in blocks}
     return [
         CannotRewrite(name, f"no output of {child} is a residual sum of its input")
-        for name, child in lists.items()
+        for name, child in sorted(lists.items(), key=lambda item: -layers[item[0]])
         if name not in homes
     ]

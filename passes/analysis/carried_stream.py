@@ -31,7 +31,7 @@ def carry(graph: fx.Graph, exit_node: fx.Node, streams: Streams, blocks: list[Bl
         if node in sums:
             return build(sums[node])
         on_stream = streams.carriers(node)
-        if ops.op(node) in ops.CLAMP | ops.DROPOUT or (ops.op(node) in ops.ADD and len(on_stream) == 1):
+        if ops.op(node) in ops.CLAMP | ops.DROPOUT or (ops.op(node) in ops.SUMS and len(on_stream) == 1):
             return build(on_stream[0])
         casts = ops.op(node) in ops.CAST
         if casts:  # `type_as` reads a dtype off the stream too

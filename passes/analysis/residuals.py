@@ -1,5 +1,7 @@
 """Find the residual sums: ``y = x + f(x)``, where ``f`` contains a matrix product, a convolution or an attention.
 
+``x - f(x)`` and ``lerp(x, f(x), weight)`` are such sums too.
+
 ``f`` may start from any earlier value of the stream ``x``, since ``x`` may pass through other sums, joins, slices and
 casts. The path through ``f`` contains no residual sum of another stream; so a shift that is added in every block is not
 a stream, although all later values depend on it. A sum merges two streams, and adds no contribution, if its operands
@@ -63,7 +65,8 @@ class _Finder:
         a, b = _operands(node)
         if a is None or b is None or self.carried[a] & self.carried[b]:
             return
-        forth, back = self._is_made_from(b, a), self._is_made_from(a, b)
+        forth = self._is_made_from(b, a)
+        back = ops.op(node) not in ops.SUBTRACT and self._is_made_from(a, b)
         if forth == back:
             return
         residual = Residual(node, a, b) if forth else Residual(node, b, a)
@@ -102,16 +105,16 @@ def _opaque_block(node: fx.Node) -> Residual | None:
     call = node.args[0] if ops.op(node) == "getitem" else None
     if not isinstance(call, fx.Node) or ops.op(call) != ops.OPAQUE or not call.meta["path"].split(".")[-1].isdigit():
         return None
-    streams = [given for given in call.all_input_nodes if _can_be_stream(given)]
+    streams = [given for given in call.all_input_nodes if can_be_stream(given)]
     for user in sorted(call.users, key=lambda user: int(user.args[1])):  # type: ignore[arg-type]  # a number
-        stream = next((s for s in streams if _can_be_stream(user) and ops.same_shape(s, user)), None)
+        stream = next((s for s in streams if can_be_stream(user) and ops.same_shape(s, user)), None)
         if user is node:
             return Residual(node, stream, node) if stream is not None else None
         streams = [other for other in streams if other is not stream]
     return None
 
 
-def _can_be_stream(node: fx.Node) -> bool:
+def can_be_stream(node: fx.Node) -> bool:
     return ops.is_tensor(node) and ops.value(node).is_floating_point() and ops.value(node).dim() > 1
 
 
@@ -122,7 +125,7 @@ def stream_carriers(node: fx.Node) -> list[fx.Node]:
     channels: a part of the channels (a shift of a modulation, a query) is not the stream.
     """
     carriers = ops.carriers(node)
-    if ops.op(node) in ops.ADD:
+    if ops.op(node) in ops.SUMS:
         return [c for c in carriers if ops.is_tensor(c) and ops.is_tensor(node) and ops.same_shape(c, node)]
     if ops.op(node) in ops.SELECT and ops.is_tensor(node):
         width = _channels(node)
@@ -145,7 +148,7 @@ def _operands(node: fx.Node) -> tuple[fx.Node, fx.Node] | tuple[None, None]:
     Of ``addcmul`` (``a + gate * b``), ``a`` and ``b`` of any shape.
     """
     scaled = ops.op(node) == "addcmul"  # a + gate * b
-    if not _can_be_stream(node) or not (scaled or ops.op(node) in ops.ADD):
+    if not can_be_stream(node) or not (scaled or ops.op(node) in ops.SUMS):
         return None, None
     given = (node.args[0], node.args[2]) if scaled else node.args[:2]
     operands = [argument for argument in given if isinstance(argument, fx.Node) and ops.is_tensor(argument)]

@@ -29,13 +29,13 @@ FORMED = frozenset({"type_as", "expand_as", "empty_like", "zeros_like", "ones_li
 POINTWISE = (
     ops.CAST
     | ops.CLAMP
-    | ops.ADD
+    | ops.SUMS
     | ops.MUL
     | ops.DIV
     | ops.DROPOUT
     | ops.ACTIVATIONS
     | FORMED
-    | {"sub", "isub", "neg", "pow", "rsqrt", "sqrt", "exp", "cos", "sin", "softplus", "square", "abs", "where", "lerp"}
+    | {"neg", "pow", "rsqrt", "sqrt", "exp", "cos", "sin", "softplus", "square", "abs", "where"}
     | {"addcmul", "maximum", "minimum", "detach", "real", "imag", "silu_"}
 )
 BY_CHANNEL = frozenset({"linear", "layer_norm", "rms_norm", "normalize", "_fused_rms_norm"})

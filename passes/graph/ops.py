@@ -21,15 +21,19 @@ SELECT = frozenset({"getitem", "split", "split_with_sizes", "chunk", "narrow", "
 CLAMP = frozenset({"clip", "clamp", "nan_to_num"})
 JOIN = frozenset({"cat", "concat", "concatenate"})
 ADD = frozenset({"add", "iadd", "add_"})
+SUBTRACT = frozenset({"sub", "isub", "sub_", "subtract"})
+SUMS = ADD | SUBTRACT | {"lerp"}  # of two values: what is added, taken off, or mixed in
 MUL = frozenset({"mul", "imul", "mul_", "multiply"})
 DIV = frozenset({"div", "truediv", "itruediv", "div_"})
 DROPOUT = frozenset({"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout"})
 KERNELS = frozenset(f"_scaled_dot_product_{name}_attention" for name in ("flash", "efficient", "cudnn"))
+LAYER = "_transformer_encoder_layer_fwd"  # of torch's nn.TransformerEncoderLayer outside training
 ATTENTION = frozenset({"scaled_dot_product_attention", "flex_attention", "multi_head_attention_forward"}) | KERNELS
 TRITON = "triton_kernel_wrapper_mutation"
 OPAQUE = "opaque"  # a submodule that Dynamo cannot trace
 HEAVY = ATTENTION | {
     OPAQUE,
+    LAYER,
     "linear",
     "bilinear",
     "matmul",
@@ -107,18 +111,15 @@ def carriers(node: fx.Node) -> list[fx.Node]:
     """
     name = op(node)
     tensors = [argument for argument in node.args if isinstance(argument, fx.Node)]
-    if name in ADD:
-        return tensors[:2]
     if name in JOIN:
         parts = node.args[0] if node.args else ()
         return [part for part in parts if isinstance(part, fx.Node)]  # type: ignore[union-attr]  # a list of nodes
-    if name == "addcmul" or name in CAST | RESHAPE | SELECT | CLAMP:
-        return tensors[:1]
-    if name in DROPOUT and not is_random(node):
-        return tensors[:1]
-    if name in MUL | DIV and len(tensors) == 1:
-        return tensors
-    return []
+    if name in SUBTRACT:
+        return [argument for argument in node.args[:1] if isinstance(argument, fx.Node)]
+    if name in SUMS:
+        return tensors[:2]
+    first = name == "addcmul" or name in CAST | RESHAPE | SELECT | CLAMP or (name in DROPOUT and not is_random(node))
+    return tensors[:1] if first or (name in MUL | DIV and len(tensors) == 1) else []
 
 
 def data_inputs(node: fx.Node) -> list[fx.Node]:

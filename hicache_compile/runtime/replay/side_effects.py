@@ -10,7 +10,7 @@ from torch import fx
 from hicache_compile import internals
 from hicache_compile.internals import InstructionTranslator
 
-_OF_A_MODULE = ("._buffers", "._parameters")
+_OF_A_MODULE = ("_buffers", "_parameters")
 
 
 def changes_python_state() -> bool:
@@ -45,8 +45,9 @@ def assigned_anew(inputs: Sequence[fx.Node]) -> set[fx.Node]:
         return set()
     sources = set()
     for variable in InstructionTranslator.current_tx().output.side_effects._get_modified_vars():
-        holder, items = getattr(variable.source, "name", ""), getattr(variable, "items", None)
-        if holder.endswith(_OF_A_MODULE) and isinstance(items, dict):
+        items = getattr(variable, "items", None)
+        if getattr(variable.source, "member", None) in _OF_A_MODULE and isinstance(items, dict):
+            holder = variable.source.name
             names = {f"{holder}[{key.vt.as_python_constant()!r}]": value for key, value in items.items()}
             sources |= {name for name, value in names.items() if getattr(value.source, "name", None) != name}
     return {node for node in inputs if getattr(getattr(node, "_dynamo_source", None), "name", None) in sources}

@@ -1,0 +1,82 @@
+"""Blocks without a residual sum: modules of a list, each of which makes the stream that the next one takes.
+
+A gated mixture ``(1 - g) x + g f(x)``, a recurrent cell, torch's fused encoder layer. What such a block adds cannot be
+told from what it keeps: its contribution is its output less its input, as for an opaque block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import fx
+
+from hicache_compile.passes.analysis.residuals import Residual, can_be_stream, stream_carriers
+from hicache_compile.passes.analysis.units import call_number
+from hicache_compile.passes.graph import ops
+
+
+def whole_blocks(graph: fx.Graph) -> list[Residual]:
+    """What stands for the sums of the blocks of the first such list of ``graph``; empty where there is none."""
+    for members in _lists([node for node in graph.nodes if node.meta["path"]], 0):
+        found = _chained(members)
+        if len(found) > 1:
+            return found
+    return []
+
+
+def _lists(nodes: list[fx.Node], below: int) -> Iterator[list[list[fx.Node]]]:
+    """The nodes of the expensive members of each module list, call by call; of a list of one, those of its lists.
+
+    ``below``: how much of the paths of ``nodes`` is the same.
+    """
+    lists: dict[str, dict[str, list[fx.Node]]] = {}
+    for node in nodes:
+        parts = node.meta["path"].split(".")
+        number = next((i for i in range(below, len(parts)) if parts[i].isdigit()), None)
+        if number is not None:
+            of_list = lists.setdefault(".".join(parts[:number]), {})
+            of_list.setdefault(".".join(parts[: number + 1]), []).append(node)
+    for members in lists.values():
+        if len(members) == 1:
+            (member, inside), *_ = members.items()
+            yield from _lists(inside, member.count(".") + 1)
+        calls: dict[tuple[str, int], list[fx.Node]] = {}
+        for member, node in ((member, node) for member, inside in members.items() for node in inside):
+            calls.setdefault((member, call_number(node, member)), []).append(node)
+        order = {node: place for place, node in enumerate(nodes)}
+        blocks = [inside for (member, _), inside in calls.items() if _is_block(member, inside)]
+        yield sorted(blocks, key=lambda inside: order[inside[0]])
+
+
+def _is_block(member: str, nodes: list[fx.Node]) -> bool:
+    """Whether ``member`` is expensive, and more than a single layer."""
+    heavy = [node for node in nodes if ops.op(node) in ops.HEAVY]
+    return any(node.meta["path"] != member or ops.op(node) == ops.LAYER for node in heavy)
+
+
+def _chained(members: list[list[fx.Node]]) -> list[Residual]:
+    """Each member's output with its stream; empty unless every stream is the output of the member before."""
+    found: list[Residual] = []
+    for nodes in members:
+        inside = set(nodes)
+        entering = [n for node in nodes for n in node.all_input_nodes if n not in inside and can_be_stream(n)]
+        entering = [node for node in entering if not node.meta.get("weight")]
+        leaving = [node for node in nodes if can_be_stream(node) and any(user not in inside for user in node.users)]
+        pairs = [(stream, node) for node in leaving for stream in entering if ops.same_shape(stream, node)]
+        if found:
+            pairs = [(stream, node) for stream, node in pairs if found[-1].node in _carried(stream)]
+        if not pairs:
+            return []
+        stream, node = pairs[0]
+        found.append(Residual(node, stream, node))
+    return found
+
+
+def _carried(node: fx.Node) -> set[fx.Node]:
+    """``node`` and what it carries."""
+    carried = {node}
+    queue = [node]
+    while queue:
+        queue = [carrier for current in queue for carrier in stream_carriers(current) if carrier not in carried]
+        carried.update(queue)
+    return carried
