@@ -324,3 +324,31 @@ def cached_bytes() -> int:
     compiled = cached(Conditioned(depth=2))
     bare(compiled, down(), noise(1))
     return compiled.report().state_bytes
+
+
+class TestTimeThatRunsUpwards:
+    """In a loop of one's own, whose runs nobody announces."""
+
+    @staticmethod
+    def sampled(model: Any, x: Tensor, times: list[float]) -> Tensor:
+        with torch.no_grad():
+            for time in times:
+                x = x - 0.1 * model(x, torch.full((1,), time))
+        return x
+
+    def test_the_first_run_is_as_those_after_it(self) -> None:
+        denoiser = hicache_compile(ToyDiT(), FORA(interval=3, scope="stack"), backend="eager")
+        up = [step / 10 for step in range(10)]
+        made = [self.sampled(denoiser, noise(0), up) for _ in range(3)]
+        assert torch.equal(made[0], made[1])
+        assert torch.equal(made[0], made[2])
+        assert denoiser.report().history["default"] == ["FF.F..F..F"] * 3  # the second step may be a lone preview's end
+
+    def test_sampling_follows_an_inversion(self) -> None:
+        denoiser = hicache_compile(ToyDiT(), FORA(interval=3, scope="stack"), backend="eager")
+        down = [1 - step / 10 for step in range(10)]
+        self.sampled(denoiser, noise(0), [step / 10 for step in range(10)])
+        alone = hicache_compile(ToyDiT(), FORA(interval=3, scope="stack"), backend="eager")
+        for seed in (1, 2):
+            assert torch.equal(self.sampled(denoiser, noise(seed), down), self.sampled(alone, noise(seed), down))
+        assert denoiser.report().history["default"][-2:] == ["F..F..F..F"] * 2

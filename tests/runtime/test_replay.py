@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import types
 from collections import deque
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,11 +145,28 @@ class Setting:
     factor: float = 1.0
 
 
-GLOBAL = 1.0
+GLOBAL = IN_HELPER = 1.0
+SETTINGS: dict[str, float] = {"scale": 1.0}
+NAMESPACE = types.SimpleNamespace(scale=1.0)
+TABLE = torch.ones(())
+VARIABLE = ContextVar("scale", default=1.0)
+settings = types.ModuleType("settings")  # as a file of a user's
+settings.SCALE = 1.0  # type: ignore[attr-defined]
+
+
+def helper() -> float:
+    return inner() * SETTINGS["scale"]
+
+
+def inner() -> float:
+    def read() -> float:
+        return IN_HELPER
+
+    return read()
 
 
 class Held(ToyDiT):
-    """Reads what it holds, in whatever depth, a value of its class and a global."""
+    """Reads what it holds, in whatever depth, a value of its class, and what its code names elsewhere."""
 
     bias = 0.0
 
@@ -174,12 +193,23 @@ class Held(ToyDiT):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         out = self.processor(super().forward(x, t) * self.options["scale"] + sum(self.added))
         out = out * self.setting.factor * self.nested["a"][0].factor * self.queue[0] * self.pair[0]["a"] * self.read()
+        out = out * helper() * NAMESPACE.scale * TABLE * settings.SCALE
         return (out * 2 if 1 in self.skipped else out) * GLOBAL + self.bias
 
 
 def set_global(model: Held) -> None:
     global GLOBAL  # noqa: PLW0603  # as a user's script does
     GLOBAL += 1
+
+
+def set_in_helper(model: Held) -> None:
+    global IN_HELPER  # noqa: PLW0603
+    IN_HELPER += 1
+
+
+def set_tensor(model: Held) -> None:
+    global TABLE  # noqa: PLW0603
+    TABLE = TABLE + 1
 
 
 def set_of_class(model: Held) -> None:
@@ -197,6 +227,11 @@ CHANGES: dict[str, Callable[[Held], object]] = {
     "dict in a tuple": lambda model: model.pair[0].update(a=8.0),
     "closure": lambda model: model.write(9.0),
     "global": set_global,
+    "global of a helper": set_in_helper,
+    "global dict": lambda model: SETTINGS.update(scale=SETTINGS["scale"] + 1),
+    "global object": lambda model: setattr(NAMESPACE, "scale", NAMESPACE.scale + 1),
+    "global tensor": set_tensor,
+    "module": lambda model: setattr(settings, "SCALE", settings.SCALE + 1),
     "class": set_of_class,
 }
 
@@ -213,6 +248,20 @@ def test_a_change_in_what_the_model_holds_is_noticed(change: Callable[[Held], ob
                 if step == 4:
                     change(counted.model)  # type: ignore[arg-type]
                 assert counted.check(*call(step)) == (step in (0, renewed_at, 4))
+
+
+def test_a_context_variable_that_changes_is_noticed() -> None:
+    class Varying(ToyDiT):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return super().forward(x, t) * VARIABLE.get()
+
+    counted = Counted(Varying())
+    with counted.compiled.trajectory(STEPS):
+        for step in range(STEPS):
+            if step == 4:
+                token = VARIABLE.set(2.0)
+            counted.check(*call(step))
+    VARIABLE.reset(token)
 
 
 def test_methods_of_the_model_are_noticed() -> None:

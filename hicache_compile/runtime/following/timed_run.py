@@ -32,7 +32,7 @@ class TimedBranch:
     seen: int = 0  # the call, of all branches, that was its newest
     direction: int = 0  # of time: -1, 1, or 0 while that is not known
 
-    def turns(self, time: float, otherwise: int) -> bool:
+    def turns(self, time: float, otherwise: int = 0) -> bool:
         """Whether ``time`` lies against the direction it runs in, or against ``otherwise`` while that is not known."""
         return (time - self.time) * (self.direction or otherwise) < 0
 
@@ -52,11 +52,14 @@ class Found:
 
 @dataclass(slots=True)
 class TimedBranches:
-    """The guidance branches of the runs of one thread inside ``cache_context(base)``, or none."""
+    """The guidance branches of the runs of one thread inside ``cache_context(base)``, or none.
+
+    Each run shows by itself which way its time goes: an inversion may come before sampling, and a run is as it would be
+    without those before it.
+    """
 
     base: str
     known: list[TimedBranch] = field(default_factory=list)
-    direction: int = 0  # of runs before
     _calls: int = 0
 
     def find(self, arguments: Mapping[str, Any], time_name: str, time: float) -> Found:
@@ -80,8 +83,8 @@ class TimedBranches:
         changed = branch.calls == 2 and len(common) < max(len(leaves), len(branch.constant))
         branch.constant = common
         unrelated = _unrelated(before, sample)
-        if changed or unrelated or branch.turns(time, self.direction):
-            branch.time, branch.direction = time, self.direction
+        if changed or unrelated or branch.turns(time):
+            branch.time, branch.direction = time, 0
             return Found(branch.name, begins=True, unrelated=unrelated)
         return self._go_on(branch, time)
 
@@ -98,19 +101,17 @@ class TimedBranches:
 
     def _go_on(self, branch: TimedBranch, time: float) -> Found:
         direction = 1 if time > branch.time else -1
-        doubtful = direction > 0 and not branch.direction and not self.direction
-        if branch.direction == direction:  # it moved that way twice
-            self.direction = direction
+        doubtful = direction > 0 and not branch.direction
         branch.time, branch.direction = time, direction
         return Found(branch.name, doubtful=doubtful)
 
     def _begin(self, leaves: Leaves, time: float, sample: Any) -> Found:
         """A branch that was not known: in place of one whose run has ended, if there is one."""
-        ended = [branch for branch in self.known if branch.turns(time, self.direction or -1)]
+        ended = [branch for branch in self.known if branch.turns(time, -1)]
         old = min(ended, key=lambda branch: branch.seen, default=None)
         name = old.name if old is not None else self._free_name()
         self.known = [branch for branch in self.known if branch is not old]
-        self.known.append(TimedBranch(name, leaves, time, sample, seen=self._calls, direction=self.direction))
+        self.known.append(TimedBranch(name, leaves, time, sample, seen=self._calls))
         return Found(name, begins=True)
 
     def _free_name(self) -> str:
