@@ -135,7 +135,7 @@ class Handle(Inspected):
             yield
 
     def _weights(self) -> str:
-        return "" if self._model is None else snapshot.fingerprint(self._model.state_dict().items())
+        return "" if self._model is None else snapshot.fingerprint(self._model)
 
     def cache_context(self, name: str) -> AbstractContextManager[None]:
         """``with compiled.cache_context(name):`` calls inside belong to the guidance branch ``name``."""
@@ -164,6 +164,8 @@ class Handle(Inspected):
     def promising(self, max_error: float | None = None, max_seconds: float | None = None) -> Iterator[None]:
         """``with compiled.promising(max_error=.05):`` runs that begin inside, in this thread, keep another promise.
 
+        So do those of the other denoisers of its pipeline: a pack is measured on the whole.
+
         Args:
             max_error, max_seconds: as of ``hicache_compile``.
 
@@ -175,13 +177,24 @@ class Handle(Inspected):
                 "promising(): the denoiser must be compiled with a pack as policy; `hicache eval --pack`"
             )
         broken = self.contract.report().stepped_back
-        session, picked = self._session, self.contract.pack.pick(max_error, max_seconds, without=broken)
+        picked = self.contract.pack.pick(max_error, max_seconds, without=broken)
         warn_if_in_full(picked, {"max_error": max_error, "max_seconds": max_seconds})
-        outer, session.own_policy = session.own_policy, self._fitted(picked.policy)
+        policies = [(one._session, one._fitted(picked.policy)) for one in self._of_contract()]
+        outer = [session.own_policy for session, _ in policies]
+        for session, policy in policies:
+            session.own_policy = policy
         try:
             yield
         finally:
-            session.own_policy = outer
+            for (session, _), policy in zip(policies, outer, strict=True):
+                session.own_policy = policy
+
+    def _of_contract(self) -> list[Handle]:
+        """This denoiser, and those of its pipelines that share its contract."""
+        pipelines = [each.pipeline for each in self._session.shared.watched()]
+        parts = [part for pipeline in pipelines for part in getattr(pipeline, "components", {}).values()]
+        others = [part for part in parts if isinstance(part, Handle) and part.contract is self.contract]
+        return [self, *(part for part in others if part is not self)]
 
     @property
     def policy(self) -> Policy:

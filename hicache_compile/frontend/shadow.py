@@ -6,7 +6,7 @@ import logging
 import math
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 
 from hicache_compile.errors import HiCacheError, whole_number
 from hicache_compile.frontend.pipeline import denoisers_of, is_pipeline
+from hicache_compile.frontend.watched_callback import length_of, watched
 from hicache_compile.policy.packs import Contract, ContractReport
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,8 @@ class Shadow:
 
     Every ``every``-th call is kept, and ``check`` makes it again without the cache, over the same noise: when nothing
     else is to be done, or on request. Errors are given to the contract; where they break the promise the policy steps
-    back, with a warning. Calls under another policy (``promising``) or of another length than the pack are not kept.
+    back, with a warning. Calls under another policy (``promising``), of another length than the pack, or that a
+    callback steered are not kept.
 
     Args:
         pipeline: what ``hicache_compile(pipe, "pack.json", max_error=...)`` returned.
@@ -78,11 +80,14 @@ class Shadow:
                 self._weights, self._all_until = changes, self._calls + AFTER_A_CHANGE
             wanted = self._calls % self.every == 0 or self._calls < self._all_until
             self._calls += 1
-            if not wanted or not self._as_promised(kwargs):
+            if not wanted or not self._as_promised(args, kwargs):
                 return self.pipeline(*args, **kwargs)
             given = tuple(map(_copied, args)), {key: _copied(value) for key, value in kwargs.items()}
             noise = _states()
-            made = self.pipeline(*args, **kwargs)
+            seen, callbacks = watched(kwargs, self._attributes)
+            made = self.pipeline(*args, **seen)
+            if any(each.steered for each in callbacks):
+                return made
             try:
                 pictures = pictures_of(made, self.contract.promised)
             except HiCacheError as error:  # the caller gets what it asked for
@@ -122,11 +127,11 @@ class Shadow:
         """How the promise has been kept so far."""
         return self.contract.report()
 
-    def _as_promised(self, kwargs: dict[str, Any]) -> bool:
+    def _as_promised(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether a call now is one of those that the promise is of."""
-        steps, policy = kwargs.get("num_inference_steps"), self.contract.entry.policy
+        policy = self.contract.entry.policy
         mine = all(one._session.next_policy == one._fitted(policy) for one in self._denoisers)
-        return mine and steps in (None, self.contract.pack.steps)
+        return mine and length_of(self.pipeline, args, kwargs) in (None, self.contract.pack.steps)
 
     def _errors(self, kept: _Kept) -> list[float]:
         again = {key: value for key, value in kept.kwargs.items() if not key.startswith("callback")}
@@ -149,6 +154,9 @@ class Shadow:
         )
         for denoiser in self._denoisers:
             denoiser.policy = entry.policy
+
+    def _attributes(self) -> Hashable:
+        return tuple(one._session.shared.changes() for one in self._denoisers)
 
     def _changes(self) -> int:
         return sum(one._session.shared.parameters_epoch for one in self._denoisers)

@@ -130,7 +130,8 @@ class CompiledGraph:
         made = programs.rewrite
         places = (*(site.name for site in made.sites), *made.partitioned, *made.sparse)
         depth = layout.depth if self.options.offload else programs.depth
-        return (*places, str(self.quantised or ""), depth)
+        sparse = str(self.options.sparsity) if made.sparse else ""
+        return (*places, str(self.quantised or ""), *([sparse] if sparse else []), depth)
 
     def _run(
         self,

@@ -198,6 +198,8 @@ def test_calls_that_the_promise_is_not_of_are_not_checked(measured: Pack) -> Non
     call(watched)
     pipeline.transformer.policy = FAST
     watched(**{**HOW, "num_inference_steps": 4})
+    watched(**{name: value for name, value in HOW.items() if name != "num_inference_steps"})  # 28
+    watched(**{**HOW, "sigmas": [1.0, 0.6, 0.3]})
     assert watched.waiting == 0
     call(watched)
     assert watched.waiting == 1
@@ -205,6 +207,45 @@ def test_calls_that_the_promise_is_not_of_are_not_checked(measured: Pack) -> Non
     pipeline.transformer.add_adapter(lora(), adapter_name="a")
     assert watched.check() == []
     assert watched.report().checked == 0
+
+
+def written(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    tensors["latents"].mul_(0.9)
+    return tensors
+
+
+def set_on(pipeline: Any) -> dict[str, Tensor]:
+    pipeline._guidance_scale += 1.0
+    return {}
+
+
+STEERS: dict[str, Any] = {
+    "hands out": lambda pipeline, step, time, tensors: {"latents": tensors["latents"] * 0.9},
+    "writes": lambda pipeline, step, time, tensors: written(tensors),
+    "sets an attribute": lambda pipeline, step, time, tensors: set_on(pipeline),
+}
+
+
+@pytest.mark.parametrize("callback", STEERS.values(), ids=STEERS)
+def test_a_call_that_its_callback_steers_is_not_checked(measured: Pack, callback: Any) -> None:
+    watched = Shadow(compiled_with(measured, max_error=10.0), every=1)
+    watched(**HOW, callback_on_step_end=callback)
+    assert watched.waiting == 0
+    watched(**HOW, callback_on_step_end=lambda pipeline, step, time, tensors: tensors)
+    assert watched.waiting == 1
+
+
+def test_a_promise_is_of_all_denoisers_of_a_pipeline() -> None:
+    errors = [tuple(size + 0.001 * run for run in range(19)) for size in (0.2, 0.01)]
+    entries = Entry("fast", FAST, errors[0], 1.0, 4.0, 3), Entry("slow", SLOW, errors[1], 2.0, 1.5, 6)
+    pack = Pack(entries, 12, 3.0, "a machine")
+    pipeline = hicache_compile(by_name("WanPipeline, two transformers").build(), pack, max_error=0.5, backend="eager")
+    how = {"prompt": "a cat", "height": 16, "width": 16, "num_frames": 9, "max_sequence_length": 16}
+    with pipeline.transformer_2.promising(max_error=0.05):
+        pipeline(**how, num_inference_steps=12, output_type="latent")
+    first, second = (one.report().decisions("cond") for one in (pipeline.transformer, pipeline.transformer_2))
+    assert first + second == SLOW.decisions(len(first)) + SLOW.decisions(len(second))
+    assert pipeline.transformer._session.own_policy is None
 
 
 def test_watching_never_fails_a_call_nor_calls_back_again(measured: Pack, caplog: pytest.LogCaptureFixture) -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from hicache_compile.errors import HiCacheError
 from hicache_compile.operators.collectives import is_dtensor, local_part
@@ -41,10 +42,11 @@ class Snapshot:
     weights: str
 
 
-def fingerprint(weights: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """SHA-256 over names, shapes, dtypes and 64 evenly spaced elements of each weight, of what this rank has of it."""
-    digest = hashlib.sha256()
-    for name, given in weights:
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 over names, shapes, dtypes and 64 evenly spaced elements of each weight, of what this rank has of it, and
+    over the adapters in force with their scales."""
+    digest = hashlib.sha256("".join(_adapters(model)).encode())
+    for name, given in model.state_dict().items():
         weight = local_part(given) if is_dtensor(given) else given
         digest.update(f"{name} {tuple(given.shape)} {weight.dtype}".encode())
         if weight.device.type != "meta" and weight.numel():
@@ -52,6 +54,16 @@ def fingerprint(weights: Iterable[tuple[str, torch.Tensor]]) -> str:
             sampled = weight.detach().reshape(-1)[places.to(weight.device)].cpu().contiguous()
             digest.update(sampled.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _adapters(model: nn.Module) -> Iterator[str]:
+    """Of each layer with adapters of peft, and of each attention with an IP-Adapter: which are in force, and how much."""
+    for path, module in model.named_modules():
+        if isinstance(scaling := getattr(module, "scaling", None), dict):
+            off = getattr(module, "disable_adapters", False)
+            yield f"{path} {sorted(scaling.items())} {getattr(module, 'active_adapters', None)} {off}\n"
+        if isinstance(scale := getattr(getattr(module, "processor", None), "scale", None), list):
+            yield f"{path} {scale}\n"
 
 
 def save(path: str | Path, snapshot: Snapshot) -> None:
