@@ -57,7 +57,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def _adapters(model: nn.Module) -> Iterator[str]:
-    """Of each layer with adapters of peft, and of each attention with an IP-Adapter: which are in force, and how much."""
+    """Which adapters are in force and how much: each layer with those of peft, each attention with an IP-Adapter."""
     for path, module in model.named_modules():
         if isinstance(scaling := getattr(module, "scaling", None), dict):
             off = getattr(module, "disable_adapters", False)
