@@ -11,7 +11,7 @@ import types
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -224,8 +224,7 @@ class CompiledDenoiser(Handle, StandIn):
             theirs(recurse=recurse)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledDenoiser:
-        options = replace(self._session.options, policy=self.policy, contract=copy.deepcopy(self.contract))
-        return CompiledDenoiser(copy.deepcopy(self._orig_mod, memo), options)
+        return CompiledDenoiser(copy.deepcopy(self._orig_mod, memo), self._copied_options())
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise HiCacheError(

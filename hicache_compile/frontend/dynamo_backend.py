@@ -51,18 +51,10 @@ log = logging.getLogger(__name__)
 
 
 class CompiledFunction(Handle):
-    """The handle of one ``torch.compile(backend="hicache")``.
+    """The handle of one ``torch.compile(backend="hicache")`` with ``options``."""
 
-    Args:
-        options, mode: those of ``torch.compile``.
-
-    Raises:
-        HiCacheError: ``options`` has an unknown key, or one of them is not what is allowed.
-    """
-
-    def __init__(self, options: Mapping[str, Any], mode: str | None) -> None:
-        made = CompileOptions.from_mapping(options, mode)
-        self._sessions = sessions(made)
+    def __init__(self, options: CompileOptions) -> None:
+        self._sessions = sessions(options)
         self._graphs = []
         self._plain: list[Rewrite] = []  # graphs that cache nothing, until the last one is known
         self._dumped = [0, 0]
@@ -162,6 +154,11 @@ class CompiledFunction(Handle):
     def _frames(self) -> list[types.CodeType]:
         return [self._first_code] if self._first_code else []
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledFunction:
+        copied = CompiledFunction(self._copied_options())
+        hicache._handles.add(copied)
+        return copied
+
     def forget(self) -> None:
         """``torch.compiler.reset()``: the code that called the graphs is gone."""
         self._graphs.clear()
@@ -199,7 +196,7 @@ class Backend:
         kept: CompiledFunction | None = getattr(wrapper, "_hicache_handle", None)
         if kept is None:
             asked = getattr(wrapper, "kwargs", {})
-            kept = CompiledFunction(asked.get("options", {}), asked.get("mode"))
+            kept = CompiledFunction(CompileOptions.from_mapping(asked.get("options", {}), asked.get("mode")))
             wrapper._hicache_handle = kept
             self._handles.add(kept)
         return kept
@@ -215,6 +212,9 @@ class Backend:
         return False
 
     __hash__ = object.__hash__
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Backend:
+        return self
 
 
 hicache = Backend()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -14,7 +15,7 @@ from hicache_compile.policy.json_codec import as_policy
 from hicache_compile.policy.packs import Contract
 from hicache_compile.policy.policy import NOWHERE, Policy
 from hicache_compile.policy.schedules.base import StepMask
-from hicache_compile.runtime.options import warn_if_in_full
+from hicache_compile.runtime.options import CompileOptions, warn_if_in_full
 from hicache_compile.runtime.replay.capture import as_call
 from hicache_compile.runtime.replay.parameters import Parameters
 from hicache_compile.runtime.runs import Rows, Run, members_of
@@ -186,8 +187,8 @@ class Handle(Inspected):
         try:
             yield
         finally:
-            for (session, _), policy in zip(policies, outer, strict=True):
-                session.own_policy = policy
+            for (session, _), before in zip(policies, outer, strict=True):
+                session.own_policy = before
 
     def _of_contract(self) -> list[Handle]:
         """This denoiser, and those of its pipelines that share its contract."""
@@ -204,6 +205,10 @@ class Handle(Inspected):
     @policy.setter
     def policy(self, value: Any) -> None:
         self._session.shared.policy = self._fitted(value)
+
+    def _copied_options(self) -> CompileOptions:
+        """For a copy: nothing of its contract is shared."""
+        return replace(self._session.options, policy=self.policy, contract=copy.deepcopy(self.contract))
 
     def _fitted(self, value: Any) -> Policy:
         """``value`` as a policy for this denoiser, checked against the other options."""

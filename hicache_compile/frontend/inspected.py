@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hicache_compile.inspection.explanation import Explanation, View, explain
 from hicache_compile.inspection.report import Report, gather
 from hicache_compile.passes import Choice
 from hicache_compile.passes.graph.source import printable
+from hicache_compile.passes.work import Rewrite
 from hicache_compile.policy.files import file_path
 from hicache_compile.policy.layout import Layout
 from hicache_compile.policy.usual_length import usual_length
@@ -35,6 +37,7 @@ class Inspected:
     _graphs: list[CompiledGraph]
     _model: nn.Module | None = None  # whose weights they are, where that is known
     _dumped: list[int]  # programs in the newest dump, and its number
+    _plain: Sequence[Rewrite] = ()  # of graphs that run uncached
     policy: Any
 
     @property
@@ -142,4 +145,4 @@ class Inspected:
 
     def report(self) -> Report:
         """What happened so far in this thread, as plain data."""
-        return gather(self._session, self._graphs)
+        return gather(self._session, self._graphs, self._plain)

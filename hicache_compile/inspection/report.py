@@ -13,9 +13,9 @@ from hicache_compile.inspection.findings import Ran
 from hicache_compile.inspection.tables import opaque_lines
 from hicache_compile.operators.opaque import opaque_modules
 from hicache_compile.passes import Choice
+from hicache_compile.passes.work import Rewrite
 from hicache_compile.policy.run import DEFAULT_CONTEXT
 from hicache_compile.runtime.compiled_graph import CompiledGraph
-from hicache_compile.runtime.live import Live
 from hicache_compile.runtime.nothing_cached import why_nothing
 from hicache_compile.runtime.session import Session
 from hicache_compile.runtime.step import Context
@@ -90,6 +90,8 @@ class Report:
             context = next(iter(self.history), context)
         if context not in self.history:
             if not self.history:
+                if self.refused:
+                    raise HiCacheError("decisions(): no step was counted: nothing is cached, as `refused` says")
                 raise HiCacheError("decisions(): there was no run yet: must be called after a step")
             raise HiCacheError(f"decisions.context = {context!r}: must be one of {', '.join(self.history)}")
         runs = self.history[context]
@@ -124,8 +126,10 @@ class Report:
         return json.dumps(asdict(self), indent=2)
 
 
-def gather(session: Session, graphs: Sequence[CompiledGraph]) -> Report:
-    """The report of ``session``'s thread over the captured ``graphs``."""
+def gather(session: Session, graphs: Sequence[CompiledGraph], plain: Sequence[Rewrite] = ()) -> Report:
+    """The report of ``session``'s thread over the captured ``graphs``; ``plain``: of those that run outside of steps,
+    because nothing of them is cached.
+    """
     contexts = list(session.contexts.values())
     states = [state for context in contexts for state in context.states.values()]
     deciders = [state.decider for state in states if state.decider is not None]
@@ -169,7 +173,7 @@ def gather(session: Session, graphs: Sequence[CompiledGraph]) -> Report:
         bytes_sent_full=sum(part.bytes_sent for part in computing),
         bytes_sent_forecast=sum(part.bytes_sent for part in forecasting),
         nonfinite_probes=sum(decider.nonfinite for decider in deciders),
-        refused=_refused(session, live),
+        refused=_refused(session, [*(one.programs.rewrite for one in live), *([] if graphs else plain)]),
         memory="; ".join(one.why for one in live if one.why),
         strategy=strategy_of(policy),
         rows={context.name: _rows(context, session) for context in current},
@@ -179,9 +183,8 @@ def gather(session: Session, graphs: Sequence[CompiledGraph]) -> Report:
     )
 
 
-def _refused(session: Session, live: Sequence[Live]) -> list[tuple[str, str]]:
+def _refused(session: Session, rewrites: Sequence[Rewrite]) -> list[tuple[str, str]]:
     """What is not cached and why; of the whole denoiser where nothing is."""
-    rewrites = [one.programs.rewrite for one in live]
     model = session.shared.model() if session.shared.model is not None else None
     why = why_nothing(rewrites, model)
     sites = sorted({(entry.site, entry.reason) for made in rewrites for entry in made.refused})

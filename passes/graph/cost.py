@@ -60,6 +60,8 @@ def _largest(node: fx.Node, env: dict[fx.Node, Any]) -> Any:
     source = env[node.all_input_nodes[0]]
     if ops.op(node) == "nonzero":
         return torch.empty(source.numel(), source.dim(), dtype=torch.int64, device=source.device)
+    if ops.op(node) == "where":
+        return tuple(torch.empty(source.numel(), dtype=torch.int64, device=source.device) for _ in source.shape)
     mask = env[node.all_input_nodes[-1]]  # source[mask], masked_select(source, mask)
     return torch.empty(mask.numel(), *source.shape[mask.dim() :], dtype=source.dtype, device=source.device)
 

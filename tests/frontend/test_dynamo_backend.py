@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import logging
 import subprocess
@@ -362,3 +363,65 @@ def test_a_module_made_in_the_forward_is_compiled_once(backend: str) -> None:
     torch._dynamo.utils.counters.clear()
     run(torch.compile(Making(), backend=backend, **options), 4)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_a_copy_samples_by_itself() -> None:
+    """Also one that is made after a run; with the policy that was set meanwhile."""
+    original = torch.compile(ToyDiT(), backend="hicache", options=OPTIONS)
+    before = run(original)
+    inspect(original).policy = HiCache(interval=6)
+    copied = copy.deepcopy(original)
+    assert torch.equal(run(copied), run(original))
+    assert not torch.equal(run(copied), before)
+    assert inspect(copied) is not inspect(original)
+    assert len(inspect(original).report().history["default"]) == 2
+    torch._dynamo.reset()
+    assert torch.equal(run(copied), run(original))
+
+
+def test_the_report_says_what_is_refused_where_nothing_is_cached() -> None:
+    class Layers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range(3))
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = layer(x * t[:, None, None])
+            return x
+
+    denoiser = torch.compile(Layers(), backend="hicache", options=OPTIONS)
+    run(denoiser, 3)
+    report = inspect(denoiser).report()
+    assert report.refused == [("layers", "no output of layers.0 is a residual sum of its input")]
+    with pytest.raises(HiCacheError, match="no step was counted: nothing is cached"):
+        report.decisions()
+
+
+class Routed(ToyBlock):
+    """A mixture of experts that computes for each the tokens that chose it: how many depends on data."""
+
+    def __init__(self) -> None:
+        super().__init__(16)
+        self.router = nn.Linear(16, 2)
+        self.experts = nn.ModuleList(nn.Linear(16, 16) for _ in range(2))
+
+    def forward(self, x: Tensor, temb: Tensor) -> Tensor:
+        x = super().forward(x, temb)
+        flat = x.flatten(0, 1)
+        chosen = self.router(flat).argmax(-1)
+        out = torch.zeros_like(flat)
+        for number, expert in enumerate(self.experts):
+            (rows,) = torch.where(chosen == number)
+            out.index_add_(0, rows, expert(flat[rows]))
+        return x + out.view_as(x)
+
+
+def test_sizes_that_depend_on_data_have_a_report() -> None:
+    torch.manual_seed(0)
+    model = ToyDiT()
+    model.layers = nn.ModuleList(Routed() for _ in range(2))
+    options = {**OPTIONS, "policy": HiCache(interval=1)}
+    denoiser = torch.compile(model, backend="hicache", fullgraph=True, options=options)
+    assert torch.equal(run(denoiser), run(model))
+    assert inspect(denoiser).report().decisions() == "F" * 12

@@ -45,9 +45,8 @@ def assigned_anew(inputs: Sequence[fx.Node]) -> set[fx.Node]:
         return set()
     sources = set()
     for variable in InstructionTranslator.current_tx().output.side_effects._get_modified_vars():
-        items = getattr(variable, "items", None)
-        if getattr(variable.source, "member", None) in _OF_A_MODULE and isinstance(items, dict):
-            holder = variable.source.name
-            names = {f"{holder}[{key.vt.as_python_constant()!r}]": value for key, value in items.items()}
+        source, items = variable.source, getattr(variable, "items", None)
+        if source is not None and getattr(source, "member", None) in _OF_A_MODULE and isinstance(items, dict):
+            names = {f"{source.name}[{key.vt.as_python_constant()!r}]": value for key, value in items.items()}
             sources |= {name for name, value in names.items() if getattr(value.source, "name", None) != name}
     return {node for node in inputs if getattr(getattr(node, "_dynamo_source", None), "name", None) in sources}
