@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,44 @@ def test_other_weights_are_refused(tmp_path: Path) -> None:
         resumed(hicache_compile(model, POLICY, backend="aot_eager"), path),
     ):
         pass
+
+
+def with_adapter(scale: float, on: bool = True) -> CompiledDenoiser:
+    from peft import LoraConfig
+
+    torch.manual_seed(1)
+    model = random_flux(1, 1)
+    model.add_adapter(LoraConfig(r=4, init_lora_weights=False, target_modules=["to_q"]), adapter_name="a")
+    model.set_adapters(["a"], [scale])
+    if not on:
+        model.disable_lora()
+    return hicache_compile(model, POLICY, backend="eager")
+
+
+@pytest.mark.parametrize(("scale", "on", "fits"), [(1.0, True, True), (0.5, True, False), (1.0, False, False)])
+def test_other_adapters_in_force_are_other_weights(scale: float, on: bool, fits: bool, tmp_path: Path) -> None:
+    path, first, second = tmp_path / "run.safetensors", with_adapter(1.0), with_adapter(scale, on)
+    with first.trajectory(STEPS), torch.no_grad():
+        first(**flux_inputs(batch=1), timestep=torch.ones(1))
+        first.suspend(path)
+    refused = pytest.raises(HiCacheError, match="must be of a denoiser with these weights")
+    with nullcontext() if fits else refused, resumed(second, path):
+        pass
+
+
+def test_another_sparsity_is_refused(tmp_path: Path) -> None:
+    path, inputs = tmp_path / "run.safetensors", flux_inputs(batch=1)
+
+    def sparse(keys: float) -> CompiledDenoiser:
+        sparsity = Chipmunk(top_keys=keys, group=16, mlp_block=16, first_dense=1)
+        return hicache_compile(random_flux(1, 1), POLICY, backend="eager", sparsity=sparsity)
+
+    first, second = sparse(0.5), sparse(0.25)
+    with first.trajectory(STEPS), torch.no_grad():
+        first(**inputs, timestep=torch.ones(1))
+        first.suspend(path)
+    with second.resume(path), torch.no_grad(), pytest.raises(HiCacheError, match="are of another graph"):
+        second(**inputs, timestep=torch.full((1,), 0.9))
 
 
 def resumed(handle: Handle, path: Path) -> Any:
