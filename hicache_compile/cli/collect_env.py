@@ -35,7 +35,7 @@ def collect_env(
     memory_budget: Annotated[str | None, typer.Option(help='Bytes of anchors, like "4GiB".')] = None,
     offload: Annotated[bool, typer.Option(help="Keep the anchors on the CPU.")] = False,
     anchors: shared.Anchors = None,
-    sparsity: Annotated[str | None, typer.Option(help="Chipmunk, a YAML file of it, or JSON of its fields.")] = None,
+    sparsity: shared.Sparsity = None,
     json: shared.AsJson = False,
 ) -> None:
     """Sample briefly with random inputs and write what a bug report needs into one archive; no weights, no secrets.

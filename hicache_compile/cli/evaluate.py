@@ -13,6 +13,7 @@ from rich.text import Text
 
 from hicache_compile.cli import shared
 from hicache_compile.cli.call_options import NOTHING_GIVEN, Call, with_call_options
+from hicache_compile.errors import HiCacheError
 from hicache_compile.policy.files import check_writable, write_whole
 from hicache_compile.policy.progress import kept, progress
 
@@ -43,13 +44,12 @@ def evaluate(
     prompt: shared.Prompts = None,
     prompt_file: Annotated[Path | None, typer.Option(help="One prompt a line, or .jsonl with prompt.")] = None,
     samples: Annotated[int, typer.Option(min=1, max=shared.MOST, help="Pictures of each prompt.")] = 10,
-    batch: Annotated[
-        int, typer.Option(min=1, max=shared.MOST, help="Pictures drawn together; guards decide for all of them.")
-    ] = 1,
+    batch: Annotated[int, typer.Option(min=1, max=shared.MOST, help="Pictures drawn together.")] = 1,
     steps: shared.TwoOrMoreSteps = 50,
     seed: shared.Seed = 0,
     call: Call = NOTHING_GIVEN,
     backend: shared.Backend = "inductor",
+    sparsity: shared.Sparsity = None,
     clip: Annotated[Path | None, typer.Option(help="Folder of a CLIP: adds the CLIP score.")] = None,
     image_reward: Annotated[Path | None, typer.Option(help="Checkpoint of ImageReward: adds it.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write a JSON line for each picture to this file.")] = None,
@@ -78,17 +78,20 @@ def evaluate(
         check_picture("eval.sheet", sheet)
     if pack is not None:
         check_pack(pack)
+        if sparsity is not None:
+            raise HiCacheError("eval.sparsity: must be left out where a pack is written, which is of dense steps")
     more = read_prompts(prompt_file, "eval") if prompt_file else []
     prompts = [*(prompt or []), *(line["prompt"] for line in more)]
     named = named_policies(policy or [])
-    subject = open_subject(model, prompts, steps, backend, call, "eval")
+    subject = open_subject(model, prompts, steps, backend, call, "eval", sparsity=sparsity)
     judge = Judge(subject, scores_of(subject, clip, image_reward))
     batches = batches_of(subject, samples, batch, seed)
     journal = None
     if out is not None:
         about = {"model": subject.name, "prompts": list(subject.prompts), "steps": steps, "batch": batch, "seed": seed}
         scorers = {"clip": clip and str(clip), "image_reward": image_reward and str(image_reward)}
-        journal = Journal(unfinished(out), {**about, "backend": backend, **call, **scorers}, "eval.out")
+        how = {"backend": backend, **call, **({"sparsity": sparsity} if sparsity else {})}
+        journal = Journal(unfinished(out), {**about, **how, **scorers}, "eval.out")
     with (
         kept(f"what was drawn is in {journal.path}; the same command goes on" if journal else NOTHING),
         progress(total=len(batches) * (1 + len(named)), what="runs", unit="run") as bar,

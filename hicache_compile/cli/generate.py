@@ -40,7 +40,7 @@ def generate(
     memory_budget: Annotated[str | None, typer.Option(help='Bytes of anchors, like "4GiB".')] = None,
     offload: Annotated[bool, typer.Option(help="Keep the anchors on the CPU.")] = False,
     anchors: shared.Anchors = None,
-    sparsity: Annotated[str | None, typer.Option(help="Chipmunk, a YAML file of it, or JSON of its fields.")] = None,
+    sparsity: shared.Sparsity = None,
     ray: Ray = None,
     workers: Annotated[int, typer.Option(min=1, max=shared.MOST, help="With --ray, pipelines there.")] = 1,
     ulysses: Annotated[

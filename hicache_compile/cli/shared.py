@@ -48,6 +48,7 @@ TrueCfgScale = Annotated[
 NegativePrompt = Annotated[str | None, typer.Option()]
 MaxSequenceLength = Annotated[int | None, typer.Option(min=1, max=MOST, help="Tokens of a prompt.")]
 Backend = Annotated[str, typer.Option(help="What compiles the programs, by its name in torch.compile.")]
+Sparsity = Annotated[str | None, typer.Option(help="Chipmunk, a YAML file of it, or JSON of its fields.")]
 Anchors = Annotated[str | None, typer.Option(help="The dtype anchors are kept in: bfloat16, int8, ...")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the same as JSON.")]
 

@@ -106,7 +106,9 @@ class DemoSubject(Subject):
 
     name = DEMO
 
-    def __init__(self, prompts: Sequence[str], steps: int, backend: str, owner: str = "eval") -> None:
+    def __init__(
+        self, prompts: Sequence[str], steps: int, backend: str, owner: str = "eval", *, sparsity: Any = None
+    ) -> None:
         from hicache_compile.demo import digits
         from hicache_compile.demo.sampling import load_model
 
@@ -114,7 +116,7 @@ class DemoSubject(Subject):
         if not all(prompt.isdigit() and int(prompt) < digits.CLASSES for prompt in self.prompts):
             raise HiCacheError(f"{owner}.prompt = {list(self.prompts)!r}: must be digits, for the demo model")
         self.steps = steps
-        self.denoisers = [hicache_compile(load_model(), HiCache(scope="stack"), backend=backend)]
+        self.denoisers = [hicache_compile(load_model(), HiCache(scope="stack"), backend=backend, sparsity=sparsity)]
 
     def draw(
         self, numbers: Sequence[int], seed: int, *, images: bool = True, sigmas: Sequence[float] | None = None
@@ -137,7 +139,15 @@ class PipelineSubject(Subject):
     """
 
     def __init__(
-        self, folder: Path, prompts: Sequence[str], steps: int, backend: str, arguments: Mapping[str, Any], owner: str
+        self,
+        folder: Path,
+        prompts: Sequence[str],
+        steps: int,
+        backend: str,
+        arguments: Mapping[str, Any],
+        owner: str,
+        *,
+        sparsity: Any = None,
     ) -> None:
         folder_of_pipeline(folder, owner, repr(DEMO))
         if not prompts:
@@ -145,7 +155,7 @@ class PipelineSubject(Subject):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         loaded = load_pipeline(folder, usual_dtype(device), device)
         loaded.set_progress_bar_config(disable=True)
-        self.pipeline = hicache_compile(loaded, HiCache(scope="stack"), backend=backend)
+        self.pipeline = hicache_compile(loaded, HiCache(scope="stack"), backend=backend, sparsity=sparsity)
         self.denoisers = denoisers_of(self.pipeline)
         self.name, self.prompts, self.steps = folder.name, prompts, steps
         self.arguments = dict(arguments)
@@ -182,17 +192,25 @@ class PipelineSubject(Subject):
 
 
 def open_subject(
-    model: str, prompts: Sequence[str], steps: int, backend: str, arguments: Mapping[str, Any], owner: str = "eval"
+    model: str,
+    prompts: Sequence[str],
+    steps: int,
+    backend: str,
+    arguments: Mapping[str, Any],
+    owner: str = "eval",
+    *,
+    sparsity: Any = None,
 ) -> Subject:
     """The demo model, or the pipeline in a folder.
 
     Args:
         arguments: of the pipeline's call.
         owner: the command, for messages: ``eval`` or ``tune``.
+        sparsity: of computed steps, as for ``hicache_compile``; runs in full are dense.
 
     Raises:
         HiCacheError: ``model`` is neither, or the prompts are not what it takes.
     """
     if model == DEMO:
-        return DemoSubject(prompts, steps, backend, owner)
-    return PipelineSubject(Path(model), prompts, steps, backend, arguments, owner)
+        return DemoSubject(prompts, steps, backend, owner, sparsity=sparsity)
+    return PipelineSubject(Path(model), prompts, steps, backend, arguments, owner, sparsity=sparsity)

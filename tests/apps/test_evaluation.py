@@ -130,12 +130,24 @@ def test_the_command(tmp_path: Path) -> None:
     assert found["in full"]["relative_error"]["value"] == 0
 
 
+def test_computed_steps_may_be_sparse() -> None:
+    """Runs in full stay dense: with an interval of 1 what differs is the sparsity."""
+    options = ["--policy", '{"preset": "HiCache", "interval": 1}', "--prompt", "3", "--steps", "6", "--samples", "1"]
+    options += ["--sparsity", '{"top_keys": 0.3, "group": 16, "mlp_block": 16, "first_dense": 1}', "--json"]
+    result = CliRunner().invoke(app, ["eval", "demo", *options, "--backend", "eager"])
+    found = json.loads(result.stdout)["HiCache interval=1"]
+    assert found["computed"]["value"] == 6
+    assert found["flops_speedup"]["value"] > 1
+    assert 0.001 < found["relative_error"]["value"] < 0.3
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["demo"], "eval.policy: must be given"),
         (["demo", "--policy", "Voodoo"], "policy = 'Voodoo': must be"),
         (["nowhere", "--policy", "HiCache"], "eval.model = 'nowhere': must be 'demo' or a folder"),
+        (["demo", "--policy", "HiCache", "--pack", "p.json", "--sparsity", "{}"], "eval.sparsity: must be left out"),
         (["demo", "--policy", "HiCache", "--prompt", "cat"], "eval.prompt = ['cat']: must be digits"),
         (["demo", "--policy", "HiCache", "--clip", "/nowhere"], "eval.clip = '/nowhere': must be a folder of a CLIP"),
         (
