@@ -187,14 +187,25 @@ class _Writer:
     def _select_outputs(self) -> tuple[str, ...]:
         """Keep of the outputs what the denoiser returned, in its order, then the state; returns their names."""
         leaves = [leaf for leaf in pytree.tree_leaves(self.call.returned) if isinstance(leaf, torch.Tensor)]
-        made = {id(value): index for index, value in enumerate(self.call.outputs)}
-        if not leaves or any(id(leaf) not in made for leaf in leaves):
-            raise HiCacheError("export.model: must return tensors its graph computes")
         node = output_node(self.graph)
         everything = list(node.args[0])  # type: ignore[arg-type]  # a tuple of nodes
         count = len(everything) - len(self.state)
-        node.args = (tuple([everything[made[id(leaf)]] for leaf in leaves] + everything[count:]),)
+        made = {id(value): everything[index] for index, value in enumerate(self.call.outputs)}
+        with self.graph.inserting_before(node):
+            for place, leaf in enumerate(leaves):
+                if id(leaf) not in made:
+                    made[id(leaf)] = self._handed_back(place, leaf)
+        if not leaves:
+            raise HiCacheError("export.model: must return a tensor")
+        node.args = (tuple([made[id(leaf)] for leaf in leaves] + everything[count:]),)
         return ("sample",) if len(leaves) == 1 else tuple(f"sample_{i}" for i in range(len(leaves)))
+
+    def _handed_back(self, place: int, leaf: torch.Tensor) -> fx.Node:
+        """A copy of an argument that the denoiser returns as it was given."""
+        for given in placeholders(self.program):
+            if given in self.env and "input" in given.meta and self.call.inputs[given.meta["input"]] is leaf:
+                return self.graph.call_function(torch.ops.aten.clone.default, (self.env[given],))
+        raise HiCacheError(f"export.model: returns a tensor, number {place}, that its graph neither reads nor computes")
 
 
 def _as_data(policy: Policy) -> dict[str, Any]:

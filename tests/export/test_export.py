@@ -192,6 +192,22 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
     return Toy(tmp_path_factory.mktemp("toy"))
 
 
+def test_an_argument_that_is_handed_back_is_an_output(tmp_path: Path) -> None:
+    class HandingBack(ToyDiT):
+        def forward(self, x: Tensor, t: Tensor) -> Any:
+            return super().forward(x, t), x
+
+    arguments = {"x": torch.randn(2, 5, 16), "t": torch.rand(2)}
+    path = tmp_path / "toy.onnx"
+    manifest = export_onnx(HandingBack(), HiCache(interval=3), arguments, path)
+    assert [*manifest.outputs] == ["sample_0", "sample_1"]
+    denoiser = OnnxDenoiser(path)
+    with denoiser.trajectory(3):
+        made, given = denoiser(**{name: value.numpy() for name, value in arguments.items()})
+    np.testing.assert_allclose(made, ToyDiT()(**arguments).detach(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(given, arguments["x"])
+
+
 def test_the_graph_has_one_if_and_names(toy: Toy) -> None:
     graph = onnx.load(str(toy.path)).graph
     assert [node.op_type for node in graph.node].count("If") == 1
