@@ -30,6 +30,7 @@ KERNELS = frozenset(f"_scaled_dot_product_{name}_attention" for name in ("flash"
 LAYER = "_transformer_encoder_layer_fwd"  # of torch's nn.TransformerEncoderLayer outside training
 ATTENTION = frozenset({"scaled_dot_product_attention", "flex_attention", "multi_head_attention_forward"}) | KERNELS
 TRITON = "triton_kernel_wrapper_mutation"
+CHECKS = frozenset({"_assert_scalar", "_assert_async", "_assert_tensor_metadata", "sym_constrain_range_for_size"})
 OPAQUE = "opaque"  # a submodule that Dynamo cannot trace
 HEAVY = ATTENTION | {
     OPAQUE,

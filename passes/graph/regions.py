@@ -1,8 +1,8 @@
 """The region of a site: its exclusive cone, the nodes all of whose uses lead to the site's slots.
 
 The whole region is dead when the slots are forecast. A node that writes in place to a value of the region belongs to
-the region. A node inside a context that cannot be lifted (a level of vmap) belongs to it only with the whole
-context.
+the region, and so do checks of its values alone (that a size which depends on data is within its bounds). A node inside
+a context that cannot be lifted (a level of vmap) belongs to it only with the whole context.
 """
 
 from __future__ import annotations
@@ -38,11 +38,14 @@ def exclusive_cone(
     it."""
     leaving = set(slots)
     barred: set[fx.Node] = set()
-    writes = _Writes(order)
+    writes, checks = _Writes(order), _checks(order)
     while True:
-        cone = _cone(set(leaving), stops | barred, order, writes)
+        cone = _cone(set(leaving), stops | barred, order, writes, checks)
+        mine = _checks_of(cone, checks)
+        cone |= mine
         split = [node for span in contexts.spans if _is_split(span, cone, barred) for node in span]
         split += [node for node in cone if not node.users and not cone.issuperset(writes.aliases(node))]
+        split += [read for node in checks if node not in mine for read in node.all_input_nodes if read in cone]
         if not split:
             return cone | {node for span in contexts.spans if cone & set(span) for node in span}
         barred.update(split)
@@ -69,12 +72,37 @@ class _Writes:
         return [user for user in users if user.users and self._order[user] > self._order[writer]] or [writer]
 
 
-def _cone(slots: set[fx.Node], stops: set[fx.Node], order: dict[fx.Node, int], writes: _Writes) -> set[fx.Node]:
-    cone = set(slots)
+def _checks(order: dict[fx.Node, int]) -> list[fx.Node]:
+    """What only checks, in graph order, and is of no use to anything else."""
+    found: dict[fx.Node, None] = {}
     for node in sorted(order, key=order.__getitem__, reverse=True):
-        if node in stops or node.op in ("placeholder", "output", "get_attr"):
+        only = bool(node.users) and node.op != "placeholder" and all(user in found for user in node.users)
+        if only or ops.op(node) in ops.CHECKS:
+            found[node] = None
+    return list(reversed(found))
+
+
+def _checks_of(cone: set[fx.Node], checks: list[fx.Node]) -> set[fx.Node]:
+    """Those of ``checks`` that look at values of ``cone`` alone, in all their parts."""
+    mine = set(cone)
+    for node in checks:
+        if node.all_input_nodes and mine.issuperset(node.all_input_nodes):
+            mine.add(node)
+    for node in reversed(checks):
+        if not mine.issuperset(node.users):
+            mine.discard(node)
+    return mine.intersection(checks)
+
+
+def _cone(
+    slots: set[fx.Node], stops: set[fx.Node], order: dict[fx.Node, int], writes: _Writes, checks: list[fx.Node]
+) -> set[fx.Node]:
+    cone, unread = set(slots), set(checks)
+    for node in sorted(order, key=order.__getitem__, reverse=True):
+        if node in stops or node in unread or node.op in ("placeholder", "output", "get_attr"):
             continue
-        if all(user in cone for user in (node.users or writes.read_after(node))):
+        users = [user for user in node.users if user not in unread]
+        if all(user in cone for user in (users or writes.read_after(node))):
             cone.add(node)
     return cone
 

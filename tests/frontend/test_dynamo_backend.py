@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hicache_compile import HiCache, HiCacheError, hicache_compile, inspect
+from hicache_compile import FORA, HiCache, HiCacheError, hicache_compile, inspect
 from tests.support.denoisers import Hourglass
 from tests.support.models import ToyBlock, ToyDiT
 
@@ -417,11 +417,18 @@ class Routed(ToyBlock):
         return x + out.view_as(x)
 
 
-def test_sizes_that_depend_on_data_have_a_report() -> None:
+@pytest.mark.parametrize("scope", ["module", "stack"])
+def test_sizes_that_depend_on_data_are_no_obstacle(scope: str) -> None:
     torch.manual_seed(0)
     model = ToyDiT()
     model.layers = nn.ModuleList(Routed() for _ in range(2))
-    options = {**OPTIONS, "policy": HiCache(interval=1)}
+    options = {**OPTIONS, "policy": HiCache(interval=1, scope=scope)}
     denoiser = torch.compile(model, backend="hicache", fullgraph=True, options=options)
     assert torch.equal(run(denoiser), run(model))
     assert inspect(denoiser).report().decisions() == "F" * 12
+    inspect(denoiser).policy = FORA(interval=3, scope=scope)
+    made = run(denoiser)
+    report = inspect(denoiser).report()
+    assert report.decisions() == "F..F..F..F.."
+    assert report.flops_speedup > 1.5
+    assert 0 < float((made - run(model)).norm() / made.norm()) < 0.2
