@@ -16,12 +16,13 @@ from hicache_compile.passes.graph import ops
 
 
 def whole_blocks(graph: fx.Graph) -> list[Residual]:
-    """What stands for the sums of the blocks of the first such list of ``graph``; empty where there is none."""
+    """What stands for the sums of the blocks of the most expensive such list of ``graph``; empty if there is none."""
+    found: dict[int, list[Residual]] = {}
     for members in _lists([node for node in graph.nodes if node.meta["path"]], 0):
-        found = _chained(members)
-        if len(found) > 1:
-            return found
-    return []
+        chain = _chained(members)
+        if len(chain) > 1:
+            found[sum(ops.op(node) in ops.HEAVY for nodes in members for node in nodes)] = chain
+    return found[max(found)] if found else []
 
 
 def _lists(nodes: list[fx.Node], below: int) -> Iterator[list[list[fx.Node]]]:
