@@ -21,7 +21,7 @@ def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     return int(sdpa_flop_count(query, key, value))
 
 
-def _encoder_layer(tokens: Any, width: int, heads: int, *weights: Any, out_shape: Any = None, **_: Any) -> int:
+def _encoder_layer(tokens: Any, width: int, heads: int, *weights: Any, **_: Any) -> int:
     """Of the layer that ``nn.TransformerEncoderLayer`` runs outside training: shapes, in the operator's order."""
     batch, length, _ = tokens
     linears = sum(shape[0] * shape[1] for shape in weights if isinstance(shape, torch.Size | tuple) and len(shape) == 2)

@@ -30,23 +30,19 @@ def _lists(nodes: list[fx.Node], below: int) -> Iterator[list[list[fx.Node]]]:
 
     ``below``: how much of the paths of ``nodes`` is the same.
     """
-    lists: dict[str, dict[str, list[fx.Node]]] = {}
+    lists: dict[str, dict[tuple[str, int], list[fx.Node]]] = {}
     for node in nodes:
         parts = node.meta["path"].split(".")
         number = next((i for i in range(below, len(parts)) if parts[i].isdigit()), None)
         if number is not None:
-            of_list = lists.setdefault(".".join(parts[:number]), {})
-            of_list.setdefault(".".join(parts[: number + 1]), []).append(node)
-    for members in lists.values():
-        if len(members) == 1:
-            (member, inside), *_ = members.items()
-            yield from _lists(inside, member.count(".") + 1)
-        calls: dict[tuple[str, int], list[fx.Node]] = {}
-        for member, node in ((member, node) for member, inside in members.items() for node in inside):
+            member = ".".join(parts[: number + 1])
+            calls = lists.setdefault(".".join(parts[:number]), {})
             calls.setdefault((member, call_number(node, member)), []).append(node)
-        order = {node: place for place, node in enumerate(nodes)}
-        blocks = [inside for (member, _), inside in calls.items() if _is_block(member, inside)]
-        yield sorted(blocks, key=lambda inside: order[inside[0]])
+    for calls in lists.values():
+        if len({member for member, _ in calls}) == 1:
+            (member, _), *_ = calls
+            yield from _lists([node for inside in calls.values() for node in inside], member.count(".") + 1)
+        yield [inside for (member, _), inside in calls.items() if _is_block(member, inside)]
 
 
 def _is_block(member: str, nodes: list[fx.Node]) -> bool:

@@ -151,11 +151,11 @@ NAMESPACE = types.SimpleNamespace(scale=1.0)
 TABLE = torch.ones(())
 VARIABLE = ContextVar("scale", default=1.0)
 settings = types.ModuleType("settings")  # as a file of a user's
-settings.SCALE = 1.0  # type: ignore[attr-defined]
+settings.SCALE = settings.OTHER = 1.0  # type: ignore[attr-defined]
 
 
 def helper() -> float:
-    return inner() * SETTINGS["scale"]
+    return inner() * SETTINGS["scale"] * settings.OTHER
 
 
 def inner() -> float:
@@ -232,6 +232,7 @@ CHANGES: dict[str, Callable[[Held], object]] = {
     "global object": lambda model: setattr(NAMESPACE, "scale", NAMESPACE.scale + 1),
     "global tensor": set_tensor,
     "module": lambda model: setattr(settings, "SCALE", settings.SCALE + 1),
+    "module of a helper": lambda model: setattr(settings, "OTHER", settings.OTHER + 1),
     "class": set_of_class,
 }
 

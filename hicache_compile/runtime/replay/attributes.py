@@ -14,7 +14,7 @@ import torch
 
 from hicache_compile import internals
 from hicache_compile.runtime.replay.held import ATOMS, CONTAINERS, attributes_of, contents_of, values_of
-from hicache_compile.runtime.replay.named_by_code import LIBRARIES, NamedByCode, is_plain
+from hicache_compile.runtime.replay.named_by_code import NamedByCode, is_plain
 
 _INTERNAL = frozenset(vars(torch.nn.Module()))  # _parameters, hooks, ...: registered, or seen at the next run
 _LISTS = (torch.nn.ModuleList, torch.nn.ModuleDict, torch.nn.Sequential)
@@ -27,7 +27,7 @@ class Attributes:
         modules = [module for module in model.modules() if not type(module).__module__.startswith("torch.nn.")]
         self._dicts: list[dict[Any, Any]] = [vars(module) for module in modules]
         self._others: list[Any] = []  # lists, sets, cells
-        code = NamedByCode({type(module) for module in modules if _package(type(module)) not in LIBRARIES})
+        code = NamedByCode({type(module) for module in modules})
         waiting = [value for held in self._dicts for name, value in held.items() if name not in _INTERNAL]
         waiting += code.held
         # What is put into a module is registered; what is taken out of it is not.
@@ -64,10 +64,6 @@ def _is_followed_elsewhere(value: Any) -> bool:
     return (
         isinstance(value, torch.nn.Module | torch.Tensor) or hasattr(of, "components") or hasattr(of, "set_timesteps")
     )
-
-
-def _package(kind: type) -> str:
-    return kind.__module__.partition(".")[0]
 
 
 def _items(values: Any) -> tuple[Any, ...]:

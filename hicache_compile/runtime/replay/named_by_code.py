@@ -13,8 +13,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any
 
-LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "peft", "builtins")  # whose classes and globals stay
-_FIXED = {*LIBRARIES, *sys.stdlib_module_names, "hicache_compile"} - {"__main__"}
+_LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "peft", "builtins")  # whose classes and globals stay
+_FIXED = {*_LIBRARIES, *sys.stdlib_module_names, "hicache_compile"} - {"__main__"}
 _INSTALLED = ("site-packages", "dist-packages")
 _ENVIRONMENT = ("environ", "getenv")
 _PLAIN = (bool, int, float, str, type(None))
@@ -43,6 +43,7 @@ class NamedByCode:
         self.variables: list[ContextVar[Any]] = []
         self._own = {_package(kind.__module__) for kind in classes}
         self._seen: set[int] = set()
+        self._looked_up: set[tuple[int, frozenset[str]]] = set()  # modules, and which of their names
         self.read(classes)
 
     def read(self, waiting: Iterable[Any]) -> None:
@@ -97,8 +98,9 @@ class NamedByCode:
     def _module(self, module: types.ModuleType, named: set[str]) -> Iterator[Any]:
         if module is os and named.intersection(_ENVIRONMENT):
             self.held.append(os.environ._data)  # type: ignore[attr-defined]  # the dict behind it
-        if self._are_the_users(module.__name__, module) and id(module) not in self._seen:
-            self._seen.add(id(module))
+        looked_up = id(module), frozenset(named)
+        if self._are_the_users(module.__name__, module) and looked_up not in self._looked_up:
+            self._looked_up.add(looked_up)
             yield from self._values(vars(module), named)
 
 
