@@ -1,4 +1,7 @@
-"""The one counter of FLOPs (two per multiply-add): torch's, with what it lacks."""
+"""What is counted: FLOPs (two per multiply-add) by torch's ``FlopCounterMode``, and what ranks send.
+
+Formulas that torch lacks are registered with it, so that a counter of the user's own counts the same.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry, register_flop_formula, sdpa_flop_count
 
 from hicache_compile.internals import TorchDispatchMode, pytree
 from hicache_compile.operators.collectives import COLLECTIVES, is_dtensor_type
@@ -29,14 +32,13 @@ def _encoder_layer(tokens: Any, width: int, heads: int, *weights: Any, **_: Any)
     return int(2 * batch * length * linears + sdpa_flop_count(scores, scores, scores))
 
 
-def flop_counter() -> FlopCounterMode:
-    """A counter that prints nothing. torch's lacks the attention kernel of the CPU, which computes the same products as
-    those of the GPU, and the layer of an encoder that runs as one operator."""
-    counted = {
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-        torch.ops.aten._transformer_encoder_layer_fwd: _encoder_layer,
-    }
-    return FlopCounterMode(display=False, custom_mapping=counted)
+# The kernel of the CPU computes the same products as those of the GPU; the layer of an encoder may run as one operator.
+for _operator, _flops in (
+    (torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, _attention),
+    (torch.ops.aten._transformer_encoder_layer_fwd, _encoder_layer),
+):
+    if _operator not in flop_registry:  # a newer torch may count it
+        register_flop_formula(_operator)(_flops)
 
 
 class Sent(TorchDispatchMode):

@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from hicache_compile.internals import pytree
-from hicache_compile.operators.flop_counter import flop_counter
 from hicache_compile.operators.random_numbers import drawn_from
 from hicache_compile.operators.recorded_call import Output, RecordedCall, Sizes
 
@@ -74,7 +73,7 @@ class OpaqueModule:
             raise NotOpaqueError("it takes more than tensors and plain values")
         before = [tensor._version for tensor in tensors if not tensor.is_inference()]
         held, drawn = self._versions(), drawn_from()
-        with flop_counter() as counter:
+        with FlopCounterMode(display=False) as counter:
             result = self.compute(*args, **kwargs)
         self.random |= drawn_from() != drawn
         self.written |= {name for name, _ in self._versions() - held}

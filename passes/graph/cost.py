@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from hicache_compile.internals import DynamicOutputShapeException, FakeTensorMode
 from hicache_compile.operators.collectives import is_dtensor, like_dtensor, local_part
-from hicache_compile.operators.flop_counter import NO_DYNAMO, Sent, flop_counter
+from hicache_compile.operators.flop_counter import NO_DYNAMO, Sent
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.graphs import placeholders
 from hicache_compile.passes.graph.shapes import Bindings, concrete
@@ -83,7 +83,7 @@ class Cost:
 
 def cost_of(program: fx.GraphModule, bindings: Bindings) -> Cost:
     """The cost of ``program`` at the sizes in ``bindings``."""
-    with NO_DYNAMO, FakeTensorMode(), flop_counter() as counter, Sent() as sent, torch.no_grad():
+    with NO_DYNAMO, FakeTensorMode(), FlopCounterMode(display=False) as counter, Sent() as sent, torch.no_grad():
         run = _Run(program, counter)
         run.run(*(_fake(ops.value(node), bindings) for node in placeholders(program)))
     return Cost(run.by_node, sent.calls, sent.bytes)

@@ -16,9 +16,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
+from torch.utils.flop_counter import FlopCounterMode
 
 from hicache_compile import HiCache, hicache_compile
-from hicache_compile.operators.flop_counter import flop_counter
 from hicache_compile.operators.recorded_call import RecordedCall
 
 WIDTH, STEPS = 16, 9
@@ -162,7 +162,7 @@ def test_flops_are_those_of_an_eager_run(name: str) -> None:
     model = MODELS[name]()
     compiled = hicache_compile(model, HiCache(interval=3, scope="stack"), backend="eager")
     trajectory(compiled)
-    with flop_counter() as counter:
+    with FlopCounterMode(display=False) as counter:
         run(model, steps=1)
     report = compiled.report()
     assert report.flops_full == counter.get_total_flops()
