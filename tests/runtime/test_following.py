@@ -6,6 +6,7 @@ import contextlib
 import copy
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -92,20 +93,20 @@ def cached(model: Any = None) -> CompiledDenoiser:
 
 
 @pytest.fixture(autouse=True)
-def warnings(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
+def warnings(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
     with caplog.at_level(logging.WARNING, logger="hicache_compile"):
-        yield caplog.messages
+        yield lambda: caplog.messages
 
 
 class TestPipelines:
     @pytest.mark.parametrize("loop", [steps_scheduler, steps_a_copy, steps_by_itself])
     @pytest.mark.parametrize("scheduler", [FlowMatchEulerDiscreteScheduler(), DDIMScheduler(), None])
-    def test_its_runs_are_followed(self, loop: Any, scheduler: Any, warnings: list[str]) -> None:
+    def test_its_runs_are_followed(self, loop: Any, scheduler: Any, warnings: Callable[[], list[str]]) -> None:
         pipe = hicache_compile(Pipeline(ToyDiT(depth=2), scheduler), HiCache(interval=3), backend="eager")
         for seed in (0, 1):
             pipe(loop, seed)
         assert pipe.transformer.report().history == {"default": [DECISIONS] * 2}
-        assert warnings == []
+        assert not warnings()
 
     def test_a_pipeline_in_a_pipeline(self) -> None:
         pipe = hicache_compile(Outer(ToyDiT(depth=2), DDIMScheduler()), HiCache(interval=3), backend="eager")
@@ -116,7 +117,7 @@ class TestPipelines:
     @pytest.mark.parametrize("compiled_too", [True, False])
     @pytest.mark.parametrize("at", [(0,), (3, 4), (STEPS - 2,)])
     def test_a_preview_in_a_step_of_another_pipeline(
-        self, at: tuple[int, ...], compiled_too: bool, warnings: list[str]
+        self, at: tuple[int, ...], compiled_too: bool, warnings: Callable[[], list[str]]
     ) -> None:
         """Each is what it is alone, also after a preview that fails."""
         alone = hicache_compile(Pipeline(ToyDiT(depth=2)), HiCache(interval=3), backend="eager")
@@ -146,7 +147,7 @@ class TestPipelines:
         assert len(previews) == 2 * len(at)
         assert pipe.transformer.report().history == {"default": [DECISIONS] * 2}
         assert pipe.transformer.report().state_bytes == alone.transformer.report().state_bytes
-        assert warnings == []
+        assert not warnings()
 
     def test_what_is_called_after_a_pipeline_gave_up_is_another_run(self) -> None:
         """The scheduler still shows the run it was set to."""
@@ -164,7 +165,7 @@ class TestPipelines:
         assert torch.equal(bare(pipe.transformer, times, seed=3), bare(cached(model), times, seed=3))
 
     @pytest.mark.parametrize("way", ["copied", "by hand", "torch.compile"])
-    def test_one_that_nobody_compiled_is_followed_too(self, way: str, warnings: list[str]) -> None:
+    def test_one_that_nobody_compiled_is_followed_too(self, way: str, warnings: Callable[[], list[str]]) -> None:
         """A copy, one that was given a compiled denoiser: a run that ended early is no part of the next."""
 
         def fails(pipe: Any, x: Tensor) -> Tensor:
@@ -194,7 +195,7 @@ class TestPipelines:
         pipe(steps_scheduler)
         history = inspect(pipe.transformer).report().history["default"]
         assert history == ["FFF.", alone.transformer.report().decisions(), policy.decisions(STEPS)]
-        assert warnings == []
+        assert not warnings()
 
     @pytest.mark.parametrize("after", [0, 1, 3])
     def test_a_prompt_that_changes_in_mid_run_begins_a_branch(self, after: int) -> None:
@@ -250,14 +251,53 @@ class TestPipelines:
 
 
 class TestLoopsOfOnesOwn:
-    def test_branches_are_told_by_their_conditioning(self, warnings: list[str]) -> None:
+    def test_branches_are_told_by_their_conditioning(self, warnings: Callable[[], list[str]]) -> None:
         compiled = cached(Conditioned(depth=2))
         for _ in range(2):
             bare(compiled, down(), noise(1), noise(2))
         history = compiled.report().history
         assert set(history) == {"default", "default.1"}
         assert history["default.1"] == [DECISIONS] * 2
-        assert warnings == []
+        assert not warnings()
+
+    def test_a_report_is_of_all_branches_of_a_run(self) -> None:
+        model = cached(Conditioned())
+        for _ in range(2):
+            bare(model, down(), noise(7), noise(8))
+        report = model.report()
+        assert report.computed + report.forecast == 2 * STEPS
+        bare(model, down(), noise(9))
+        report = model.report()
+        assert report.computed + report.forecast == STEPS
+
+    @pytest.mark.parametrize("fixed", [dataclass, dataclass(slots=True)])
+    def test_what_an_object_holds_tells_branches(
+        self, fixed: Callable[[type], type], warnings: Callable[[], list[str]]
+    ) -> None:
+        class Prompt:
+            embeds: Tensor
+
+        prompt = fixed(Prompt)
+
+        class Opening(Conditioned):
+            def forward(self, x: Tensor, t: Tensor, prompt: Any) -> Tensor:  # type: ignore[override]
+                return super().forward(x, t, prompt.embeds)
+
+        model = cached(Opening())
+        x, embeds = noise(), (noise(7), noise(8))
+        with torch.no_grad():
+            for time in down():
+                for each in embeds:
+                    x = x - model(x, torch.tensor([time]), prompt(each)) / STEPS  # made anew in every call
+        assert [runs[-1] for runs in model.report().history.values()] == [DECISIONS] * 2
+        assert not warnings()
+
+    def test_times_that_go_back_and_forth(self, warnings: Callable[[], list[str]]) -> None:
+        model = cached()
+        churned = [time * factor for time in down() for factor in (1.0, 1.2)]
+        bare(model, churned[1:])
+        assert "." not in model.report().decisions()
+        assert sum("keep going back after a call or two" in text for text in warnings()) == 1
 
     @pytest.mark.parametrize("prompt", [1, 2], ids=["same prompt", "another prompt"])
     @pytest.mark.parametrize("given_up_after", [1, 4])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,38 @@ def test_each_sample_is_what_it_is_alone(toy: nn.Module, policy: Policy) -> None
         assert decisions(model, 4) == expected
         torch.testing.assert_close(made, torch.cat(alone), rtol=1e-5, atol=1e-6)
     assert len(set(expected)) > 1, expected
+
+
+@dataclass
+class Sample:
+    x: Tensor
+
+
+class Opening(ToyDiT):
+    def forward(self, sample: Sample, t: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(sample.x, t)
+
+
+def test_samples_in_a_dataclass() -> None:
+    policy = FBCache(threshold=0.5)
+
+    def run(samples: list[int]) -> tuple[Tensor, list[str]]:
+        compiled = hicache_compile(Opening(), policy, backend="eager")
+
+        class Packing(nn.Module):
+            def forward(self, x: Tensor, t: Tensor) -> Tensor:
+                return compiled(Sample(x), t)
+
+        with compiled.trajectory(STEPS):
+            x = sampled(Packing(), samples)
+        return x, decisions(compiled, len(samples))
+
+    together, letters = run([0, 3])
+    for place, number in enumerate((0, 3)):
+        alone, own = run([number])
+        torch.testing.assert_close(together[place : place + 1], alone)
+        assert letters[place] == own[0]
+    assert letters[0] != letters[1]
 
 
 @pytest.mark.parametrize("forecaster", [DMD(2), ResidualGate(Taylor(2))], ids=("DMD", "ResidualGate"))

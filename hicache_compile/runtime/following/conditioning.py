@@ -13,15 +13,15 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from hicache_compile.internals import pytree
+from hicache_compile.runtime.replay.held import leaves_with_path
 
 Leaves = dict[tuple[Any, ...], tuple[Any, int]]  # with the version of each tensor
 
 
 def leaves_of(arguments: Mapping[str, Any]) -> Leaves:
-    """What a call is given, by its place among the arguments."""
-    found = pytree.tree_flatten_with_path(dict(arguments))[0]
-    return {tuple(path): (leaf, _version(leaf)) for path, leaf in found}
+    """What a call is given, by its place among the arguments; of an object, what it holds: it may be made anew in each
+    call."""
+    return {place: (leaf, _version(leaf)) for place, leaf in leaves_with_path(dict(arguments))}
 
 
 class Known(Protocol):

@@ -17,6 +17,7 @@ import logging
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from hicache_compile import config
@@ -27,7 +28,7 @@ from hicache_compile.runtime.call_arguments import TIME_NAMES, Call, as_number, 
 from hicache_compile.runtime.following.announced_run import AnnouncedRun, ids
 from hicache_compile.runtime.following.outer_runs import OuterRuns
 from hicache_compile.runtime.following.pipeline_calls import running
-from hicache_compile.runtime.following.timed_run import Found, TimedBranches
+from hicache_compile.runtime.following.timed_run import TimedRuns
 from hicache_compile.runtime.options import CompileOptions, Shared
 from hicache_compile.runtime.step import Context, Step
 
@@ -51,7 +52,7 @@ class StepCounter:
         self.syncs = 0
         self._outer = OuterRuns()
         self._seen: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()  # timesteps of schedulers
-        self._timed: dict[str, TimedBranches] = {}
+        self._timed = TimedRuns()
 
     def fit_to(self, model: object) -> None:
         """Take what is published for ``model`` where a policy leaves values open."""
@@ -168,33 +169,17 @@ class StepCounter:
                 "them. A block by itself (compile_repeated_blocks) has no steps: compile the whole denoiser"
             )
         time = self.read(moment)
-        branches = self._timed.setdefault(self.context_name, TimedBranches(self.context_name))
+        branches = self._timed.inside(self.context_name)
         found = branches.find(arguments, name, time)
         self._free(branches.drop_ended())
         context = self._context(found.name)
         if found.begins or not context.follows:
             self.next_policy.check_open_ended()
-            context.begin(next(ids), self.next_policy)
+            context.begin(self._timed.of_branch(context.trajectory, partial(next, ids)), self.next_policy)
             context.follows = True
-        self._say_what_is_missing(found, context, time)
+        found.say_what_is_missing(context.name, time, self.shared.warn_once)
+        context.ambiguous = context.ambiguous or found.alike
         return Step(context, context.step, None, doubtful=found.doubtful)
-
-    def _say_what_is_missing(self, found: Found, context: Context, time: float) -> None:
-        if found.alike and not context.ambiguous:
-            context.ambiguous = True
-            self.shared.warn_once(
-                "timestep %g came twice in a row in context %r: two branches may share it, so nothing is forecast "
-                "until the timestep goes back; use cache_context(name) for each branch, or trajectory(num_steps)",
-                time,
-                context.name,
-            )
-        if found.unrelated:
-            self.shared.warn_once(
-                "the sample at timestep %g in context %r has nothing to do with that of the call before: a run begins; "
-                "use trajectory(num_steps) where it does not",
-                time,
-                context.name,
-            )
 
     def read(self, moment: Any) -> float:
         """A timestep as a number, read back from the device."""
@@ -205,8 +190,7 @@ class StepCounter:
     def live_contexts(self) -> int:
         """How many contexts the newest trajectory has so far."""
         trajectories = [context.trajectory for context in self.contexts.values()]
-        timed = sum(len(branches.known) for branches in self._timed.values())
-        return max(timed, trajectories.count(max(trajectories, default=-1)))
+        return max(len(self._timed), trajectories.count(max(trajectories, default=-1)))
 
     def _free_idle(self) -> None:
         """Free the rings of contexts that the newest trajectory did not use."""
@@ -225,9 +209,8 @@ class StepCounter:
     @property
     def is_idle(self) -> bool:
         """Whether no run can be under way here."""
-        timed = any(each.known for each in self._timed.values())
         announced = self.run is not None and self.run.has_steps_left(self.contexts.values())
-        return self.trajectory is None and not timed and not announced and not self._outer
+        return self.trajectory is None and not self._timed and not announced and not self._outer
 
     def free_if_idle(self) -> None:
         """Free the anchors of runs that are over."""
@@ -247,4 +230,4 @@ class StepCounter:
             context.free()
         self.contexts, self.run = {}, None
         self._outer.clear()
-        self._timed = {}
+        self._timed.clear()

@@ -7,7 +7,7 @@ nothing is forecast from anchors of another run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from hicache_compile.runtime.following.conditioning import Leaves, leaves_of, mo
 
 ALIKE = 0.3  # the cosine of two samples of one run is larger; that of noise and anything else is near 0
 IDLE = 2  # a branch that was not called in so many rounds of the others has ended
+SHORT = 2  # runs of so few calls forecast nothing
 
 
 @dataclass(slots=True)
@@ -31,6 +32,8 @@ class TimedBranch:
     calls: int = 1
     seen: int = 0  # the call, of all branches, that was its newest
     direction: int = 0  # of time: -1, 1, or 0 while that is not known
+    steps: int = 1  # of its run so far
+    short: int = 0  # how many runs in turn were short
 
     def turns(self, time: float, otherwise: int = 0) -> bool:
         """Whether ``time`` lies against the direction it runs in, or against ``otherwise`` while that is not known."""
@@ -48,6 +51,30 @@ class Found:
     alike: bool = False
     doubtful: bool = False
     unrelated: bool = False
+    restless: bool = False
+
+    def say_what_is_missing(self, context: str, time: float, warn_once: Callable[..., None]) -> None:
+        """Warn of what did not tell the run of a call at ``time``."""
+        if self.alike:
+            warn_once(
+                "timestep %g came twice in a row in context %r: two branches may share it, so nothing is forecast "
+                "until the timestep goes back; use cache_context(name) for each branch, or trajectory(num_steps)",
+                time,
+                context,
+            )
+        if self.unrelated:
+            warn_once(
+                "the sample at timestep %g in context %r has nothing to do with that of the call before: a run begins; "
+                "use trajectory(num_steps) where it does not",
+                time,
+                context,
+            )
+        if self.restless:
+            warn_once(
+                "the timesteps of context %r keep going back after a call or two: each time a run begins, and nothing "
+                "is forecast; use trajectory(num_steps) where they are of one run",
+                context,
+            )
 
 
 @dataclass(slots=True)
@@ -84,8 +111,9 @@ class TimedBranches:
         branch.constant = common
         unrelated = _unrelated(before, sample)
         if changed or unrelated or branch.turns(time):
-            branch.time, branch.direction = time, 0
-            return Found(branch.name, begins=True, unrelated=unrelated)
+            branch.short = branch.short + 1 if branch.steps <= SHORT else 0
+            branch.time, branch.direction, branch.steps = time, 0, 1
+            return Found(branch.name, begins=True, unrelated=unrelated, restless=branch.short > SHORT)
         return self._go_on(branch, time)
 
     def _best(self, leaves: Leaves, time: float) -> tuple[TimedBranch, Leaves] | None:
@@ -102,7 +130,7 @@ class TimedBranches:
     def _go_on(self, branch: TimedBranch, time: float) -> Found:
         direction = 1 if time > branch.time else -1
         doubtful = direction > 0 and not branch.direction
-        branch.time, branch.direction = time, direction
+        branch.time, branch.direction, branch.steps = time, direction, branch.steps + 1
         return Found(branch.name, doubtful=doubtful)
 
     def _begin(self, leaves: Leaves, time: float, sample: Any) -> Found:
@@ -125,6 +153,32 @@ class TimedBranches:
         ended = [branch for branch in self.known if self._calls - branch.seen > longest]
         self.known = [branch for branch in self.known if branch not in ended]
         return [branch.name for branch in ended]
+
+
+class TimedRuns:
+    """What one thread runs without announcing it: its guidance branches, and the run that began last."""
+
+    def __init__(self) -> None:
+        self._branches: dict[str, TimedBranches] = {}  # by the ``cache_context`` they are called in
+        self._newest: int | None = None
+
+    def inside(self, context: str) -> TimedBranches:
+        """The branches inside ``cache_context(context)``."""
+        return self._branches.setdefault(context, TimedBranches(context))
+
+    def of_branch(self, trajectory: int, new: Callable[[], int]) -> int:
+        """The run that a branch begins with which was last in ``trajectory``: the newest, which others began, unless it
+        was in that already."""
+        if self._newest is None or trajectory == self._newest:
+            self._newest = new()
+        return self._newest
+
+    def __len__(self) -> int:
+        return sum(len(branches.known) for branches in self._branches.values())
+
+    def clear(self) -> None:
+        self._branches.clear()
+        self._newest = None
 
 
 def _sample_name(arguments: Mapping[str, Any], time_name: str) -> str:

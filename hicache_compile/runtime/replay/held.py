@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import types
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
+
+from hicache_compile.internals import pytree
 
 OTHERS = ("hicache_compile", "torch", "logging", "threading", "_thread", "concurrent", "asyncio")  # whose objects stay
 ATOMS = (type, types.ModuleType, nn.Parameter, str, bytes, int, float, complex, range, slice, torch.dtype)
@@ -26,6 +29,33 @@ def attributes_of(value: Any) -> Any:
         return value
     found = getattr(value, "__dict__", None)
     return found if isinstance(found, dict) else value
+
+
+def fields_of(value: Any) -> dict[str, Any] | None:
+    """The attributes of an object of a model or of its user, or the fields of its dataclass; None of anything else."""
+    if isinstance(value, torch.Tensor | nn.Module | str | int | float | None):
+        return None
+    held = attributes_of(value)
+    if isinstance(held, dict):
+        return dict(held)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
+    return None
+
+
+def leaves_with_path(tree: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """The leaves of lists, tuples, dicts and objects, each with its place."""
+    waiting: list[tuple[tuple[Any, ...], Any]] = [((), tree)]
+    opened = set()
+    while waiting:
+        at, branch = waiting.pop()
+        for path, leaf in pytree.tree_flatten_with_path(branch)[0]:
+            fields = None if id(leaf) in opened else fields_of(leaf)
+            if fields is None:
+                yield (*at, *path), leaf
+            else:
+                opened.add(id(leaf))
+                waiting.append(((*at, *path), fields))
 
 
 def values_of(holder: Any) -> list[tuple[Any, Any]]:

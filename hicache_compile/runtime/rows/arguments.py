@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 
 from hicache_compile.errors import HiCacheError
 from hicache_compile.internals import maybe_mark_dynamic, pytree
+from hicache_compile.runtime.replay.held import fields_of, leaves_with_path
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -35,7 +37,7 @@ def samples_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
 
 def mark_rows(args: Sequence[Any], kwargs: Mapping[str, Any], rows: int) -> None:
     """Tell Dynamo that the batch size may be another in the next call."""
-    for value in pytree.tree_leaves((tuple(args), dict(kwargs))):
+    for _, value in leaves_with_path((tuple(args), dict(kwargs))):
         if has_rows(value, rows):
             maybe_mark_dynamic(value, 0)
 
@@ -46,6 +48,8 @@ def of_row(args: Sequence[Any], kwargs: Mapping[str, Any], row: int, rows: int) 
     def one(value: Any) -> Any:
         if isinstance(value, list):
             return [value[row]] if len(value) == rows else value
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return dataclasses.replace(value, **pytree.tree_map(one, fields_of(value), is_leaf=is_leaf))
         return value[row : row + 1] if has_rows(value, rows) else value
 
     # Where the sample is a list, lists have an entry for each sample; else they hold tensors that have rows.
