@@ -19,7 +19,7 @@ from hicache_compile.export.plan import traits_when_exported
 from hicache_compile.export.portable import portable
 from hicache_compile.export.sizes import size_of
 from hicache_compile.export.stepping import stepping
-from hicache_compile.internals import has_free_unbacked_symbols
+from hicache_compile.internals import has_free_unbacked_symbols, pytree
 from hicache_compile.policy.compatibility import check
 from hicache_compile.policy.files import check_writable, file_path, write_together, write_whole
 from hicache_compile.policy.json_codec import as_policy
@@ -54,12 +54,14 @@ def _exported(
     wanted, own = as_policy(policy), as_program_passes("export", program_passes)
     wanted.decisions(num_steps)
     check("export.policy", traits_when_exported(wanted))
-    call = portable(capture_call(getattr(model, "_orig_mod", model), example_inputs, "export", dynamic))
+    # Copies: two arguments that are one tensor are inputs of their own.
+    inputs = pytree.tree_map_only(torch.Tensor, torch.clone, example_inputs)
+    call = portable(capture_call(getattr(model, "_orig_mod", model), inputs, "export", dynamic))
     module, manifest, examples = stepping(call, wanted, num_steps, as_sparsity(sparsity), anchors, own)
     shapes = None
     if dynamic:
         sizes = {port.name: port.shape for port in (*manifest.arguments, *manifest.controls, *manifest.state)}
-        names = [node.name for node in module.graph.find_nodes(op="placeholder")]
+        names = [str(node.target) for node in module.graph.find_nodes(op="placeholder")]
         varying = [{i for i, size in enumerate(sizes.get(name, ())) if isinstance(size, str)} for name in names]
         shapes = tuple(dict.fromkeys(places, Dim.AUTO) for places in varying)
     try:

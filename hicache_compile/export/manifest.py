@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from hicache_compile.errors import HiCacheError
+from hicache_compile.errors import HiCacheError, whole_number
 from hicache_compile.export.sizes import Size, size_of
 
 FORMAT = 2
@@ -101,12 +101,17 @@ class Manifest:
             raise HiCacheError(
                 f"manifest.format = {data.get('format') if isinstance(data, Mapping) else None!r}: must be {FORMAT}"
             )
-        ports = {
-            name: tuple(Port(p["name"], tuple(p["shape"]), p["dtype"]) for p in data[name])
-            for name in ("arguments", "controls", "state")
-        }
-        tuples = {name: tuple(data[name]) for name in ("outputs", "groups", "group_of")}
-        return cls(**{**data, **ports, **tuples})
+        try:
+            ports = {
+                name: tuple(Port(str(p["name"]), tuple(p["shape"]), str(p["dtype"])) for p in data[name])
+                for name in ("arguments", "controls", "state")
+            }
+            tuples = {name: tuple(data[name]) for name in ("outputs", "groups", "group_of")}
+            made = cls(**{**data, **ports, **tuples})
+            whole_number("manifest", "depth", made.depth, 1)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise HiCacheError(f"manifest: must be as it was exported; {type(error).__name__}: {error}") from None
+        return made
 
 
 def _upgraded(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -43,8 +43,8 @@ class OnnxDenoiser:
         session_options, providers: as in ``onnxruntime.InferenceSession``; by default the CPU.
 
     Raises:
-        HiCacheError: the file was not written by ``export_onnx``, or ``policy`` needs another graph or more
-            anchors than it has.
+        HiCacheError: the file was not written by ``export_onnx`` or is damaged, ONNX Runtime has no operator for what
+            it computes (``bfloat16`` on a CPU), or ``policy`` needs another graph or more anchors than it has.
     """
 
     def __init__(
@@ -59,7 +59,14 @@ class OnnxDenoiser:
         path = file_path("OnnxDenoiser.path", path)
         if not os.path.isfile(path):
             raise HiCacheError(f"OnnxDenoiser.path = {str(path)!r}: must be a file of export_onnx")
-        self.session = onnxruntime.InferenceSession(str(path), session_options, providers=list(providers))
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), session_options, providers=list(providers))
+        except Exception as error:  # its errors have no class of their own in common
+            reason = str(error).partition("\n")[0][:200]
+            raise HiCacheError(
+                f"OnnxDenoiser.path = {str(path)!r}: must be a file that ONNX Runtime can run with {list(providers)}; "
+                f"{reason}"
+            ) from error
         described = self.session.get_modelmeta().custom_metadata_map.get("hicache_compile.manifest")
         if described is None:
             raise HiCacheError(f"OnnxDenoiser.path = {str(path)!r}: must be a file of export_onnx, it has no manifest")

@@ -7,6 +7,7 @@ their names, other tensors it holds are constants.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -84,12 +85,13 @@ class _Writer:
         self.ports: dict[str, Port] = {}
         self.controls: list[Port] = []
         self.state: dict[StateInput, Port] = {}
+        self.states = _named_states(program)
         named = [
             *call.model.named_parameters(remove_duplicate=False),
             *call.model.named_buffers(remove_duplicate=False),
         ]
         self.weights = {id(tensor): name for name, tensor in named}
-        self.arguments = _named_tensors(call.arguments)
+        self.arguments = _named_tensors(call.arguments, [name for _, name in self.states.values()])
 
     def write(self, num_steps: int) -> tuple[fx.GraphModule, Manifest, list[torch.Tensor]]:
         nodes = placeholders(self.program)
@@ -97,10 +99,8 @@ class _Writer:
         for argument in self.arguments:  # in the order of the denoiser's signature
             if argument in given:
                 self._argument(given[argument])
-        kept: list[StateInput] = self.program.meta["kept"]
-        states = {state: node for node in nodes if (state := state_of(node)) is not None}
-        for state in [*(state for state in states if state not in kept), *kept]:
-            self._state(states[state], state, state in kept)
+        for state, (node, name) in self.states.items():
+            self._state(node, name, state)
         for node in nodes:
             if node not in self.env:
                 self._constant(node)
@@ -150,16 +150,14 @@ class _Writer:
         self._placeholder(node, name, value)
         self.ports[name] = Port(name, _sizes(node), _dtype(value.dtype))
 
-    def _state(self, node: fx.Node, state: StateInput, lasts: bool) -> None:
-        """A control of the step, or what ``lasts`` from step to step."""
+    def _state(self, node: fx.Node, name: str, state: StateInput) -> None:
+        """A control of the step, or what lasts from step to step."""
         value = ops.value(node)
         sizes = tuple(int(size) for size in value.shape)  # a size that varies has a hint
-        rings = sum(known.role is Role.ANCHORS for known in self.state)
-        name = f"anchors_{rings}" if state.role is Role.ANCHORS else _name_of(state)
         port = Port(name, _sizes(node), _dtype(value.dtype))
         example = torch.tensor(True) if state.role is Role.COMPUTING else torch.zeros(sizes, dtype=value.dtype)
         self._placeholder(node, name, example)
-        if lasts:
+        if state in self.program.meta["kept"]:
             self.state[state] = port
         else:
             self.controls.append(port)
@@ -198,7 +196,8 @@ class _Writer:
         if not leaves:
             raise HiCacheError("export.model: must return a tensor")
         node.args = (tuple([made[id(leaf)] for leaf in leaves] + everything[count:]),)
-        return ("sample",) if len(leaves) == 1 else tuple(f"sample_{i}" for i in range(len(leaves)))
+        names = ["sample"] if len(leaves) == 1 else [f"sample_{i}" for i in range(len(leaves))]
+        return tuple([f"out_{name}" if name in self.ports else name for name in names])
 
     def _handed_back(self, place: int, leaf: torch.Tensor) -> fx.Node:
         """A copy of an argument that the denoiser returns as it was given."""
@@ -216,12 +215,26 @@ def _as_data(policy: Policy) -> dict[str, Any]:
         return {}
 
 
-def _named_tensors(arguments: dict[str, Any]) -> dict[int, str]:
-    """The tensors among ``arguments`` by id, each under its path."""
-    found: dict[int, str] = {}
+def _named_states(program: fx.GraphModule) -> dict[StateInput, tuple[fx.Node, str]]:
+    """The controls of ``program``, then what it keeps from step to step, each with its node and its name."""
+    kept: list[StateInput] = program.meta["kept"]
+    nodes = {state: node for node in placeholders(program) if (state := state_of(node)) is not None}
+    states = [*(state for state in nodes if state not in kept), *kept]
+    rings = [state for state in states if state.role is Role.ANCHORS]
+    names = {ring: f"anchors_{place}" for place, ring in enumerate(rings)}
+    return {state: (nodes[state], names.get(state) or _name_of(state)) for state in states}
+
+
+def _named_tensors(arguments: dict[str, Any], others: Iterable[str]) -> dict[int, str]:
+    """The tensors among ``arguments`` by id, each under its path, with ``_`` behind it where ``others`` have that."""
+    taken, found = set(others), {}
     for path, leaf in pytree.tree_flatten_with_path(arguments)[0]:
-        if isinstance(leaf, torch.Tensor):
-            found.setdefault(id(leaf), re.sub(r"\W+", "_", pytree.keystr(path)).strip("_"))
+        if isinstance(leaf, torch.Tensor) and id(leaf) not in found:
+            name = re.sub(r"\W+", "_", pytree.keystr(path)).strip("_")
+            while name in taken:
+                name += "_"
+            taken.add(name)
+            found[id(leaf)] = name
     return found
 
 

@@ -208,6 +208,28 @@ def test_an_argument_that_is_handed_back_is_an_output(tmp_path: Path) -> None:
     np.testing.assert_array_equal(given, arguments["x"])
 
 
+class Named(ToyDiT):
+    """Its arguments have names that the exported graph has too; one tensor may be given twice."""
+
+    def forward(self, sample: Tensor, timestep: Tensor, position: Tensor, weights: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(sample + position, timestep) * weights
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_names_that_are_there_twice_and_tensors(dynamic: bool, tmp_path: Path) -> None:
+    scale = torch.randn(2, 5, 16)
+    example = {"sample": torch.randn(2, 5, 16), "timestep": torch.rand(2), "position": scale, "weights": scale}
+    manifest = export_onnx(Named(), HiCache(interval=3), example, tmp_path / "toy.onnx", dynamic=dynamic)
+    assert [port.name for port in manifest.arguments] == ["sample", "timestep", "position_", "weights_"]
+    assert manifest.outputs == ("out_sample",)
+    given = {**example, "weights": torch.randn(2, 5, 16)}
+    denoiser = OnnxDenoiser(tmp_path / "toy.onnx")
+    arrays = dict(zip((port.name for port in manifest.arguments), (x.numpy() for x in given.values()), strict=True))
+    with denoiser.trajectory(3):
+        (made,) = denoiser(**arrays)
+    np.testing.assert_allclose(made, Named()(**given).detach(), rtol=1e-4, atol=1e-5)
+
+
 def test_the_graph_has_one_if_and_names(toy: Toy) -> None:
     graph = onnx.load(str(toy.path)).graph
     assert [node.op_type for node in graph.node].count("If") == 1
@@ -310,6 +332,37 @@ def test_other_files_are_refused(toy: Toy, tmp_path: Path) -> None:
         OnnxDenoiser(tmp_path / "bare.onnx")
     with pytest.raises(HiCacheError, match="must be a file of export_onnx"):
         OnnxDenoiser(tmp_path / "nothing.onnx")
+
+
+def test_damaged_files_are_refused(toy: Toy, tmp_path: Path) -> None:
+    path = tmp_path / "damaged.onnx"
+    for damaged in (toy.path.read_bytes()[:2000], b"", b"version https://git-lfs.github.com/spec/v1"):
+        path.write_bytes(damaged)
+        with pytest.raises(HiCacheError, match=r"must be a file that ONNX Runtime can run with \['CPU"):
+            OnnxDenoiser(path)
+    changes: dict[str, Callable[[dict[str, Any]], Any]] = {
+        "KeyError: 'state'": lambda manifest: manifest.pop("state"),
+        "'depth'": lambda manifest: manifest.pop("depth"),
+        "'comment'": lambda manifest: manifest.update(comment="mine"),
+        "manifest.depth = 'x'": lambda manifest: manifest.update(depth="x"),
+        "TypeError": lambda manifest: manifest.update(arguments=["x"]),
+    }
+    for message, change in changes.items():
+        model = onnx.load(str(toy.path))
+        (entry,) = model.metadata_props
+        manifest = json.loads(entry.value)
+        change(manifest)
+        entry.value = json.dumps(manifest)
+        onnx.save(model, str(path))
+        with pytest.raises(HiCacheError, match=message):
+            OnnxDenoiser(path)
+
+
+def test_what_onnxruntime_has_no_operator_for_is_said(tmp_path: Path) -> None:
+    example = {"x": torch.randn(2, 5, 16).bfloat16(), "t": torch.rand(2).bfloat16()}
+    export_onnx(ToyDiT().bfloat16(), HiCache(interval=3), example, tmp_path / "toy.onnx")
+    with pytest.raises(HiCacheError, match="Could not find an implementation for"):
+        OnnxDenoiser(tmp_path / "toy.onnx")
 
 
 EXAMPLE = {"x": torch.zeros(2, 5, 16), "t": torch.zeros(2)}
