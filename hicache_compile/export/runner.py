@@ -170,7 +170,7 @@ class OnnxDenoiser:
         known = self._check(arguments)
         for port, kept in zip(self.manifest.state, state, strict=True):
             port.refuse("state", tuple(kept.shape()), _element(kept), known)
-        feed = {name: self._value(np.ascontiguousarray(value)) for name, value in arguments.items()} | self._constants
+        feed = {name: self._value(np.asarray(value, order="C")) for name, value in arguments.items()} | self._constants
         for port in self.manifest.controls:
             if port.name in controls:
                 shape = [size for size in port.shape if isinstance(size, int)]

@@ -85,6 +85,21 @@ def flux() -> tuple[nn.Module, Arguments]:
     return random_flux(1, 2).requires_grad_(False), flux_inputs()
 
 
+def unet() -> tuple[nn.Module, Arguments]:
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    model = UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=4,
+        cross_attention_dim=16, attention_head_dim=2, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    ).eval()  # fmt: skip
+    return model.requires_grad_(False), {
+        "sample": torch.randn(2, 4, 8, 8),
+        "encoder_hidden_states": torch.randn(2, 6, 16),
+    }
+
+
 MODELS: dict[str, tuple[Callable[[], tuple[nn.Module, Arguments]], float]] = {
     "flux": (flux, 1.0),
     "dit": (dit, 1000.0),
@@ -96,6 +111,17 @@ def example(inputs: Arguments, scale: float = 1.0, **fixed: Any) -> dict[str, An
     batch = len(inputs["hidden_states"])
     when = torch.full((batch,), scale)
     return {**inputs, "timestep": when.long() if scale > 1 else when, "return_dict": False, **fixed}
+
+
+def test_a_unet_whose_timestep_is_one_number(tmp_path: Path) -> None:
+    model, inputs = unet()
+    given = {**inputs, "timestep": torch.tensor(900)}
+    manifest = export_onnx(model, HiCache(interval=3), given, tmp_path / "unet.onnx")
+    assert manifest.outputs == ("out_sample",)
+    denoiser = OnnxDenoiser(tmp_path / "unet.onnx")
+    with denoiser.trajectory(4):
+        (made,) = denoiser(**{name: value.numpy() for name, value in given.items()})
+    np.testing.assert_allclose(made, model(**given).sample, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
