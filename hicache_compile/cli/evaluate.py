@@ -88,10 +88,10 @@ def evaluate(
     batches = batches_of(subject, samples, batch, seed)
     journal = None
     if out is not None:
-        about = {"model": subject.name, "prompts": list(subject.prompts), "steps": steps, "batch": batch, "seed": seed}
+        how = {"samples": samples, "batch": batch, "seed": seed, "backend": backend}
         scorers = {"clip": clip and str(clip), "image_reward": image_reward and str(image_reward)}
-        how = {"backend": backend, **call, **({"sparsity": sparsity} if sparsity else {})}
-        journal = Journal(unfinished(out), {**about, **how, **scorers}, "eval.out")
+        settings = {**subject.settings, **how, "sparsity": sparsity, **scorers}
+        journal = Journal(unfinished(out), settings, "eval.out")
     with (
         kept(f"what was drawn is in {journal.path}; the same command goes on" if journal else NOTHING),
         progress(total=len(batches) * (1 + len(named)), what="runs", unit="run") as bar,

@@ -61,11 +61,11 @@ class Journal:
                 f"{'damaged' if damaged else 'none of the results of earlier work'}: must be as it was written, "
                 "or be removed"
             ) from None
-        for key in sorted(wanted):
-            if found.get(key) != wanted[key]:
+        for key in sorted({*wanted, *found}):
+            if found.get(key) != wanted.get(key):
                 raise HiCacheError(
                     f"{self.name}: {str(self.path)!r} was measured with {key} = {found.get(key)!r}, must be "
-                    f"{wanted[key]!r}; choose another place, or remove it"
+                    f"{wanted.get(key)!r}; choose another place, or remove it"
                 )
 
     def has(self, candidate: str, run: int) -> bool:

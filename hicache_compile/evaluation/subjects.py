@@ -45,6 +45,11 @@ class Subject(ABC):
     prompts: Sequence[str]
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What its pictures depend on besides policy and seed, as plain data."""
+        return {"model": self.name, "prompts": list(self.prompts), "steps": self.steps}
+
+    @property
     def denoiser(self) -> CompiledDenoiser:
         return self.denoisers[0]
 
@@ -159,6 +164,10 @@ class PipelineSubject(Subject):
         self.denoisers = denoisers_of(self.pipeline)
         self.name, self.prompts, self.steps = folder.name, prompts, steps
         self.arguments = dict(arguments)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings, **self.arguments}
 
     def times(self) -> list[float]:
         return times_from(timesteps_of(next(schedulers(self.pipeline))), 0)

@@ -101,6 +101,9 @@ def _asked(item: Item, settings: Settings) -> dict[str, Any]:
         "steps": settings.steps,
         "policy": to_dict(settings.policy),
         "sparsity": settings.sparsity and settings.sparsity.to_dict(),
+        "dtype": settings.dtype,
+        "anchors": settings.anchors,
+        "memory_budget": settings.memory_budget,
         "arguments": settings.arguments,
     }
 

@@ -78,14 +78,7 @@ class Tuner:
         samples = -(-search.runs * search.batch // len(subject.prompts))
         self.runs = batches_of(subject, samples, search.batch, search.seed)[: search.runs]
         self.real = real_features(subject)
-        settings = {
-            "model": subject.name,
-            "prompts": list(subject.prompts),
-            "steps": search.steps,
-            "batch": search.batch,
-            "seed": search.seed,
-            "backend": search.backend,
-        }
+        settings = {**subject.settings, "batch": search.batch, "seed": search.seed, "backend": search.backend}
         self.journal = Journal(folder / "results.jsonl", settings)
 
     def candidates(self) -> dict[str, Candidate]:
@@ -145,8 +138,7 @@ class Tuner:
 
     def _file(self, name: str) -> Path:
         search = self.wanted
-        settings = [list(self.subject.prompts), search.steps, search.seed, search.evaluations]
-        of = json.dumps(settings if search.schedules == "local" else [*settings, search.schedules])
+        of = json.dumps([self.subject.settings, search.seed, search.evaluations, search.schedules])
         return self.folder / "fitted" / f"{name}_{hashlib.sha256(of.encode()).hexdigest()[:8]}.json"
 
     def _kept(self, name: str, make: Callable[[], Policy]) -> Policy:

@@ -232,6 +232,9 @@ def test_a_line_that_is_not_as_it_was_written_is_of_nothing(tmp_path: Path, chan
         {"policy": "FORA"},
         {"arguments": {**SMALL, "guidance_scale": 2.0}},
         {"sparsity": {"top_keys": 0.5}},
+        {"dtype": "bfloat16"},
+        {"anchors": "int8"},
+        {"memory_budget": "1 GiB"},
         {"model": Path("another")},
     ],
 )

@@ -81,6 +81,9 @@ def test_an_evaluation_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypa
     other = CliRunner().invoke(app, [*arguments, str(out), "--seed", "1"])
     assert (other.exit_code, rest) == (2, [])  # other pictures than those in the journal
     assert "was measured with seed = 0, must be 1" in other.stderr
+    fewer = CliRunner().invoke(app, [*arguments, str(out), "--samples", "7"])
+    assert fewer.exit_code == 2
+    assert "must be 7" in fewer.stderr
     assert CliRunner().invoke(app, [*arguments, str(out)]).exit_code == 0
     assert len(rest) == 3 * 4 - 7
     assert without_times(out.read_text()) == without_times(whole.read_text())

@@ -66,6 +66,10 @@ def test_a_journal_goes_on_where_it_was_torn(tmp_path: Path) -> None:
     assert [line["error"] for line in Journal(path, {"steps": 12}).of("b")] == [3.0, 4.0]
     with pytest.raises(HiCacheError, match="was measured with steps = 12, must be 50"):
         Journal(path, {"steps": 50})
+    with pytest.raises(HiCacheError, match="was measured with height = None, must be 64"):
+        Journal(path, {"steps": 12, "height": 64})
+    with pytest.raises(HiCacheError, match="was measured with steps = 12, must be None"):
+        Journal(path, {})
     path.write_text("what is this\n")
     with pytest.raises(HiCacheError, match="must be"):
         Journal(path, {"steps": 12})
