@@ -1,4 +1,4 @@
-"""Batches whose rows are of several runs: in one call where the rows can be told apart, else one after another."""
+"""Batches whose rows are of several runs: in one call where the rows can be told apart, else run by run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hicache_compile.errors import HiCacheError
 from hicache_compile.frontend.traced import Traced
 from hicache_compile.passes.analysis.batch import NotByRowError
 from hicache_compile.runtime.replay.frames import UNTRACED, drop_compiled
-from hicache_compile.runtime.rows.arguments import joined, mark_rows, of_row, rows_in, samples_in
+from hicache_compile.runtime.rows.arguments import joined, mark_rows, of_rows, rows_in, samples_in
 from hicache_compile.runtime.rows.row import Row
 from hicache_compile.runtime.rows.samples import Samples
 from hicache_compile.runtime.rows.step import RowsStep
@@ -37,7 +37,7 @@ class Batches:
         self._sessions = sessions
         self._traced = traced
         self._denoise: Traced | None = None
-        self._one_by_one = False
+        self._run_by_run = False
         self._samples = Samples()
 
     def make(self, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any], make: Make, together: Together) -> Any:
@@ -60,8 +60,8 @@ class Batches:
         found = rows_in(args, kwargs)
         if found != count:
             raise HiCacheError(f"rows: the batch has {found} rows, must have {count}, one for each run")
-        if count == 1 or (self._one_by_one and not step.in_one_call):
-            return self._each(step, args, kwargs, make)
+        if count == 1 or (self._run_by_run and not step.in_one_call):
+            return self._each_run(step, args, kwargs, make)
         if self._denoise is None:
             self._denoise = self._traced()
             self._denoise.whole = True
@@ -75,21 +75,27 @@ class Batches:
                 raise
             if step.in_one_call:
                 raise NotByRowError(str(cause)) from error
-            log.warning("rows of several runs are called one by one, because they cannot share a call: %s", cause)
-            self._one_by_one = True
+            log.warning("the calls of several runs are made one by one, because they cannot share one: %s", cause)
+            self._run_by_run = True
         step.start_over()
-        return self._each(step, args, kwargs, make)
+        return self._each_run(step, args, kwargs, make)
 
-    def _each(self, step: RowsStep, args: tuple[Any, ...], kwargs: Mapping[str, Any], make: Make) -> Any:
-        outputs, rows = [], step.rows
-        for number, row in enumerate(rows):
-            mine = of_row(args, kwargs, number, len(rows)) if len(rows) > 1 else (args, dict(kwargs))
-            outputs.append(self.one(row, *mine, make))
-            step.graphs += row.step.graphs
-        return joined(outputs) if len(rows) > 1 else outputs[0]
+    def _each_run(self, step: RowsStep, args: tuple[Any, ...], kwargs: Mapping[str, Any], make: Make) -> Any:
+        """A call for each run with all of its rows, which may depend on each other: as the run by itself makes it."""
+        outputs, start = [], 0
+        for rows in step.runs():
+            end = start + len(rows)
+            whole = end - start == len(step.rows)
+            mine = (args, dict(kwargs)) if whole else of_rows(args, kwargs, slice(start, end), len(step.rows))
+            outputs.append(self.one(rows[0], *mine, make))
+            for row in rows[1:]:
+                row.step.letter = rows[0].step.letter
+            step.graphs += rows[0].step.graphs
+            start = end
+        return joined(outputs) if len(outputs) > 1 else outputs[0]
 
     def one(self, row: Row, args: tuple[Any, ...], kwargs: dict[str, Any], make: Make) -> Any:
-        """Make the step of a single row, as a call of its run does."""
+        """Make the step of ``row``, and of others of its run, as a call of its run does."""
         with Inside(self._sessions, row.session):
             row.session.step = row.step
             try:

@@ -139,9 +139,14 @@ class Step:
         """It failed: see ``Context.invalidate``."""
         self.context.invalidate()
 
+    @property
+    def has_written(self) -> bool:
+        """Whether any anchors are no longer those of the step before."""
+        return any(state.next_step != self.index for state in self.context.states.values())
+
     def start_over(self) -> None:
         """The call is made again, by another capture; anchors that it wrote already are forgotten."""
-        written = any(state.next_step != self.index for state in self.context.states.values())
+        written = self.has_written
         self.undo()
         if written:
             self.context.forget_anchors()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from hicache_compile.serving.calls import Alike, Arguments, key_of, stacked
 from hicache_compile.serving.request import Request
 
 log = logging.getLogger(__name__)
+
+FAILURES = 2  # in turn, until calls of a kind are made one by one
 
 
 @dataclass(eq=False, slots=True)
@@ -83,6 +86,7 @@ class Meeting:
         self._sessions: dict[int, RowsSession] = {}  # of batches, by denoiser: the leader's
         self._maker = ThreadPoolExecutor(1, "hicache-batcher") if in_one_thread else None
         self._alike = Alike()
+        self._failures: Counter[Hashable] = Counter()  # in turn, of shared calls by their key
         self._closed = False
         self._forecast_last = False
 
@@ -97,7 +101,8 @@ class Meeting:
         with self._lock:
             if self._running() > 1:  # else it is alone, and reading all its arguments would cost it something
                 alike = key_of(call.arguments, len(call.rows), self._alike)
-                call.key = id(call.denoiser), call.forecast, call.inference, alike
+                key = id(call.denoiser), call.forecast, call.inference, alike
+                call.key = key if self._failures[key] < FAILURES else None
             if self._closed or call.request.stopped:
                 raise CancelledError
             call.since = self._clock()
@@ -207,6 +212,7 @@ class Meeting:
             if len(calls) == 1:
                 return _end(calls[0], error)
             log.warning("a call for %d requests failed, so each is made by itself: %s", len(calls), error)
+            self._failures[calls[0].key] += 1
             for call in calls:
                 self._make([call])
             return None
@@ -214,6 +220,8 @@ class Meeting:
             for call in calls:
                 _end(call, error)
             raise
+        if len(calls) > 1:
+            self._failures.pop(calls[0].key, None)
         self._told(calls)
         for call in calls:
             _end(call, call.error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import re
 import threading
 import types
 from collections.abc import Callable
@@ -15,6 +16,8 @@ import torch
 from hicache_compile.frontend.denoiser import CompiledDenoiser
 from hicache_compile.frontend.pipeline import denoisers_of, is_pipeline
 from hicache_compile.runtime.following.pipeline_calls import is_scheduler
+
+_ENCODES = re.compile("_?encode_")
 
 
 class OneAtATime:
@@ -38,14 +41,16 @@ class OneAtATime:
     def _kind(self, kind: type) -> type:
         found = {name: inspect.getattr_static(kind, name) for name in dir(kind)}
         methods = {
-            name: self._locked(method)
+            name: self.one_at_a_time(method)
             for name, method in found.items()
             if inspect.isfunction(method) and not inspect.isgeneratorfunction(method)
             if name == "__call__" or not name.startswith("_")
         }
         return types.new_class(kind.__name__, (kind,), {}, lambda space: space.update(methods, __module__=__name__))
 
-    def _locked(self, method: Callable[..., Any]) -> Callable[..., Any]:
+    def one_at_a_time(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        """``method``, while none of the others is called."""
+
         @functools.wraps(method)
         def call(*args: Any, **kwargs: Any) -> Any:
             with self._lock:
@@ -55,12 +60,14 @@ class OneAtATime:
 
 
 def copy_of(pipeline: Any, components: OneAtATime) -> Any:
-    """``pipeline`` with schedulers of its own. Denoisers are shared; other components are called by one thread at a
-    time."""
+    """``pipeline`` with schedulers and guiders of its own. Denoisers are shared; other components are called by one
+    thread at a time, and so are the methods that encode, which scale adapters of a text encoder meanwhile."""
     made = copy.copy(pipeline)
     made.set_progress_bar_config(disable=True)
+    for name in filter(_ENCODES.match, dir(type(pipeline))):
+        vars(made)[name] = components.one_at_a_time(getattr(made, name))
     for name, held in dict(vars(pipeline)).items():  # others may call it meanwhile
-        if is_scheduler(held):
+        if is_scheduler(held) or _is_configured(held):
             vars(made)[name] = copy.deepcopy(held)
         elif is_pipeline(held):
             vars(made)[name] = copy_of(held, components)
@@ -69,6 +76,11 @@ def copy_of(pipeline: Any, components: OneAtATime) -> Any:
     for denoiser in denoisers_of(made):
         denoiser._session.shared.watch(made)
     return made
+
+
+def _is_configured(held: Any) -> bool:
+    """Whether it is an object of diffusers that is made from a config and no model: it may keep state of a call."""
+    return hasattr(held, "register_to_config") and not isinstance(held, torch.nn.Module) and not is_pipeline(held)
 
 
 def _is_component(held: Any) -> bool:

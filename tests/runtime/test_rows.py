@@ -7,6 +7,7 @@ import logging
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ from hicache_compile import (
 )
 from hicache_compile.operators import pages
 from hicache_compile.operators.anchors import forecast, quantised, remember, scale_of
+from hicache_compile.runtime.rows.compute import _Made
 from hicache_compile.runtime.runs import Run
 from tests.support.models import ToyDiT, flux_inputs, random_flux
 
@@ -203,6 +205,61 @@ def test_rows_that_cannot_share_a_call_are_called_one_by_one(caplog: pytest.LogC
     for request, (x, decisions) in zip(mixed, made, strict=True):
         expected, letters = alone(compiled, request)
         assert (decisions, True) == (letters, torch.equal(x, expected))
+
+
+class Mixing(ToyDiT):
+    """All samples of a call see their mean."""
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return super().forward(x + x.mean(0, keepdim=True), t)
+
+
+def test_rows_of_one_run_stay_together_where_they_depend_on_each_other(caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    compiled = hicache_compile(Mixing(), POLICIES[0], backend="eager")
+    batch, steps = torch.cat([noise(0), noise(1)]), 6
+    with torch.no_grad(), compiled.trajectory(steps):
+        expected = batch
+        for step in range(steps):
+            expected = expected - compiled(expected, torch.full((2,), 1 - step / steps)) / steps
+    decisions = compiled.report().decisions()
+    run, other, xs = compiled.run(steps), compiled.run(steps), [noise(0), noise(1), noise(2)]
+    for step in range(steps):
+        with compiled.rows([run, run, other]):
+            xs = stepped(compiled, xs, [1 - step / steps] * 3, [steps] * 3)
+    assert torch.equal(torch.cat(xs[:2]), expected)
+    assert run.decisions() == run.decisions("default[1]") == decisions
+    assert (xs[2] - alone(compiled, (2, 0, steps))[0]).abs().max() == 0
+    assert sum("made one by one" in record.message for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize("failing", [3, 5], ids=["forecast", "computed"])
+def test_a_call_that_failed_is_made_again_by_each(
+    model: CompiledDenoiser, failing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = [(0, 0, 8), (1, 0, 8)]
+    runs, xs = [model.run(steps, POLICIES[policy]) for _, policy, steps in requests], [noise(0), noise(1)]
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no memory")
+
+    for step in range(8):
+        time = 1 - step / 8
+        if step == failing:
+            with monkeypatch.context() as patch:
+                patch.setattr(_Made, "_run", fail)
+                with pytest.raises(RuntimeError, match="no memory"), model.rows(runs):
+                    stepped(model, xs, [time] * 2, [8] * 2)
+            for number, run in enumerate(runs):
+                with run:
+                    (xs[number],) = stepped(model, xs[number : number + 1], [time], [8])
+            continue
+        with model.rows(runs):
+            xs = stepped(model, xs, [time] * 2, [8] * 2)
+    for x, run, request in zip(xs, runs, requests, strict=True):
+        expected, decisions = alone(model, request)
+        assert run.decisions() == decisions
+        torch.testing.assert_close(x, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_pages_return_when_runs_end(model: CompiledDenoiser) -> None:

@@ -42,15 +42,15 @@ def mark_rows(args: Sequence[Any], kwargs: Mapping[str, Any], rows: int) -> None
             maybe_mark_dynamic(value, 0)
 
 
-def of_row(args: Sequence[Any], kwargs: Mapping[str, Any], row: int, rows: int) -> Arguments:
-    """The arguments of row ``row`` out of ``rows`` alone."""
+def of_rows(args: Sequence[Any], kwargs: Mapping[str, Any], mine: slice, rows: int) -> Arguments:
+    """The arguments of the rows ``mine`` out of ``rows`` alone."""
 
     def one(value: Any) -> Any:
         if isinstance(value, list):
-            return [value[row]] if len(value) == rows else value
+            return value[mine] if len(value) == rows else value
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             return dataclasses.replace(value, **pytree.tree_map(one, fields_of(value), is_leaf=is_leaf))
-        return value[row : row + 1] if has_rows(value, rows) else value
+        return value[mine] if has_rows(value, rows) else value
 
     # Where the sample is a list, lists have an entry for each sample; else they hold tensors that have rows.
     is_leaf = _are_samples if isinstance(_first(args, kwargs), list) else None
@@ -70,7 +70,7 @@ def _are_samples(value: Any) -> bool:
 
 
 def joined(outputs: Sequence[Any]) -> Any:
-    """What calls of a row each returned, as one batch."""
+    """What calls of some rows each returned, as one batch."""
     first = outputs[0]
     if isinstance(first, torch.Tensor):
         return torch.cat(list(outputs)) if first.dim() else first

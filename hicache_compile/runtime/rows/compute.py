@@ -69,8 +69,13 @@ def compute(
             graph.by_row.add(sizes)
         find_anchors(graph, parts, parameters, pool)
         made = _Made(graph, batch, step, inputs, parts)
-        made.decide()
-        outputs = made.finish()
+        try:
+            made.decide()
+            outputs = made.finish()
+        except Exception:
+            for part in parts:
+                part.put_back()
+            raise
     for part in parts:
         if part.storage is not None:
             part.storage.next_step = part.row.step.index + 1
@@ -130,6 +135,7 @@ class _Made:
             choice = self.parts[numbers[0]].decision.choice
             _, outputs = self._run(choice, numbers, self._data(numbers))
             results.append(outputs)
+        for numbers in groups:
             self._record(numbers)
         return results[0] if len(groups) == 1 else in_order(groups, results, self.batch)
 

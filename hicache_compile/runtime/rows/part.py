@@ -38,6 +38,12 @@ class Part:
         assert self.storage.decider is not None
         return self.storage.decider
 
+    def put_back(self) -> None:
+        """The programs failed: the step can be made again where nothing was measured, as it then writes over what it
+        wrote, in the same places."""
+        if self.storage is not None and not self.row.step.context.policy.guards:
+            self.storage.next_step = self.row.step.index
+
     def alike(self, choice: Choice) -> Hashable:
         """What rows have in common that run as one program."""
         return id(self.live.programs), id(self.pool), choice

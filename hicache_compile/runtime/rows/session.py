@@ -35,7 +35,7 @@ class RowsSession(Session):
         return self.step_of(rows)
 
     def step_of(self, rows: Sequence[Row], in_one_call: bool = False) -> RowsStep:
-        """The step of a batch of ``rows``; ``in_one_call``: they are never called one by one."""
+        """The step of a batch of ``rows``; ``in_one_call``: they are never called run by run."""
         if any(not row.step.index for row in rows):  # a run begins: Dynamo looks once
             self._own.replays.clear()
         return RowsStep(self._own, tuple(rows), in_one_call)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from itertools import groupby
 from typing import Any
 
 from hicache_compile.runtime.compiled_graph import CompiledGraph
@@ -18,7 +19,7 @@ class RowsStep(Step):
     Args:
         context: of the batch itself; it keeps which capture and which calls ran.
         rows: in the order of the batch.
-        in_one_call: they are never called one by one.
+        in_one_call: they are never called run by run.
     """
 
     __slots__ = ("in_one_call", "rows")
@@ -39,9 +40,16 @@ class RowsStep(Step):
     def compute(self, graph: CompiledGraph, inputs: Sequence[Any], parameters: Parameters) -> Any:
         return compute(graph, self, self.rows, inputs, parameters, self.pool)
 
+    def runs(self) -> list[list[Row]]:
+        """The rows by the run they are of, in their order."""
+        return [list(rows) for _, rows in groupby(self.rows, key=lambda row: id(row.session))]
+
     def invalidate(self) -> None:
+        """It failed: a row goes on from anchors that are as they were before."""
         for row in self.rows:
-            row.step.invalidate()
+            if row.step.has_written:
+                row.step.invalidate()
+            row.step.undo()
 
     def undo(self) -> None:
         super().undo()

@@ -23,7 +23,7 @@ def together(
     """Make ``rows``, steps that the sessions of their runs have begun and will count, with ``make``.
 
     Args:
-        in_one_call: or not at all; else one by one where they cannot be told apart.
+        in_one_call: or not at all; else run by run where they cannot be told apart.
         session: keeps what one such call leaves to the next; by default that of this thread.
     """
     session = session or sessions.of_rows()
