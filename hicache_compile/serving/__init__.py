@@ -64,6 +64,6 @@ def serve(
     except ImportError as error:
         raise HiCacheError(f"serve(): needs {error.name}: pip install 'hicache_compile[serve]'") from error
     batches = Batches(backend, max_batch, max_wait, max_requests)
-    offer = Offer(name, steps, size, call or {}, tuple(keys), fixed_policy)
+    offer = Offer(name, steps, size, {} if call is None else call, keys, fixed_policy)
     wanted = served(policy, "the service's", max_error, max_seconds)
     return serving(pipe, wanted, batches, offer, (host, port), warm_up=warm_up, grace=grace)

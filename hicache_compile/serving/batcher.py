@@ -14,6 +14,7 @@ from typing import Any
 from hicache_compile.errors import HiCacheError, whole_number
 from hicache_compile.frontend.denoiser import CompiledDenoiser
 from hicache_compile.frontend.pipeline import denoisers_of
+from hicache_compile.frontend.watched_callback import length_of
 from hicache_compile.runtime.call_arguments import DenoiserCall
 from hicache_compile.runtime.rows.arguments import rows_in
 from hicache_compile.runtime.rows.siblings import finish, rows_of
@@ -102,7 +103,7 @@ class Batcher:
         Raises:
             HiCacheError: ``cache`` is no policy, cannot be used or kept here, or the batcher is closed.
         """
-        picked = chosen(self._denoisers[0], cache, call.get("num_inference_steps"))
+        picked = chosen(self._denoisers[0], cache, length_of(self._pipe, (), call))
         request = Request(call, picked.policy, on_step, picked.entry)
         request.when_stopped(functools.partial(self._stopped, request))
         with self._lock:

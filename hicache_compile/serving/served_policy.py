@@ -53,8 +53,10 @@ def chosen(denoiser: CompiledDenoiser, cache: Any, steps: int | None) -> Chosen:
     """
     contract = denoiser.contract
     if cache is None:
-        mine = contract is not None and denoiser.policy == denoiser._fitted(contract.entry.policy)
-        return Chosen(None, contract.entry.name if contract is not None and mine else "")
+        if contract is None or steps not in (None, contract.pack.steps):
+            return Chosen(None, "")
+        mine = denoiser.policy == denoiser._fitted(contract.entry.policy)
+        return Chosen(None, contract.entry.name if mine else "")
     promise = as_promise(cache)
     if promise is None:
         return Chosen(denoiser._fitted(Uncached() if cache == OFF else cache), "")

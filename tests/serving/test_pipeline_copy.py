@@ -75,10 +75,10 @@ class Guided(DiffusionPipeline):  # type: ignore[misc]
     def __init__(self, components: OneAtATime) -> None:
         super().__init__()
         self.guider = Guider()
-        self.components = components
+        self.others = components
 
     def encode_prompt(self, text: str) -> list[str]:
-        assert not free(self.components)
+        assert not free(self.others)
         return text.split()
 
 

@@ -80,6 +80,17 @@ def test_what_cannot_be_promised(promised: Batcher, cache: Any, steps: int, says
         promised.submit(cache=cache, **{**CALL, "num_inference_steps": steps})
 
 
+@pytest.mark.parametrize("length", [{}, {"sigmas": [1 - step / 9 for step in range(9)]}], ids=["28", "9"])
+def test_a_length_that_is_not_said_by_a_number_of_steps(promised: Batcher, length: dict[str, Any]) -> None:
+    call = {name: value for name, value in CALL.items() if name != "num_inference_steps"}
+    with pytest.raises(HiCacheError, match=r"must be 5 with a promise"):
+        promised.submit(cache={"max_error": 0.1}, **call, **length)
+    if length:
+        asked = promised.submit(**call, **length)
+        asked.result(timeout=120)
+        assert (asked.entry, len(asked.decisions)) == ("", 9)
+
+
 def test_without_a_pack_it_says_how_to_start_with_one() -> None:
     with (
         Batcher(hicache_compile(pipeline(), HiCache(), backend="eager")) as batcher,

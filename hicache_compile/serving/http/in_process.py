@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from hicache_compile.errors import HiCacheError
+from hicache_compile.errors import HiCacheError, is_real
 from hicache_compile.frontend.compile import hicache_compile
 from hicache_compile.frontend.pipeline import denoisers_of, is_pipeline
 from hicache_compile.serving.batcher import Batcher
 from hicache_compile.serving.http import server as servers
 from hicache_compile.serving.http.app import create_app
+from hicache_compile.serving.http.keys import as_keys
 from hicache_compile.serving.http.served import Served
 from hicache_compile.serving.http.service import Abilities, Service
 from hicache_compile.serving.http.settings import OWNER, Settings, Size
@@ -64,11 +65,15 @@ class Offer:
     steps: int | None
     size: str | None
     call: Mapping[str, Any]
-    keys: tuple[str, ...]
+    keys: Sequence[str]
     fixed_policy: bool
 
     def settings(self, pipe: Any, policy: Served) -> Settings:
         """The same for the application."""
+        if not isinstance(self.call, Mapping):
+            raise HiCacheError(
+                f"{OWNER}.call is a {type(self.call).__name__}: must be a dict of arguments of the pipeline"
+            )
         size = None if self.size is None else Size.parse(str(self.size))
         if self.size is not None and size is None:
             raise HiCacheError(f"{OWNER}.size = {self.size!r}: must be WIDTHxHEIGHT, like '1024x768'")
@@ -78,7 +83,7 @@ class Offer:
             policy_name=policy.name,
             steps=policy.steps(self.steps),
             size=size,
-            keys=self.keys,
+            keys=as_keys(self.keys),
             call=self.call,
             fixed_policy=self.fixed_policy,
         )
@@ -89,6 +94,8 @@ def serving(
     pipe: Any, wanted: Served, batches: Batches, offer: Offer, address: tuple[str, int], *, warm_up: bool, grace: float
 ) -> Iterator[Serving]:
     """See ``hicache_compile.serving.serve``."""
+    if not is_real(grace) or grace < 0:
+        raise HiCacheError(f"{OWNER}.grace = {grace!r}: must be a number >= 0")
     settings = offer.settings(pipe, wanted)
     with ExitStack() as opened:
         listening = opened.enter_context(servers.bind(*address))

@@ -6,6 +6,7 @@ import hmac
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from fastapi import Request
 
@@ -26,14 +27,30 @@ def read_keys(path: Path) -> tuple[str, ...]:
     keys = []
     for number, line in enumerate(lines_of(read_text("api-keys", path)), 1):
         key = line.partition("#")[0].strip()
-        if key and (len(key) < SHORTEST or not key.isascii() or len(key.split()) > 1):
-            raise HiCacheError(
-                f"api-keys, line {number}: must be at least {SHORTEST} ASCII characters without a space in between"
-            )
+        if key:
+            _check(key, f"api-keys, line {number}")
         keys += [key] if key else []
     if not keys:
         raise HiCacheError(f"api-keys = {str(path)!r}: must hold at least one key, one a line")
     return tuple(keys)
+
+
+def as_keys(keys: Any) -> tuple[str, ...]:
+    """The list ``keys``.
+
+    Raises:
+        HiCacheError: it is no list, or one of them could be no key; the message never has a key.
+    """
+    if not isinstance(keys, list | tuple | set | frozenset):
+        raise HiCacheError(f"serve.keys is a {type(keys).__name__}: must be a list of texts")
+    for number, key in enumerate(keys):
+        _check(key, f"serve.keys, number {number}")
+    return tuple(keys)
+
+
+def _check(key: Any, where: str) -> None:
+    if not isinstance(key, str) or len(key) < SHORTEST or not key.isascii() or len(key.split()) != 1:
+        raise HiCacheError(f"{where}: must be at least {SHORTEST} ASCII characters without a space in between")
 
 
 class KeyCheck:

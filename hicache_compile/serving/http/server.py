@@ -16,10 +16,10 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from hicache_compile.errors import HiCacheError
+from hicache_compile.errors import HiCacheError, whole_number
 from hicache_compile.serving.http.errors import SERVER, ApiError
 from hicache_compile.serving.http.gate import Gate
-from hicache_compile.serving.http.settings import Limits
+from hicache_compile.serving.http.settings import OWNER, Limits
 
 HEAD_BYTES = 64 * 1024
 CONNECTIONS = 1000
@@ -124,6 +124,9 @@ def bind(host: str, port: int) -> socket.socket:
     Raises:
         HiCacheError: the address is none of this machine's, or taken.
     """
+    whole_number(OWNER, "port", port, 0, 65535)
+    if not isinstance(host, str):
+        raise HiCacheError(f"{OWNER}.host = {host!r}: must be the name or address of this machine")
     try:
         family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, number)

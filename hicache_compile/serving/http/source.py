@@ -106,14 +106,22 @@ def warm_up(service: Service, settings: Settings, together: int) -> None:
         together: how many at once.
 
     Raises:
-        HiCacheError: the policy cannot serve this pipeline.
+        HiCacheError: the policy cannot serve this pipeline, or it needs more than a request has.
     """
     order = order_of(ImageRequest(prompt="warm-up"), settings, service.abilities)
     for pictures in sorted({1, min(3, together)}):
         generators = [torch.Generator(device="cpu").manual_seed(seed) for seed in range(pictures)]
         made = [service.batcher.submit(generator=generator, **order.call) for generator in generators]
-        for pending in made:
-            pending.result()
+        try:
+            for pending in made:
+                pending.result()
+        except HiCacheError:
+            raise
+        except Exception as error:
+            raise HiCacheError(
+                f"{OWNER}: {service.abilities.pipeline} must make pictures of a prompt and a size, and what else is "
+                f"given as `call`; the first one failed with {type(error).__name__}: {error}"
+            ) from error
 
 
 def open_service(source: Source, settings: Settings, warm: bool) -> Service:

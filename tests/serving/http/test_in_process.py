@@ -89,6 +89,17 @@ def test_a_taken_port_and_bad_arguments_leave_nothing_open(pipe: Any) -> None:
         serve(pipe, POLICY, **{**GIVEN, "size": "wide"}).__enter__()
     with pytest.raises(HiCacheError, match=r"serve.no_such: FluxPipeline takes no such argument"):
         serve(pipe, POLICY, port=port, **{**GIVEN, "call": {"no_such": 1}}).__enter__()
+    for bad, says in (
+        ({"keys": "my-secret-key"}, r"serve.keys is a str: must be a list of texts"),
+        ({"keys": ["abc"]}, r"serve.keys, number 0: must be at least 8 ASCII characters"),
+        ({"keys": ["long-enough", None]}, r"serve.keys, number 1: must be at least 8 ASCII characters"),
+        ({"call": ["guidance_scale"]}, r"serve.call is a list: must be a dict"),
+        ({"grace": "long"}, r"serve.grace = 'long': must be a number >= 0"),
+        ({"port": 70000}, r"serve.port = 70000: must be an integer from 0 to 65535"),
+        ({"host": 5}, r"serve.host = 5: must be the name or address"),
+    ):
+        with pytest.raises(HiCacheError, match=says):
+            serve(pipe, POLICY, **{"port": port, **GIVEN, **bad}).__enter__()
     with pytest.raises(HiCacheError, match=r"serve.pipe = int: must be a diffusers pipeline"):
         serve(3, POLICY, port=port, **GIVEN).__enter__()
     assert_it_is_free(port)

@@ -75,3 +75,12 @@ def test_an_argument_that_the_pipeline_does_not_take(folder: Path) -> None:
     settings = Settings(model="tiny", policy=POLICY, call={"num_frames": 5})
     with pytest.raises(HiCacheError, match="FluxPipeline takes no such argument"):
         open_service(Source(folder=folder, policy=POLICY, backend="eager", device="cpu"), settings, warm=False)
+
+
+def test_a_pipeline_that_needs_more_than_a_prompt_is_told_when_it_warms_up(tmp_path: Path) -> None:
+    by_name("FluxImg2ImgPipeline").saved(tmp_path)
+    settings = replace(SETTINGS, call={})
+    with pytest.raises(
+        HiCacheError, match=r"FluxImg2ImgPipeline must make pictures of a prompt and a size.* ValueError"
+    ):
+        open_service(Source(folder=tmp_path, policy=POLICY, backend="eager", device="cpu"), settings, warm=True)
