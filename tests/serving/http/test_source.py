@@ -79,8 +79,6 @@ def test_an_argument_that_the_pipeline_does_not_take(folder: Path) -> None:
 
 def test_a_pipeline_that_needs_more_than_a_prompt_is_told_when_it_warms_up(tmp_path: Path) -> None:
     by_name("FluxImg2ImgPipeline").saved(tmp_path)
-    settings = replace(SETTINGS, call={})
-    with pytest.raises(
-        HiCacheError, match=r"FluxImg2ImgPipeline must make pictures of a prompt and a size.* ValueError"
-    ):
-        open_service(Source(folder=tmp_path, policy=POLICY, backend="eager", device="cpu"), settings, warm=True)
+    says = r"FluxImg2ImgPipeline must make pictures of a prompt and a size.* ValueError"
+    with pytest.raises(HiCacheError, match=says):
+        open_service(Source(folder=tmp_path, policy=POLICY, backend="eager", device="cpu"), SETTINGS, warm=True)
