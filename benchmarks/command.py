@@ -40,7 +40,7 @@ from hicache_compile.benchmarks.record import records
 from hicache_compile.benchmarks.scenarios import SCENARIOS
 from hicache_compile.benchmarks.study import EVALUATIONS
 from hicache_compile.errors import HiCacheError
-from hicache_compile.evaluation.journal import Journal, once, unfinished
+from hicache_compile.evaluation.journal import journal_of, once
 from hicache_compile.generate.record import json_lines
 from hicache_compile.policy.files import add_line, check_writable
 from hicache_compile.policy.progress import kept
@@ -88,24 +88,22 @@ def run(
     for place in (out, charts and charts / "chart.png"):
         if place is not None:
             check_writable(place)
-    journal = None
-    if out is not None:
-        journal = Journal(unfinished(out), {"names": names, "rounds": rounds, "only": only}, "bench.out")
     lines: list[Line] = []
-    with kept(f"what was measured is in {journal.path}; the same command goes on" if journal else NOTHING):
-        for name in names:
-            if name in SCENARIOS:
-                measured = once(journal, name, 0, partial(_race, name, rounds, only))
-            else:
-                measured = OTHERS[name].run(name, journal)
-            lines += measured
-            if as_json:
-                print(json_lines(measured), end="", flush=True)
-            else:
-                _print(name, measured)
-    if out is not None and journal is not None:
-        add_line(out, json_lines(lines))
-        journal.path.unlink()
+    with journal_of(out, {"names": names, "rounds": rounds, "only": only}, "bench.out") as journal:
+        with kept(f"what was measured is in {journal.path}; the same command goes on" if journal else NOTHING):
+            for name in names:
+                if name in SCENARIOS:
+                    measured = once(journal, name, 0, partial(_race, name, rounds, only))
+                else:
+                    measured = OTHERS[name].run(name, journal)
+                lines += measured
+                if as_json:
+                    print(json_lines(measured), end="", flush=True)
+                else:
+                    _print(name, measured)
+        if out is not None and journal is not None:
+            add_line(out, json_lines(lines))
+            journal.path.unlink()
     if charts is not None:
         raced = [line for line in lines if "contender" in line]
         paths = (draw(raced, charts) if raced else []) + growth.draw(

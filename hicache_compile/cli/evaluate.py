@@ -62,7 +62,7 @@ def evaluate(
     """How far policies are from the pictures in full, and how good theirs are, with 95 % intervals."""
     from hicache_compile.evaluation.comparison import IN_FULL, compare, named_policies
     from hicache_compile.evaluation.intervals import as_data
-    from hicache_compile.evaluation.journal import Journal, unfinished
+    from hicache_compile.evaluation.journal import journal_of
     from hicache_compile.evaluation.packing import check_pack, pack_of
     from hicache_compile.evaluation.quality import scores_of
     from hicache_compile.evaluation.runs import Judge
@@ -86,21 +86,18 @@ def evaluate(
     subject = open_subject(model, prompts, steps, backend, call, "eval", sparsity=sparsity)
     judge = Judge(subject, scores_of(subject, clip, image_reward))
     batches = batches_of(subject, samples, batch, seed)
-    journal = None
-    if out is not None:
-        how = {"samples": samples, "batch": batch, "seed": seed, "backend": backend}
-        scorers = {"clip": clip and str(clip), "image_reward": image_reward and str(image_reward)}
-        settings = {**subject.settings, **how, "sparsity": sparsity, **scorers}
-        journal = Journal(unfinished(out), settings, "eval.out")
-    with (
-        kept(f"what was drawn is in {journal.path}; the same command goes on" if journal else NOTHING),
-        progress(total=len(batches) * (1 + len(named)), what="runs", unit="run") as bar,
-    ):
-        compared = compare(judge, named, batches, journal, pictures=sheet is not None, on_run=bar.update)
-    if out is not None and journal is not None:
-        rows = [{"policy": name, **line} for name, mine in compared.lines.items() for line in mine]
-        write_whole(out, json_lines(rows))
-        journal.path.unlink()
+    how = {"samples": samples, "batch": batch, "seed": seed, "backend": backend, "sparsity": sparsity}
+    scorers = {"clip": clip and str(clip), "image_reward": image_reward and str(image_reward)}
+    with journal_of(out, {**subject.settings, **how, **scorers}, "eval.out") as journal:
+        with (
+            kept(f"what was drawn is in {journal.path}; the same command goes on" if journal else NOTHING),
+            progress(total=len(batches) * (1 + len(named)), what="runs", unit="run") as bar,
+        ):
+            compared = compare(judge, named, batches, journal, pictures=sheet is not None, on_run=bar.update)
+        if out is not None and journal is not None:
+            rows = [{"policy": name, **line} for name, mine in compared.lines.items() for line in mine]
+            write_whole(out, json_lines(rows))
+            journal.path.unlink()
     if sheet is not None:
         drawn = {name: (images, _caption(compared.found[name])) for name, images in compared.pictures.items()}
         draw_sheet(drawn, sheet)

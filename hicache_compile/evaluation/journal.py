@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hicache_compile.errors import HiCacheError
 from hicache_compile.generate.record import json_lines
-from hicache_compile.policy.files import add_line, lines_of, read_text, write_whole
+from hicache_compile.policy.files import add_line, lines_of, only_one, read_text, write_whole
 from hicache_compile.policy.sealed import sealed, unsealed
 
 Line = dict[str, Any]
@@ -90,6 +91,22 @@ class Journal:
 def unfinished(path: Path) -> Path:
     """Where the journal of work stands whose results go to ``path`` once it has ended."""
     return path.with_name(f"{path.name}.unfinished")
+
+
+@contextmanager
+def journal_of(out: Path | None, settings: Mapping[str, Any], name: str) -> Iterator[Journal | None]:
+    """The journal of work whose results go to ``out``, which no other process does meanwhile; None where they go
+    nowhere.
+
+    Raises:
+        HiCacheError: another process does it, or see ``Journal``.
+    """
+    if out is None:
+        yield None
+        return
+    path = unfinished(out)
+    with only_one(path.with_name(f".{path.name}.lock"), f"writes {str(out)!r}"):
+        yield Journal(path, settings, name)
 
 
 def once(journal: Journal | None, candidate: str, run: int, measure: Callable[[], list[Line]]) -> list[Line]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hicache_compile.evaluation.runs import quietly
 from hicache_compile.evaluation.subjects import Subject
-from hicache_compile.policy.files import write_whole
+from hicache_compile.policy.files import only_one, write_whole
 from hicache_compile.policy.progress import kept
 from hicache_compile.tune.presentation import show
 from hicache_compile.tune.recommend import Recommendation, choose
@@ -20,9 +20,14 @@ def run(subject: Subject, search: Search, folder: Path) -> list[Recommendation]:
     An earlier search into the same folder goes on where it was stopped.
 
     Raises:
-        HiCacheError: an option is not what is allowed, or ``folder`` holds a search of another kind.
+        HiCacheError: an option is not what is allowed, ``folder`` holds a search of another kind, or another process
+            searches into it.
     """
-    tuner = Tuner(subject, search, folder)
+    with only_one(folder / ".lock", "tunes into this folder"):
+        return _run(Tuner(subject, search, folder), search, folder)
+
+
+def _run(tuner: Tuner, search: Search, folder: Path) -> list[Recommendation]:
     with quietly(), kept(f"what was measured is in {folder}; the same command goes on"):
         candidates = tuner.candidates()
         found, left = tuner.search(candidates)

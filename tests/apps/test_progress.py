@@ -22,6 +22,7 @@ from hicache_compile.demo.training import Plan, train
 from hicache_compile.evaluation.runs import Judge
 from hicache_compile.generate.maker import Maker
 from hicache_compile.policy import progress
+from hicache_compile.policy.files import only_one
 from tests.pipelines.cases import by_name
 
 EVAL = ["eval", "demo", "--policy", "FORA", "--policy", "HiCache", "--steps", "4", "--samples", "2", "--batch", "5"]
@@ -81,6 +82,10 @@ def test_an_evaluation_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypa
     other = CliRunner().invoke(app, [*arguments, str(out), "--seed", "1"])
     assert (other.exit_code, rest) == (2, [])  # other pictures than those in the journal
     assert "was measured with seed = 0, must be 1" in other.stderr
+    with only_one(tmp_path / ".lines.jsonl.unfinished.lock", "is here"):
+        second = CliRunner().invoke(app, [*arguments, str(out)])
+    assert second.exit_code == 2
+    assert "another process writes" in " ".join(second.stderr.split())
     fewer = CliRunner().invoke(app, [*arguments, str(out), "--samples", "7"])
     assert fewer.exit_code == 2
     assert "must be 7" in fewer.stderr
