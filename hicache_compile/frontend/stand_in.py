@@ -26,6 +26,8 @@ class CompiledForward:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_exporting():  # of one call: as of what torch.compile makes, the wrapped module's graph
             return self._stand_in._orig_mod(*args, **kwargs)
+        if torch.compiler.is_compiling():  # of a loop around it: a call between two of its graphs
+            return _called_apart(self._stand_in, args, kwargs)
         return self._stand_in._call_compiled(*args, **kwargs)
 
     @property
@@ -36,6 +38,11 @@ class CompiledForward:
     def __code__(self) -> types.CodeType:
         """The wrapped module's: ``torch.export`` looks for it."""
         return self._stand_in._orig_mod.forward.__code__
+
+
+@torch.compiler.disable
+def _called_apart(stand_in: StandIn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return stand_in._call_compiled(*args, **kwargs)
 
 
 class StandIn(OptimizedModule):

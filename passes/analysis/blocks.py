@@ -18,7 +18,13 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from hicache_compile.errors import CannotRewrite
-from hicache_compile.passes.analysis.residuals import Residual, find_residuals, stream_carriers
+from hicache_compile.passes.analysis.residuals import (
+    Residual,
+    can_be_stream,
+    find_residuals,
+    no_stream_because,
+    stream_carriers,
+)
 from hicache_compile.passes.analysis.units import call_number, contribution_of, home_of, unit_of, units_of
 from hicache_compile.passes.analysis.whole_blocks import whole_blocks
 from hicache_compile.passes.graph import ops
@@ -72,9 +78,9 @@ class Streams:
 
     def _find(self, node: fx.Node) -> frozenset[fx.Node]:
         if node not in self.inside:
-            stream = ops.is_tensor(node) and ops.value(node).is_floating_point() and ops.value(node).dim() > 1
             weight = node.op == "get_attr" or node.meta.get("weight")
-            return frozenset() if not stream or weight or node in self.constants else frozenset({node})
+            root = can_be_stream(node) and not weight and node not in self.constants
+            return frozenset({node} if root else ())
         return frozenset().union(*(self.roots(carrier) for carrier in stream_carriers(node)))
 
     def carriers(self, node: fx.Node) -> list[fx.Node]:
@@ -206,18 +212,22 @@ def _sources(root: fx.Node, taken: set[fx.Node]) -> set[fx.Node]:
 def _misses(captured: fx.GraphModule, blocks: list[Block]) -> list[CannotRewrite]:
     """The outermost module lists with an expensive child and no block, the most expensive first."""
     taken = {node for block in blocks for node in block.nodes}
-    lists: dict[str, str] = {}
+    lists: dict[str, fx.Node] = {}  # with the first expensive node of each
     layers: Counter[str] = Counter()
     for node in captured.graph.nodes:
         parts = node.meta["path"].split(".")
         number = next((i for i, part in enumerate(parts) if part.isdigit()), None)
         if number is not None and ops.op(node) in ops.HEAVY and node not in taken:
             name = ".".join(parts[:number])
-            lists.setdefault(name, ".".join(parts[: number + 1]))
+            lists.setdefault(name, node)
             layers[name] += 1
     homes = {".".join(block.name.split(".")[:-1]) for block in blocks}
-    return [
-        CannotRewrite(name, f"no output of {child} is a residual sum of its input")
-        for name, child in sorted(lists.items(), key=lambda item: -layers[item[0]])
-        if name not in homes
-    ]
+    ordered = sorted((name for name in lists if name not in homes), key=lambda name: -layers[name])
+    return [CannotRewrite(name, _why_none(name, lists[name])) for name in ordered]
+
+
+def _why_none(name: str, node: fx.Node) -> str:
+    """Why the list ``name``, in which ``node`` is expensive, has no block."""
+    child = ".".join(node.meta["path"].split(".")[: name.count(".") + 2])
+    why = no_stream_because(node) if ops.is_tensor(node) else None
+    return f"what {child} computes {why}" if why else f"no output of {child} is a residual sum of its input"

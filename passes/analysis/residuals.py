@@ -115,7 +115,15 @@ def _opaque_block(node: fx.Node) -> Residual | None:
 
 
 def can_be_stream(node: fx.Node) -> bool:
-    return ops.is_tensor(node) and ops.value(node).is_floating_point() and ops.value(node).dim() > 1
+    return ops.is_tensor(node) and ops.value(node).dim() > 1 and no_stream_because(node) is None
+
+
+def no_stream_because(node: fx.Node) -> str | None:
+    """What of the tensor ``node`` a ring cannot keep, or a forecast not weigh."""
+    value = ops.value(node)
+    if value.is_nested:
+        return "is a nested tensor: must be a tensor with padding"
+    return None if value.is_floating_point() else f"is {str(value.dtype).removeprefix('torch.')}: must be real numbers"
 
 
 def stream_carriers(node: fx.Node) -> list[fx.Node]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 
-import torch
 from torch import fx
 
 from hicache_compile.errors import HiCacheError
 from hicache_compile.passes.analysis.blocks import Block, Run, Streams
 from hicache_compile.passes.analysis.carried_stream import carry
+from hicache_compile.passes.analysis.residuals import can_be_stream
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.ancestry import Ancestry, Bits
 from hicache_compile.passes.graph.graphs import numel, output_node, placeholders, reachable_from
@@ -112,7 +112,7 @@ class Signals:
         after_time = reachable_from(self.times()) - streams
         own = set(self.blocks[0].nodes)
         read = [a for node in self.blocks[0].nodes for a in ops.data_inputs(node) if a not in own]
-        found = [a for a in dict.fromkeys(read) if a in after_time and _is_embedding(a)]
+        found = [a for a in dict.fromkeys(read) if a in after_time and can_be_stream(a)]
         if not found:
             raise _missing("a value that follows from the time in the first block")
         return max(found, key=numel)
@@ -125,7 +125,7 @@ class Signals:
         nearest_first = sorted(above & times, key=self.ancestry.index.__getitem__, reverse=True)
         for node in nearest_first:
             elsewhere = [user for user in node.users if user not in above and user not in self.inside]
-            if _is_embedding(node) and elsewhere:
+            if can_be_stream(node) and elsewhere:
                 return node
         return projected
 
@@ -181,8 +181,3 @@ class Signals:
 
 def _missing(what: str) -> HiCacheError:
     return HiCacheError(f"a guard measures {what}: the denoiser must have one; none was found in its graph")
-
-
-def _is_embedding(node: fx.Node) -> bool:
-    value = ops.value(node)
-    return isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() > 1

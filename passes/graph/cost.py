@@ -82,10 +82,14 @@ class Cost:
 
 
 def cost_of(program: fx.GraphModule, bindings: Bindings) -> Cost:
-    """The cost of ``program`` at the sizes in ``bindings``."""
+    """The cost of ``program`` at the sizes in ``bindings``; nothing where it has nested tensors, whose lengths are no
+    sizes: nothing of it is cached."""
+    examples = [ops.value(node) for node in placeholders(program)]
+    if any(isinstance(example, torch.Tensor) and example.is_nested for example in examples):
+        return Cost({}, 0, 0)
     with NO_DYNAMO, FakeTensorMode(), FlopCounterMode(display=False) as counter, Sent() as sent, torch.no_grad():
         run = _Run(program, counter)
-        run.run(*(_fake(ops.value(node), bindings) for node in placeholders(program)))
+        run.run(*(_fake(example, bindings) for example in examples))
     return Cost(run.by_node, sent.calls, sent.bytes)
 
 

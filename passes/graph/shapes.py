@@ -22,9 +22,9 @@ class Symbols:
         found: dict[Any, tuple[int, int | None]] = {}  # the place of an input, and its dimension; None: it is the size
         for place, node in enumerate(inputs):
             example = ops.value(node)
-            if isinstance(example, torch.SymInt):
+            if isinstance(example, torch.SymInt) and not example.node.is_nested_int():
                 found.setdefault(example.node.expr, (place, None))
-            elif isinstance(example, torch.Tensor):
+            elif isinstance(example, torch.Tensor) and not example.is_nested:  # lengths of its parts are no numbers
                 for dim, size in enumerate(example.shape):
                     if isinstance(size, torch.SymInt):
                         found.setdefault(size.node.expr, (place, dim))

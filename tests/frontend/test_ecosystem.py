@@ -269,3 +269,23 @@ def test_a_pipeline_made_from_a_compiled_one_is_cached() -> None:
         made("a cat", image=image, strength=1.0, num_inference_steps=8, height=16, width=16, output_type="latent")
         assert pipe.transformer.report().decisions() == "FFF..F.."
     assert picture is not None
+
+
+def test_a_loop_may_be_compiled_around_it() -> None:
+    model = ToyDiT(depth=2).eval()
+    compiled = hicache_compile(model, HiCache(interval=3), backend="eager")
+
+    def sampling(denoiser: nn.Module, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            for step in range(STEPS):
+                x = x - denoiser(x, torch.full((1,), 1 - step / STEPS)) / STEPS
+        return x
+
+    x = torch.randn(1, 6, 16)
+    expected = sampling(hicache_compile(model, HiCache(interval=3), backend="eager"), x)
+    whole = torch.compile(sampling, backend="eager")
+    for _ in range(2):
+        assert torch.equal(whole(compiled, x), expected)
+    report = compiled.report()
+    assert report.history["default"] == ["FFF..F.."] * 2
+    assert (report.programs, report.recompiles) == (2, 0)

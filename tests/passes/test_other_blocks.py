@@ -175,3 +175,61 @@ def test_the_nearest_miss_is_the_most_expensive_list(caplog: pytest.LogCaptureFi
     _, report = run(Odd([Layers() for _ in range(3)]), FORA(interval=3, scope="stack"))
     assert report.decisions() == "F" * STEPS
     assert "nearest miss: blocks: no output of blocks.0 is a residual sum of its input" in caplog.text
+
+
+class Spectral(nn.Module):
+    """A stream of complex numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = (nn.Parameter(torch.randn(16, 16, dtype=torch.complex64) * 0.1) for _ in range(2))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z + (torch.sigmoid((z @ self.up).abs()) * z) @ self.down
+
+
+class Plain(nn.Module):
+    def __init__(self, blocks: list[nn.Module]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        x = x + t[:, None, None]
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class Adding(Layers):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.added(x)
+
+
+def jagged() -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    lengths = [torch.randn(count, 16, generator=generator) for count in (4, 7)]
+    return torch.nested.nested_tensor(lengths, layout=torch.jagged)
+
+
+@pytest.mark.parametrize(
+    ("block", "x", "reason"),
+    [
+        (Spectral, torch.randn(2, 8, 16, dtype=torch.complex64), "is complex64: must be real numbers"),
+        (Adding, jagged(), "is a nested tensor: must be a tensor with padding"),
+    ],
+    ids=["complex", "nested"],
+)
+def test_streams_that_no_ring_can_keep(block: type[nn.Module], x: Tensor, reason: str) -> None:
+    torch.manual_seed(0)
+    model = Plain([block() for _ in range(3)]).eval()
+    compiled = hicache_compile(model, HiCache(interval=3), backend="eager")
+    expected = found = x
+    with torch.no_grad():
+        for step in range(4):
+            time = torch.full((2,), 1 - step / 4)
+            expected, found = expected - model(expected, time) * 0.25, found - compiled(found, time) * 0.25
+    parts = (expected.values(), found.values()) if x.is_nested else (expected, found)
+    assert torch.equal(*parts)
+    report = compiled.report()
+    assert report.refused == [("blocks", f"what blocks.0 computes {reason}")]
+    assert (report.decisions(), report.flops_speedup) == ("FFFF", 1.0)

@@ -20,6 +20,8 @@ ADVICE = (  # a part of the reason, and what to do
     ("nothing in it is worth caching", "Nothing: computing it costs next to nothing."),
     ("it follows from the time alone", "Nothing: computing it costs next to nothing."),
     ("is a residual sum of its input", "Nothing where this is no block. Else return x + f(x) from its forward."),
+    ("must be real numbers", "Have the blocks pass on real and imaginary parts as two channels of a real tensor."),
+    ("is a nested tensor", "Pad the sequences to one length, with a mask."),
     ("the gate it is multiplied with", "Nothing: the sites are cached one by one. Scope 'stack' keeps fewer bytes."),
     ("the fuel for", "Unset HICACHE_FUEL."),
     ("token-wise:", "Nothing: it is forecast as a whole in token-wise steps."),

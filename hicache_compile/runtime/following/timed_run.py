@@ -109,8 +109,9 @@ class TimedBranches:
             return Found(branch.name, alike=True)
         changed = branch.calls == 2 and len(common) < max(len(leaves), len(branch.constant))
         branch.constant = common
-        unrelated = _unrelated(before, sample)
-        if changed or unrelated or branch.turns(time):
+        turns = branch.turns(time)
+        unrelated = not turns and _unrelated(before, sample)
+        if changed or unrelated or turns:
             branch.short = branch.short + 1 if branch.steps <= SHORT else 0
             branch.time, branch.direction, branch.steps = time, 0, 1
             return Found(branch.name, begins=True, unrelated=unrelated, restless=branch.short > SHORT)
@@ -192,6 +193,8 @@ def _unrelated(before: Any, sample: Any) -> bool:
     if not (isinstance(before, torch.Tensor) and isinstance(sample, torch.Tensor)) or before is sample:
         return False
     if before.shape != sample.shape or before.device != sample.device or not sample.is_floating_point():
+        return False
+    if sample.is_nested:
         return False
     left, right = before.detach().double().flatten(), sample.detach().double().flatten()
     cosine = torch.nn.functional.cosine_similarity(left, right, dim=0)
