@@ -94,6 +94,7 @@ class CompiledDenoiser(Handle, StandIn):
         """What Dynamo calls for each graph it captures."""
         captured = capture(dynamo_graph, compiled_within(self._orig_mod))
         self._inner.denoise.check(captured)
+        self._inner.denoise.again.count(captured, self._session.step)
         graph = CompiledGraph(captured, self._sessions)
         graph.replayable = not changes_python_state()
         graph.lower_now()  # may ask Dynamo to start over
@@ -177,7 +178,7 @@ class CompiledDenoiser(Handle, StandIn):
 
     def _check_compiled(self) -> None:
         session = self._session
-        if not session.last_graphs and not session.warned_eager:
+        if not (session.last_graphs or session.warned_eager or self._inner.denoise.again.too_often):
             session.warned_eager = True
             log.warning(
                 "Dynamo ran the denoiser without compiling it, so nothing is cached. It does so beyond its limit of %d "

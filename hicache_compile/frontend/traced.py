@@ -15,6 +15,7 @@ from torch import fx, nn
 
 from hicache_compile import internals
 from hicache_compile.errors import HiCacheError
+from hicache_compile.frontend.captured_again import CapturedAgain
 from hicache_compile.frontend.opaque_modules import OpaqueModules
 from hicache_compile.internals import BackendCompilerFailed, GuardOnDataDependentSymNode, UserError, optimize
 from hicache_compile.internals import error_on_graph_break as breaks_are_errors
@@ -24,7 +25,6 @@ from hicache_compile.passes.graph.shapes import share_at_data
 from hicache_compile.runtime.replay.frames import (
     BREAKS_SET,
     DATA_DEPENDENT_OPS,
-    ENTRIES,
     UNTRACED,
     drop_compiled,
     own_frame,
@@ -80,7 +80,7 @@ class Traced:
         self._warm = False  # it was called once, eagerly
         self._breaks = self._breaks_at_data = self._warned = False
         self._within_runs = 0  # how often a step read what no step before it did
-        self._captures: list[Capture] = []
+        self._captures, self.again = list[Capture](), CapturedAgain()
         self.code = opaque.code  # all that Dynamo compiled, the newest capture's first
         self._capture()
 
@@ -106,6 +106,8 @@ class Traced:
                 log.log(logging.WARNING if warn else logging.INFO, CHANGED, error)
                 others.append(capture)
             except (OutputChangedError, *UNTRACED) as error:
+                if self.again.stopped(error):
+                    return self._model(*args, **kwargs)
                 cause = getattr(error, "inner_exception", error)  # of what a backend raised
                 if isinstance(cause, HiCacheError):
                     raise
@@ -163,8 +165,7 @@ class Traced:
         Raises:
             SizesDependOnDataError: the graph is that one.
         """
-        share = share_at_data(captured)
-        if self._read < self._most_read and share > LARGEST_SHARE_AT_DATA:
+        if self._read < self._most_read and (share := share_at_data(captured)) > LARGEST_SHARE_AT_DATA:
             raise SizesDependOnDataError(f"the sizes of {share:.0%} of the products and attentions depend on data")
 
     def _run(self, compiled: Callable[..., Any], args: Any, kwargs: Any, breaks: bool, breaks_at_data: bool) -> Any:
@@ -172,7 +173,7 @@ class Traced:
         it does."""
         with ExitStack() as stack:
             stack.enter_context(BREAKS_SET)
-            stack.enter_context(ENTRIES())
+            stack.enter_context(self.again.entries())
             stack.enter_context(self._opaque.in_graph())
             stack.enter_context(breaks_are_errors(not breaks))
             if not breaks:

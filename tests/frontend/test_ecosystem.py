@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import pickle
 from pathlib import Path
@@ -289,3 +290,43 @@ def test_a_loop_may_be_compiled_around_it() -> None:
     report = compiled.report()
     assert report.history["default"] == ["FFF..F.."] * 2
     assert (report.programs, report.recompiles) == (2, 0)
+
+
+class Skip:
+    def __call__(self, hidden: Tensor, *_: Tensor) -> Tensor:
+        return hidden * 1.0
+
+
+def skipping(hook: Skip) -> Any:
+    return functools.partial(lambda module, *args: hook(*args), hook)
+
+
+def test_hooks_that_are_made_anew_in_each_step_are_not_compiled_for_ever(caplog: pytest.LogCaptureFixture) -> None:
+    """As by a guider that skips a layer in one of the calls of a step."""
+    model = ToyDiT(depth=2).eval()
+    compiled = hicache_compile(model, HiCache(interval=3), backend="eager")
+    block: Any = model.layers[1]
+
+    def sampled(denoiser: nn.Module) -> Tensor:
+        x = torch.randn(1, 6, 16, generator=torch.Generator().manual_seed(0))
+        for step in range(STEPS):
+            time = torch.full((1,), 1 - step / STEPS)
+            whole = denoiser(x, time)
+            block.forward = skipping(Skip())
+            with compiled.cache_context("skipped"):
+                skipped = denoiser(x, time)
+            del block.forward
+            x = x - (2 * whole - skipped) / STEPS
+        return x
+
+    programs = []
+    with torch.no_grad():
+        for _ in range(4):
+            found = sampled(compiled)
+            programs.append(compiled.report().programs)
+        assert programs[-1] == programs[-2]
+        assert "the same graph was captured 9 times in the middle of runs" in caplog.text
+        assert "." in compiled.report().decisions()
+        compiled.policy = HiCache(interval=1)
+        torch.testing.assert_close(sampled(compiled), sampled(model))
+    assert found.isfinite().all()

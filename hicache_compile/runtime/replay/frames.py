@@ -18,6 +18,7 @@ from hicache_compile.operators.flop_counter import NO_DYNAMO
 BREAKS_SET = NO_DYNAMO
 UNTRACED = (TorchDynamoException, GuardOnDataDependentSymNode)  # Dynamo has no graph for a call
 _ADVICE = logging.getLogger("torch._dynamo.variables.tensor")
+_LIMITS = logging.getLogger("torch._dynamo.convert_frame")
 _frames = itertools.count()
 DATA_DEPENDENT_OPS = functools.partial(dynamo_config.patch, capture_dynamic_output_shape_ops=True)
 # Entries for one piece of code: the sizes of a denoiser, or submodules that break the graph in many denoisers.
@@ -56,10 +57,23 @@ def with_own_code(function: Any) -> types.FunctionType:
 
 
 @contextmanager
+def no_more_entries() -> Iterator[None]:
+    """Inside, Dynamo runs what it has, and raises an error where it would capture more, without a line in the log."""
+    with dynamo_config.patch(recompile_limit=1, accumulated_recompile_limit=1), _silent(_LIMITS):
+        yield
+
+
+@contextmanager
 def without_advice() -> Iterator[None]:
     """Inside, Dynamo does not tell the user to capture the numbers that are read on the host."""
-    before, _ADVICE.disabled = _ADVICE.disabled, True
+    with _silent(_ADVICE):
+        yield
+
+
+@contextmanager
+def _silent(logger: logging.Logger) -> Iterator[None]:
+    before, logger.disabled = logger.disabled, True
     try:
         yield
     finally:
-        _ADVICE.disabled = before
+        logger.disabled = before
