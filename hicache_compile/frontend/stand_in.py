@@ -40,7 +40,7 @@ class CompiledForward:
         return self._stand_in._orig_mod.forward.__code__
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _called_apart(stand_in: StandIn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return stand_in._call_compiled(*args, **kwargs)
 
