@@ -73,6 +73,8 @@ def test_a_pack_is_what_it_was_written_as(tmp_path: Path) -> None:
     PACK.save(path)
     assert as_pack(path) == as_pack(str(path)) == PACK
     assert is_pack(path)
+    path.with_name("sorted.json").write_text(json.dumps(json.loads(path.read_text()), sort_keys=True))
+    assert is_pack(path.with_name("sorted.json"))
     assert not is_pack(tmp_path / "none.json")
     assert not is_pack("HiCache")
     text = path.read_text()
@@ -101,6 +103,10 @@ def test_a_pack_is_what_it_was_written_as(tmp_path: Path) -> None:
         (lambda: Pack((TRUE,), 0, 8.0, ""), "pack.steps = 0: must be an integer >= 1"),
         (lambda: replace(TRUE, errors=()), "pack.errors = .*: must be one or more numbers >= 0"),
         (lambda: replace(TRUE, seconds=0), "pack.seconds = 0: must be a number"),
+        (lambda: replace(TRUE, computed="many"), "pack.computed = 'many': must be a number"),
+        (lambda: replace(TRUE, policy="HiCash"), "HiCash"),
+        (lambda: replace(TRUE, name=3), "pack.name = 3: must be a text"),
+        (lambda: Pack((replace(TRUE, name="in full"),), 50, 8.0, ""), "'in full' is every step computed: must have an"),
     ],
 )
 def test_a_pack_that_is_none(make: Callable[[], object], message: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from hicache_compile.errors import HiCacheError, numbers, real_number, whole_number
 from hicache_compile.policy.files import read_text, write_whole
-from hicache_compile.policy.json_codec import from_dict, to_dict
+from hicache_compile.policy.json_codec import as_policy, from_dict, to_dict
 from hicache_compile.policy.packs.signature import Signature
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.presets import Uncached
@@ -30,10 +30,14 @@ class Entry:
     """One policy, and what was measured of it.
 
     Args:
+        policy: a policy, its name or its data.
         errors: of each run, its picture against that of the same noise in full: relative, 2-norm.
         seconds: of a run, the median.
         flops_speedup: FLOPs of a run in full over those made.
         computed: steps computed in a run, the mean.
+
+    Raises:
+        HiCacheError: a field is not what is allowed.
     """
 
     name: str
@@ -44,9 +48,13 @@ class Entry:
     computed: float
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise HiCacheError(f"pack.name = {self.name!r}: must be a text")
+        object.__setattr__(self, "policy", as_policy(self.policy))
         object.__setattr__(self, "errors", tuple(sorted(numbers("pack", "errors", self.errors, 0.0))))
         real_number("pack", "seconds", self.seconds, 0, math.inf)
         real_number("pack", "flops_speedup", self.flops_speedup, 0, math.inf)
+        real_number("pack", "computed", self.computed, 0, math.inf)
 
     @property
     def bound(self) -> float:
@@ -83,6 +91,8 @@ class Pack:
         names = [entry.name for entry in self.entries]
         if not names or len(set(names)) < len(names):
             raise HiCacheError(f"pack.entries: {', '.join(names) or 'none'}: must be one or more, of different names")
+        if IN_FULL in names:
+            raise HiCacheError(f"pack.entries: {IN_FULL!r} is every step computed: must have another name")
         for entry in self.entries:
             if len(entry.errors) < LEAST:
                 raise HiCacheError(
@@ -180,7 +190,7 @@ def is_pack(value: Any) -> bool:
     if isinstance(value, Mapping):
         return value.get("format") == FORMAT
     if isinstance(value, str | Path) and str(value).endswith(".json") and os.path.isfile(value):
-        return f'"{FORMAT}"' in read_text("policy", value)[:200]
+        return f'"{FORMAT}"' in read_text("policy", value)
     return isinstance(value, Pack)
 
 
