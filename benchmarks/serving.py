@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -52,6 +52,7 @@ CONTENDERS = (
     Contender("Batcher, uncached", 8, OFF),
     Contender("Batcher, HiCache N=7", 8, CACHE),
 )
+STACK = Contender("Batcher, HiCache N=7, scope stack", 8, replace(CACHE, scope="stack"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,7 @@ def _pipe(served: Served) -> Any:
     """The pipeline, warm."""
     pipe = hicache_compile(served.pipeline(), CACHE)
     pipe.set_progress_bar_config(disable=True)
-    for contender in CONTENDERS:
+    for contender in (*CONTENDERS, STACK):
         _throughput(served, pipe, contender, 0)
     return pipe
 
@@ -129,9 +130,9 @@ def _throughput(served: Served, pipe: Any, contender: Contender, seed: int) -> f
 
 def _closed(served: Served) -> Line:
     pipe = _pipe(served)
-    found: dict[str, list[float]] = {contender.name: [] for contender in CONTENDERS}
+    found: dict[str, list[float]] = {contender.name: [] for contender in (*CONTENDERS, STACK)}
     for turn in progress(range(ROUNDS), what="throughput", unit="round"):
-        for contender in CONTENDERS:
+        for contender in (*CONTENDERS, STACK):
             found[contender.name].append(_throughput(served, pipe, contender, REQUESTS * turn))
     medians = {name: statistics.median(rates) for name, rates in found.items()}
     return {"images_per_second": medians, "rounds": found, **_about(served)}

@@ -11,7 +11,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from hicache_compile.internals import pytree
 from hicache_compile.runtime.rows.arguments import has_rows
 
-MOST = 64  # tensors that all rows have in common, of which a copy is kept
+MOST = 64  # tensors of one shape that all rows have in common, of which a copy is kept; and shapes
 
 Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
 
@@ -41,6 +41,8 @@ class Alike:
                 return number
         if len(known) >= MOST:
             del known[0]
+        if len(self._known) > MOST:
+            del self._known[next(iter(self._known))]
         self._next += 1
         known.append((self._next, tensor.detach().clone()))
         return self._next
