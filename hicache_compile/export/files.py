@@ -206,7 +206,7 @@ def export_onnx(
     """
     if anchors == "float8_e4m3fn":  # its rows are written as bytes
         raise HiCacheError("export_onnx.anchors = 'float8_e4m3fn': must be another dtype, ONNX has no views as bytes")
-    path = _writable("export_onnx", path)
+    path = _writable("export_onnx", path, manifest=False)
     asked = (sparsity, anchors, program_passes)
     program, manifest = _exported(model, policy, example_inputs, num_steps, dynamic, *asked)
     names = [node.name for node in program.module().graph.find_nodes(op="placeholder")]
@@ -227,10 +227,11 @@ def export_onnx(
     return manifest
 
 
-def _writable(owner: str, path: str | Path) -> Path:
-    """``path``, which can be written: an export takes minutes."""
+def _writable(owner: str, path: str | Path, manifest: bool = True) -> Path:
+    """``path``, which can be written, and the ``manifest`` beside it: an export takes minutes."""
     found = file_path(f"{owner}.path", path)
-    check_writable(found)
+    for each in (found, _beside(found))[: 1 + manifest]:
+        check_writable(each)
     return found
 
 

@@ -126,12 +126,13 @@ class OnnxDenoiser:
             self._context = outer
 
     def __call__(self, **arguments: Array) -> tuple[Array, ...]:
-        """One step: the denoiser's tensor arguments by name, its outputs in order.
+        """One step: the denoiser's tensor arguments by name, arrays or tensors of torch, and its outputs in order.
 
         Raises:
             HiCacheError: an argument is missing, unknown, or of another shape or dtype; or the run is over. Nothing is
                 changed then.
         """
+        arguments = {name: _as_array(value) for name, value in arguments.items()}
         known = self._check(arguments)
         step, state = self._states.get(self._context, (0, None))
         is_open = self._num_steps is not None
@@ -204,7 +205,8 @@ class OnnxDenoiser:
             )
         known: dict[str, int] = {}
         for name, port in ports.items():
-            port.refuse("argument", tuple(np.shape(arguments[name])), str(np.asarray(arguments[name]).dtype), known)
+            value = np.asarray(arguments[name])
+            port.refuse("argument", value.shape, str(value.dtype), known)
         return known
 
     def _first(self, known: Mapping[str, int]) -> list[Any]:
@@ -216,6 +218,10 @@ class OnnxDenoiser:
                 made[:] = self.manifest.first[port.name]
             found.append(self._value(made))
         return found
+
+
+def _as_array(value: Any) -> Any:
+    return value.detach().cpu().numpy() if hasattr(value, "detach") else value
 
 
 def _element(value: Any) -> str:
