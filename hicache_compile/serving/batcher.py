@@ -20,6 +20,7 @@ from hicache_compile.runtime.rows.arguments import rows_in
 from hicache_compile.runtime.rows.siblings import finish, rows_of
 from hicache_compile.runtime.step import Step
 from hicache_compile.runtime.storage.budget import parse_bytes
+from hicache_compile.serving.changing_calls import changes_denoiser, put_back
 from hicache_compile.serving.meeting import Call, Meeting
 from hicache_compile.serving.memory import Memory
 from hicache_compile.serving.pipeline_copy import OneAtATime, copy_of
@@ -46,7 +47,8 @@ class Batcher:
         max_error, max_seconds: the promise, with a pack, as of ``hicache_compile``.
         max_batch: rows in one call of the denoiser.
         max_wait: seconds.
-        max_requests: under way at once; others wait in the queue.
+        max_requests: under way at once; others wait in the queue. One, where the pipeline's call sets attention
+            processors or hooks of the denoiser for its time (perturbed attention, skipped layers).
         memory_budget: of the anchors of all requests, bytes or like ``"8GiB"``; requests without room wait.
 
     Raises:
@@ -75,7 +77,8 @@ class Batcher:
         for denoiser in self._denoisers:
             pools = denoiser._session.shared.pools
             pools.capacity, pools.limit = max(pools.capacity, 2 * max_requests), budget
-        self._max_requests = max_requests
+        self._alone = changes_denoiser(self._pipe)
+        self._max_requests = 1 if self._alone else max_requests
         self._waiting: deque[Request] = deque()
         self._running: set[Request] = set()
         self._memory = Memory(budget, lambda: self._denoisers[0].policy)
@@ -192,6 +195,8 @@ class Batcher:
     def _called(self, request: Request) -> Any:
         pipe = copy_of(self._pipe, self._components)
         with ExitStack() as stack:
+            if self._alone:
+                stack.enter_context(put_back(self._denoisers))
             for denoiser in self._denoisers:
                 denoiser._session.own_policy = request.policy
                 stack.enter_context(denoiser.observed(functools.partial(self._meet, request, denoiser)))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Hashable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -55,7 +56,8 @@ class Call:
 
 
 class Meeting:
-    """Makes calls: steps that are forecast at once; steps that are computed wait for company, the oldest first.
+    """Makes calls: steps that are forecast at once; steps that are computed wait for company. The oldest request comes
+    first: where a batch saves nothing, requests end one after another, and not all of them late.
 
     The thread of one of the calls leads: it makes what is due, until its own call was made, and hands on to the thread
     of the oldest that waits. So a call that is alone changes no threads.
@@ -88,7 +90,6 @@ class Meeting:
         self._alike = Alike()
         self._failures: Counter[Hashable] = Counter()  # in turn, of shared calls by their key
         self._closed = False
-        self._forecast_last = False
 
     def make(self, call: Call) -> Any:
         """Have ``call`` made, and return what the denoiser does.
@@ -106,7 +107,7 @@ class Meeting:
             if self._closed or call.request.stopped:
                 raise CancelledError
             call.since = self._clock()
-            self._calls.append(call)
+            insort(self._calls, call, key=lambda each: each.request.number)
             if self._leader is None:
                 self._leader = call
             self._leader.woken.set()
@@ -169,23 +170,19 @@ class Meeting:
     def _next(self) -> list[Call]:
         """The calls to make now as one; none: there is nothing, or it is worth while to wait."""
         ready = [call for call in self._calls if call.forecast]
-        full = [call for call in self._calls if not call.forecast]
-        due = self._due(full)
-        if ready and not (due and self._forecast_last):
-            self._forecast_last = True
+        due = self._due([call for call in self._calls if not call.forecast])
+        if ready and not (due and due[0].request.number < ready[0].request.number):
             return self._company(ready)
-        if due:
-            self._forecast_last = False
         return due
 
     def _due(self, full: list[Call]) -> list[Call]:
-        """The oldest computed step with its company, if that is complete or was waited for long enough."""
+        """The computed step of the oldest request with its company, if that is complete or one waited long enough."""
         if not full:
             return []
         company = self._company(full)
         complete = sum(len(call.rows) for call in company) >= self.max_batch
         nobody_else = len(self._calls) >= self._running()
-        waited = self._clock() - full[0].since
+        waited = self._clock() - min(call.since for call in full)
         return company if complete or nobody_else or waited >= self.max_wait else []
 
     def _company(self, calls: list[Call]) -> list[Call]:
@@ -199,8 +196,8 @@ class Meeting:
 
     def _patience(self) -> float | None:
         """Seconds until a step that waits for company is made without."""
-        full = [call for call in self._calls if not call.forecast]
-        return max(0.0, full[0].since + self.max_wait - self._clock()) if full else None
+        since = [call.since for call in self._calls if not call.forecast]
+        return max(0.0, min(since) + self.max_wait - self._clock()) if since else None
 
     def _make(self, calls: list[Call]) -> None:
         try:

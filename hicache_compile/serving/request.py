@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future
@@ -19,7 +20,11 @@ class Request(Future[Any]):
         policy: of its run; ``None``: that of the denoiser.
         on_step: told of each step, from another thread.
         entry: the name of the policy in the pack that it was picked from; ``""``: it is of none.
+
+    ``number``: how many were made before it.
     """
+
+    _numbers = itertools.count()
 
     def __init__(
         self,
@@ -29,7 +34,7 @@ class Request(Future[Any]):
         entry: str = "",
     ) -> None:
         super().__init__()
-        self.entry = entry
+        self.entry, self.number = entry, next(self._numbers)
         self.call, self.policy, self.on_step = dict(call), policy, on_step
         self.nbytes = 0  # of its anchors so far
         self._steps: dict[str, list[str]] = {}

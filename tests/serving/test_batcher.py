@@ -24,6 +24,7 @@ from hicache_compile.serving.meeting import Call, Meeting
 from hicache_compile.serving.progress import Progress
 from hicache_compile.serving.request import Request
 from tests.pipelines.cases import CASES, PipelineCase
+from tests.pipelines.table import ALL
 
 POLICIES: tuple[Any, ...] = (
     HiCache(interval=3, order=1, warmup=2),
@@ -293,6 +294,7 @@ def test_a_leader_that_is_cancelled_hands_on() -> None:
 
     class Cancelled:
         stopped = False
+        number = 0
 
     meeting = Meeting(4, 0.0, lambda: 1, lambda calls: None)
     calls = [Call(Cancelled(), object(), ((), {}), [], False) for _ in range(2)]  # type: ignore[arg-type]
@@ -326,6 +328,41 @@ def test_a_callback_of_a_request_may_ask_for_another_and_close(flux: Served) -> 
     assert done.wait(120)
     assert len(found) == 1
     assert all(thread.daemon for thread in threading.enumerate() if thread.name == "hicache-request")
+
+
+def test_a_call_that_changes_the_denoiser_is_made_alone_and_leaves_it_as_it_was() -> None:
+    """Perturbed attention sets attention processors of the denoiser, and takes the batch in three parts."""
+    case = next(case for case in ALL if case.name == "StableDiffusion3PAGPipeline")
+
+    def call(seed: int, **more: Any) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(seed)
+        given = {**case.arguments(), "num_inference_steps": 4, "output_type": "latent", "return_dict": False}
+        return {**given, "generator": generator, **more}
+
+    plain = case.build()
+    plain.set_progress_bar_config(disable=True)
+    expected = [plain(**call(seed))[0] for seed in range(2)]
+    without = plain(**call(0, pag_scale=0.0))[0]
+    pipe = hicache_compile(case.build(), HiCache(interval=1), backend="eager")
+    before = dict(pipe.transformer.attn_processors)
+    stopped: list[Request] = []
+    submitted = threading.Event()
+
+    def stop(progress: Progress) -> None:
+        submitted.wait()
+        if progress.step:
+            stopped[0].cancel()
+
+    with Batcher(pipe) as batcher:
+        stopped.append(batcher.submit(on_step=stop, **call(0)))
+        requests = [batcher.submit(**call(seed)) for seed in range(2)]
+        bare = batcher.submit(**call(0, pag_scale=0.0))
+        submitted.set()
+        with pytest.raises(CancelledError):
+            stopped[0].result(timeout=120)
+        for request, picture in zip((*requests, bare), (*expected, without), strict=True):
+            torch.testing.assert_close(request.result(timeout=120)[0], picture, rtol=1e-5, atol=1e-5)
+    assert pipe.transformer.attn_processors == before
 
 
 def test_one_thread_makes_the_calls_of_cuda_graphs(flux: Served, monkeypatch: pytest.MonkeyPatch) -> None:
