@@ -242,11 +242,10 @@ class Named(ToyDiT):
         return super().forward(sample + position, timestep) * weights
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_names_that_are_there_twice_and_tensors(dynamic: bool, tmp_path: Path) -> None:
+def test_names_that_are_there_twice_and_tensors(tmp_path: Path) -> None:
     scale = torch.randn(2, 5, 16)
     example = {"sample": torch.randn(2, 5, 16), "timestep": torch.rand(2), "position": scale, "weights": scale}
-    manifest = export_onnx(Named(), HiCache(interval=3), example, tmp_path / "toy.onnx", dynamic=dynamic)
+    manifest = export_onnx(Named(), HiCache(interval=3), example, tmp_path / "toy.onnx")
     assert [port.name for port in manifest.arguments] == ["sample", "timestep", "position_", "weights_"]
     assert manifest.outputs == ("out_sample",)
     given = {**example, "weights": torch.randn(2, 5, 16)}
