@@ -325,7 +325,7 @@ def test_hooks_that_are_made_anew_in_each_step_are_not_compiled_for_ever(caplog:
             found = sampled(compiled)
             programs.append(compiled.report().programs)
         assert programs[-1] == programs[-2]
-        assert "the same graph was captured 9 times in the middle of runs" in caplog.text
+        assert "the same graph was captured in the same steps of several runs, 5 times in all" in caplog.text
         assert "." in compiled.report().decisions()
         compiled.policy = HiCache(interval=1)
         torch.testing.assert_close(sampled(compiled), sampled(model))
