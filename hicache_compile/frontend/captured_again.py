@@ -42,8 +42,8 @@ class CapturedAgain:
         return self.too_often and _LIMIT.search(str(error)) is not None
 
     def count(self, captured: fx.GraphModule, step: Step | None) -> None:
-        """``captured`` is one more graph, of ``step``. A number that is a constant has a graph for each value, which later
-        runs find; and between runs adapters may be loaded for each request.
+        """``captured`` is one more graph, of ``step``. A number that is a constant has a graph for each value, which
+        later runs find; and between runs adapters may be loaded for each request.
         """
         if step is None or not step.index:
             return
