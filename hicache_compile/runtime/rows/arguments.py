@@ -11,7 +11,7 @@ import torch
 
 from hicache_compile.errors import HiCacheError
 from hicache_compile.internals import maybe_mark_dynamic, pytree
-from hicache_compile.runtime.replay.held import fields_of, leaves_with_path
+from hicache_compile.runtime.replay.held import leaves_with_path
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -49,7 +49,8 @@ def of_rows(args: Sequence[Any], kwargs: Mapping[str, Any], mine: slice, rows: i
         if isinstance(value, list):
             return value[mine] if len(value) == rows else value
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return dataclasses.replace(value, **pytree.tree_map(one, fields_of(value), is_leaf=is_leaf))
+            held = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
+            return dataclasses.replace(value, **pytree.tree_map(one, held, is_leaf=is_leaf))
         return value[mine] if has_rows(value, rows) else value
 
     # Where the sample is a list, lists have an entry for each sample; else they hold tensors that have rows.
