@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import types
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ OTHERS = ("hicache_compile", "torch", "logging", "threading", "_thread", "concur
 ATOMS = (type, types.ModuleType, nn.Parameter, str, bytes, int, float, complex, range, slice, torch.dtype)
 CONTAINERS = (dict, list, set, deque, types.CellType)
 _CALLED = (types.FunctionType, types.MethodType, functools.partial)
+_LEAVES = (torch.Tensor, nn.Module, str, int, float, type(None))
 _WHOLE = (*CONTAINERS, *ATOMS, *_CALLED, tuple, frozenset, torch.Tensor, torch.Generator)
 
 
@@ -33,8 +34,6 @@ def attributes_of(value: Any) -> Any:
 
 def fields_of(value: Any) -> dict[str, Any] | None:
     """The attributes of an object of a model or of its user, or the fields of its dataclass; None of anything else."""
-    if isinstance(value, torch.Tensor | nn.Module | str | int | float | None):
-        return None
     held = attributes_of(value)
     if isinstance(held, dict):
         return dict(held)
@@ -43,19 +42,22 @@ def fields_of(value: Any) -> dict[str, Any] | None:
     return None
 
 
-def leaves_with_path(tree: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
+def leaves_with_path(tree: Any) -> list[tuple[tuple[Any, ...], Any]]:
     """The leaves of lists, tuples, dicts and objects, each with its place."""
+    found: list[tuple[tuple[Any, ...], Any]] = []
     waiting: list[tuple[tuple[Any, ...], Any]] = [((), tree)]
     opened = set()
     while waiting:
         at, branch = waiting.pop()
         for path, leaf in pytree.tree_flatten_with_path(branch)[0]:
-            fields = None if id(leaf) in opened else fields_of(leaf)
+            closed = isinstance(leaf, _LEAVES) or id(leaf) in opened
+            fields = None if closed else fields_of(leaf)
             if fields is None:
-                yield (*at, *path), leaf
+                found.append((at + path, leaf))
             else:
                 opened.add(id(leaf))
-                waiting.append(((*at, *path), fields))
+                waiting.append((at + path, fields))
+    return found
 
 
 def values_of(holder: Any) -> list[tuple[Any, Any]]:
