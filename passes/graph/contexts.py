@@ -9,10 +9,12 @@ A node says by itself under which contexts it runs, so it may be cut out, moved 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx
 
 from hicache_compile.passes.graph import ops
@@ -35,6 +37,26 @@ class Context:
     args: tuple[Any, ...]
     leave: Callable[..., Any]
     left: tuple[Any, ...] = ()
+
+
+Around = tuple[tuple[str, torch.dtype], ...]  # devices whose operators are cast, and to what
+
+
+def autocast_around() -> Around:
+    """What ``torch.autocast`` is in force here: of a graph that is captured inside of it, none of its nodes."""
+    devices = ("cpu", "cuda", "xpu", "mps")
+    return tuple(
+        [(device, torch.get_autocast_dtype(device)) for device in devices if torch.is_autocast_enabled(device)]
+    )
+
+
+@contextmanager
+def under(around: Around) -> Iterator[None]:
+    """Inside, what ``autocast_around`` found is in force."""
+    with ExitStack() as stack:
+        for device, dtype in around:
+            stack.enter_context(torch.autocast(device, dtype=dtype))
+        yield
 
 
 def lifted(origin: fx.GraphModule) -> fx.GraphModule:

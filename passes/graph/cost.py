@@ -13,6 +13,7 @@ from hicache_compile.internals import DynamicOutputShapeException, FakeTensorMod
 from hicache_compile.operators.collectives import is_dtensor, like_dtensor, local_part
 from hicache_compile.operators.flop_counter import NO_DYNAMO, Sent
 from hicache_compile.passes.graph import ops
+from hicache_compile.passes.graph.contexts import under
 from hicache_compile.passes.graph.graphs import placeholders
 from hicache_compile.passes.graph.shapes import Bindings, concrete
 
@@ -87,7 +88,9 @@ def cost_of(program: fx.GraphModule, bindings: Bindings) -> Cost:
     examples = [ops.value(node) for node in placeholders(program)]
     if any(isinstance(example, torch.Tensor) and example.is_nested for example in examples):
         return Cost({}, 0, 0)
-    with NO_DYNAMO, FakeTensorMode(), FlopCounterMode(display=False) as counter, Sent() as sent, torch.no_grad():
+    around = next((node.meta["autocast"] for node in placeholders(program) if "autocast" in node.meta), ())
+    fake, counted = FakeTensorMode(), FlopCounterMode(display=False)
+    with NO_DYNAMO, under(around), fake, counted as counter, Sent() as sent, torch.no_grad():
         run = _Run(program, counter)
         run.run(*(_fake(example, bindings) for example in examples))
     return Cost(run.by_node, sent.calls, sent.bytes)

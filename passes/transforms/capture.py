@@ -4,7 +4,8 @@ Requires   a GraphModule handed to a Dynamo backend
 Ensures    every computing node has ``meta["path"]``: the dotted path of the module it ran in, from
            the denoiser's root, and ``meta["calls"]``: the same of the modules around it, with the number
            of the call; every placeholder has ``meta["input"]``, its position, and
-           ``meta["weight"]``: whether it is a parameter or buffer of the denoiser
+           ``meta["weight"]``: whether it is a parameter or buffer of the denoiser; and ``meta["autocast"]``,
+           what was in force around the call
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import re
 from torch import fx
 
 from hicache_compile.passes.analysis.attentions import settle_floats
+from hicache_compile.passes.graph.contexts import autocast_around
 from hicache_compile.passes.graph.graphs import copy_graph, drop_dead_code, placeholders
 from hicache_compile.passes.transforms.functionalise import functionalise
 from hicache_compile.passes.transforms.inline_bodies import inline_bodies
@@ -69,6 +71,7 @@ def capture(dynamo_graph: fx.GraphModule, within: str = "") -> fx.GraphModule:
         # Placeholders carry the stack of their first user, which says nothing about them.
         node.meta["input"] = position
         node.meta["weight"] = _is_weight(node)
+        node.meta["autocast"] = autocast_around()
     for node in captured.graph.nodes:
         node.meta["calls"] = () if node.op in ("placeholder", "output") else module_calls(node, within)
         node.meta["path"] = node.meta["calls"][-1][0] if node.meta["calls"] else ""

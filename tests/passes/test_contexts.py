@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from hicache_compile import Chipmunk, DBCache, HiCache, Policy, hicache_compile
 from hicache_compile.passes.graph import contexts
 from hicache_compile.passes.lowering.outline import outline
-from tests.support.models import ToyBlock, ToyDiT, toy_sample
+from tests.support.models import ToyBlock, ToyDiT, flux_inputs, random_flux, sample, toy_sample
 
 STEPS = 9
 
@@ -157,3 +157,16 @@ def test_what_is_under_vmap_is_computed(caplog: pytest.LogCaptureFixture) -> Non
     with compiled.trajectory(STEPS):
         assert torch.equal(toy_sample(compiled, STEPS), expected)
     assert "where no values can be kept" in caplog.text
+
+
+def test_flops_of_a_graph_that_was_captured_under_autocast() -> None:
+    """FLUX's norms give float32 queries beside bfloat16 values, which only attention under autocast takes."""
+    found = []
+    for enabled in (False, True):
+        compiled = hicache_compile(random_flux(1, 1), HiCache(interval=3), backend="eager")
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            sample(compiled, flux_inputs(), 6)
+        report, plan = compiled.report(), compiled.explain(6)
+        assert (plan.flops_full, plan.flops_forecast) == (report.flops_full, report.flops_forecast)
+        found.append((report.flops_full, report.decisions()))
+    assert found[0] == found[1]
