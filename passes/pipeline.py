@@ -19,6 +19,7 @@ from hicache_compile.passes.transforms.cut_sites import cut_sites, find_blocks
 from hicache_compile.passes.transforms.fuel import spend_fuel
 from hicache_compile.passes.transforms.guard import guard_sites
 from hicache_compile.passes.transforms.insert_probes import insert_guard_probes
+from hicache_compile.passes.transforms.local_linears import localise_linears
 from hicache_compile.passes.transforms.mark_sparse import mark_sparse
 from hicache_compile.passes.transforms.order_tokens import order_grid_tokens
 from hicache_compile.passes.transforms.partition_attention import partition_attention
@@ -53,6 +54,7 @@ def _cuts_sites(layout: Layout) -> bool:
 
 
 PASSES = (
+    Pass("local linears", localise_linears, _is_sparse),
     Pass("order tokens", order_grid_tokens, _orders),
     Pass("find blocks", find_blocks),
     Pass("mark sparse", mark_sparse, _is_sparse),

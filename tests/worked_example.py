@@ -37,9 +37,24 @@ def graph() -> fx.GraphModule:
     return captured(ToyDiT(depth=2), torch.zeros(2, TOKENS, 16), torch.zeros(2))
 
 
-def before_pass(layout: Layout, name: str) -> Work:
+def graph_of_a_rank() -> fx.GraphModule:
+    """What one of two ranks captures of an MLP whose weights are spread by tensor parallelism. No other rank exists."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        model, plan = ToyDiT(depth=1), {"up": ColwiseParallel(), "down": RowwiseParallel()}
+        parallelize_module(model.layers[0], init_device_mesh("cpu", (2,)), plan)
+        return captured(model, torch.zeros(2, TOKENS, 16), torch.zeros(2))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def before_pass(layout: Layout, name: str, source: fx.GraphModule | None = None) -> Work:
     """The work of the passes of ``layout`` before the one that is called ``name``."""
-    source = graph()
+    source = source or graph()
     work = Work(source, layout, copy_graph(source)[0])
     for step in PASSES:
         if step.name == name:
@@ -49,9 +64,9 @@ def before_pass(layout: Layout, name: str) -> Work:
     raise AssertionError(name)
 
 
-def after_pass(layout: Layout, name: str) -> Work:
+def after_pass(layout: Layout, name: str, source: fx.GraphModule | None = None) -> Work:
     """The same after it."""
-    work = before_pass(layout, name)
+    work = before_pass(layout, name, source)
     next(step for step in PASSES if step.name == name).run(work)
     return work
 
@@ -59,7 +74,8 @@ def after_pass(layout: Layout, name: str) -> Work:
 def text(module: fx.GraphModule | None) -> str:
     """One line a node; weights are left out."""
     assert module is not None
-    return re.sub(r"\b1_\b", "time", re.sub(r"\b0_\b", "latents", listing(module)))
+    listed = re.sub(r"\bmodel_modules_\w*cell_contents", "mesh", listing(module))
+    return re.sub(r"\b1_\b", "time", re.sub(r"\b0_\b", "latents", listed))
 
 
 def block(content: str, language: str = "text") -> str:
@@ -191,10 +207,14 @@ def other_passes() -> list[str]:
     full = choice(made, "full")
     ordered = Layout("module", depth=2, sparsity=Chipmunk(order="patches", grid=(4, 4), **SPARSE))
     tokens = rewrite(graph(), Layout("module", depth=2, tokens=Tokens("clusters", 2, spread="value", iterations=2)))
+    split = graph_of_a_rank()
     partitioned = DiTango(0.5, groups=2, partitions=4).layout
     both = both_branches(rewrite(graph(), Layout("stack", depth=2)))
     marks = "\n".join(f"- `{name}`" for name in after_pass(sparse, "mark sparse").sparse)
     return [
+        "## Pass: local linears, under `Chipmunk`\n",
+        "Where tensor parallelism gives each rank a part of the weights (here of one MLP, over two ranks):\n",
+        difference(text(split), text(after_pass(sparse, "local linears", split).module)),
         '## Pass: order tokens, under `Chipmunk(order="patches")`\n',
         difference(text(graph()), text(after_pass(ordered, "order tokens").module)),
         "## Pass: mark sparse, under `Chipmunk`\n",

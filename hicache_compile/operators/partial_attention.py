@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+
+MASKED = -1e4  # what a score gets where it is masked: nothing, in every dtype, and no infinity to subtract
 
 State = tuple[Tensor, Tensor]  # out [B, H, S, D] and lse [B, H, S], float32 or wider
 
@@ -15,8 +16,10 @@ State = tuple[Tensor, Tensor]  # out [B, H, S, D] and lse [B, H, S], float32 or 
 def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, bias: Tensor | None = None) -> State:
     """Attention of ``query`` ``[B, H, S, D]`` to ``key`` and ``value`` ``[B, H, T, D]``, with the log-sum-exp.
 
+    Keys and values may have fewer heads, each of which several of the queries share.
     ``bias`` is added to the scores, ``[B, H, S, T]`` or broadcastable to it.
     """
+    key, value = (shared_by_heads(given, query.shape[1]) for given in (key, value))
     flash = query.is_cuda and bias is None and query.dtype in (torch.float16, torch.bfloat16)
     if query.device.type == "cpu":
         query, key, value = (given if given.stride(-1) == 1 else given.contiguous() for given in (query, key, value))
@@ -32,11 +35,23 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, bias: Tensor
     return out.to(wide(query)), lse.to(wide(query))
 
 
+def shared_by_heads(given: Tensor, heads: int) -> Tensor:
+    """Keys or values ``[B, H, T, D]`` for ``heads`` heads of queries, as ``enable_gqa`` shares them."""
+    return given if given.shape[1] == heads else given.repeat_interleave(heads // given.shape[1], dim=1)
+
+
+def bias_of(mask: Tensor) -> Tensor:
+    """A mask of scores (true: attended to; or numbers) as what is added to them, finite."""
+    if mask.dtype != torch.bool:
+        return mask.clamp(min=MASKED)
+    return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, MASKED)
+
+
 def compose(one: State, other: State) -> State:
     """Exact attention over the keys of both: ``(e^l1 O1 + e^l2 O2) / (e^l1 + e^l2)`` and ``log(e^l1 + e^l2)``."""
     (out, lse), (other_out, other_lse) = one, other
     share = torch.sigmoid(other_lse - lse).unsqueeze(-1)
-    return out - share * (out - other_out), lse - logsigmoid(lse - other_lse)
+    return out - share * (out - other_out), torch.logaddexp(lse, other_lse)
 
 
 def without(whole: State, part: State) -> State:

@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula, sdpa_flop_count
 
 from hicache_compile.key_partitions import Code, KeyPartitions
-from hicache_compile.operators.partial_attention import attend, compose, wide
+from hicache_compile.operators.partial_attention import MASKED, State, attend, bias_of, compose, wide
+
+Keys = tuple[Tensor, Tensor, Tensor | None]  # keys and values, and the mask of them
 
 
 @torch.library.custom_op(
@@ -23,6 +25,7 @@ def partitioned_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    mask: Tensor | None,
     plan: Tensor,
     out: Tensor,
     lse: Tensor,
@@ -39,6 +42,8 @@ def partitioned_attention(
     """Attention of ``query`` ``[B, H, S, D]`` to ``key`` and ``value``, group by group.
 
     Args:
+        key, value: ``[B, H, S, D]``, or with fewer heads, which those of ``query`` share.
+        mask: of ``scaled_dot_product_attention``. If distributed, of this rank's keys: ``[B or 1, H or 1, 1, S]``.
         plan: a ``Code`` for each group of each attention, ``[L, G]`` int64, on the CPU.
         out, lse: the state of each group when it was last computed, ``[G, B, H, S, D]`` and ``[G, B, H, S]``.
         reference: the local output, averaged over D, at that time ``[G, B, H, S]``.
@@ -54,7 +59,7 @@ def partitioned_attention(
     ranks = [torch.distributed.get_rank()] if distributed else range(partitions)
     for view, (rank, rows) in enumerate(zip(ranks, cuts, strict=True)):
         mine = query[..., rows, :]
-        local = attend(mine, key[..., rows, :], value[..., rows, :], scale)
+        local = _attend(mine, _own(key, value, mask, rows, rows), scale)
         current = local[0].mean(-1)
         total = local
         for group in range(groups):
@@ -63,8 +68,7 @@ def partitioned_attention(
             if codes[group] == Code.REUSED:
                 state = out[group, ..., rows, :].to(mine.device), lse[group, ..., rows].to(mine.device)
             else:
-                keys, values = _keys(key, value, split, rank, group, cuts)
-                state = attend(mine, keys, values, scale)
+                state = _attend(mine, _keys(key, value, mask, split, rank, group, cuts), scale)
                 if codes[group] != Code.FORCED:
                     out[group, ..., rows, :], lse[group, ..., rows] = state
                     reference[group, ..., rows] = current
@@ -92,7 +96,7 @@ def _(query: Tensor, key: Tensor, value: Tensor, *_: object) -> Tensor:
 def _flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *args: object, **kwargs: object) -> int:
     """FLOPs with every group computed. If distributed, a rank's queries attend to the keys of all ranks."""
     *_, partitions, distributed = args
-    whole = int(sdpa_flop_count(query, key, value))
+    whole = int(sdpa_flop_count(query, *([*given[:1], query[1], *given[2:]] for given in (key, value))))
     return whole * int(partitions) if distributed else whole  # type: ignore[call-overload]  # an int
 
 
@@ -122,38 +126,54 @@ def _cuts(length: int, partitions: int) -> list[slice]:
 
 
 def _keys(
-    key: Tensor, value: Tensor, split: KeyPartitions, rank: int, group: int, cuts: Sequence[slice]
-) -> tuple[Tensor, Tensor]:
-    """Keys and values of ``group`` as seen from ``rank``, received from other ranks if distributed."""
+    key: Tensor, value: Tensor, mask: Tensor | None, split: KeyPartitions, rank: int, group: int, cuts: Sequence[slice]
+) -> Keys:
+    """The keys of ``group`` as seen from ``rank``, received from other ranks if distributed."""
     if split.distributed:
-        pairs = [_exchange(key, value, split, rank, *away) for away in split.displacements(group)]
+        found = [_exchange((key, value, mask), split, rank, *away) for away in split.displacements(group)]
     else:
-        owners = [cuts[owner] for owner in split.members(rank, group)]
-        pairs = [(key[..., rows, :], value[..., rows, :]) for rows in owners]
-    keys, values = zip(*pairs, strict=True)
-    return torch.cat(keys, dim=-2), torch.cat(values, dim=-2)
+        found = [_own(key, value, mask, cuts[rank], cuts[owner]) for owner in split.members(rank, group)]
+    keys, values, masks = zip(*found, strict=True)
+    return torch.cat(keys, dim=-2), torch.cat(values, dim=-2), None if mask is None else torch.cat(masks, dim=-1)
 
 
-def _exchange(key: Tensor, value: Tensor, split: KeyPartitions, rank: int, o: int, i: int) -> tuple[Tensor, Tensor]:
-    """Send one's own keys and values to where they are displaced by ``(o, i)``, and receive those that are from here.
+def _own(key: Tensor, value: Tensor, mask: Tensor | None, rows: slice, owned: slice) -> Keys:
+    """The keys ``owned`` of this rank, and the mask of the queries ``rows``."""
+    if mask is not None:
+        mask = mask.expand(*mask.shape[:-1], key.shape[-2])
+        mask = mask[..., rows if mask.dim() > 1 and mask.shape[-2] > 1 else slice(None), owned]
+    return key[..., owned, :], value[..., owned, :], mask
 
-    A permutation of the ranks' own keys and values: skipping one exchange does not affect the others.
+
+def _attend(query: Tensor, keys: Keys, scale: float) -> State:
+    key, value, mask = keys
+    bias = None if mask is None else bias_of(mask[(None,) * (4 - mask.dim())]).to(query.dtype)
+    return attend(query, key, value, scale, bias)
+
+
+def _exchange(mine: Keys, split: KeyPartitions, rank: int, o: int, i: int) -> Keys:
+    """Send what is of one's own keys to where they are displaced by ``(o, i)``, and receive what is from here.
+
+    A permutation of the ranks' own keys: skipping one exchange does not affect the others.
     """
     dist = torch.distributed
-    sent = [key.contiguous(), value.contiguous()]
+    sent = [tensor.contiguous() for tensor in mine if tensor is not None]
     received = [torch.empty_like(tensor) for tensor in sent]
     source, target = split.source(rank, o, i), split.target(rank, o, i)
     operations = [dist.P2POp(dist.isend, tensor, target) for tensor in sent]
     operations += [dist.P2POp(dist.irecv, tensor, source) for tensor in received]
     for request in dist.batch_isend_irecv(operations):
         request.wait()
-    return received[0], received[1]
+    key, value, *mask = received
+    return key, value, mask[0] if mask else None
 
 
 def _weights(split: KeyPartitions, states: Sequence[Tensor], local: Tensor) -> Tensor:
-    """How much each group counts: the softmax of the norms of the log-sum-exps, the local one among them."""
+    """How much each group counts: the softmax of the norms of the log-sum-exps, the local one among them. Where all
+    its keys are masked a group adds nothing."""
     decided = split.decided
-    scores = torch.stack([*(states[group].norm() for group in decided), local.norm()])
+    seen = [torch.where(state > MASKED / 2, state, 0) for state in (*(states[group] for group in decided), local)]
+    scores = torch.stack([state.norm() for state in seen])
     spread = scores.std(correction=0).clamp(min=1e-6)
     shares = ((scores - scores.max()) / spread).softmax(0)
     weights = local.new_zeros(split.groups)

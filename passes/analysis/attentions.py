@@ -39,16 +39,23 @@ def scale_of(node: fx.Node) -> float:
     return float(given["scale"]) if given["scale"] is not None else 1 / math.sqrt(ops.value(given["query"]).shape[-1])
 
 
+def masks_queries(node: fx.Node) -> bool:
+    """Whether its mask differs from query to query. Else it is one of keys, ``[B or 1, H or 1, 1, N]``, or none."""
+    mask = arguments_of(node)["attn_mask"]
+    return mask is not None and (ops.value(mask).dim() != 4 or ops.value(mask).shape[-2] != 1)
+
+
 def why_not_its_own(node: fx.Node) -> str | None:
-    """The reason ``node`` is not plain self-attention, or ``None`` if it is. The mask is not checked."""
+    """The reason ``node`` is not plain self-attention, or ``None`` if it is. The mask is not checked; several heads of
+    queries may share those of keys and values."""
     if ops.op(node) != "scaled_dot_product_attention":
         return f"`{ops.op(node)}` gives no log-sum-exp"
     given = arguments_of(node)
     query, key = ops.value(given["query"]), ops.value(given["key"])
     if given["is_causal"]:
-        return "its attention is masked"
-    if given["dropout_p"] or given["enable_gqa"]:
-        return "its attention drops keys or shares heads"
+        return "its attention is causal"
+    if given["dropout_p"]:
+        return "its attention drops keys"
     if query.dim() != 4 or query.shape[-2] != key.shape[-2]:
         return "it attends to other keys than its own tokens"
     return None

@@ -2,8 +2,8 @@
 
 Requires   runs of blocks
 Ensures    what may be sparse has ``meta["sparse"]``, its number
-Refuses    attention that is causal, grouped, over other keys than its own tokens, or with a mask for each query;
-           attention much shorter than the longest; in each block, an MLP over fewer tokens than another
+Refuses    attention that is causal, over other keys than its own tokens, or with a mask for each query; attention much
+           shorter than the longest; in each block, an MLP over fewer tokens than another
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from hicache_compile.errors import CannotRewrite
-from hicache_compile.passes.analysis.attentions import arguments_of, attentions, why_not_its_own
+from hicache_compile.passes.analysis.attentions import arguments_of, attentions, masks_queries, why_not_its_own
 from hicache_compile.passes.analysis.blocks import Block, Run
 from hicache_compile.passes.analysis.mlps import mlp_of
 from hicache_compile.passes.graph import ops
@@ -85,8 +85,7 @@ def _hint(size: Any) -> int:
 
 def _unfit(node: fx.Node, longest: int) -> str | None:
     given = arguments_of(node)
-    mask = given["attn_mask"]
-    if mask is not None and (ops.value(mask).dim() != 4 or ops.value(mask).shape[-2] != 1):
+    if masks_queries(node):
         return "its mask differs from query to query"
     if ops.value(given["query"]).shape[-1] != ops.value(given["value"]).shape[-1]:
         return "its values are wider or narrower than its keys"

@@ -1,12 +1,13 @@
 """partitioned: every attention over its own tokens becomes one call that attends to partitions of the keys.
 
 before   y = scaled_dot_product_attention(q, k, v)
-after    y = partitioned_attention(q, k, v, plan, out_0, lse_0, ...)
+after    y = partitioned_attention(q, k, v, None, plan, out_0, lse_0, ...)
 
 Requires   a captured graph
 Ensures    with every group computed the numbers are those of the captured graph, up to rounding; new inputs ``plan``
            and ``memory:...``; nothing else is changed
-Refuses    attention with a mask, causal or grouped, or over fewer tokens than partitions; cross-attention stays
+Refuses    causal attention, or over fewer tokens than partitions; where keys are on several ranks, attention with a
+           mask for each query; cross-attention stays
 Raises     HiCacheError where keys are on several ranks and a self-attention is refused, or attends to several streams
 """
 
@@ -20,7 +21,13 @@ from torch import fx
 from hicache_compile.errors import CannotRewrite, HiCacheError
 from hicache_compile.key_partitions import KeyPartitions
 from hicache_compile.operators.partitioned_attention import new_states
-from hicache_compile.passes.analysis.attentions import arguments_of, attentions, scale_of, why_not_its_own
+from hicache_compile.passes.analysis.attentions import (
+    arguments_of,
+    attentions,
+    masks_queries,
+    scale_of,
+    why_not_its_own,
+)
 from hicache_compile.passes.analysis.blocks import Run
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.choices import Choice
@@ -88,10 +95,9 @@ def _refusal(node: fx.Node, partitions: KeyPartitions, tokens: set[fx.Node]) -> 
     reason = why_not_its_own(node)
     if reason is not None:
         return reason
-    given = arguments_of(node)
-    if given["attn_mask"] is not None:
-        return "its attention is masked"
-    count = ops.value(given["query"]).shape[-2]
+    if partitions.distributed and masks_queries(node):
+        return "its mask differs from query to query"
+    count = ops.value(arguments_of(node)["query"]).shape[-2]
     if not partitions.distributed and isinstance(count, int) and count < partitions.partitions:
         return f"it has fewer tokens than {partitions.partitions} partitions"
     return None
@@ -112,7 +118,8 @@ def _write(module: fx.GraphModule, found: list[fx.Node], partitions: KeyPartitio
         with fake_mode_of(query), torch.no_grad():
             states = new_states(query, partitions)
         kept = [add_input(graph, memory(name, first + layer), made) for name, made in states.items()]
-        data = (given["query"], given["key"], given["value"], plan_node, *kept, measured_node)
+        names = ("query", "key", "value", "attn_mask")
+        data = (*map(given.__getitem__, names), plan_node, *kept, measured_node)
         with graph.inserting_before(node):
             call = graph.create_node(
                 "call_function",

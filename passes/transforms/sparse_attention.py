@@ -6,13 +6,11 @@ import torch
 from torch import Tensor, fx
 
 from hicache_compile.operators.chipmunk import attention, orders  # noqa: F401  # registers the operators
-from hicache_compile.operators.partial_attention import compose, without
+from hicache_compile.operators.partial_attention import bias_of, compose, shared_by_heads, without
 from hicache_compile.passes.analysis.attentions import arguments_of, scale_of
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.transforms.sparse_writer import SparseWriter
 from hicache_compile.policy.sparsity.phases import Phase
-
-_MASKED = -1e4  # what a score gets where it is masked: nothing, in every dtype, and no infinity to subtract
 
 
 def write_attention(write: SparseWriter, node: fx.Node, phase: Phase) -> fx.Node:
@@ -28,7 +26,8 @@ class _SparseAttention:
     ) -> None:
         chipmunk = write.chipmunk
         self.write = write
-        self.data = query, key, value
+        heads = ops.value(query).shape[1]
+        self.data = query, *(self._of_heads(given, heads) for given in (key, value))
         self.bias = None if mask is None else write.value(bias_of, mask)
         self.scale = scale_of(node)
         self.group = chipmunk.group
@@ -37,6 +36,11 @@ class _SparseAttention:
         self.share = float(chipmunk.coverage or chipmunk.top_keys or 0.0)
         self.always = self._always(node)
         self.choice = (self.share, chipmunk.multiple, chipmunk.coverage, float(chipmunk.random_keys), write.number)
+
+    def _of_heads(self, given: fx.Node, heads: int) -> fx.Node:
+        """``given`` with as many heads as there are of queries: each chooses keys of its own."""
+        shared = ops.value(given).shape[1] != heads
+        return self.write.value(shared_by_heads, given, heads) if shared else given
 
     def dense(self, chooses: bool) -> fx.Node:
         """All keys; what the keys that are not selected add to it is remembered."""
@@ -93,13 +97,6 @@ class _SparseAttention:
             return torch.ops.hicache.select_columns(scores, always, *self.choice)
 
         return self.write.memory("columns", self.write.example(like))
-
-
-def bias_of(mask: Tensor) -> Tensor:
-    """A mask ``[B, H, 1, N]`` (true: attended to) as what is added to the scores."""
-    if mask.dtype != torch.bool:
-        return mask.clamp(min=_MASKED)
-    return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, _MASKED)
 
 
 def parted(out: Tensor, lse: Tensor, near: Tensor, near_lse: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from hicache_compile import Chipmunk, CompiledDenoiser, hicache_compile
+from hicache_compile import Chipmunk, CompiledDenoiser, DiTango, hicache_compile
 from hicache_compile.passes import Choice
 from hicache_compile.policy.sparsity.phases import Phase
 from tests.passes.test_order_tokens import velocity_of
 from tests.runtime.test_chipmunk import error
+from tests.support.models import GroupedDiT
 from tests.zoo import CASES
 
 SPARSE = Choice.FULL.with_phases((("", Phase.SPARSE),))
@@ -43,6 +46,19 @@ def test_real_denoisers_with_every_key_and_unit_are_as_dense(name: str) -> None:
     assert all(error(one, expected) < 2e-6 for one in found)
     assert denoiser.report().decisions() == "FFSS"
     assert counts(denoiser) == FOUND[name]
+
+
+@pytest.mark.parametrize("given", [{"sparsity": EVERYTHING}, {"policy": DiTango(0.9, 1, 1, 2, partitions=4)}])
+def test_attention_with_shared_heads_and_masked_keys_is_as_dense(given: dict[str, Any]) -> None:
+    """Of what stands still everything that is reused is exact."""
+    model, x, t = GroupedDiT(), torch.randn(2, 20, 16, generator=torch.Generator().manual_seed(0)), torch.ones(2)
+    denoiser = hicache_compile(model, **{"policy": None, **given}, backend="eager")
+    with denoiser.trajectory(8), torch.no_grad():
+        for _ in range(8):
+            assert error(denoiser(x, t), model(x, t)) < 2e-6
+    report = denoiser.report()
+    assert {"F", "S"} <= {*report.decisions()} or "." in report.decisions()
+    assert not report.refused
 
 
 def counts(denoiser: CompiledDenoiser) -> tuple[int, int]:

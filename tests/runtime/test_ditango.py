@@ -17,6 +17,13 @@ from hicache_compile.operators.partitioned_attention import new_states, partitio
 from hicache_compile.runtime.deciders.partitioned import PartitionDecider
 from tests.support.models import ToyDiT, flux_inputs, random_flux, trace
 
+KEPT = torch.arange(19) < torch.tensor([[19], [7]])  # of the second sample a partition and more is masked
+MASKS = {
+    "none": None,
+    "keys": KEPT[:, None, None],
+    "queries": KEPT[0] | (torch.rand(19, 19, generator=torch.Generator().manual_seed(0)) < 0.5),
+    "bias": torch.where(KEPT, 0.5, float("-inf"))[:, None, None],
+}
 SPLITS = [(2, 1), (2, 2), (4, 1), (4, 2), (4, 4), (6, 3), (8, 2), (8, 4), (8, 8)]  # partitions, groups
 
 
@@ -55,11 +62,13 @@ def test_states_compose_to_attention_in_any_order() -> None:
 
 
 @pytest.mark.parametrize(("partitions", "groups"), SPLITS)
-def test_any_plan_is_full_attention_of_what_stands_still(partitions: int, groups: int) -> None:
+@pytest.mark.parametrize("mask", MASKS)
+def test_any_plan_is_full_attention_of_what_stands_still(partitions: int, groups: int, mask: str) -> None:
     """Queries and keys that do not change: whatever is reused, every key counts exactly once."""
     generator = torch.Generator().manual_seed(partitions)
-    q, k, v = (torch.randn(1, 2, 19, 8, generator=generator) for _ in range(3))
-    whole = nn.functional.scaled_dot_product_attention(q, k, v)
+    q, k, v = (torch.randn(2, heads, 19, 8, generator=generator) for heads in (4, 2, 2))
+    masked = MASKS[mask]
+    whole = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=masked, enable_gqa=True)
     split = KeyPartitions(groups, partitions)
     states, measured = new_states(q, split), torch.zeros(1, groups + 1)
     chance = random.Random(0)
@@ -67,7 +76,8 @@ def test_any_plan_is_full_attention_of_what_stands_still(partitions: int, groups
     plans += [[chance.choice((Code.COMPUTED, Code.REUSED)) for _ in range(groups)] for _ in range(12)]
     for plan in plans:
         codes = torch.tensor([[int(code) for code in plan]])
-        out = partitioned_attention(q, k, v, codes, *states.values(), measured, 0, 8**-0.5, groups, partitions, False)
+        data = (q, k, v, masked, codes, *states.values(), measured)
+        out = partitioned_attention(*data, 0, 8**-0.5, groups, partitions, False)
         torch.testing.assert_close(out, whole, rtol=1e-5, atol=1e-6)
     assert measured.abs().max() == 0  # nothing drifted
 
@@ -225,7 +235,7 @@ def test_attention_that_cannot_be_partitioned_is_refused() -> None:
     with compiled.trajectory(6), torch.no_grad():
         for step in range(6):
             compiled(torch.randn(1, 8, 16), torch.full((1,), 1 - step / 6))
-    assert [reason for _, reason in compiled.report().refused] == ["its attention is masked"]
+    assert [reason for _, reason in compiled.report().refused] == ["its attention is causal"]
     assert "." in compiled.report().decisions()
 
 

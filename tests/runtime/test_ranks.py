@@ -10,7 +10,7 @@ import torch
 
 from hicache_compile import DiTango, FBCache, HiCacheError, hicache_compile
 from tests.support.distributed_worker import STEPS, TOKENS, start
-from tests.support.models import ToyDiT
+from tests.support.models import GroupedDiT, ToyDiT
 from tests.support.parallel import build, sampled
 
 
@@ -21,10 +21,14 @@ def results(task: str, world: int, folder: Path, *arguments: object) -> list[dic
     return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
 
 
-@pytest.mark.parametrize(("world", "groups", "ratio"), [(2, 2, 0.0), (4, 2, 0.5), (4, 4, 0.9)])
-def test_context_parallel_runs_equal_those_of_one_device(world: int, groups: int, ratio: float, tmp_path: Path) -> None:
-    found = results("context_parallel", world, tmp_path, ratio, groups)
-    compiled = hicache_compile(ToyDiT(), DiTango(ratio, 2, 2, groups, partitions=world), backend="aot_eager")
+@pytest.mark.parametrize(
+    ("toy", "world", "groups", "ratio"), [(ToyDiT, 2, 2, 0.0), (GroupedDiT, 4, 2, 0.5), (ToyDiT, 4, 4, 0.9)]
+)
+def test_context_parallel_runs_equal_those_of_one_device(
+    toy: type[ToyDiT], world: int, groups: int, ratio: float, tmp_path: Path
+) -> None:
+    found = results("context_parallel", world, tmp_path, toy, ratio, groups)
+    compiled = hicache_compile(toy(), DiTango(ratio, 2, 2, groups, partitions=world), backend="aot_eager")
     x = torch.randn(2, TOKENS, 16, generator=torch.Generator().manual_seed(0))
     with compiled.trajectory(STEPS), torch.no_grad():
         for step in range(STEPS):
@@ -72,6 +76,20 @@ def test_ranks_sample_what_one_process_samples(engine: str, world: int, cases: l
             assert found[0][case]["flops"][0] < 0.6 * expected["flops"][0], case
         if policy == "hicache stack" and engine == "ulysses":
             assert found[0][case]["collectives"][1] == 1, case  # the output is gathered
+
+
+def test_each_rank_is_sparse_in_its_heads_and_hidden_units(tmp_path: Path) -> None:
+    """Chipmunk under tensor parallel: as one process with the MLPs in parts that choose their hidden units alone."""
+    case = "qwen:hicache, sparse:eager"
+    found = results("parallel", 2, tmp_path, "tensor", case)
+    expected = sampled("qwen", "hicache, sparse", parts=2)
+    for rank in found:
+        one = rank[case]
+        torch.testing.assert_close(one["x"], expected["x"], rtol=1e-5, atol=1e-5)
+        assert one["decisions"] == expected["decisions"]
+        assert {*"FS."} <= set("".join(one["decisions"].values()))
+        assert (one["breaks"], one["recompiles"]) == (0, 0)
+        assert one["state"] < 0.8 * expected["state"]  # anchors are whole, what sparse steps keep is in parts
 
 
 @pytest.mark.parametrize(

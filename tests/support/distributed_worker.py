@@ -25,9 +25,9 @@ from tests.support.parallel import CASES, build, parallelise, sampled, uneven_in
 STEPS, TOKENS = 14, 16
 
 
-def context_parallel(rank: int, world: int, ratio: float, groups: int) -> dict[str, object]:
+def context_parallel(rank: int, world: int, toy: type[ToyDiT], ratio: float, groups: int) -> dict[str, object]:
     """A run of a toy DiT of which this rank has its cut of the tokens."""
-    compiled = hicache_compile(ToyDiT(), DiTango(ratio, 2, 2, groups, distributed=True), backend="aot_eager")
+    compiled = hicache_compile(toy(), DiTango(ratio, 2, 2, groups, distributed=True), backend="aot_eager")
     x = torch.randn(2, TOKENS, 16, generator=torch.Generator().manual_seed(0))
     mine = x.tensor_split(world, dim=1)[rank].contiguous()
     with compiled.trajectory(STEPS), torch.no_grad():
@@ -70,8 +70,10 @@ def exchange(rank: int, world: int, groups: int) -> dict[str, object]:
     split = KeyPartitions(groups, world, distributed=True)
     mine = torch.full((1, 1, 2, 4), float(rank))
     places = [place for group in range(groups) for place in split.displacements(group)]
-    found = [_exchange(mine, mine + 100, split, rank, *place) for place in places]
-    return {"keys": [int(key[0, 0, 0, 0]) for key, _ in found], "values": [int(v[0, 0, 0, 0]) for _, v in found]}
+    found = [_exchange((mine, mine + 100, None), split, rank, *place) for place in places]
+    assert all(nothing is None for *_, nothing in found)
+    keys, values = ([int(received[which][0, 0, 0, 0]) for received in found] for which in (0, 1))
+    return {"keys": keys, "values": values}
 
 
 def parting(rank: int, world: int, how: str) -> dict[str, object]:

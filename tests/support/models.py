@@ -106,6 +106,23 @@ class ToyDiT(nn.Module):
         return self.head(x)
 
 
+class GroupedBlock(ToyBlock):
+    """Four heads of queries share two of keys and values; a key that is far from the others is masked."""
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        gate_a, gate_m = self.gates(c).unsqueeze(1).chunk(2, dim=-1)
+        y = self.norm(x)
+        q, k, v = (part.unflatten(-1, (-1, 4)).transpose(1, 2) for part in self.qkv(y).split([16, 8, 8, 16], -1)[:3])
+        seen = (y[..., 0] < 1)[:, None, None]
+        attention = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=True)
+        x = x + gate_a * self.proj(attention.transpose(1, 2).flatten(2))
+        return x + gate_m * self.down(nn.functional.gelu(self.up(y)))
+
+
+class GroupedDiT(ToyDiT):
+    block = GroupedBlock
+
+
 def toy_sample(denoiser: Any, steps: int) -> Tensor:
     """What a ``ToyDiT`` makes of fixed noise."""
     x = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(0))

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from hicache_compile import hicache_compile
 from tests.support.models import flux_inputs, random_flux, trace
@@ -35,6 +36,35 @@ def uneven_inputs() -> dict[str, Tensor]:
 
 def build(model: str) -> nn.Module:
     return random_flux(3, 2) if model == "uneven" else ZOO[MODELS[model]].build(3)
+
+
+class Parts(nn.Module):
+    """A diffusers ``FeedForward`` as the MLPs that ``world`` ranks have of it: each sparse by itself."""
+
+    def __init__(self, whole: Any, world: int) -> None:
+        super().__init__()
+        first, last = whole.net[0].proj, whole.net[2]
+        rows = [(first.weight.chunk(world)[part], first.bias.chunk(world)[part]) for part in range(world)]
+        self.inner = nn.ParameterList(nn.Parameter(given) for pair in rows for given in pair)
+        self.outer = nn.ParameterList(nn.Parameter(part) for part in last.weight.chunk(world, 1))
+        self.bias = last.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = self.bias
+        for part, outer in enumerate(self.outer):
+            hidden = functional.linear(x, self.inner[2 * part], self.inner[2 * part + 1])
+            total = total + functional.linear(functional.gelu(hidden, approximate="tanh"), outer)
+        return total
+
+
+def in_parts(model: nn.Module, world: int) -> nn.Module:
+    """``model`` on one rank with every ``FeedForward`` as ``world`` ranks have it."""
+    from diffusers.models.attention import FeedForward
+
+    for name, module in [*model.named_modules()]:
+        if isinstance(module, FeedForward):
+            model.set_submodule(name, Parts(module, world))
+    return model
 
 
 def parallelise(model: Any, engine: str, world: int) -> nn.Module:
@@ -86,12 +116,12 @@ def run(denoiser: Any, model: str, contexts: int) -> Tensor:
     return x
 
 
-def sampled(model: str, policy: str, engine: str = "", world: int = 1, backend: str = "eager", **options: Any) -> Found:
-    """A run of ``model`` under the policy ``policy`` of the record."""
+def sampled(model: str, policy: str, engine: str = "", world: int = 1, backend: str = "eager", parts: int = 1) -> Found:
+    """A run of ``model`` under the policy ``policy`` of the record. ``parts``: of its MLPs, see ``in_parts``."""
     contexts = 2 if model == "qwen" else 1
-    made, given = CASES[policy]
-    assert not given
-    compiled = hicache_compile(parallelise(build(model), engine, world), made(0), backend=backend, **options)
+    made, options = CASES[policy]
+    built = in_parts(build(model), parts) if parts > 1 else build(model)
+    compiled = hicache_compile(parallelise(built, engine, world), made(0), backend=backend, **options)
     with compiled.trajectory(STEPS):
         x = run(compiled, model, contexts)
     report = compiled.report()
