@@ -62,6 +62,9 @@ with Feature("readings", "a denoiser whose own code reads data on the host has s
 
     TracingContext.extract_stack  # noqa: B018  # looked up
 
+with Feature("graphs that are code when called", "compiling takes a tenth longer") as LAZY:
+    from torch.fx._lazy_graph_module import _LazyGraphModule
+
 with Feature("opaque modules", "a denoiser whose submodules break the graph has several graphs") as BREAKS:
     from torch._dynamo.utils import graph_break_reasons
 

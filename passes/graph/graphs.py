@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from hicache_compile import internals
 from hicache_compile.internals import FakeTensor, FakeTensorMode
 from hicache_compile.passes.graph import ops
 
@@ -33,12 +34,17 @@ def copy_node(graph: fx.Graph, node: fx.Node, arg_of: Callable[[fx.Node], fx.Nod
     return new
 
 
+def graph_module(root: torch.nn.Module | dict[str, fx.GraphModule], graph: fx.Graph) -> fx.GraphModule:
+    """A GraphModule of ``graph`` that is written as code when it is first called or read: most never are."""
+    return (internals._LazyGraphModule if internals.LAZY else fx.GraphModule)(root, graph)
+
+
 def module_of(
     graph: fx.Graph, origin: fx.GraphModule, attributes: dict[str, fx.GraphModule] | None = None
 ) -> fx.GraphModule:
-    """A GraphModule of ``graph`` with the attributes of ``origin``, or ``attributes``; linted and compiled."""
+    """A GraphModule of ``graph`` with the attributes of ``origin``, or ``attributes``; linted."""
     graph.lint()
-    module = fx.GraphModule(attributes or origin, graph)
+    module = graph_module(attributes or origin, graph)
     # Note [Dynamo marks] AOTAutograd treats parameter addresses as fixed only on a module marked as Dynamo's.
     # With these two marks every placeholder needs a `_dynamo_source`; it is None on the placeholders we add.
     module.meta.update(origin.meta)

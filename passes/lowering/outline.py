@@ -31,7 +31,7 @@ from hicache_compile.operators.anchors import forecast, remember
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.contexts import KERNELS
 from hicache_compile.passes.graph.contracted_order import contracted_order
-from hicache_compile.passes.graph.graphs import copy_graph, copy_node, module_of
+from hicache_compile.passes.graph.graphs import copy_graph, copy_node, graph_module, module_of
 
 invoke_subgraph = torch.ops.higher_order.invoke_subgraph
 
@@ -246,5 +246,5 @@ class _Writer:
             inner[node] = copy_node(graph, node, inner.__getitem__)
         graph.output(tuple(inner[region.nodes[index]] for index in self.results[region.likeness]))
         name = f"{re.sub(r'[^a-zA-Z0-9]+', '_', region.name).strip('_')}_and_alike"
-        self.modules[name] = fx.GraphModule(torch.nn.Module(), graph)
+        self.modules[name] = graph_module(torch.nn.Module(), graph)
         return name

@@ -29,7 +29,7 @@ from hicache_compile.passes.analysis.scopes import Slot
 from hicache_compile.passes.analysis.sites import Site
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.contracted_order import contracted_order
-from hicache_compile.passes.graph.graphs import copy_node, fake_mode_of, module_of, numel
+from hicache_compile.passes.graph.graphs import copy_node, fake_mode_of, graph_module, module_of, numel
 from hicache_compile.passes.graph.inputs import Role, StateInput, add_input
 from hicache_compile.passes.graph.parts import check_parts, how, parts_of
 from hicache_compile.passes.graph.quantised_rings import scale_input, to_forecast, to_remember
@@ -235,7 +235,7 @@ class _Writer:
         name = base
         while name in self.submodules:
             name = f"{base}_{len(self.submodules)}"
-        self.submodules[name] = fx.GraphModule(self.origin, graph)
+        self.submodules[name] = graph_module(self.origin, graph)
         return name
 
 
