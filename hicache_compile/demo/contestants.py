@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from importlib.resources import files
 from typing import Protocol
 
@@ -16,11 +16,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from hicache_compile.demo.emoji import STEPS
 from hicache_compile.demo.emoji.drawing import Drawing, Drawn
 from hicache_compile.frontend.compile import hicache_compile
+from hicache_compile.frontend.denoiser import CompiledDenoiser
 from hicache_compile.inspection.report import Report
 from hicache_compile.policy.json_codec import as_policy
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.presets import FORA, HiCache, TaylorSeer, Uncached
 from hicache_compile.policy.sparsity.chipmunk import Chipmunk
+from hicache_compile.runtime.runs import Run
 
 
 class Contestant(Protocol):
@@ -45,30 +47,47 @@ class Contestant(Protocol):
         """Of what this library compiled."""
 
 
-class Ours:
-    """The model compiled by this library, under ``policy``; uncached without one: plain ``torch.compile``."""
+class Plain:
+    """The model under plain ``torch.compile``: compiled by this library, and switched off."""
 
-    def __init__(
-        self,
-        drawing: Drawing,
-        backend: str,
-        name: str = "uncached",
-        policy: Policy | None = None,
-        sparsity: Chipmunk | None = None,
-    ) -> None:
-        self.name = name
-        self.group = "" if policy is None else "sparse steps" if sparsity else f"{policy.scope} scope"
-        self._cached = policy is not None
-        self._denoiser = hicache_compile(drawing.model, policy or Uncached(), backend=backend, sparsity=sparsity)
+    name, group = "uncached", ""
+
+    def __init__(self, drawing: Drawing, backend: str) -> None:
+        self._denoiser = hicache_compile(drawing.model, Uncached(), backend=backend)
 
     def by_steps(self, drawing: Drawing) -> Iterator[Drawn]:
-        mode: AbstractContextManager[object] = nullcontext() if self._cached else self._denoiser.disabled()
-        with mode:
+        with self._denoiser.disabled(), self._denoiser.trajectory(drawing.num_steps):
             yield from drawing.by_steps(self._denoiser)
 
     @property
     def report(self) -> Report:
         return self._denoiser.report()
+
+    @property
+    def decisions(self) -> str:
+        return self.report.decisions()
+
+    @property
+    def flops_speedup(self) -> float:
+        return self.report.flops_speedup
+
+
+class Ours:
+    """Runs of ``denoiser`` under ``policy``. All policies have one denoiser, which is captured once."""
+
+    def __init__(self, denoiser: CompiledDenoiser, name: str, policy: Policy, group: str) -> None:
+        self.name, self.group = name, group
+        self._denoiser, self._policy = denoiser, policy
+        self._run: Run | None = None
+
+    def by_steps(self, drawing: Drawing) -> Iterator[Drawn]:
+        self._run = self._denoiser.run(drawing.num_steps, self._policy)
+        yield from drawing.by_steps(self._denoiser, self._run)
+
+    @property
+    def report(self) -> Report:
+        with self._run or nullcontext():
+            return self._denoiser.report()
 
     @property
     def decisions(self) -> str:
@@ -171,12 +190,18 @@ def contestants(drawing: Drawing, backend: str, everything: bool = False, sparse
     """The model uncached; three budgets and a peer, or ``everything``: all policies in both scopes; a policy fitted by
     ``hicache tune``, where it is for as many steps; and policies with ``sparse`` steps."""
     few = [(name, policy) for name, policy in POLICIES if policy.scope == "stack" and name in BUDGETS]
-    found: list[Contestant] = [Ours(drawing, backend)]
-    found += [Ours(drawing, backend, name, policy) for name, policy in (POLICIES if everything else few)]
+    dense = hicache_compile(drawing.model, Uncached(), backend=backend)
+    found: list[Contestant] = [Plain(drawing, backend)]
+    found += [Ours(dense, name, policy, _scope(policy)) for name, policy in (POLICIES if everything else few)]
     if drawing.num_steps == STEPS:
-        found.append(Ours(drawing, backend, "tuned", tuned()))
+        found.append(Ours(dense, "tuned", tuned(), _scope(tuned())))
     if not everything:
         found.append(FirstBlockCache(drawing, backend))
     if sparse:
-        found += [Ours(drawing, backend, name, policy, SPARSITY) for name, policy in SPARSE]
+        sparser = hicache_compile(drawing.model, Uncached(), backend=backend, sparsity=SPARSITY)
+        found += [Ours(sparser, name, policy, "sparse steps") for name, policy in SPARSE]
     return found
+
+
+def _scope(policy: Policy) -> str:
+    return f"{policy.scope} scope"

@@ -16,6 +16,7 @@ Ensures    the same values up to the order of sums, and the same collectives; wh
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from torch import fx
 
 from hicache_compile.operators.collectives import is_dtensor, local_part
 from hicache_compile.passes.graph import ops
-from hicache_compile.passes.graph.graphs import drop_dead_code
+from hicache_compile.passes.graph.graphs import call_node, drop_dead_code
 from hicache_compile.passes.work import Work
 
 
@@ -32,7 +33,7 @@ def localise_linears(work: Work) -> int:
     graph = work.module.graph
     found = [split for node in graph.nodes if (split := _split(node)) is not None]
     for split in found:
-        split.write(graph)
+        (_write_rows if split.by_rows else _write_columns)(graph, split)
     if found:
         drop_dead_code(graph)
         graph.lint()
@@ -40,41 +41,26 @@ def localise_linears(work: Work) -> int:
     return len(found)
 
 
+@dataclass(frozen=True, slots=True)
 class _Split:
-    """A linear over parts of a weight: what it is given, and the value that it leaves on this rank."""
+    """A linear over rows (or columns) of a weight: what made its input of this rank's, what moves its output between
+    ranks, and what is left of that on this rank."""
 
-    def __init__(self, node: fx.Node, entry: fx.Node, moved: fx.Node, left: fx.Node, by_rows: bool) -> None:
-        self.node, self.entry, self.moved, self.left, self.by_rows = node, entry, moved, left, by_rows
+    linear: fx.Node
+    entry: fx.Node
+    moved: fx.Node
+    left: fx.Node
+    by_rows: bool
 
-    def write(self, graph: fx.Graph) -> None:
-        node, x = self.node, self.entry.args[0]
-        weight, bias = (ops.argument(node, place, name) for place, name in ((1, "weight"), (2, "bias")))
-        with graph.inserting_before(node):
-            mine = (x, _mine(graph, weight), *([_mine(graph, bias)] if self.by_rows and bias is not None else []))
-            linear = graph.call_function(node.target, mine)  # type: ignore[arg-type]  # a function
-        linear.meta = {**node.meta, "example_value": local_part(ops.value(node))}
-        if self.by_rows:
-            self.left.replace_all_uses_with(linear)
-            return
-        with graph.inserting_before(node):
-            (_, mesh, _), settings = self.entry.args, self.entry.kwargs
-            joined = graph.call_function(self.entry.target, (linear, mesh, ops.value(node).placements), settings)  # type: ignore[arg-type]
-        joined.meta = dict(node.meta)
-        self.moved.replace_input_with(node, joined)
-        if bias is not None:
-            with graph.inserting_after(self.left):
-                total = graph.call_function(torch.add, (self.left, self.left))
-            self.left.replace_all_uses_with(total)
-            with graph.inserting_before(total):
-                total.args = (self.left, _mine(graph, bias))
-            total.meta = dict(self.left.meta)
+    @property
+    def weight(self) -> fx.Node:
+        node: fx.Node = ops.argument(self.linear, 1, "weight")
+        return node
 
-
-def _mine(graph: fx.Graph, value: fx.Node) -> fx.Node:
-    """This rank's part of ``value``."""
-    part = graph.call_method("to_local", (value,))
-    part.meta = {"path": "", "calls": (), "example_value": local_part(ops.value(value))}
-    return part
+    @property
+    def bias(self) -> fx.Node | None:
+        node: fx.Node | None = ops.argument(self.linear, 2, "bias")
+        return node
 
 
 def _split(node: fx.Node) -> _Split | None:
@@ -87,14 +73,40 @@ def _split(node: fx.Node) -> _Split | None:
     if moved is None or left is None or ops.op(entry) != "from_local" or not is_dtensor(ops.value(weight)):
         return None
     (made, *others), (given, *_), (to, *_) = (_placements(one) for one in (weight, entry, moved))
-    if others or made.is_replicate() or made.is_partial():
-        return None
     width = ops.value(entry).dim() - 1
-    if made.is_shard(0) and given.is_replicate() and to.is_shard(width):
-        return _Split(node, entry, moved, left, by_rows=True)
-    if made.is_shard(1) and given.is_shard(width) and to.is_replicate():
-        return _Split(node, entry, moved, left, by_rows=False)
-    return None
+    by_rows = not others and made.is_shard(0) and given.is_replicate() and to.is_shard(width)
+    by_columns = not others and made.is_shard(1) and given.is_shard(width) and to.is_replicate()
+    return _Split(node, entry, moved, left, by_rows) if by_rows or by_columns else None
+
+
+def _write_rows(graph: fx.Graph, split: _Split) -> None:
+    node = split.linear
+    with graph.inserting_before(node):
+        parts = [_of_this_rank(graph, given) for given in (split.weight, split.bias) if given is not None]
+        mine = call_node(graph, node.target, (split.entry.args[0], *parts), **node.meta)  # type: ignore[arg-type]
+    split.left.replace_all_uses_with(mine)
+
+
+def _write_columns(graph: fx.Graph, split: _Split) -> None:
+    """The bias is added once, to the sum over ranks."""
+    node, left = split.linear, split.left
+    x, mesh, _ = split.entry.args
+    with graph.inserting_before(node):
+        mine = call_node(graph, node.target, (x, _of_this_rank(graph, split.weight)), **node.meta)  # type: ignore[arg-type]
+        joined = graph.node_copy(split.entry)
+    joined.args = (mine, mesh, ops.value(node).placements)
+    joined.meta = dict(node.meta)
+    split.moved.replace_input_with(node, joined)
+    if split.bias is not None:
+        with graph.inserting_before(left.next):
+            whole = call_node(graph, torch.add, (left, _of_this_rank(graph, split.bias)), **left.meta)
+        left.replace_all_uses_with(whole, delete_user_cb=lambda user: user is not whole)
+
+
+def _of_this_rank(graph: fx.Graph, value: fx.Node) -> fx.Node:
+    part = graph.call_method("to_local", (value,))
+    part.meta = {"path": "", "calls": (), "example_value": local_part(ops.value(value))}
+    return part
 
 
 def _placements(node: fx.Node) -> Any:

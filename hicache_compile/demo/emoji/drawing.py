@@ -7,7 +7,7 @@ import logging
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from hicache_compile.demo.emoji import GUIDANCE, SIZE, TOKENS
-from hicache_compile.frontend.denoiser import CompiledDenoiser
+from hicache_compile.runtime.runs import Run
 
 CAPTIONS = (
     "red heart, flat style",
@@ -115,23 +115,21 @@ class Drawing:
         return velocity
 
     @torch.no_grad()
-    def by_steps(self, denoiser: nn.Module) -> Iterator[Drawn]:
-        """What is drawn after each step; a compiled denoiser makes no other steps while this goes on."""
+    def by_steps(self, denoiser: nn.Module, run: Run | None = None) -> Iterator[Drawn]:
+        """What is drawn after each step; ``run``: of a compiled denoiser, which may make other steps in between."""
         count = self.num_steps
         scheduler = copy.deepcopy(self._pipeline.scheduler)
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / count, count))
         latents = self.noise
         seconds: list[float] = []
-        with ExitStack() as run:
-            if isinstance(denoiser, CompiledDenoiser):
-                run.enter_context(denoiser.trajectory(count))
-            for timestep in scheduler.timesteps:
-                began = time.perf_counter()
+        for timestep in scheduler.timesteps:
+            began = time.perf_counter()
+            with run or nullcontext():
                 toward, away = (self.call(denoiser, latents, timestep / 1000, branch) for branch in self.branches)
-                velocity = away + GUIDANCE * (toward - away)
-                latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
-                seconds.append(time.perf_counter() - began)
-                yield Drawn(latents, seconds)
+            velocity = away + GUIDANCE * (toward - away)
+            latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
+            seconds.append(time.perf_counter() - began)
+            yield Drawn(latents, seconds)
 
     @torch.no_grad()
     def pictures(self, latents: torch.Tensor) -> torch.Tensor:
