@@ -35,7 +35,7 @@ class Graph(Protocol):
 def storage_of(graph: Graph, live: Live, step: Step, parameters: Parameters) -> Rings:
     """The anchors of ``graph`` in the context of ``step``, started over when they do not continue."""
     kept = live.programs.shapes(live.bindings)
-    context = step.context
+    context, epoch = step.context, graph.session.shared.parameters_epoch
     depth = graph.depth_of(live)
     # Not by graph: Dynamo may capture the same graph again in the middle of a run, because an input came
     # with other strides or out of inference mode, and the anchors are still good.
@@ -48,7 +48,7 @@ def storage_of(graph: Graph, live: Live, step: Step, parameters: Parameters) -> 
             decider = graph.decider_of(live, step, state.start_of_run)
             state.change_depth(kept, live.signature, decider, live.programs.rows(depth, 0).group_of, step.index)
     if state is None or not state.fits(kept, live.signature):
-        if state is not None and state.token is None:
+        if state is not None and state.is_awaited(context.trajectory, step.index, epoch):
             raise HiCacheError(
                 f"resume(): the anchors of context {context.name!r} are of another graph: must be continued by the "
                 "denoiser, backend and shapes that were suspended"
@@ -63,7 +63,6 @@ def storage_of(graph: Graph, live: Live, step: Step, parameters: Parameters) -> 
         state = make_storage(kept, depth if graph.options.offload else None, graph.quantised)
         state.signature = live.signature
         context.states[place] = state
-    epoch = graph.session.shared.parameters_epoch
     token = parameters.token(epoch)
     if not state.continues(context.trajectory, step.index, token, epoch):
         decider = graph.decider_of(live, step, step.index)

@@ -105,7 +105,8 @@ def test_the_peer_is_counted(drawing: Drawing) -> None:
     assert not torch.equal(pictures[skipping], wanted.latents)
 
 
-def test_the_command_prints_data_and_draws(tmp_path: Path) -> None:
+def test_the_command_prints_data_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hicache_compile.demo.compare.ROUNDS", 1)  # not timed here
     picture = tmp_path / "demo.png"
     arguments = ["demo", "--steps", "8", "--caption", "fox", "--backend", "eager", "--json", "--out", str(picture)]
     result = CliRunner().invoke(app, [*arguments, "--all", "--sparse"])

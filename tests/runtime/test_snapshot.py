@@ -202,6 +202,25 @@ def test_another_shape_is_refused(tmp_path: Path) -> None:
         walk(denoiser, torch.randn(2, 7, 16), range(HALF, STEPS))
 
 
+def test_another_shape_after_a_step_without_the_cache_starts_over(tmp_path: Path) -> None:
+    """Such a step leaves no anchors, so there are none of another shape to go on with."""
+    path, alone, denoiser = tmp_path / "run.safetensors", compiled(), compiled()
+
+    def end(one: CompiledDenoiser) -> Tensor:
+        with one.disabled():
+            walk(one, NOISE, range(HALF, HALF + 1))
+        return walk(one, NOISE.repeat(1, 2, 1), range(HALF + 1, STEPS))
+
+    with alone.trajectory(STEPS):
+        walk(alone, NOISE, range(HALF))
+        alone.suspend(path)
+        want = end(alone)
+    with denoiser.resume(path):
+        got = end(denoiser)
+    assert denoiser.report().decisions("cond") == alone.report().decisions("cond") == "FF...FF..F.."
+    torch.testing.assert_close(got, want, rtol=0, atol=0)
+
+
 def broken(path: Path, how: str) -> None:
     if how == "text":
         path.write_text("no snapshot")

@@ -141,6 +141,10 @@ class Rings:
             self.token = token
         return (self.trajectory, self.next_step, self.token) == (trajectory, step, token)
 
+    def is_awaited(self, trajectory: int, step: int, epoch: int) -> bool:
+        """Whether it was read from a file to go on with at this step, and nothing has happened to it since."""
+        return self.token is None and (self.trajectory, self.next_step) == (trajectory, step) and not self._stale(epoch)
+
     def start(self, decider: Decider, trajectory: int, token: Token) -> None:
         """Forget every anchor and follow ``decider``."""
         with torch.inference_mode(False), torch.no_grad():
