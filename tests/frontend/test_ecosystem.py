@@ -306,13 +306,15 @@ def test_hooks_that_are_made_anew_in_each_step_are_not_compiled_for_ever(caplog:
     model = ToyDiT(depth=2).eval()
     compiled = hicache_compile(model, HiCache(interval=3), backend="eager")
     block: Any = model.layers[1]
+    made: list[Skip] = []  # kept: where the next has the address of the last, Dynamo takes one for the other
 
     def sampled(denoiser: nn.Module) -> Tensor:
         x = torch.randn(1, 6, 16, generator=torch.Generator().manual_seed(0))
         for step in range(STEPS):
             time = torch.full((1,), 1 - step / STEPS)
             whole = denoiser(x, time)
-            block.forward = skipping(Skip())
+            made.append(Skip())
+            block.forward = skipping(made[-1])
             with compiled.cache_context("skipped"):
                 skipped = denoiser(x, time)
             del block.forward

@@ -1,13 +1,14 @@
 """Detect what changed of a model's Python state: a scale that a callback sets between two steps.
 
-Dynamo's guards would see it, but walk everything. Here one number is read for each dict, whose changes CPython counts,
-and the items of lists and sets. Attributes of torch's own layers are taken for fixed.
+Dynamo's guards would see it, but walk everything. Here one number is read for each dict, whose changes CPython counts
+(where it does not count attributes that are set, the entries), and the items of lists and sets. Attributes of torch's
+own layers are taken for fixed.
 """
 
 from __future__ import annotations
 
 import types
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -48,6 +49,7 @@ class Attributes:
             code.read([value if isinstance(value, types.FunctionType) else type(value)])
             waiting += code.held[named:]
         self._names, self._variables = code.names, code.variables
+        self._read = _reader(self._dicts) if internals.REPLAY else tuple
 
     def state(self) -> Hashable:
         """Different after an attribute was set, or an item of something held was."""
@@ -55,7 +57,7 @@ class Attributes:
             return None
         named = [held.get(name) for held, names in self._names for name in names]
         named += [variable.get(None) for variable in self._variables]
-        return tuple(map(internals.dict_version, self._dicts)), tuple(map(_items, self._others)), _items(named)
+        return self._read(), tuple(map(_items, self._others)), _items(named)
 
 
 def _is_followed_elsewhere(value: Any) -> bool:
@@ -64,6 +66,26 @@ def _is_followed_elsewhere(value: Any) -> bool:
     return (
         isinstance(value, torch.nn.Module | torch.Tensor) or hasattr(of, "components") or hasattr(of, "set_timesteps")
     )
+
+
+def _reader(dicts: list[dict[Any, Any]]) -> Callable[[], Hashable]:
+    """What differs after one of ``dicts`` was changed: how often each was, or the entries, where that is not told."""
+    if _attributes_are_counted():
+        return lambda: tuple(map(internals.dict_version, dicts))
+    named = [(held, [name for name in held if name not in _INTERNAL or name == "training"]) for held in dicts]
+    return lambda: tuple([(len(held), _items([held.get(name) for name in names])) for held, names in named])
+
+
+def _attributes_are_counted() -> bool:
+    """Whether torch is told of attributes that are set. On Python 3.13 it is not."""
+    probe = _Probe()
+    before = internals.dict_version(vars(probe))
+    probe.value = 1
+    return internals.dict_version(vars(probe)) != before
+
+
+class _Probe:
+    value = 0
 
 
 def _items(values: Any) -> tuple[Any, ...]:
