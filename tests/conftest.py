@@ -16,7 +16,7 @@ import torch
 from tests.support.sampled_cases import ONE_IN
 
 torch.set_num_threads(1)
-gc.set_threshold(100_000, 20, 50)  # looking for garbage took a tenth of the time
+gc.set_threshold(50_000, 10, 10)  # looking for garbage took a tenth of the time
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 os.environ.setdefault("HICACHE_VERIFY", "1")  # every graph is checked after every pass
 

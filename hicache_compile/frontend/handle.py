@@ -51,12 +51,13 @@ class Handle(Inspected):
 
         Args:
             num_steps, timesteps: see ``trajectory``.
-            policy: of this run, in any form that ``policy`` takes; by default that of the denoiser.
+            policy: of this run, in any form that ``policy`` takes; by default that of the denoiser, or what keeps the
+                promise that this is ``promising`` inside of.
 
         Raises:
             HiCacheError: see ``trajectory`` and ``policy``.
         """
-        mine = None if policy is None else self._fitted(policy)
+        mine = self._session.own_policy if policy is None else self._fitted(policy)
         return Run(self._sessions, num_steps, mine, timesteps)
 
     def rows(self, runs: Sequence[Run], contexts: Sequence[str] | None = None) -> AbstractContextManager[None]:

@@ -8,10 +8,12 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from types import FrameType, TracebackType
+from typing import Any
 
 from hicache_compile.errors import HiCacheError
 from hicache_compile.policy.policy import Policy
 from hicache_compile.runtime.entered import Entry, enter, entered, entry_of, leave
+from hicache_compile.runtime.modes import give_back, hand_on
 from hicache_compile.runtime.options import CompileOptions, Shared
 from hicache_compile.runtime.per_thread import PerThread
 from hicache_compile.runtime.rows.session import Member, RowsSession
@@ -60,16 +62,19 @@ class Inside:
     def __init__(self, sessions: Sessions, session: Session) -> None:
         self.sessions, self.session = sessions, session
         self._entry: Entry | None = None
+        self._modes: tuple[Any, ...] = ()
 
     def __enter__(self) -> None:
         self.enter(sys._getframe(1))
 
     def enter(self, frame: FrameType) -> None:
         """Be entered by the function of ``frame``."""
+        self._modes = hand_on(self.sessions.mine(), self.session)
         self._entry = enter(self, frame)
 
     def __exit__(self, *_: object) -> None:
         leave(self._entry)
+        give_back(self.session, self._modes)
 
 
 class Rows(Inside):
@@ -111,15 +116,18 @@ class Run:
         self._decided: dict[str, str] = {}  # of a run that is closed
         self._thread: threading.Thread | None = None  # the one that is inside
         self._depth = 0
+        self._modes: list[tuple[Any, ...]] = []  # its own, before each time it was entered
         self._lock = threading.Lock()
 
     def __enter__(self) -> Run:
         with self._lock:
-            _ = self.session
+            session, sessions = self.session, self.sessions
             if self._thread not in (None, threading.current_thread()):
                 raise HiCacheError("a run was entered in two threads: must be in one at a time")
             self._thread = threading.current_thread()
             self._depth += 1
+        if sessions is not None:
+            self._modes.append(hand_on(sessions.mine(), session))
         enter(self, sys._getframe(1))
         return self
 
@@ -130,6 +138,8 @@ class Run:
         with self._lock:
             self._depth -= 1
             self._thread = self._thread if self._depth else None
+        if self._modes and self._session is not None:
+            give_back(self._session, self._modes.pop())
         if error is not None:
             self.close()
 

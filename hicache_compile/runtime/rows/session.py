@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from hicache_compile.runtime.call_arguments import Call
+from hicache_compile.runtime.modes import handed_on
 from hicache_compile.runtime.options import CompileOptions, Shared
 from hicache_compile.runtime.rows.row import Row
 from hicache_compile.runtime.rows.step import RowsStep
@@ -30,7 +31,7 @@ class RowsSession(Session):
             name = given or self.context_name
             seen[id(session), name] += 1
             again = seen[id(session), name]
-            with session.in_context(name if again == 1 else f"{name}[{again - 1}]"):
+            with handed_on(self, session), session.in_context(name if again == 1 else f"{name}[{again - 1}]"):
                 rows.append(Row(session, session.next_step(call)))
         return self.step_of(rows)
 
