@@ -53,9 +53,9 @@ def pack_of(subject: Subject, policies: Mapping[str, Policy], lines: Mapping[str
 
 def _errors(lines: Sequence[Line]) -> tuple[float, ...]:
     """The relative error of each run: of its picture, or of all frames of its clip."""
-    sums = defaultdict[tuple[str, int], list[float]](lambda: [0.0, 0.0])
+    sums = defaultdict[tuple[str, int, int], list[float]](lambda: [0.0, 0.0])
     for line in lines:
-        run = sums[line["prompt"], line["seed"]]
+        run = sums[line["prompt"], line["seed"], line.get("place", 0)]  # none in lines of earlier releases
         run[0] += line["squared_error"]
         run[1] += line["squared_size"]
     return tuple((error / max(size, 1e-12)) ** 0.5 for error, size in sums.values())

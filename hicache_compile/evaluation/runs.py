@@ -65,25 +65,19 @@ class Judge:
     def lines(self, policy: Policy | None, numbers: Sequence[int], seed: int) -> list[Line]:
         """A line for each picture of one run under ``policy``; ``None``: in full."""
         wanted = self.in_full(numbers, seed)
-        denoiser = self.subject.denoiser
         if policy is None:
             drawn = wanted
             counted: dict[str, Any] = {"computed": self.subject.steps, "flops_speedup": 1.0, "state_bytes": 0}
         else:
             self.subject.under(policy)
             drawn = self.subject.draw(numbers, seed, sigmas=policy.sigmas)
-            report = denoiser.report()
-            steps = self.subject.steps if policy.sigmas is None else len(policy.sigmas)
-            counted = {
-                "computed": report.decisions().count("F") + report.decisions().count("S"),
-                "flops_speedup": report.flops_speedup * self.subject.steps / steps,
-                "state_bytes": report.state_bytes,
-                "decisions": report.decisions(),
-            }
+            counted = self._counted()
+            counted["flops_speedup"] *= self.subject.steps / len(policy.sigmas or range(self.subject.steps))
         assert drawn.images is not None
         assert wanted.images is not None
         prompts = [self.subject.prompts[number] for number in numbers]
-        prompts = [p for p in prompts for _ in range(len(drawn.images) // len(prompts))]  # the frames of a clip
+        frames = len(drawn.images) // len(prompts)  # of a clip
+        prompts = [prompt for prompt in prompts for _ in range(frames)]
         columns: dict[str, list[Any]] = {**fidelity(drawn.images, wanted.images)}
         for score in self.scores:
             columns |= score(drawn.images, prompts)
@@ -92,9 +86,23 @@ class Judge:
             {
                 "prompt": prompt,
                 "seed": seed,
+                "place": n // frames,  # in its batch
                 **counted,
                 **timed,
                 **{name: values[n] for name, values in columns.items()},
             }
             for n, prompt in enumerate(prompts)
         ]
+
+    def _counted(self) -> dict[str, Any]:
+        """Of the newest run, whose steps its denoisers share out among them, in their order."""
+        reports = [report for denoiser in self.subject.denoisers if (report := denoiser.report()).history]
+        decisions = [report.decisions() for report in reports]
+        full = [len(letters) * report.flops_full for letters, report in zip(decisions, reports, strict=True)]
+        made = sum(flops / report.flops_speedup for flops, report in zip(full, reports, strict=True))
+        return {
+            "computed": sum(letters.count("F") + letters.count("S") for letters in decisions),
+            "flops_speedup": sum(full) / made if made else 1.0,
+            "state_bytes": sum(report.state_bytes for report in reports),
+            "decisions": "".join(decisions),
+        }

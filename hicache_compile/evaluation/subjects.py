@@ -21,6 +21,7 @@ from hicache_compile.generate.pipelines import folder_of_pipeline, load_pipeline
 from hicache_compile.policy.packs import Signature
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.presets import HiCache
+from hicache_compile.policy.weights_of_folder import weights_of_folder
 from hicache_compile.runtime.following.pipeline_calls import schedulers, times_from, timesteps_of
 
 DEMO = "demo"
@@ -163,11 +164,12 @@ class PipelineSubject(Subject):
         self.pipeline = hicache_compile(loaded, HiCache(scope="stack"), backend=backend, sparsity=sparsity)
         self.denoisers = denoisers_of(self.pipeline)
         self.name, self.prompts, self.steps = folder.name, prompts, steps
+        self._weights = weights_of_folder(folder)
         self.arguments = dict(arguments)
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {**super().settings, **self.arguments}
+        return {**super().settings, "weights": self._weights, **self.arguments}
 
     def times(self) -> list[float]:
         return times_from(timesteps_of(next(schedulers(self.pipeline))), 0)

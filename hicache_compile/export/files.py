@@ -25,6 +25,7 @@ from hicache_compile.policy.files import check_writable, file_path, write_togeth
 from hicache_compile.policy.json_codec import as_policy
 from hicache_compile.policy.layout import ANCHORS
 from hicache_compile.policy.program_passes import ProgramPass, as_program_passes
+from hicache_compile.policy.published import PublishedModel
 from hicache_compile.policy.sparsity.chipmunk import as_sparsity
 from hicache_compile.runtime.replay.capture import capture_call
 
@@ -47,11 +48,14 @@ def _exported(
     whole_number("export", "num_steps", num_steps, 1)
     if not isinstance(model, nn.Module):
         raise HiCacheError(f"export.model = {type(model).__name__}: must be a torch.nn.Module")
-    if dynamic not in (True, False, "batch"):
+    if not isinstance(dynamic, bool) and dynamic != "batch":
         raise HiCacheError(f"export.dynamic = {dynamic!r}: must be True, False or 'batch'")
     if anchors is not None:
         one_of("export", "anchors", anchors, ANCHORS)
-    wanted, own = as_policy(policy), as_program_passes("export", program_passes)
+    known = PublishedModel.of(model)
+    wanted, own = as_policy(policy).for_model(known), as_program_passes("export", program_passes)
+    for text in known.missing:
+        log.warning(text)
     wanted.decisions(num_steps)
     check("export.policy", traits_when_exported(wanted))
     # Copies: two arguments that are one tensor are inputs of their own.

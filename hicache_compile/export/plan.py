@@ -38,7 +38,8 @@ class Branches:
 
 def traits_when_exported(policy: Policy) -> frozenset[Trait]:
     """The traits of ``policy`` in an exported graph."""
-    return policy.traits | {Trait.EXPORTED, *((Trait.GRAPH_DECIDES,) if policy.guards else ())}
+    alone = bool(policy.guards) or Trait.READS_ANCHORS in policy.traits  # no host looks at the anchors
+    return policy.traits | {Trait.EXPORTED, *((Trait.GRAPH_DECIDES,) if alone else ())}
 
 
 def check_fits(policy: Policy, exported: Policy) -> None:

@@ -98,6 +98,7 @@ def _asked(item: Item, settings: Settings) -> dict[str, Any]:
         "seed": item.seed,
         "image": item.image,
         "model": settings.model.resolve().name,
+        "weights": settings.weights,
         "steps": settings.steps,
         "policy": to_dict(settings.policy),
         "sparsity": settings.sparsity and settings.sparsity.to_dict(),

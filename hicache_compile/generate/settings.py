@@ -13,6 +13,7 @@ from hicache_compile.generate.spread import Spread
 from hicache_compile.policy.json_codec import as_policy
 from hicache_compile.policy.layout import ANCHORS
 from hicache_compile.policy.sparsity.chipmunk import as_sparsity
+from hicache_compile.policy.weights_of_folder import weights_of_folder
 from hicache_compile.runtime.storage.budget import parse_bytes
 
 
@@ -38,6 +39,7 @@ class Settings:
     sparsity: Any = None
     spread: Spread = field(default_factory=Spread)
     arguments: dict[str, Any] = field(default_factory=dict)
+    weights: str = field(init=False, default="")  # of the model folder, see `weights_of_folder`
 
     def __post_init__(self) -> None:
         one_of("generate", "backend", self.backend, BACKENDS)
@@ -48,4 +50,5 @@ class Settings:
             one_of("generate", "anchors", self.anchors, ANCHORS)
         self.policy, self.sparsity = as_policy(self.policy), as_sparsity(self.sparsity)
         self.steps = self.steps if self.policy.sigmas is None else len(self.policy.sigmas)
+        self.weights = weights_of_folder(self.model)
         self.policy.decisions(self.steps)  # a mask of another length says so before anything is loaded

@@ -34,7 +34,7 @@ class Trait(StrEnum):
     SPARSE_ATTENTION = "sparse attention"
     OFFLOAD = "offload=True"
     ANCHOR_DTYPE = "anchors in a dtype of their own"
-    GRAPH_DECIDES = "guards that decide in the graph (a cond backend or an export)"
+    GRAPH_DECIDES = "what is decided or measured in the graph (under a cond backend, in an export)"
     TOKENS = "tokens that are computed in skipped steps"
     EXPORTED = "an exported graph"
 
@@ -84,6 +84,11 @@ CONFLICTS = (
     ),
     Conflict(
         Trait.GRAPH_DECIDES,
+        Trait.READS_ANCHORS,
+        "the host does not see the anchors: use a forecaster that goes by steps (Hermite, Taylor, Newton)",
+    ),
+    Conflict(
+        Trait.GRAPH_DECIDES,
         Trait.MANY_ANCHORS,
         "the table of weights over all gaps between steps grows with 64 ** anchors: use order 2 or less",
     ),
@@ -91,11 +96,6 @@ CONFLICTS = (
         Trait.GRAPH_DECIDES,
         Trait.BY_RUN,
         "the graph knows gaps between steps, not the run: use a forecaster that goes by gaps (Hermite, Taylor, Newton)",
-    ),
-    Conflict(
-        Trait.GRAPH_DECIDES,
-        Trait.READS_ANCHORS,
-        "the host does not see the anchors: use a forecaster that goes by steps (Hermite, Taylor, Newton)",
     ),
     Conflict(
         Trait.GRAPH_DECIDES,

@@ -89,7 +89,7 @@ class CompileOptions:
             raise HiCacheError(f"{OWNER}.mode = {options.mode!r}: must be None with backend {options.backend!r}")
         if options.mode is not None:
             one_of(OWNER, "mode", options.mode, list_mode_options())
-        if options.dynamic not in (None, True, False):
+        if not isinstance(options.dynamic, bool | None):
             raise HiCacheError(f"{OWNER}.dynamic = {options.dynamic!r}: must be None, True or False")
         true_or_false(OWNER, "offload", options.offload)
         if options.anchors is not None:

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 
 from hicache_compile.errors import HiCacheError
+from hicache_compile.passes.graph.inputs import Role
 from hicache_compile.runtime.deciders import Decider
 from hicache_compile.runtime.live import Live
 from hicache_compile.runtime.options import CompileOptions
@@ -41,17 +42,19 @@ def storage_of(graph: Graph, live: Live, step: Step, parameters: Parameters) -> 
     # with other strides or out of inference mode, and the anchors are still good.
     place = len(step.graphs)
     state = context.states.get(place)
-    if state is not None:
+    on_host = graph.options.offload and any(one.role is Role.ANCHORS for one in kept)
+    elsewhere = state is not None and state.on_host != on_host  # resumed with or without offload
+    if state is not None and not elsewhere:
         state.name_rings(kept)
         # By what ran before: programs of a policy with more anchors serve those with fewer.
         if state.trajectory == context.trajectory and state.differs_in_depth(kept, live.signature):
             decider = graph.decider_of(live, step, state.start_of_run)
             state.change_depth(kept, live.signature, decider, live.programs.rows(depth, 0).group_of, step.index)
-    if state is None or not state.fits(kept, live.signature):
+    if state is None or elsewhere or not state.fits(kept, live.signature):
         if state is not None and state.is_awaited(context.trajectory, step.index, epoch):
             raise HiCacheError(
                 f"resume(): the anchors of context {context.name!r} are of another graph: must be continued by the "
-                "denoiser, backend and shapes that were suspended"
+                "denoiser, backend, shapes and offload that were suspended"
             )
         check_shapes(state, kept, step)
         if state is not None and state.page is not None and state.trajectory == context.trajectory:

@@ -70,9 +70,14 @@ def fit_subject(subject: Subject, fitting: Fitting, out: Path) -> dict[str, Any]
     """Fit to runs of ``subject`` and write the policy to ``out``; how it went, as plain data.
 
     Raises:
-        HiCacheError: a setting is not what is allowed.
+        HiCacheError: a setting is not what is allowed, or the pipeline has several denoisers.
     """
     check_writable(out)
+    if len(subject.denoisers) > 1:
+        raise HiCacheError(
+            f"fit.model: {len(subject.denoisers)} denoisers share out the steps of a run, must be one: a fit is of the "
+            "steps of one denoiser; sample with a preset, or search with `hicache tune` without --fit"
+        )
     computed = fitting.computed or -(-subject.steps // 3)
     fitted = _guard if fitting.method in METHODS else _plan if fitting.method == PLAN else _forecasts
     policy, found = fitted(subject, fitting, computed)

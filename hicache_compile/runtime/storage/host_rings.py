@@ -31,6 +31,8 @@ class HostRings(Rings):
         quantised: the dtype they are kept in there, each with a scale; ``None``: in their own.
     """
 
+    on_host = True
+
     def __init__(self, kept: Kept, depth: int, quantised: torch.dtype | None = None) -> None:
         super().__init__(kept)
         self.depth = depth

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from hicache_compile.errors import HiCacheError
 from hicache_compile.operators.anchors import dequantised
 from hicache_compile.operators.collectives import Ranks
 from hicache_compile.passes.graph.inputs import SCALE, Role, StateInput, memory
@@ -89,6 +90,8 @@ class Rings:
     def memory(self, state: StateInput) -> torch.Tensor:
         """What is kept under ``state``."""
         return self.tensors[list(self.kept).index(state)]
+
+    on_host = False  # the rings that forecasts read are filled from others on the CPU
 
     def fits(self, kept: Kept, signature: tuple[object, ...]) -> bool:
         """Whether programs that call for ``kept``, of the graph ``signature``, may go on with this."""
@@ -183,7 +186,13 @@ class Rings:
     def resume(self, decider: Decider) -> None:
         """Go on with ``decider``, made again for a run that was suspended."""
         assert self.suspended is not None
-        decider.load_state_dict(self.suspended["decider"])
+        try:
+            decider.load_state_dict(self.suspended["decider"])
+        except (KeyError, TypeError) as error:
+            raise HiCacheError(
+                f"resume(): the decisions of the run are kept in another way ({error}): must be continued with the "
+                "backend and options that it was suspended with"
+            ) from None
         self.decider, self.suspended = decider, None
 
     def prepare(self, decision: Decision, step: int, ranks: Ranks = ()) -> int:
