@@ -16,11 +16,12 @@ from typer.testing import CliRunner
 from hicache_compile import HiCache, HiCacheError, Policy
 from hicache_compile.cli import app
 from hicache_compile.demo import digits
-from hicache_compile.evaluation import Interval95, Judge, summary
+from hicache_compile.evaluation import Interval95, Judge, packing, summary
 from hicache_compile.evaluation.comparison import named_policies
 from hicache_compile.evaluation.fidelity import fidelity
 from hicache_compile.evaluation.quality import digit_quality, frechet
 from hicache_compile.evaluation.subjects import batches_of, open_subject
+from hicache_compile.tune.fit_subject import Fitting, fit_subject
 from tests.pipelines import by_name
 
 RNG = np.random.default_rng(0)
@@ -176,3 +177,29 @@ def test_a_pipeline_is_judged(tmp_path: Path) -> None:
     found = json.loads(result.stdout)
     assert found["HiCache"]["relative_error"]["value"] > 0
     assert found["HiCache"]["computed"]["value"] < 6
+
+
+def test_the_steps_of_a_run_are_those_of_all_denoisers(tmp_path: Path) -> None:
+    """Wan 2.2 samples with one denoiser and goes on with the other. A fit, which sees one of them, is refused."""
+    folder = str(by_name("WanPipeline, two transformers").saved(tmp_path / "wan"))
+    size = {"height": 16, "width": 16, "num_frames": 5, "max_sequence_length": 8}
+    subject = open_subject(folder, ["a fox"], 8, "eager", size)
+    assert len(subject.denoisers) == 2
+    (line, *others) = Judge(subject).lines(HiCache(interval=3), [0], 0)
+    letters = [denoiser.report().decisions() for denoiser in subject.denoisers]
+    assert line["decisions"] == "".join(letters)
+    assert line["computed"] == line["decisions"].count("F") < 8 == len(line["decisions"])
+    assert 1 < line["flops_speedup"] < 8 / line["computed"]
+    assert {frame["place"] for frame in (line, *others)} == {0}
+    with pytest.raises(HiCacheError, match=r"fit.model: 2 denoisers share out the steps of a run"):
+        fit_subject(subject, Fitting("magcache"), tmp_path / "policy.json")
+
+
+def test_a_pack_of_batches_has_an_error_for_each_picture() -> None:
+    lines = [
+        {"prompt": "a", "seed": seed, "place": place, "squared_error": place, "squared_size": 1.0}
+        for seed in range(2)
+        for place in range(3)
+        for _ in range(2)  # frames
+    ]
+    assert packing._errors(lines) == (0.0, 1.0, 2**0.5) * 2

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from hicache_compile import HiCacheError
 from hicache_compile.cli import app
+from hicache_compile.evaluation.subjects import open_subject
 from hicache_compile.generate.items import Item, geneval_items, items_of, plain_items, read_prompts
 from hicache_compile.generate.maker import Made, Maker
 from hicache_compile.generate.record import Record
@@ -235,6 +237,25 @@ OTHERS: tuple[dict[str, Any], ...] = (
     {"memory_budget": "1 GiB"},
     {"model": Path("another")},
 )
+
+
+def test_checkpoints_of_one_name_are_told_apart(model: Path, tmp_path: Path) -> None:
+    """A copy elsewhere is the same; one weight trained on is another."""
+    moved, trained = tmp_path / "a" / model.name, tmp_path / "b" / model.name
+    for folder in (moved, trained):
+        shutil.copytree(model, folder)
+    weights = next((trained / "transformer").glob("*.safetensors"))
+    tensors = load_file(weights)
+    save_file({name: tensor * 1.01 for name, tensor in tensors.items()}, weights, {"format": "pt"})
+    generate(model, tmp_path / "out", PROMPTS[:1])
+    assert generate(moved, tmp_path / "out", PROMPTS[:1]).skipped == 1
+    with pytest.raises(HiCacheError, match=r"'00000\.png' was made with weights = .* choose another folder"):
+        generate(trained, tmp_path / "out", PROMPTS[:1])
+    assert open_settings(model) == open_settings(moved) != open_settings(trained)
+
+
+def open_settings(folder: Path) -> dict[str, Any]:
+    return open_subject(str(folder), PROMPTS[:1], 4, "eager", dict(SMALL)).settings
 
 
 def test_a_picture_of_another_prompt_or_of_other_settings_is_refused(model: Path, tmp_path: Path) -> None:

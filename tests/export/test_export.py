@@ -15,10 +15,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hicache_compile import HiCache, HiCacheError, TaylorSeer, hicache_compile
+from hicache_compile import DMD, HiCache, HiCacheError, Interval, TaylorSeer, hicache_compile
 from hicache_compile.demo import digits
 from hicache_compile.demo.sampling import load_model
 from hicache_compile.export import OnnxDenoiser, export_aoti, export_onnx, export_program, files
+from hicache_compile.policy.json_codec import as_policy
 from hicache_compile.policy.policy import Policy
 from tests.support.full_disk import room
 from tests.support.models import ToyDiT, demo_inputs, flux_inputs, random_flux
@@ -406,6 +407,11 @@ EXAMPLE = {"x": torch.zeros(2, 5, 16), "t": torch.zeros(2)}
             {"example_inputs": {"x": torch.zeros(1, 5, 16), "t": torch.zeros(1)}, "dynamic": "batch"},
             "have a batch of 1",
         ),
+        ({"dynamic": 1}, "export.dynamic = 1: must be True, False or 'batch'"),
+        (
+            {"policy": Policy(Interval(3), DMD())},
+            "the host does not see the anchors: use a forecaster that goes by steps",
+        ),
         ({"num_steps": 0}, "export.num_steps = 0: must be an integer >= 1"),
         ({"model": nn.Linear(16, 16), "example_inputs": [torch.zeros(1, 16)]}, "export.policy: must cache something"),
         ({"model": 3}, "export.model = int: must be a torch.nn.Module"),
@@ -419,6 +425,16 @@ def test_bad_exports_write_nothing(arguments: dict[str, Any], message: str, tmp_
     with pytest.raises(HiCacheError, match=message):
         export_onnx(**{**given, **arguments}, path=path)
     assert not path.exists()
+
+
+def test_published_values_are_those_of_the_model(tmp_path: Path) -> None:
+    """As in ``hicache_compile``: FLUX's table for a FLUX, and a warning where nothing is published."""
+    inputs = {**flux_inputs(batch=1), "timestep": torch.ones(1)}
+    model = random_flux(1, 1)
+    model.guidance_embeds = True  # a FLUX.1-dev by this
+    compiled = hicache_compile(model, "MagCache", backend="eager").policy
+    program = export_program(model, "MagCache", inputs, tmp_path / "m.pt2", num_steps=20)
+    assert as_policy(program.policy) == compiled
 
 
 @pytest.mark.parametrize("export", [export_program, export_onnx, export_aoti])

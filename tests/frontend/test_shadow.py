@@ -68,6 +68,8 @@ def test_a_promise_picks_the_policy(measured: Pack, tmp_path: Path, caplog: pyte
     with pipeline.transformer.promising(max_error=measured.entries[1].bound):
         call(pipeline)
         assert pipeline.transformer.report().decisions() == "FFF.F."
+        assert pipeline.transformer.run(6).policy == SLOW
+    assert pipeline.transformer.run(6).policy == FAST
     call(pipeline)
     assert pipeline.transformer.report().decisions() == "F...F."
     assert compiled_with(measured, max_seconds=2.5).transformer.policy == SLOW

@@ -29,6 +29,7 @@ from hicache_compile import (
     hicache_compile,
     inspect,
 )
+from hicache_compile.runtime.step import Step
 from tests.support.models import ToyDiT
 
 POLICIES: tuple[Policy, ...] = (
@@ -112,6 +113,32 @@ def test_generators_that_yield_inside_of_their_runs(shared: CompiledDenoiser) ->
         wanted, decisions = alone(seed, POLICIES[0], 6 + seed)
         assert torch.equal(found[seed], wanted)
         assert letters[seed] == decisions
+
+
+def test_what_a_run_is_entered_inside_of_holds_for_its_steps(shared: CompiledDenoiser) -> None:
+    """Names of branches, switched off, observed: as where they are entered inside of the run."""
+    seen, run, rows, named = [], shared.run(4), [shared.run(4), shared.run(4)], shared.run(4)
+
+    def observer(step: Step, call: object, make: Callable[[], Tensor]) -> Tensor:
+        seen.append(step.index)
+        return make()
+
+    time = torch.ones(2)
+    with torch.no_grad():
+        for step in range(4):
+            with shared.disabled(), shared.observed(observer), run:
+                shared(noise(0), time - step / 4)
+            with shared.disabled(), shared.rows(rows):
+                shared(noise(0), time - step / 4)
+            for name in ("cond", "uncond"):
+                with shared.cache_context(name), named:
+                    shared(noise(0), time - step / 4)
+    assert {run.decisions(), *(row.decisions() for row in rows)} == {"FFFF"}
+    assert seen == [0, 1, 2, 3]
+    assert named.decisions("cond") == named.decisions("uncond") == "FF.."
+    with shared.trajectory(4), torch.no_grad():  # and what it took is its own no more
+        shared(noise(0), time)
+    assert shared.report().decisions() == "F"
 
 
 @pytest.mark.parametrize("streams", [1, 2])
