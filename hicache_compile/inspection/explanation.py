@@ -104,7 +104,7 @@ def explain(
     ]
     return Explanation(
         model=model,
-        policy=to_dict(policy),
+        policy=to_dict(policy, own_parts=True),
         scope=layout.scope,
         memory=memory,
         num_steps=num_steps,

@@ -62,13 +62,17 @@ _NESTED = dict.fromkeys(("forecaster", "second", "low", "high"), "forecaster") |
 _LISTS = {"parts": "schedule", "forecasters": "forecaster"}
 
 
-def to_dict(policy: Policy) -> dict[str, Any]:
+def to_dict(policy: Policy, *, own_parts: bool = False) -> dict[str, Any]:
     """``policy`` as plain data, with the ``version`` of the format; ``from_dict`` restores an equal policy.
+
+    ``own_parts``: a user-defined part is there by its ``repr``, to be read by people.
 
     Raises:
         HiCacheError: it contains a user-defined schedule or forecaster, which JSON cannot name.
     """
-    fields = {field.name: _plain(getattr(policy, field.name)) for field in dataclasses.fields(policy) if field.init}
+    fields = {
+        field.name: _plain(getattr(policy, field.name), own_parts) for field in dataclasses.fields(policy) if field.init
+    }
     later = {name for name in _LATER if fields[name] is None}  # so that releases without them read the rest
     return {"version": VERSION, **{name: value for name, value in fields.items() if name not in later}}
 
@@ -167,17 +171,23 @@ def _from_file(path: Path) -> Policy:
         raise HiCacheError(f"policy file {str(path)!r}: {error}") from None
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, own_parts: bool = False) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [_plain(item, own_parts) for item in value]
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _plain(item, own_parts) for key, item in value.items()}
     name = type(value).__name__
     if TYPES.get(name) is not type(value):
+        if own_parts:
+            return {"type": name, "repr": repr(value)}
         raise HiCacheError(f"{name} is none of the library's own classes: a policy with it cannot be written as JSON")
-    fields = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(TYPES[name]) if field.init}
+    fields = {
+        field.name: _plain(getattr(value, field.name), own_parts)
+        for field in dataclasses.fields(TYPES[name])
+        if field.init
+    }
     return {"type": name, **fields}
 
 

@@ -8,6 +8,8 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from hicache_compile.inspection.dump import schedule
 from hicache_compile.inspection.page import page
 from hicache_compile.passes.graph.graphs import placeholders
 from hicache_compile.passes.graph.source import source_of
+from hicache_compile.policy.json_codec import to_dict
 from hicache_compile.policy.schedules.base import Interval
 from tests.support.chromium import BINARY, FLAGS
 from tests.support.models import ToyDiT, flux_inputs, random_flux, sample
@@ -313,3 +316,22 @@ def test_a_policy_with_a_mask_is_explained_at_its_length(schedule: Any, steps: i
     assert compiled.explain().num_steps == steps
     compiled.dump(tmp_path)
     assert json.loads((tmp_path / "explain.json").read_text())["num_steps"] == steps
+
+
+@dataclass(frozen=True)
+class Newest:
+    """A forecaster of a user's own."""
+
+    def weights(self, anchors: Sequence[int], target: int) -> list[float]:
+        return [1.0]
+
+
+def test_a_policy_with_parts_of_ones_own_is_explained_and_dumped(tmp_path: Path) -> None:
+    compiled = hicache_compile(ToyDiT(), Policy(Interval(3), Newest()), backend="eager")
+    with compiled.trajectory(6), torch.no_grad():
+        compiled(torch.zeros(1, 4, 16), torch.ones(1))
+    assert compiled.explain(6).policy["forecaster"] == {"type": "Newest", "repr": "Newest()"}
+    compiled.dump(tmp_path)
+    assert "Newest()" in next(tmp_path.rglob("policy.json")).read_text()
+    with pytest.raises(HiCacheError, match="a policy with it cannot be written as JSON"):
+        to_dict(compiled.policy)

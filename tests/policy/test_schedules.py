@@ -184,8 +184,9 @@ def test_longer_masks_cover_every_length_with_the_published_number_of_runs(speed
     [
         ("fastest", None, r"SCM\.mask = 'fastest': must be one of slow, medium, fast, ultra"),
         ("fast", 27, r"SCM\.num_steps = 27: must be 4, 8, 20 or at least 28"),
-        ("fast", 0, r"SCM\.num_steps = 0: must be an integer >= 1"),
-        ("fast", "50", r"SCM\.num_steps = '50': must be an integer >= 1"),
+        ("fast", 0, r"SCM\.num_steps = 0: must be an integer from 1 to 10000"),
+        ("fast", "50", r"SCM\.num_steps = '50': must be an integer from 1 to 10000"),
+        ("fast", 10**18, "must be an integer from 1 to 10000"),
         ("1011", 5, r"SCM\.num_steps = 5: must be 4, the length of the mask"),
         ("0111", None, r"StepMask\.mask = '0111': must start with 1"),
         ("", None, r"StepMask\.mask = '': must be a string of 1 .* and 0"),

@@ -221,6 +221,34 @@ def test_another_shape_after_a_step_without_the_cache_starts_over(tmp_path: Path
     torch.testing.assert_close(got, want, rtol=0, atol=0)
 
 
+HOST, GRAPH, OFFLOADED = {"backend": "eager"}, {"backend": "cond_eager"}, {"backend": "eager", "offload": True}
+
+
+@pytest.mark.parametrize(
+    ("policy", "first", "then", "said"),
+    [
+        (POLICY, HOST, OFFLOADED, "are of another graph"),
+        (POLICY, OFFLOADED, HOST, "are of another graph"),
+        (FBCache(0.2), GRAPH, HOST, "the decisions of the run are kept in another way"),
+        (FBCache(0.2), GRAPH, GRAPH, ""),
+    ],
+)
+def test_another_way_to_keep_a_run_is_refused(
+    policy: Policy, first: dict[str, Any], then: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    """What a graph decided before the run was suspended is known after it."""
+    path, alike = tmp_path / "run.safetensors", {"decide_together": False, "together": True}
+    denoiser, other = (hicache_compile(ToyDiT(), policy, **alike, **options) for options in (first, then))
+    with denoiser.trajectory(STEPS):
+        x = walk(denoiser, NOISE, range(HALF))
+        denoiser.suspend(path)
+    with pytest.raises(HiCacheError, match=said) if said else nullcontext(), other.resume(path):
+        walk(other, x, range(HALF, STEPS))
+    if not said:
+        assert other.report().decisions("cond")[:HALF] == denoiser.report().decisions("cond")
+        assert "?" not in other.report().decisions("cond")
+
+
 def broken(path: Path, how: str) -> None:
     if how == "text":
         path.write_text("no snapshot")

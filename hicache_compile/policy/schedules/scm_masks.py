@@ -27,6 +27,9 @@ SHORT = {
 }
 
 
+MOST_STEPS = 10_000  # more is a slip of the hand, and takes long
+
+
 def steps_mask(speed: str, num_steps: int) -> str:
     """The mask named ``speed`` for ``num_steps`` steps, as a string of ``1`` and ``0``.
 
@@ -36,7 +39,7 @@ def steps_mask(speed: str, num_steps: int) -> str:
     Raises:
         HiCacheError: fewer than 28 steps, and no mask is published for that number.
     """
-    whole_number("SCM", "num_steps", num_steps, 1)
+    whole_number("SCM", "num_steps", num_steps, 1, MOST_STEPS)
     if num_steps < BASE_STEPS:
         if num_steps not in SHORT:
             known = ", ".join(map(str, sorted(SHORT)))

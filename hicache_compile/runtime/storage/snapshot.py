@@ -97,6 +97,8 @@ def _checksum(described: str, tensors: Mapping[str, torch.Tensor]) -> str:
 def _described(context: Context, index: int, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
     states = []
     for place, state in context.states.items():
+        if state.decider is not None:
+            state.decider.settle()  # what a graph decided is read back: letters and counters
         decided = state.state_dict()
         if state.trajectory != context.trajectory or decided is None:
             continue  # left from a run before
