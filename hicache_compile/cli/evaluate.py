@@ -63,7 +63,7 @@ def evaluate(
     from hicache_compile.evaluation.comparison import IN_FULL, compare, named_policies
     from hicache_compile.evaluation.intervals import as_data
     from hicache_compile.evaluation.journal import journal_of
-    from hicache_compile.evaluation.packing import check_pack, pack_of
+    from hicache_compile.evaluation.packing import check_measured, check_pack, pack_of
     from hicache_compile.evaluation.quality import scores_of
     from hicache_compile.evaluation.runs import Judge
     from hicache_compile.evaluation.sheet import draw_sheet
@@ -84,6 +84,8 @@ def evaluate(
     prompts = [*(prompt or []), *(line["prompt"] for line in more)]
     named = named_policies(policy or [])
     subject = open_subject(model, prompts, steps, backend, call, "eval", sparsity=sparsity)
+    if pack is not None:
+        check_measured(samples * len(subject.prompts), named)
     judge = Judge(subject, scores_of(subject, clip, image_reward))
     batches = batches_of(subject, samples, batch, seed)
     how = {"samples": samples, "batch": batch, "seed": seed, "backend": backend, "sparsity": sparsity}

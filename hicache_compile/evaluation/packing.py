@@ -14,6 +14,7 @@ from hicache_compile.evaluation.subjects import Subject
 from hicache_compile.inspection.hardware import hardware
 from hicache_compile.policy.files import check_writable
 from hicache_compile.policy.packs import Entry, Pack
+from hicache_compile.policy.packs.pack import LEAST
 from hicache_compile.policy.policy import Policy
 
 
@@ -26,6 +27,23 @@ def check_pack(path: Path) -> None:
     if path.suffix != ".json":
         raise HiCacheError(f"eval.pack = {str(path)!r}: must end in .json")
     check_writable(path)
+
+
+def check_measured(runs: int, policies: Mapping[str, Policy]) -> None:
+    """Raise unless a pack can be made of ``runs`` pictures or clips under ``policies``, before they are drawn.
+
+    Raises:
+        HiCacheError: they are fewer than ``LEAST``, or a policy plans noise levels.
+    """
+    if runs < LEAST:
+        raise HiCacheError(
+            f"eval.pack: must be of {LEAST} pictures or clips or more, not {runs}: give more prompts or samples"
+        )
+    for name, policy in policies.items():
+        if policy.sigmas is not None:
+            raise HiCacheError(
+                f"eval.pack: {name} plans noise levels of its own, must be left out: a pack is of one number of steps"
+            )
 
 
 def pack_of(subject: Subject, policies: Mapping[str, Policy], lines: Mapping[str, Sequence[Line]]) -> Pack:

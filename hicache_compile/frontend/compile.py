@@ -114,7 +114,9 @@ def hicache_compile(  # type: ignore[misc]  # the overloads leave the options to
         found = differences(module, options)
         if not pipeline or found:
             has = f"; it has {'; '.join(found)}" if found else ""
-            raise HiCacheError(f"hicache_compile.model is compiled already: set its policy instead{has}")
+            promised = module.contract is not None and options.contract is not None
+            instead = "keep another promise inside of its promising(...)" if promised else "set its policy instead"
+            raise HiCacheError(f"hicache_compile.model is compiled already: {instead}{has}")
         return module  # two pipelines share it
 
     return compile_pipeline(model, wrap) if pipeline else wrap(model)
