@@ -37,8 +37,12 @@ def tune(
     computed: Annotated[
         int | None, typer.Option(min=1, max=shared.MOST, help="Steps to compute; default: a third.")
     ] = None,
-    signal: Annotated[str, typer.Option(help="TeaCache's: modulated, modulation, time or residual.")] = "modulated",
-    scope: Annotated[str, typer.Option(help="Of fitted forecasts: module, block, stack or output.")] = "stack",
+    signal: Annotated[
+        str | None, typer.Option(help="TeaCache's: modulated (default), modulation, time or residual.")
+    ] = None,
+    scope: Annotated[
+        str | None, typer.Option(help="Of fitted forecasts: module, block, stack (default) or output.")
+    ] = None,
     samples: Annotated[int | None, typer.Option(min=1, max=shared.MOST, help="Runs of each prompt to fit to.")] = None,
     by_slot: Annotated[bool, typer.Option("--by-slot", help="Weights of its own for each slot (calibrated).")] = False,
     evaluations: Annotated[
@@ -63,9 +67,12 @@ def tune(
         ),
     ] = None,
     runs: Annotated[
-        int, typer.Option(min=1, max=shared.MOST, help="Of each policy that lasts to the end of the search.")
-    ] = 16,
-    errors: Annotated[str, typer.Option(help="The most error of each recommended policy.")] = "0.01,0.02,0.05",
+        int | None,
+        typer.Option(min=1, max=shared.MOST, help="Of each policy that lasts to the end of the search; default: 16."),
+    ] = None,
+    errors: Annotated[
+        str | None, typer.Option(help="The most error of each recommended policy; default: 0.01,0.02,0.05.")
+    ] = None,
     seed: shared.Seed = 0,
     call: Call = NOTHING_GIVEN,
     backend: shared.Backend = "inductor",
@@ -78,16 +85,19 @@ def tune(
     from hicache_compile.evaluation.subjects import open_subject
 
     prompts = prompt or []
-    if method is None and mask is not None:
-        raise HiCacheError(f"tune.mask = {mask!r}: must be given with --fit plan")
+    of_a_fit = {"computed": computed, "signal": signal, "scope": scope, "samples": samples, "by_slot": by_slot or None}
+    of_a_fit |= {"mask": mask, "rounds": rounds}
+    for name, value in ({"runs": runs, "errors": errors} if method else of_a_fit).items():
+        if value is not None:
+            raise HiCacheError(f"tune.{name} = {value!r}: must be {'left out' if method else 'given'} with --fit")
     if method is None:
         from hicache_compile.tune.search import run
         from hicache_compile.tune.tuner import Search
 
         tried = 12 if evaluations is None else evaluations
-        levels = _numbers_of(errors)
+        levels = _numbers_of(errors or "0.01,0.02,0.05")
         wanted = Search(
-            prompts, steps, runs, seed=seed, backend=backend, errors=levels, evaluations=tried, schedules=search
+            prompts, steps, runs or 16, seed=seed, backend=backend, errors=levels, evaluations=tried, schedules=search
         )
         folder = out or Path("tuned")
         recommended = run(open_subject(model, prompts, steps, backend, call, "tune"), wanted, folder)
@@ -100,7 +110,8 @@ def tune(
 
     usual = 220 if search == "anneal" else 40
     tried = usual if evaluations is None else max(1, evaluations)
-    fitting = Fitting(method, computed, signal, scope, samples, seed, tried, by_slot, search, mask, rounds)
+    how = (signal or "modulated", scope or "stack")
+    fitting = Fitting(method, computed, *how, samples, seed, tried, by_slot, search, mask, rounds)
     subject = open_subject(model, prompts, steps, backend, call, "tune")
     found = fit_subject(subject, fitting, out or Path("policy.json"))
     if json:

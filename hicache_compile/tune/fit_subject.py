@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hicache_compile.errors import HiCacheError, one_of
+from hicache_compile.errors import HiCacheError, one_of, whole_number
 from hicache_compile.evaluation.subjects import DEMO, Subject
 from hicache_compile.policy.files import check_writable
 from hicache_compile.policy.json_codec import write_policy
@@ -62,6 +62,8 @@ class Fitting:
             raise HiCacheError(f"fit.search = {self.search!r}: must be {SEARCHES[0]} with method {self.method!r}")
         if self.mask is not None and (self.method != PLAN or self.computed is not None):
             raise HiCacheError(f"fit.mask = {self.mask!r}: must be given with method 'plan', without computed")
+        if self.by_slot and self.method != "calibrated":
+            raise HiCacheError(f"fit.by_slot = True: must be left out with method {self.method!r}")
         if self.rounds is not None and self.method not in FITS:
             raise HiCacheError(f"fit.rounds = {self.rounds}: must be left out with method {self.method!r}")
 
@@ -78,6 +80,8 @@ def fit_subject(subject: Subject, fitting: Fitting, out: Path) -> dict[str, Any]
             f"fit.model: {len(subject.denoisers)} denoisers share out the steps of a run, must be one: a fit is of the "
             "steps of one denoiser; sample with a preset, or search with `hicache tune` without --fit"
         )
+    if fitting.computed is not None:
+        whole_number("fit", "computed", fitting.computed, 1, subject.steps)
     computed = fitting.computed or -(-subject.steps // 3)
     fitted = _guard if fitting.method in METHODS else _plan if fitting.method == PLAN else _forecasts
     policy, found = fitted(subject, fitting, computed)

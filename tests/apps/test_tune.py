@@ -222,3 +222,18 @@ def test_a_pipeline_from_a_folder_is_fitted(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "teacache, 2 uncached runs of 8 steps" in result.output
     assert isinstance(as_policy(str(tmp_path / "policy.json")).guards[0], TeaCacheGuard)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--computed", "3"], "tune.computed = 3: must be given with --fit"),
+        (["--scope", "module"], "tune.scope = 'module': must be given with --fit"),
+        (["--fit", "teacache", "--runs", "3"], "tune.runs = 3: must be left out with --fit"),
+        (["--fit", "sigma", "--by-slot"], "fit.by_slot = True: must be left out with method 'sigma'"),
+    ],
+)
+def test_options_that_would_have_no_effect_are_refused(options: list[str], message: str) -> None:
+    result = CliRunner().invoke(app, ["tune", "demo", *options])
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
