@@ -146,7 +146,7 @@ def _steps(seen: SeenCall | None, decisions: Mapping[str, str]) -> int:
 
 def _policy(compiled: Handle | None, policy: Any) -> dict[str, Any]:
     chosen: Policy = as_policy(policy) if compiled is None else compiled.policy
-    return to_dict(chosen, own_parts=True)
+    return to_dict(chosen)
 
 
 def _options(compiled: Handle) -> dict[str, Any]:
