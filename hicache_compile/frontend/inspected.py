@@ -8,6 +8,7 @@ import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from torch import fx, nn
 
@@ -114,8 +115,12 @@ class Inspected:
                     earlier = sum(name.startswith(f"{choice}_generated") for name in code)
                     code[f"{choice}_generated" + (f".{earlier}" if earlier else "")] = text
         code["dynamo_bytecode"] = decompiled(self._frames())
+        views, layouts = self._views(), self._layouts()
+        schedules = {"schedule.tsv": self.policy} | {
+            f"schedule.{quote(name, safe='')}.tsv": self.policy.for_branch(name) for name in self.policy.branches
+        }
         extra = {
-            "schedule.tsv": schedule(self.policy, explained.num_steps, self._views(), self._layouts()),
+            **{name: schedule(one, explained.num_steps, views, layouts) for name, one in schedules.items()},
             "report.json": self.report().to_json(),
         }
         write(file_path("dump.path", path), explained, graphs, code=code, extra=extra)

@@ -7,11 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from hicache_compile.errors import whole_number
-from hicache_compile.inspection.findings import Findings, Ran, ScopeRow
+from hicache_compile.inspection.findings import BranchRow, Findings, Ran, ScopeRow
 from hicache_compile.inspection.graph_rows import (
     block_rows,
     graph_rows,
-    nbytes_of,
     opaque_rows,
     pass_rows,
     program_rows,
@@ -89,8 +88,7 @@ def explain(
     layout, sparsity = layouts[0], layouts[0].sparsity
     rewrites = [view.rewrite(own) for view, own in zip(views, layouts, strict=True)]
     sparse = [path for made in rewrites for path in made.sparse]
-    tokenwise = any(made.tokenwise for made in rewrites)
-    decisions = letters_of(policy, num_steps, sparsity if sparse else None, tokenwise)
+    decisions = _letters(views, layouts, policy, num_steps)
     flops_full = sum(view.flops_full for view in views)
     if layout.fixed_scope:
         scopes = (layout.scope,)  # what is measured or told apart is at this one
@@ -128,11 +126,33 @@ def explain(
         programs=program_rows(views, layouts),
         partitioned=[path for made in rewrites for path in made.partitioned],
         tokenwise=[name for made in rewrites for name in made.tokenwise],
+        branches=[
+            _branch(name, views, layouts, policy.for_branch(name), num_steps, flops_full) for name in policy.branches
+        ],
         ran=ran,
         program_passes=pass_rows(views, layouts),
         parts=graph_rows(views, layouts),
         opaque=opaque_rows(views),
     )
+
+
+def _letters(views: Sequence[View], layouts: Sequence[Layout], policy: Policy, num_steps: int) -> str:
+    """One letter a step, as the newest graph that caches something decides."""
+    pairs = list(zip(views, layouts, strict=True))
+    planned = [made for view, layout in pairs if (made := view.planned(layout, policy, num_steps))]
+    if planned:
+        return "".join(decision.letter for decision in planned[-1])
+    rewrites = [view.rewrite(layout) for view, layout in pairs]
+    sparsity = layouts[0].sparsity if any(made.sparse for made in rewrites) else None
+    return letters_of(policy, num_steps, sparsity, any(made.tokenwise for made in rewrites))
+
+
+def _branch(
+    name: str, views: Sequence[View], layouts: Sequence[Layout], policy: Policy, num_steps: int, flops_full: int
+) -> BranchRow:
+    decisions = _letters(views, layouts, policy, num_steps)
+    row = _at_scope(layouts[0].scope, views, layouts, policy, decisions, flops_full)
+    return BranchRow(name, decisions, row.ceiling)
 
 
 def _elsewhere(layout: Layout, scope: str) -> Layout:
@@ -152,6 +172,6 @@ def _at_scope(
         sites=sum(len(view.rewrite(layout).sites) for view, layout in pairs),
         slots=len(rings),
         flops_forecast=cheap,
-        state_bytes=nbytes_of(rings),
+        state_bytes=sum(view.nbytes(layout) for view, layout in pairs),
         ceiling=len(decisions) * flops_full / spent if spent else 1.0,
     )

@@ -41,6 +41,15 @@ class ScopeRow:
 
 
 @dataclass(frozen=True, slots=True)
+class BranchRow:
+    """A branch of guidance with a schedule of its own (``PerBranch``): one letter a step, and its speed-up by FLOPs."""
+
+    name: str
+    decisions: str
+    flops_speedup: float
+
+
+@dataclass(frozen=True, slots=True)
 class BlockRow:
     """A block: its number of nodes, and its FLOPs in one full step.
 
@@ -101,10 +110,16 @@ class Ran:
     groups: int = 1
 
 
+def computed_in(decisions: str) -> int:
+    """The number of computed steps among ``decisions``, dense or sparse."""
+    return sum(letter in "FS" for letter in decisions)
+
+
 @dataclass(frozen=True, slots=True)
 class Findings:
     """``decisions``: one letter per step; ``state_bytes`` and the sites' bytes are for one guidance branch. Of a
     denoiser over several ranks, FLOPs, bytes and collectives (calls, and bytes put into them) are those of this rank.
+    Where ``branches`` have schedules of their own, ``decisions`` and ``flops_speedup`` are of every other branch.
     """
 
     model: str
@@ -132,6 +147,7 @@ class Findings:
     programs: list[ProgramRow] = field(default_factory=list)
     partitioned: list[str] = field(default_factory=list)
     tokenwise: list[str] = field(default_factory=list)
+    branches: list[BranchRow] = field(default_factory=list)
     ran: Ran | None = None
     program_passes: list[PassRow] = field(default_factory=list)
     parts: list[GraphRow] = field(default_factory=list)
@@ -140,7 +156,7 @@ class Findings:
     @property
     def computed(self) -> int:
         """The number of computed steps, dense or sparse."""
-        return sum(letter in "FS" for letter in self.decisions)
+        return computed_in(self.decisions)
 
     @property
     def stacks(self) -> dict[str, int]:

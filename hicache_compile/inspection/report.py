@@ -27,8 +27,8 @@ class Report:
 
     ``computed`` and ``forecast`` count the steps of the newest trajectory, over all its contexts; a step of which a
     part is forecast counts as forecast.
-    ``flops_full`` and ``flops_forecast`` are those of one step at the shape last seen (two for each
-    multiply-add, as FlopCounterMode counts); ``flops_speedup`` is full steps over what that trajectory cost.
+    ``flops_full`` and ``flops_forecast`` are those of one step, uncached and forecast, at the shape last seen (two for
+    each multiply-add, as FlopCounterMode counts); ``flops_speedup`` is uncached steps over what that trajectory cost.
     ``collectives_full`` and ``collectives_forecast`` are the operators of one step that communicate with other ranks,
     ``bytes_sent_full`` and ``bytes_sent_forecast`` what this rank puts into them; FLOPs and bytes are of this rank too.
     ``state_bytes`` are the bytes of the live rings, ``programs`` the lowered programs, ``recompiles`` the
@@ -140,7 +140,8 @@ def gather(session: Session, graphs: Sequence[CompiledGraph], plain: Sequence[Re
     current = [context for context in contexts if context.trajectory == newest]
     letters = "".join(context.letters() for context in current)
     computed = letters.count("F") + letters.count("S")
-    full, cheap = (sum(graph.flops(choice) for graph in called) for choice in (Choice.FULL, Choice.FORECAST))
+    full = sum(graph.flops(session.live[graph].uncached) for graph in called)
+    cheap = sum(graph.flops(Choice.FORECAST) for graph in called)
     computing, forecasting = (
         [part for graph in called for part in graph.costs(choice)] for choice in (Choice.FULL, Choice.FORECAST)
     )

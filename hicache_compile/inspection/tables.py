@@ -9,7 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hicache_compile.inspection.findings import Findings, SiteRow
+from hicache_compile.inspection.findings import Findings, SiteRow, computed_in
 
 WIDTH = 128  # of text that is not printed to a terminal
 MOST_PATHS = 4  # in one line
@@ -61,9 +61,15 @@ def comparison(found: Sequence[tuple[str, Findings]]) -> Table:
 def _summary(found: Findings) -> Text:
     stacks = ", ".join(f"{count} in {name}" for name, count in found.stacks.items()) or "none found"
     graphs = f"{found.graphs} graph{'s' * (found.graphs > 1)}, {found.nodes} nodes"
+    every = ", in every branch that is not below" if found.branches else ""
     lines = [
         f"{found.model}: {graphs}; {len(found.blocks)} blocks: {stacks}",
-        f"{found.decisions}  {found.computed} of {found.num_steps} steps computed",
+        f"{found.decisions}  {found.computed} of {found.num_steps} steps computed{every}",
+        *(
+            f"{one.decisions}  {computed_in(one.decisions)} in branch {one.name}, "
+            f"at most {one.flops_speedup:.2f}x faster"
+            for one in found.branches
+        ),
         f"full step {tera(found.flops_full)}, forecast step {tera(found.flops_forecast)} "
         f"({percent(found.flops_forecast / max(1, found.flops_full))}); at most {found.flops_speedup:.2f}x faster; "
         f"anchors {size(found.state_bytes)} a guidance branch",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
+from typing import Any
 
 import torch
 from torch import fx
@@ -15,7 +17,7 @@ from hicache_compile.passes.transforms.partition_attention import PARTITIONED
 from hicache_compile.policy.layout import Layout
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.sparsity.phases import Phase
-from hicache_compile.runtime.deciders import make_decider
+from hicache_compile.runtime.deciders import Decision, make_decider
 from hicache_compile.runtime.program_set import ProgramSet
 
 
@@ -50,6 +52,14 @@ class View:
             if state.role is Role.ANCHORS
         }
 
+    def nbytes(self, layout: Layout) -> int:
+        """Bytes of what one context keeps: rings, and what guards, clusters and sparse steps remember."""
+        kept = self.programs(layout).shapes(self.bindings)
+        return sum(
+            prod(shape) * dtype.itemsize * (layout.depth if state.by_anchor else 1)
+            for state, (shape, dtype, _) in kept.items()
+        )
+
     def flops_of(self, layout: Layout, choice: Choice = Choice.FORECAST) -> int:
         """FLOPs of a step of ``choice``, over all programs it runs; of attention over partitions, to the local keys."""
         local = 1.0 if layout.partitions is None else 1 / layout.partitions.partitions
@@ -63,15 +73,21 @@ class View:
             self._costs[key] = [cost_of(part, self.bindings) for part in self.rewrite(layout).parts(choice)]
         return self._costs[key]
 
-    def flops_of_run(self, layout: Layout, policy: Policy, decisions: str) -> int:
-        """FLOPs of all steps of a run; where guards decide, of the shortest they may make it."""
+    def planned(self, layout: Layout, policy: Policy, num_steps: int) -> list[Decision]:
+        """The decisions of a run; none where they are measured in it, or nothing is cached."""
         programs = self.programs(layout)
         if policy.guards or layout.partitions is not None or not programs.rings:
-            each = {"F": self.flops_full, "S": self._sparse(layout) if "S" in decisions else 0}
+            return []
+        decider: Any = make_decider(policy, programs, num_steps, 0, programs.rows(layout.depth, 0), layout.sparsity)
+        return [decider.decide(step, False) for step in range(num_steps)]
+
+    def flops_of_run(self, layout: Layout, policy: Policy, decisions: str) -> int:
+        """FLOPs of all steps of a run; where guards decide, of the shortest they may make it."""
+        planned = self.planned(layout, policy, len(decisions))
+        if not planned:
+            each = {"F": self.flops_of(layout, Choice.FULL), "S": self._sparse(layout) if "S" in decisions else 0}
             return sum(each.get(letter, self.flops_of(layout)) for letter in decisions)
-        decider = make_decider(policy, programs, len(decisions), 0, programs.rows(layout.depth, 0), layout.sparsity)
-        choices = [decider.decide(step, False).choice for step in range(len(decisions))]  # type: ignore[union-attr]
-        return sum(self.flops_full if c == Choice.FULL else self.flops_of(layout, c) for c in choices)
+        return sum(self.flops_of(layout, decision.choice) for decision in planned)
 
     def _sparse(self, layout: Layout) -> int:
         return self.flops_of(layout, Choice.FULL.with_phases((("", Phase.SPARSE),)))

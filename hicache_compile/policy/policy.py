@@ -165,6 +165,11 @@ class Policy:
         """The policy of the branch of guidance ``name``."""
         return self if getattr(self.schedule, "for_branch", None) is None else _of_branch(self, name)
 
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The branches of guidance that have a policy of their own; see ``for_branch``."""
+        return tuple(getattr(self.schedule, "branches", ()))
+
     def in_full(self) -> Policy:
         """The policy of runs that are not cached, which may be of another length than a mask."""
         return replace(self, schedule=Interval(1)) if isinstance(self.schedule, StepMask) else self

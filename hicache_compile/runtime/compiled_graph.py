@@ -90,9 +90,8 @@ class CompiledGraph:
         """Make ``step``, which all rows of the call are at."""
         live = self.live(step, self.bindings(inputs), self.session.live.get(self))
         self.session.live[self] = live
-        programs, layout = live.programs, live.layout
-        everywhere = layout.partitions is not None and layout.partitions.distributed
-        if programs.stateless or (step.uncached and not everywhere):
+        programs = live.programs
+        if programs.stateless or (step.uncached and live.uncached == Choice.PLAIN):
             step.choices.append((self, Choice.PLAIN, 0.0))
             with same_place(programs.rewrite.ranks, step, "uncached", communicates=True):
                 return self._run(programs, inputs, None, step, Choice.PLAIN, {})[1]

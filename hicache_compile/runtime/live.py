@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
+from hicache_compile.passes import Choice
 from hicache_compile.passes.graph.shapes import Bindings
 from hicache_compile.policy.layout import Layout
 from hicache_compile.runtime.program_set import ProgramSet
@@ -30,6 +31,12 @@ class Live:
         """Bytes of what one context keeps on the device."""
         shapes = self.programs.shapes(self.bindings).values()
         return sum(prod(shape) * dtype.itemsize for shape, dtype, _ in shapes)
+
+    @property
+    def uncached(self) -> Choice:
+        """What a step without the cache is: of attention over the keys of all ranks, every key is fresh."""
+        partitions = self.layout.partitions
+        return Choice.FULL if partitions is not None and partitions.distributed else Choice.PLAIN
 
     @property
     def over_ranks(self) -> bool:

@@ -50,6 +50,11 @@ class StateInput:
         """Orders what is kept: memory by name, then rings by slot."""
         return self.role is Role.ANCHORS, self.slot, self.name
 
+    @property
+    def by_anchor(self) -> bool:
+        """Whether its first dimension is the anchors of a ring."""
+        return self.role is Role.ANCHORS or self.name.startswith(f"{SCALE}_")
+
 
 MEASURED = "measured"  # memory in which a probe leaves what the host reads
 SCALE = "scale"  # memory of the scales of a quantised ring

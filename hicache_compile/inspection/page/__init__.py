@@ -69,7 +69,7 @@ def _parts(
         ("model", "Model", "The blocks in order, by FLOPs and kind. Open one to see its sites.", model(found)),
         ("steps", "Steps", "What happens in each step of a run.", steps(found)),
         ("notes", "Refusals and warnings", "What is not cached, why, and what to do.", notes(found)),
-        ("memory", "Memory", "The anchors that forecasts read.", memory(found)),
+        ("memory", "Memory", "What is kept from step to step: mostly the anchors that forecasts read.", memory(found)),
         ("programs", "Graphs", "The programs of a step, and what they were made from.", programs(found, texts, names)),
         ("all-sites", "Sites", "All of them, by FLOPs and bytes.", sites(found)),
         ("elsewhere", "Alternatives", "The same numbers elsewhere. At most: the speed-up if time were proportional to "

@@ -1,4 +1,4 @@
-"""The section about memory: what the anchors take, by kind of site."""
+"""The section about memory: what is kept, by kind of site."""
 
 from __future__ import annotations
 
@@ -11,19 +11,26 @@ from hicache_compile.inspection.tables import size
 
 
 def memory(found: Findings) -> str:
-    """Anchors by kind of site, their total, and what a budget has to say."""
+    """Anchors by kind of site, what else is kept, their total, and what a budget has to say."""
     budget = f"Memory budget: {found.memory}." if found.memory else "No memory budget is set."
     total = (
-        f"<p><b>{size(found.state_bytes)}</b> of anchors for one guidance branch of one run; two branches keep twice as "
-        f"much. {escape(budget)}</p>"
+        f"<p><b>{size(found.state_bytes)}</b> for one guidance branch of one run; two branches keep twice as much. "
+        f"{escape(budget)}</p>"
     )
     slots = sum(len(site.shapes) for site in found.sites)
     if not slots:
         return total + "<p>No forecast reads an anchor, so none is kept by site.</p>"
     rows = [_row(kind, sites, found.state_bytes) for kind, sites in site_kinds(found.sites).items()]
+    others = found.state_bytes - sum(site.nbytes for site in found.sites)
+    if others:
+        what = "what guards, chosen tokens and sparse steps remember"
+        rows.append(
+            f"<tr><td>other</td><td>{what}</td><td></td><td></td>"
+            f"<td class=num>{size(others)}{bar(others / max(1, found.state_bytes))}</td></tr>"
+        )
     numbers = "".join(f"<td class=num>{one}</td>" for one in (len(found.sites), slots, size(found.state_bytes)))
     rows.append(f"<tr class=chosen><td>all</td><td></td>{numbers}</tr>")
-    return total + table("anchors by kind of site", ("kind", "kept of each site", "#sites", "#slots", "#bytes"), rows)
+    return total + table("memory by kind of site", ("kind", "kept of each site", "#sites", "#slots", "#bytes"), rows)
 
 
 def _row(kind: str, sites: list[SiteRow], total: int) -> str:

@@ -61,6 +61,11 @@ class PerBranch:
         return self.schedules.get(name, self.schedules.get(context, self.other) if again else self.other)
 
     @property
+    def branches(self) -> tuple[str, ...]:
+        """The names of those with a schedule of their own."""
+        return tuple(self.schedules)
+
+    @property
     def sigmas(self) -> tuple[float, ...] | None:
         """Of the plans among the schedules."""
         found = (getattr(one, "sigmas", None) for one in (*self.schedules.values(), self.other))
