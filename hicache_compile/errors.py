@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 LONGEST = 400  # characters of a message
 _VALUE = re.compile(r"( = .{60}).{20,}(.{40}: (?:must|no) )", re.DOTALL)
@@ -40,6 +41,13 @@ class CannotRewrite:
         return f"{self.site}: {self.reason}"
 
 
+def plain(value: Any) -> Any:
+    """Numbers and arrays of numpy and torch as Python's numbers and lists, also inside of lists; all else as it is."""
+    if type(value) in (list, tuple):
+        return type(value)(map(plain, value))
+    return value.tolist() if hasattr(value, "dtype") and callable(getattr(value, "tolist", None)) else value
+
+
 def whole_number(owner: str, field: str, value: object, least: int, most: int | None = None) -> None:
     """Raise unless ``value`` is an integer in ``[least, most]``."""
     allowed = f"an integer >= {least}" if most is None else f"an integer from {least} to {most}"
@@ -57,7 +65,8 @@ def real_number(owner: str, field: str, value: object, low: float, high: float) 
 
 def numbers(owner: str, field: str, value: object, least: float | None = None) -> tuple[float, ...]:
     """``value`` as a tuple of one or more finite numbers, none below ``least``; raises ``HiCacheError`` otherwise."""
-    given = tuple(value) if isinstance(value, list | tuple) else ()
+    array = plain(value)
+    given = tuple(array) if isinstance(array, list | tuple) else ()
     real = all(map(is_real, given))
     if not given or not real or (least is not None and min(given) < least):
         allowed = "one or more numbers" + ("" if least is None else f" >= {least:g}")

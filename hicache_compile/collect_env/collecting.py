@@ -150,12 +150,14 @@ def _policy(compiled: Handle | None, policy: Any) -> dict[str, Any]:
 
 
 def _options(compiled: Handle) -> dict[str, Any]:
-    """The options of ``hicache_compile`` that are not the default."""
+    """The options of ``hicache_compile`` that are not the default; passes of a user's own by name."""
     options = compiled._session.options
     names = [one.name for one in fields(CompileOptions) if one.name not in ("policy", "contract")]
     given = {name: getattr(options, name) for name in names}
     defaults = {one.name: one.default for one in fields(CompileOptions)}
-    return _plain({name: value for name, value in given.items() if name == "backend" or value != defaults[name]})
+    passes = [getattr(one, "__name__", type(one).__name__) for one in given.pop("program_passes")]
+    changed = {name: value for name, value in given.items() if name == "backend" or value != defaults[name]}
+    return {**_plain(changed), **({"program_passes": passes} if passes else {})}
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:

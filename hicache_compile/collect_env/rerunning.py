@@ -58,7 +58,10 @@ def rerun(path: str | Path) -> Outcome:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = rebuild(case.model, device)
     notes = [*_differences(case, device), *filter(None, [differs(model, case.model)])]
-    made = attempt(model, case.policy, case.options, _calls(case, device), case.num_steps)
+    options = dict(case.options)
+    if passes := options.pop("program_passes", None):
+        notes.append(f"program_passes = {passes}: functions of a user's own, which were not run here")
+    made = attempt(model, case.policy, options, _calls(case, device), case.num_steps)
     if made.error is None and not case.inputs:
         raise HiCacheError(f"rerun.path = {str(path)!r}: holds no inputs: must; collect(..., inputs=...) takes them")
     return _outcome(case, made, notes)

@@ -53,7 +53,7 @@ def _sample(compiled: CompiledDenoiser, calls: Mapping[str, Arguments], num_step
     bound = {context: _Bound(signature, *call) for context, call in calls.items()}
     leaves = pytree.tree_leaves(list(calls.values()))
     grad = any(isinstance(leaf, torch.Tensor) and leaf.requires_grad for leaf in leaves)  # refused, which is the case
-    with torch.set_grad_enabled(grad), torch.random.fork_rng(), compiled.trajectory(num_steps):
+    with torch.set_grad_enabled(grad), torch.random.fork_rng(), compiled.trajectory(num_steps, compiled.policy.times):
         torch.manual_seed(SEED)
         for step in range(num_steps):
             for context, call in bound.items():

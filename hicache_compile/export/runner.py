@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hicache_compile.errors import HiCacheError, whole_number
+from hicache_compile.errors import HiCacheError, plain, whole_number
 from hicache_compile.export.manifest import Manifest
 from hicache_compile.export.plan import Branches, Plan, check_fits, constants_of, control_name, dense, plan_of
 from hicache_compile.export.sizes import size_of
@@ -92,6 +92,7 @@ class OnnxDenoiser:
         Raises:
             HiCacheError: ``num_steps`` is not positive or not what the policy is made for, or a run is open.
         """
+        num_steps = plain(num_steps)
         whole_number("trajectory", "num_steps", num_steps, 1)
         if self._num_steps is not None:
             raise HiCacheError(f"trajectory({num_steps}): a trajectory is open already")

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hicache_compile.errors import HiCacheError, whole_number
+from hicache_compile.errors import HiCacheError, plain, whole_number
 from hicache_compile.frontend.inspected import Inspected
 from hicache_compile.policy.json_codec import as_policy
 from hicache_compile.policy.packs import Contract
@@ -92,6 +92,7 @@ class Handle(Inspected):
                 serve ``num_steps``.
         """
         args, kwargs = as_call(example_inputs, "warmup")
+        num_steps = plain(num_steps)
         whole_number("warmup", "num_steps", num_steps, 1)
         policy, layout = self.policy, self.policy.layout
         decided = not (layout.probes or layout.groups or layout.partitions or layout.scope == NOWHERE)

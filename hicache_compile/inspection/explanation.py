@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from hicache_compile.errors import whole_number
+from hicache_compile.errors import plain, whole_number
 from hicache_compile.inspection.findings import BranchRow, Findings, Ran, ScopeRow
 from hicache_compile.inspection.graph_rows import (
     block_rows,
@@ -83,6 +83,7 @@ def explain(
     Raises:
         HiCacheError: ``num_steps`` is not a positive integer, or not the length the policy is made for.
     """
+    num_steps = plain(num_steps)
     whole_number("explain", "num_steps", num_steps, 1)
     layouts = layouts or [replace(policy.layout, sparsity=sparsity)] * len(views)
     layout, sparsity = layouts[0], layouts[0].sparsity

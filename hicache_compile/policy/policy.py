@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -15,6 +15,7 @@ from hicache_compile.policy.environment import fields_from_env
 from hicache_compile.policy.forecasters import ByBand, ByChannel, Forecaster, Smoothing
 from hicache_compile.policy.guards import Guard, Measure
 from hicache_compile.policy.layout import NOWHERE, SCOPES, WITH_ENDS, Layout
+from hicache_compile.policy.plain_data import plain_data
 from hicache_compile.policy.published import PublishedModel, for_model
 from hicache_compile.policy.run import RunInfo, bound
 from hicache_compile.policy.schedules.base import Always, Interval, Schedule, StepMask
@@ -25,7 +26,7 @@ __all__ = ["NOWHERE", "SCOPES", "Policy"]
 IN_GRAPH_ANCHORS = 3  # anchors that a table of weights in a graph can be made for
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class Policy:
     """When (``schedule``), what instead (``forecaster``, ``smoothing``), and where (``scope``).
 
@@ -178,6 +179,12 @@ class Policy:
     def sigmas(self) -> tuple[float, ...] | None:
         """What a pipeline is called with, ``pipe(..., sigmas=policy.sigmas)``; ``None``: its own."""
         found: tuple[float, ...] | None = getattr(self.schedule, "sigmas", None)
+        return found
+
+    @property
+    def times(self) -> tuple[float, ...] | None:
+        """The timesteps, in 0..1000, of the only run that it serves; ``None``: it serves others too."""
+        found: tuple[float, ...] | None = getattr(self.schedule, "times", None)
         return found
 
     def for_model(self, model: PublishedModel) -> Policy:

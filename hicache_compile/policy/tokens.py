@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from hicache_compile.errors import HiCacheError, is_real, one_of, real_number, whole_number
+from hicache_compile.policy.plain_data import plain_data
 
 SELECTIONS = ("clusters", "score", "norm", "grid", "random")
 SPREADS = ("none", "value", "error")
 _SEEDS = 2**31
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class Tokens:
     """In some of the steps that are not computed, MLPs compute a few of their tokens and forecast the others.
 

@@ -18,6 +18,7 @@ from hicache_compile.policy.compatibility import Trait, check
 from hicache_compile.policy.json_codec import as_policy
 from hicache_compile.policy.layout import ANCHORS, QUANTISED, Layout
 from hicache_compile.policy.packs import IN_FULL, Contract, Entry, Signature, as_pack, is_pack
+from hicache_compile.policy.plain_data import plain_arguments
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.presets import HiCache, Uncached
 from hicache_compile.policy.program_passes import ProgramPass, as_program_passes
@@ -67,6 +68,7 @@ class CompileOptions:
     contract: Contract | None = None
 
     @classmethod
+    @plain_arguments
     def of(cls, policy: Any = None, **given: Any) -> CompileOptions:
         """The options in the forms a caller may give them.
 

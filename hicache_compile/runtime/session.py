@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from hicache_compile.errors import HiCacheError, whole_number
+from hicache_compile.errors import HiCacheError, plain, whole_number
 from hicache_compile.policy.layout import Layout
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.run import RunInfo, checked_times
@@ -65,6 +65,7 @@ class Session(StepCounter):
         Raises:
             HiCacheError: ``num_steps`` is no positive integer, a mask has another length, or one is open already.
         """
+        num_steps = plain(num_steps)
         whole_number("trajectory", "num_steps", num_steps, 1)
         if self.trajectory is not None:
             raise HiCacheError(f"trajectory({num_steps}): a trajectory of {self.num_steps} steps is open already")

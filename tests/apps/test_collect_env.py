@@ -332,6 +332,33 @@ def test_a_policy_of_ones_own_is_noted(tmp_path: Path) -> None:
         rerun(tmp_path / "case.zip")
 
 
+def test_a_plan_is_run_again_at_its_timesteps(tmp_path: Path) -> None:
+    times = tuple(1000 * (1 - step / 6) ** 2 for step in range(6))
+    policy = dataclasses.replace(HiCache(interval=2), schedule=library.PlannedSteps((1, 1, 0, 1, 0, 1), times))
+    compiled: Any = hicache_compile(ToyDiT(), policy, backend="eager")
+    with torch.no_grad(), compiled.trajectory(6, timesteps=times):
+        for time in times:
+            compiled(torch.randn(1, 16, 16), torch.full((1,), time / 1000))
+    collect(compiled, tmp_path / "case.zip")
+    outcome = rerun(tmp_path / "case.zip")
+    assert (outcome.same, outcome.found_decisions) == (True, {"default": "FF.F.F"})
+
+
+def test_passes_of_ones_own_are_named(tmp_path: Path) -> None:
+    def unchanged(program: torch.fx.GraphModule) -> None:
+        return None
+
+    compiled: Any = hicache_compile(ToyDiT(), HiCache(interval=2), backend="eager", program_passes=[unchanged])
+    with torch.no_grad(), compiled.trajectory(4):
+        for step in range(4):
+            compiled(torch.randn(1, 16, 16), torch.full((1,), 1 - step / 4))
+    case = collect(compiled, tmp_path / "case.zip")
+    assert case.options["program_passes"] == ["unchanged"]
+    outcome = rerun(tmp_path / "case.zip")
+    assert outcome.same
+    assert any(note.startswith("program_passes = ['unchanged']") for note in outcome.notes)
+
+
 def test_what_is_no_archive(tmp_path: Path, sampled: Any) -> None:
     (tmp_path / "text.zip").write_text("no")
     with pytest.raises(HiCacheError, match="must be an archive of hicache collect-env"):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
 from hicache_compile.errors import HiCacheError
 from hicache_compile.policy.compatibility import Trait, traits_of
+from hicache_compile.policy.plain_data import plain_data
 
 MAX_ORDER = 8
 MOST_ANCHORS = 32  # maximum size of a ring
@@ -23,7 +23,7 @@ class Forecaster(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class Reuse:
     """The newest anchor, unchanged: FORA (2407.01425), and order 0 of all other forecasters."""
 

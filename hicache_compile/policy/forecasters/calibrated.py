@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from hicache_compile.errors import HiCacheError, whole_number
 from hicache_compile.policy.compatibility import Trait
 from hicache_compile.policy.forecasters.base import MOST_ANCHORS
 from hicache_compile.policy.forecasters.kriging import kriging_weights
 from hicache_compile.policy.forecasters.table import Table, Weights
+from hicache_compile.policy.plain_data import plain_data
 from hicache_compile.policy.run import RunInfo
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class Calibrated:
     """Weights fitted by least squares to runs of this model, without a basis.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -12,10 +12,11 @@ from numpy.polynomial.chebyshev import chebvander
 from hicache_compile.errors import real_number, whole_number
 from hicache_compile.policy.compatibility import Trait
 from hicache_compile.policy.forecasters.base import MAX_ORDER, MOST_ANCHORS
+from hicache_compile.policy.plain_data import plain_data
 from hicache_compile.policy.run import RunInfo
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class Chebyshev:
     """Ridge regression on Chebyshev polynomials ``T_0 .. T_degree`` over the last ``degree + 1`` anchors.
 
@@ -40,7 +41,7 @@ class Chebyshev:
         return _regression(2 * (read - read[-1]) / span - 1, 1.0, self.degree, self.ridge)
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class GlobalChebyshev:
     """Ridge regression on Chebyshev polynomials over all anchors of the run: Spectrum's forecast.
 

@@ -16,12 +16,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from hicache_compile.errors import real_number, whole_number
 from hicache_compile.policy.forecasters.base import MAX_ORDER
+from hicache_compile.policy.plain_data import plain_data
 
 Vector = np.ndarray
 FirstTerms = Callable[[int, float], list[Vector]]
@@ -91,7 +91,7 @@ class DifferenceForecaster(ABC):
         return self.combine(difference_table(read[::-1], self.order), target - read[0])
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class Taylor(DifferenceForecaster):
     """TaylorSeer (2503.06923): ``sum_k D_k x^k / k!``, **as published** (one gap for all orders).
 
@@ -107,7 +107,7 @@ class Taylor(DifferenceForecaster):
         return taylor_basis(k, x)
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class Hermite(DifferenceForecaster):
     """HiCache (2508.16984): ``D_0 + sum_k sigma^k H_k(sigma x) / k! D_k``, **as published**.
 
@@ -127,7 +127,7 @@ class Hermite(DifferenceForecaster):
         return hermite_basis(k, x, self.sigma)
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class ScaledTaylor(DifferenceForecaster):
     """HiCache's ablation "Taylor-Scaled": ``sum_k sigma^{2k} x^k / k! D_k``, **as published**.
 

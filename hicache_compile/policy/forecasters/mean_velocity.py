@@ -14,7 +14,7 @@ forecast what a linear guidance makes of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,10 +23,11 @@ from hicache_compile.errors import HiCacheError, numbers, whole_number
 from hicache_compile.policy.compatibility import Trait
 from hicache_compile.policy.forecasters.base import MOST_ANCHORS
 from hicache_compile.policy.forecasters.stepped import value_at
+from hicache_compile.policy.plain_data import plain_data
 from hicache_compile.policy.run import RunInfo
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class MeanVelocity:
     """MeanCache's forecast, for samplers of flow matching that go by Euler's rule.
 

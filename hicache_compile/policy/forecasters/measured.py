@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy as np
 from hicache_compile.errors import whole_number
 from hicache_compile.policy.compatibility import Trait, traits_of
 from hicache_compile.policy.forecasters.base import MOST_ANCHORS, Forecaster, check_inner
+from hicache_compile.policy.plain_data import plain_data
 from hicache_compile.policy.run import RunInfo, bound
 
 
@@ -35,7 +35,7 @@ class MeasuredForecaster(ABC):
         """Weights from ``gram`` ``[n, n]``, float64, of the ``n`` newest anchors."""
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class DMD(MeasuredForecaster):
     """Dynamic mode decomposition (Schmid, J. Fluid Mech. 656, 2010; for caches: HiCache++).
 
@@ -75,7 +75,7 @@ class DMD(MeasuredForecaster):
         return [0.0, *weights[::-1].tolist()]
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class ResidualGate(MeasuredForecaster):
     """A forecast damped by the gate that would have been best at the last computed step.
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import zip_longest
 
 from hicache_compile.errors import real_number
 from hicache_compile.policy.compatibility import Trait, traits_of
 from hicache_compile.policy.forecasters.base import Forecaster, check_inner
+from hicache_compile.policy.plain_data import plain_data
 from hicache_compile.policy.run import RunInfo, bound
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class Mixed:
     """``share * forecaster + (1 - share) * second``: Spectrum mixes a global fit with a line this way.
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from hicache_compile.errors import whole_number
 from hicache_compile.policy.forecasters.newton import lagrange
+from hicache_compile.policy.plain_data import plain_data
 
 ADAMS_BASHFORTH = {
     1: (1.0,),
@@ -29,7 +29,7 @@ def _integrate(anchors: Sequence[int], x: float, coefficients: Sequence[float]) 
     return total.tolist()
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class AdamsBashforth:
     """Adams-Bashforth with ``order`` slopes (so ``order + 1`` anchors) and **fixed-step coefficients**.
 
@@ -47,7 +47,7 @@ class AdamsBashforth:
         return _integrate(anchors, target - anchors[0], ADAMS_BASHFORTH.get(slopes, ()))
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class VariableAdamsBashforth:
     """The corrected ``AdamsBashforth``: the slopes' interpolating polynomial, integrated over the actual step.
 
@@ -68,7 +68,7 @@ class VariableAdamsBashforth:
         return _integrate(anchors, x, [float(area(x) - area(0.0)) / x for area in integrals])
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class BDF2:
     """FoCa's predictor (2508.16211) **as published**: ``4/3 F_n - 1/3 F_{n-1} + 2/3 x f_n``.
 
@@ -83,7 +83,7 @@ class BDF2:
         return [4 / 3 + slope, -1 / 3 - slope]
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class VariableBDF2:
     """The corrected ``BDF2``: variable-step coefficients with ``r = x / d1``, exact for linear functions for every
     ``x``.

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from hicache_compile.errors import real_number, whole_number
 from hicache_compile.policy.forecasters.base import MAX_ORDER
 from hicache_compile.policy.forecasters.differences import hermite_basis, scaled_taylor_basis
+from hicache_compile.policy.plain_data import plain_data
 
 
 def lagrange(nodes: Sequence[float]) -> list[np.poly1d]:
@@ -29,7 +29,7 @@ def offsets(anchors: Sequence[int], count: int) -> list[float]:
     return [float(step - anchors[0]) for step in anchors[:count]]
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class Newton:
     """Newton's divided differences: the polynomial through the last ``order + 1`` anchors.
 
@@ -62,7 +62,7 @@ class TrueDerivatives(ABC):
         return [float(sum(self.coefficient(k, x) * basis.deriv(k)(0.0) for k in range(len(bases)))) for basis in bases]
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class NewtonHermite(TrueDerivatives):
     """The corrected ``Hermite``: the same basis with true derivatives, for any spacing.
 
@@ -81,7 +81,7 @@ class NewtonHermite(TrueDerivatives):
         return hermite_basis(k, x, self.sigma)
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class NewtonScaledTaylor(TrueDerivatives):
     """The corrected ``ScaledTaylor``: the same basis with true derivatives, for any spacing.
 

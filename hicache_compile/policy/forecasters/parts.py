@@ -9,6 +9,7 @@ from hicache_compile.errors import HiCacheError, real_number
 from hicache_compile.policy.compatibility import Trait, traits_of
 from hicache_compile.policy.forecasters.base import Forecaster, Reuse, check_inner
 from hicache_compile.policy.forecasters.differences import Hermite
+from hicache_compile.policy.plain_data import plain_data
 from hicache_compile.policy.run import RunInfo, bound
 
 MOST_PARTS = 16  # told apart by a hexadecimal digit
@@ -34,7 +35,7 @@ class Channels:
     chosen: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class ByBand:
     """Low and high frequencies along the tokens of a slot, each with a forecaster of its own (FreqCa, 2510.08669).
 
@@ -94,7 +95,7 @@ class ByBand:
         return _of_last(self.forecasters, anchors, target)
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class ByChannel:
     """Each channel of a slot is forecast by the one of several forecasters that suits it (HyCa, 2510.04188).
 

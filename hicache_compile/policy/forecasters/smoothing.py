@@ -15,7 +15,6 @@ branch stores the smoothed value as history, which causes a lag, and is not copi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -23,11 +22,12 @@ import numpy as np
 from hicache_compile.errors import HiCacheError, one_of, real_number
 from hicache_compile.policy.forecasters.base import Forecaster, checked
 from hicache_compile.policy.forecasters.differences import DifferenceForecaster, Vector, difference_table
+from hicache_compile.policy.plain_data import plain_data
 
 WINDOW = 3
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class Smoothing:
     """Smooth the anchors that a forecaster reads.
 

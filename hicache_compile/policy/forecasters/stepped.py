@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar, TypeVar
 
 from hicache_compile.errors import numbers, whole_number
 from hicache_compile.policy.compatibility import Trait, traits_of
 from hicache_compile.policy.forecasters.base import MAX_ORDER, Forecaster, check_inner
 from hicache_compile.policy.forecasters.differences import Hermite
+from hicache_compile.policy.plain_data import plain_data
 from hicache_compile.policy.run import RunInfo, bound
 
 N = TypeVar("N", int, float)
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class SteppedHermite:
     """HiCache's forecast with a separate ``sigma`` for each step.
 
@@ -47,7 +48,7 @@ class SteppedHermite:
         return Hermite(self.order, value_at(self.sigmas, target, self.num_steps)).weights(anchors, target)
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class Gated:
     """A forecast damped by a fitted gate: ``anchor + gate * (forecast - anchor)``.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,14 @@ import numpy as np
 
 from hicache_compile.errors import HiCacheError, is_real, whole_number
 from hicache_compile.policy.files import read_text, write_whole
+from hicache_compile.policy.plain_data import plain_data
 from hicache_compile.policy.sealed import SEAL, sealed, unsealed
 
 Weights = tuple[float, ...] | tuple[tuple[float, ...], ...]  # common to all slots, or one tuple per slot
 Row = tuple[int, tuple[int, ...], Weights]  # a step, its anchors newest first, their weights
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class Table:
     """Distances between the steps of a run, and the best weights under one schedule.
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 from hicache_compile.errors import HiCacheError
 from hicache_compile.policy.guards.arithmetic import Arithmetic, Number, Numbers, Truth
 from hicache_compile.policy.guards.base import Guard, Measure, Probe, Signal
+from hicache_compile.policy.plain_data import plain_data
 
 PAIRS = 16  # of a codebook, at most
 FAST_30 = ((0.08, 6), (0.16, 5), (0.24, 4), (0.32, 3), (0.40, 2), (1.0, 1))
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class AdaCacheGuard(Guard):
     """At each computed step ``c = change(residual) / steps since the one before``; the codebook maps it to an interval.
 

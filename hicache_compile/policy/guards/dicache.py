@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 from hicache_compile.errors import HiCacheError, one_of, true_or_false, whole_number
 from hicache_compile.policy.guards.arithmetic import Arithmetic, Number, Numbers, Truth
 from hicache_compile.policy.guards.base import Guard, Measure, Probe, Signal, nonnegative
+from hicache_compile.policy.plain_data import plain_data
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class DiCacheGuard(Guard):
     """Skip while the summed change of the probe is below ``threshold``; the probe is the first ``blocks`` blocks.
 

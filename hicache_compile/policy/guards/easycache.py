@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 from hicache_compile.policy.guards.arithmetic import Arithmetic, Number, Numbers, Truth
 from hicache_compile.policy.guards.base import Guard, Measure, Probe, Signal, nonnegative
+from hicache_compile.policy.plain_data import plain_data
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class EasyCacheGuard(Guard):
     """Skip while ``sum k mean|x - x before| / mean|y computed last|`` is below ``threshold``.
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 from hicache_compile.errors import true_or_false, whole_number
 from hicache_compile.policy.guards.arithmetic import Arithmetic, Number, Numbers, Truth
 from hicache_compile.policy.guards.base import Guard, Measure, Probe, Signal, nonnegative
+from hicache_compile.policy.plain_data import plain_data
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class FirstBlockGuard(Guard):
     """Skip while the residual of the first blocks is within ``threshold`` of that of the last computed step.
 

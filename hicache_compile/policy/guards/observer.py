@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from hicache_compile.errors import one_of, whole_number
 from hicache_compile.policy.guards.arithmetic import Arithmetic, Number, Numbers, Truth
 from hicache_compile.policy.guards.base import Guard, Measure, Probe, Signal
 from hicache_compile.policy.guards.teacache import SIGNALS
+from hicache_compile.policy.plain_data import plain_data
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class ObserverGuard(Guard):
     """Measure each step of an uncached run against the step before.
 

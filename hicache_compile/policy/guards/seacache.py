@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 from hicache_compile.errors import HiCacheError, one_of, real_number, true_or_false, whole_number
 from hicache_compile.policy.guards.arithmetic import Arithmetic, Number, Numbers, Truth
 from hicache_compile.policy.guards.base import Guard, Measure, Probe, Signal, SpectralFilter, nonnegative
+from hicache_compile.policy.plain_data import plain_data
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class SeaCacheGuard(Guard):
     """Skip while ``sum change(filtered signal)`` since the last computed step is below ``threshold``.
 

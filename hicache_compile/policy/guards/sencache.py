@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 from hicache_compile.errors import HiCacheError, numbers
 from hicache_compile.policy.guards.arithmetic import Arithmetic, HostArithmetic, Number, Numbers, Truth
 from hicache_compile.policy.guards.base import Guard, Measure, Probe, Signal, nonnegative
+from hicache_compile.policy.plain_data import plain_data
 from hicache_compile.policy.schedules.base import in_window
 
 POINTS = 16  # of a sensitivity over the run
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class SenCacheGuard(Guard):
     """Skip while ``input_sensitivity * change(x) + time_sensitivity * passed`` is below ``threshold``.
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 from hicache_compile.errors import HiCacheError, numbers, one_of, real_number, true_or_false
 from hicache_compile.policy.guards.arithmetic import Arithmetic, HostArithmetic, Number, Numbers, Truth
 from hicache_compile.policy.guards.base import Guard, Measure, Probe, Signal, nonnegative
 from hicache_compile.policy.guards.models import TEACACHE_MODELS
+from hicache_compile.policy.plain_data import plain_data
 from hicache_compile.policy.published import PublishedModel
 
 PUBLISHED = ("threshold", "coefficients", "signal", "warmup", "cooldown")
@@ -17,7 +18,7 @@ TERMS = 10  # of the polynomial, at most
 SIGNALS = (Signal.MODULATED, Signal.MODULATION, Signal.TIME, Signal.RESIDUAL)
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class TeaCacheGuard(Guard):
     """Skip while ``sum poly(change(signal))`` since the last computed step is below ``threshold``.
 

@@ -8,6 +8,7 @@ from typing import Any
 from hicache_compile.errors import HiCacheError, one_of
 from hicache_compile.policy.forecasters import Forecaster, Reuse
 from hicache_compile.policy.guards import TEACACHE_MODELS, TeaCacheGuard
+from hicache_compile.policy.plain_data import plain_arguments
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.schedules.base import Free, Interval
 from hicache_compile.policy.schedules.ditango import DiTangoSchedule
@@ -17,6 +18,7 @@ STRATEGIES = ("teacache", "pab", "ditango")
 OFF = ("", "none", "off", "disable", "disabled")
 
 
+@plain_arguments
 def FlexCache(
     strategy: str | None = None,
     cache_ratio: float = 0.5,

@@ -7,6 +7,7 @@ from typing import Any
 
 from hicache_compile.errors import HiCacheError, named, numbers, whole_number
 from hicache_compile.policy.forecasters import Forecaster, Reuse
+from hicache_compile.policy.plain_data import plain_arguments
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.schedules.base import StepMask, as_mask
 from hicache_compile.policy.schedules.lemica import LeMiCaSchedule, lemica_mask
@@ -17,6 +18,7 @@ from hicache_compile.policy.schedules.scm_masks import SPEEDS, steps_mask
 _REUSE = Reuse()
 
 
+@plain_arguments
 def SCM(
     mask: str | Sequence[int] = "medium",
     num_steps: int | None = None,
@@ -47,6 +49,7 @@ def SCM(
     return Policy(schedule, _REUSE if forecaster is None else forecaster, scope)
 
 
+@plain_arguments
 def MagCache(
     threshold: float = 0.06,
     max_skips: int = 3,
@@ -72,6 +75,7 @@ def MagCache(
     return Policy(schedule, forecaster, scope)
 
 
+@plain_arguments
 def LeMiCa(
     budget: int | None = None,
     model: str | None = None,

@@ -9,12 +9,14 @@ from hicache_compile.errors import named, numbers
 from hicache_compile.policy.forecasters import Forecaster, Reuse
 from hicache_compile.policy.guards.models import TEACACHE_MODELS, UNPUBLISHED
 from hicache_compile.policy.guards.teacache import PUBLISHED, TeaCacheGuard
+from hicache_compile.policy.plain_data import plain_arguments
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.schedules.base import Free
 
 _REUSE = Reuse()
 
 
+@plain_arguments
 def TeaCache(
     threshold: float | None = None,
     model: str | None = None,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from hicache_compile.errors import HiCacheError, real_number, true_or_false, whole_number
+from hicache_compile.policy.plain_data import plain_data
 from hicache_compile.policy.run import RunInfo
 
 
@@ -24,7 +24,7 @@ class Schedule(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class Interval:
     """Compute the first ``warmup`` steps, then every ``interval``-th, and the last ``cooldown``.
 
@@ -53,7 +53,7 @@ class Interval:
         return forced or (step - self.warmup + 1) % self.interval == 0
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class Growing:
     """Compute the first ``warmup`` steps, then with growing gaps, and the last ``cooldown``: Spectrum (2603.01623).
 
@@ -84,7 +84,7 @@ class Growing:
         return place == step - self.warmup + 1
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class StepMask:
     """Compute exactly the steps marked ``1``; the mask is as long as the trajectory.
 
@@ -128,7 +128,7 @@ def as_mask(given: Any) -> Any:
     return given
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class Always:
     """Compute every step."""
 
@@ -140,7 +140,7 @@ class Always:
         return True
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class Free:
     """Compute only the first ``warmup`` and the last ``cooldown`` steps; the policy's guards decide the others.
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from hicache_compile.errors import HiCacheError, true_or_false, whole_number
 from hicache_compile.key_partitions import KeyPartitions
 from hicache_compile.policy.compatibility import Trait
+from hicache_compile.policy.plain_data import plain_data
 from hicache_compile.policy.schedules.base import in_window
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class DiTangoSchedule:
     """Reuse attention to distant keys until the local attention has drifted; anchors compute all of it.
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from hicache_compile.errors import HiCacheError, named, whole_number
+from hicache_compile.policy.plain_data import plain_data
 from hicache_compile.policy.published import PublishedModel
 from hicache_compile.policy.schedules.base import StepMask
 from hicache_compile.policy.schedules.lemica_lists import LISTS
@@ -12,7 +11,7 @@ from hicache_compile.policy.schedules.lemica_lists import LISTS
 DEFAULT = "flux"
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class LeMiCaSchedule:
     """The list of the model that is compiled; until that is known, and where none is published for it, FLUX's.
 

@@ -5,17 +5,18 @@ The table is known before the run, so this is a static schedule: nothing is meas
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 
 from hicache_compile.errors import HiCacheError, named, numbers, true_or_false, whole_number
+from hicache_compile.policy.plain_data import plain_data
 from hicache_compile.policy.published import PublishedModel
 from hicache_compile.policy.schedules.magcache_tables import MAGCACHE_TABLES
 
 DEFAULT = "flux"
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class MagCacheSchedule:
     """Skip while ``sum |1 - prod ratio|`` since the last computed step is within ``threshold``.
 

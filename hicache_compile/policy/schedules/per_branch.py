@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from hicache_compile.errors import HiCacheError
+from hicache_compile.policy.plain_data import plain_data
 from hicache_compile.policy.published import PublishedModel, for_model
 from hicache_compile.policy.run import DEFAULT_CONTEXT, RunInfo, bound
 from hicache_compile.policy.schedules.base import Always, Interval, Schedule
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class PerBranch:
     """Branches of guidance that are each computed by a schedule of their own.
 
@@ -68,8 +68,16 @@ class PerBranch:
     @property
     def sigmas(self) -> tuple[float, ...] | None:
         """Of the plans among the schedules."""
-        found = (getattr(one, "sigmas", None) for one in (*self.schedules.values(), self.other))
-        return next((sigmas for sigmas in found if sigmas is not None), None)
+        return self._of_plan("sigmas")
+
+    @property
+    def times(self) -> tuple[float, ...] | None:
+        """Of the plans among the schedules."""
+        return self._of_plan("times")
+
+    def _of_plan(self, name: str) -> tuple[float, ...] | None:
+        found = (getattr(one, name, None) for one in (*self.schedules.values(), self.other))
+        return next((values for values in found if values is not None), None)
 
     @property
     def first_anchor(self) -> int:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from hicache_compile.errors import HiCacheError, numbers, one_of, true_or_false, whole_number
 from hicache_compile.policy.compatibility import Trait
+from hicache_compile.policy.plain_data import plain_data
 from hicache_compile.policy.run import RunInfo, bound
 from hicache_compile.policy.schedules.base import Schedule, in_window
 
@@ -24,7 +25,7 @@ KINDS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class Broadcast:
     """Compute every ``every``-th step, the first ``warmup``, the last ``cooldown`` and all steps outside ``window``.
 
@@ -71,7 +72,7 @@ class Broadcast:
         return self if times is None else replace(self, times=tuple(times))
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class KeySteps:
     """Skip the ``skips - 1`` steps after each key timestep, in the first ``blocks`` blocks; compute all others.
 

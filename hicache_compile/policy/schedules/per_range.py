@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from hicache_compile.errors import HiCacheError, numbers
 from hicache_compile.policy.compatibility import Trait
+from hicache_compile.policy.plain_data import plain_data
 from hicache_compile.policy.published import PublishedModel, for_model
 from hicache_compile.policy.run import RunInfo, bound
 from hicache_compile.policy.schedules.base import Schedule
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class PerRange:
     """Blocks in ranges, each computed by a schedule of its own (LayerCache, 2026).
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from hicache_compile.errors import HiCacheError, numbers
+from hicache_compile.policy.plain_data import plain_data
 from hicache_compile.policy.run import RunInfo
 from hicache_compile.policy.schedules.base import StepMask
 
 NEAR = 0.5  # of timesteps in 0..1000: what float16 makes of them
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class PlannedSteps(StepMask):
     """Compute the steps marked ``1``, in runs over the timesteps that the plan was made for and in no others.
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from hicache_compile.errors import HiCacheError, one_of, real_number, true_or_false, whole_number
 from hicache_compile.policy.files import file_path
+from hicache_compile.policy.plain_data import plain_data
 from hicache_compile.policy.sparsity.chipmunk_yaml import read
 
 PACKAGES = {"triton": "triton", "chipmunk": "chipmunk"}
@@ -21,7 +21,7 @@ ANCHORS = ("all", "dense", "bridged")
 ORDERS = {"patches": 2, "voxels": 3}  # number of grid dimensions
 
 
-@dataclass(frozen=True, slots=True)
+@plain_data
 class Chipmunk:
     """Column-sparse deltas (Chipmunk, arXiv 2506.03275) for attention and MLPs.
 
