@@ -37,6 +37,11 @@ def refuse_gradients(arguments: Mapping[Any, Any]) -> None:
             )
 
 
+def on_its_own(output: torch.Tensor) -> torch.Tensor:
+    """A copy of an output that lives in the memory of a CUDA graph, which the next guidance branch writes over."""
+    return output.clone() if output.is_cuda else output
+
+
 def prepare_calls(context: Any) -> None:
     """From its next call on, what ``context`` compiled is called as ``hicache_compile`` calls it: with dispatch modes
     set aside, in which Dynamo would skip the frame for good, and with room for as many sizes.

@@ -19,7 +19,7 @@ from torch import fx
 
 from hicache_compile.errors import HiCacheError
 from hicache_compile.frontend.batches import Batches
-from hicache_compile.frontend.calls import refuse_gradients
+from hicache_compile.frontend.calls import on_its_own, refuse_gradients
 from hicache_compile.frontend.handle import Handle
 from hicache_compile.frontend.layerwise_casting import cast_in_the_graph
 from hicache_compile.frontend.opaque_modules import OpaqueModules
@@ -115,7 +115,7 @@ class CompiledDenoiser(Handle, StandIn):
             raise
         self._check_compiled()
         self._dump_where_asked()
-        return pytree.tree_map_only(torch.Tensor, _own, output) if self._inner.graphed else output
+        return pytree.tree_map_only(torch.Tensor, on_its_own, output) if self._inner.graphed else output
 
     def _make(self, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not step.index:
@@ -227,6 +227,10 @@ class CompiledDenoiser(Handle, StandIn):
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledDenoiser:
         return CompiledDenoiser(copy.deepcopy(self._orig_mod, memo), self._copied_options())
 
+    def __copy__(self) -> CompiledDenoiser:
+        """Over the same weights, with anchors of its own."""
+        return CompiledDenoiser(copy.copy(self._orig_mod), self._copied_options())
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise HiCacheError(
             "a compiled denoiser cannot be pickled: must be saved as the module it wraps (save_pretrained, state_dict, "
@@ -243,8 +247,3 @@ def _release(code: list[types.CodeType], per_thread: Sessions, shared: Shared, g
     per_thread.clear()
     shared.pools.clear()
     shared.attributes = None
-
-
-def _own(output: torch.Tensor) -> torch.Tensor:
-    """A copy of an output that lives in the memory of a CUDA graph, which the next guidance branch writes over."""
-    return output.clone() if output.is_cuda else output

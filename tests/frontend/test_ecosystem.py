@@ -184,6 +184,15 @@ class TestCopies:
         assert torch.equal(run(compiled), expected)
         assert other.report().history == {}
 
+    def test_copy_has_the_weights_and_anchors_of_its_own(self) -> None:
+        compiled = hicache_compile(random_flux(1, 1), HiCache(interval=3), backend="eager")
+        expected = run(compiled)
+        other = copy.copy(compiled)
+        assert all(mine is theirs for mine, theirs in zip(other.parameters(), compiled.parameters(), strict=True))
+        other.policy = HiCache(interval=1)
+        assert not torch.equal(run(other), expected)
+        assert torch.equal(run(compiled), expected)
+
     def test_pickle_says_what_to_do_instead(self) -> None:
         compiled = hicache_compile(ToyDiT(), HiCache(), backend="eager")
         for write in (pickle.dumps, lambda module: torch.save(module, "/dev/null")):
