@@ -59,4 +59,4 @@ def test_branches_with_schedules_of_their_own(tmp_path: Path) -> None:
     lines = [line.split("\t") for line in (tmp_path / "schedule.uncond.tsv").read_text().splitlines()[1:]]
     computed = {int(step) for step, decision, *_ in lines if decision == "full"}
     assert computed == {step for step, letter in enumerate(uncond.decisions) if letter == "F"}
-    assert "Guidance branch <code>uncond</code>" in (tmp_path / "index.html").read_text()
+    assert "The plan of guidance branch <code>uncond</code>" in (tmp_path / "index.html").read_text()

@@ -28,12 +28,17 @@ def steps(found: Findings) -> str:
     plan = strip(found.decisions, letters, "plan, by step") + letter_legend(found.decisions, letters)
     rows = together(_planned(found))
     drawn = shape_legend(rows) + scrolled("plan by site and step", step_map(rows, "plan", "Plan: each site by step"))
-    plan += "".join(
-        f"<h4>Guidance branch <code>{escape(one.name)}</code></h4>"
+    return f"<h3>The plan</h3>{plan}<h4>Each site by step</h4>{drawn}" + _branches(found) + (_ran(found.ran) if found.ran else "")
+
+
+def _branches(found: Findings) -> str:
+    """The plans of branches with schedules of their own."""
+    letters = letters_of(found)
+    return "".join(
+        f"<h4>The plan of guidance branch <code>{escape(one.name)}</code>, {one.flops_speedup:.2f}x by FLOPs</h4>"
         + strip(one.decisions, letters, f"plan, {one.name}, by step")
         for one in found.branches
     )
-    return f"<h3>The plan</h3>{plan}<h4>Each site by step</h4>{drawn}" + (_ran(found.ran) if found.ran else "")
 
 
 def _ran(ran: Ran) -> str:

@@ -20,7 +20,6 @@ class Phase(StrEnum):
         return self in (Phase.SPARSE, Phase.KEPT)
 
 
-PHASES = frozenset(Phase)
 SPARSE = frozenset(phase for phase in Phase if phase.is_sparse)
 
 
