@@ -57,6 +57,7 @@ class Manifest:
         first: the state at the start of a run that is not zero, by name.
         groups, group_of, per_slot, parts: which rows of positions and weights a ring reads, see ``RowSpec``.
         sparsity: of computed steps, as plain data.
+        unread: arguments of the denoiser that no step reads.
     """
 
     policy: dict[str, Any]
@@ -74,6 +75,7 @@ class Manifest:
     per_slot: bool = False
     parts: int = 1
     sparsity: dict[str, Any] | None = None
+    unread: tuple[str, ...] = ()
     format: int = FORMAT
 
     @property
@@ -107,6 +109,7 @@ class Manifest:
                 for name in ("arguments", "controls", "state")
             }
             tuples = {name: tuple(data[name]) for name in ("outputs", "groups", "group_of")}
+            tuples["unread"] = tuple(map(str, data.get("unread", ())))
             made = cls(**{**data, **ports, **tuples})
             whole_number("manifest", "depth", made.depth, 1)
         except (KeyError, TypeError, AttributeError) as error:

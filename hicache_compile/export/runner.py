@@ -128,6 +128,7 @@ class OnnxDenoiser:
 
     def __call__(self, **arguments: Array) -> tuple[Array, ...]:
         """One step: the denoiser's tensor arguments by name, arrays or tensors of torch, and its outputs in order.
+        Those that no step reads may be left out.
 
         Raises:
             HiCacheError: an argument is missing, unknown, or of another shape or dtype; or the run is over. Nothing is
@@ -198,7 +199,8 @@ class OnnxDenoiser:
     def _check(self, arguments: Mapping[str, Array]) -> dict[str, int]:
         """Refuse what does not fit; returns the sizes that vary."""
         ports = {port.name: port for port in self.manifest.arguments}
-        missing, unknown = sorted(ports.keys() - arguments.keys()), sorted(arguments.keys() - ports.keys())
+        missing = sorted(ports.keys() - arguments.keys())
+        unknown = sorted(arguments.keys() - ports.keys() - {*self.manifest.unread})
         if missing or unknown:
             raise HiCacheError(
                 f"arguments: {', '.join(missing) or 'none'} missing, {', '.join(unknown) or 'none'} unknown; must be "

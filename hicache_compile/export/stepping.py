@@ -137,6 +137,7 @@ class _Writer:
             per_slot=spec.per_slot,
             parts=spec.parts,
             sparsity=sparsity.to_dict() if sparsity is not None and self.rewritten.sparse else None,
+            unread=tuple(name for name in self.arguments.values() if name not in self.ports),
         )
 
     def _placeholder(self, node: fx.Node, name: str, example: torch.Tensor) -> None:
@@ -194,7 +195,10 @@ class _Writer:
                 if id(leaf) not in made:
                     made[id(leaf)] = self._handed_back(place, leaf)
         if not leaves:
-            raise HiCacheError("export.model: must return a tensor")
+            raise HiCacheError(
+                f"export.model: returns {type(self.call.returned).__name__}, in which torch sees no tensor: must return "
+                "tensors, in tuples, lists, dicts or a class known to torch.export.register_dataclass"
+            )
         node.args = (tuple([made[id(leaf)] for leaf in leaves] + everything[count:]),)
         names = ["sample"] if len(leaves) == 1 else [f"sample_{i}" for i in range(len(leaves))]
         return tuple([f"out_{name}" if name in self.ports else name for name in names])

@@ -139,31 +139,30 @@ class Signals:
             raise _missing(f"a stream of the noisy input in block {count}")
         return self._residual(self._made_by(max(stream, key=numel), count), self.blocks[:count])
 
-    def _made_by(self, entry: fx.Node, count: int) -> fx.Node:
+    def _made_by(self, entry: fx.Node, count: int) -> list[fx.Node]:
         """What the first ``count`` blocks make of the stream that is ``entry`` in the next one. Where that one begins
-        with an operation on the stream, it is the sum before it."""
-        if entry not in self.blocks[count].nodes:
-            return entry
+        with an operation on the stream, or one is between them, it is the sum before it."""
         sums = [r.node for r in self.blocks[count - 1].residuals if self._follows(entry, r.node)]
-        if not sums:
-            raise _missing(f"a stream of the noisy input after block {count - 1}")
-        return max(sums, key=lambda node: (numel(node), self.ancestry.index[node]))
+        before = sorted(sums, key=lambda node: (numel(node), self.ancestry.index[node]))[-1:]
+        return before if entry in self.blocks[count].nodes else [entry, *before]
 
     def last(self, count: int) -> tuple[fx.Node, fx.Node]:
         """The stream after the last block, and its value at the entry of the last ``count`` blocks."""
         inside = set(self.blocks[-1].nodes)
         leaving = [r.node for r in self.blocks[-1].residuals if any(user not in inside for user in r.node.users)]
         ends = leaving or [residual.node for residual in self.blocks[-1].residuals]
-        return self._residual(max(ends, key=numel), self.blocks[-count:])
+        return self._residual([max(ends, key=numel)], self.blocks[-count:])
 
-    def _residual(self, node: fx.Node, blocks: list[Block]) -> tuple[fx.Node, fx.Node]:
+    def _residual(self, nodes: list[fx.Node], blocks: list[Block]) -> tuple[fx.Node, fx.Node]:
+        """The first of ``nodes`` that is a residual over ``blocks``, and the stream that it is a residual to."""
         zone = self.ancestry.between(self.ancestry.bits(n for block in blocks for n in block.nodes))
         begun = {entry for entry in blocks[0].entries if entry in zone}  # by an operation of the first block
         before = self.ancestry.within(self.ancestry.above_all(begun)) | begun if begun else set()
-        start = carry(self.module.graph, node, Streams(zone - before), blocks)
-        if start is None or start is node or not ops.same_shape(start, node):
-            raise _missing(f"a residual over {blocks[0].name}..{blocks[-1].name}")
-        return node, start
+        for node in nodes:
+            start = carry(self.module.graph, node, Streams(zone - before), blocks)
+            if start is not None and start is not node and ops.same_shape(start, node):
+                return node, start
+        raise _missing(f"a residual over {blocks[0].name}..{blocks[-1].name}")
 
     def _follows(self, node: fx.Node, source: fx.Node) -> bool:
         return bool(self.ancestry.above(node) & self.ancestry.bit(source))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -504,3 +505,38 @@ def test_a_process_without_this_library_samples_the_same_digits(
 def test_a_package_has_a_suffix(tmp_path: Path) -> None:
     with pytest.raises(HiCacheError, match=r"must end in \.pt2"):
         export_aoti(ToyDiT(), Policy, {}, tmp_path / "denoiser.so")
+
+
+class Unread(ToyDiT):
+    """Its signature has a tensor that it does not read."""
+
+    def forward(self, x: Tensor, t: Tensor, text: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        return super().forward(x, t)
+
+
+def test_arguments_that_no_step_reads_may_be_given(tmp_path: Path) -> None:
+    inputs = {"x": torch.randn(1, 16, 16), "t": torch.ones(1), "text": torch.randn(1, 3)}
+    model = Unread().eval()
+    manifest = export_onnx(model, HiCache(interval=1), inputs, tmp_path / "toy.onnx", num_steps=2)
+    assert ([port.name for port in manifest.arguments], manifest.unread) == (["x", "t"], ("text",))
+    denoiser = OnnxDenoiser(tmp_path / "toy.onnx")
+    with torch.no_grad(), denoiser.trajectory(2):
+        found = [denoiser(**inputs)[0], denoiser(x=inputs["x"], t=inputs["t"])[0]]
+        for each in found:
+            torch.testing.assert_close(torch.from_numpy(np.asarray(each)), model(**inputs), rtol=1e-5, atol=1e-5)
+    with pytest.raises(HiCacheError, match="none missing, image unknown; must be x, t"), denoiser.trajectory(2):
+        denoiser(**inputs, image=inputs["x"])
+
+
+def test_what_a_denoiser_returns_must_hold_tensors_that_torch_sees(tmp_path: Path) -> None:
+    @dataclass
+    class Output:
+        sample: Tensor
+
+    class Wrapped(ToyDiT):
+        def forward(self, x: Tensor, t: Tensor) -> Output:  # type: ignore[override]
+            return Output(super().forward(x, t))
+
+    inputs = {"x": torch.randn(1, 16, 16), "t": torch.ones(1)}
+    with pytest.raises(HiCacheError, match="returns Output, in which torch sees no tensor: must return tensors"):
+        export_program(Wrapped().eval(), HiCache(), inputs, tmp_path / "toy.pt2")

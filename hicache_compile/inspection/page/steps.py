@@ -28,7 +28,11 @@ def steps(found: Findings) -> str:
     plan = strip(found.decisions, letters, "plan, by step") + letter_legend(found.decisions, letters)
     rows = together(_planned(found))
     drawn = shape_legend(rows) + scrolled("plan by site and step", step_map(rows, "plan", "Plan: each site by step"))
-    return f"<h3>The plan</h3>{plan}<h4>Each site by step</h4>{drawn}" + _branches(found) + (_ran(found.ran) if found.ran else "")
+    return (
+        f"<h3>The plan</h3>{plan}<h4>Each site by step</h4>{drawn}"
+        + _branches(found)
+        + (_ran(found.ran) if found.ran else "")
+    )
 
 
 def _branches(found: Findings) -> str:
