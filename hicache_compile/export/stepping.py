@@ -196,8 +196,8 @@ class _Writer:
                     made[id(leaf)] = self._handed_back(place, leaf)
         if not leaves:
             raise HiCacheError(
-                f"export.model: returns {type(self.call.returned).__name__}, in which torch sees no tensor: must return "
-                "tensors, in tuples, lists, dicts or a class known to torch.export.register_dataclass"
+                f"export.model: returns {type(self.call.returned).__name__}, in which torch sees no tensor: must "
+                "return tensors, in tuples, lists, dicts or a class known to torch.export.register_dataclass"
             )
         node.args = (tuple([made[id(leaf)] for leaf in leaves] + everything[count:]),)
         names = ["sample"] if len(leaves) == 1 else [f"sample_{i}" for i in range(len(leaves))]
