@@ -12,7 +12,7 @@ from hicache_compile.errors import HiCacheError
 from hicache_compile.frontend.traced import Traced
 from hicache_compile.passes.analysis.batch import NotByRowError
 from hicache_compile.runtime.replay.frames import UNTRACED, drop_compiled
-from hicache_compile.runtime.rows.arguments import joined, mark_rows, of_rows, rows_in, samples_in
+from hicache_compile.runtime.rows.arguments import by_sample, joined, mark_rows, of_rows, rows_in, samples_in
 from hicache_compile.runtime.rows.row import Row
 from hicache_compile.runtime.rows.samples import Samples
 from hicache_compile.runtime.rows.step import RowsStep
@@ -92,7 +92,7 @@ class Batches:
                 row.step.letter = rows[0].step.letter
             step.graphs += rows[0].step.graphs
             start = end
-        return joined(outputs) if len(outputs) > 1 else outputs[0]
+        return joined(outputs, by_sample(args, kwargs)) if len(outputs) > 1 else outputs[0]
 
     def one(self, row: Row, args: tuple[Any, ...], kwargs: dict[str, Any], make: Make) -> Any:
         """Make the step of ``row``, and of others of its run, as a call of its run does."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from hicache_compile.frontend.denoiser import CompiledDenoiser
-from hicache_compile.runtime.rows.arguments import taken_apart
+from hicache_compile.runtime.rows.arguments import by_sample, taken_apart
 from hicache_compile.runtime.rows.row import Row
 from hicache_compile.runtime.rows.session import RowsSession
 from hicache_compile.serving.calls import Alike, Arguments, key_of, stacked
@@ -237,7 +237,7 @@ class Meeting:
         if len(calls) == 1:
             calls[0].output = output
             return
-        for call, mine in zip(calls, taken_apart(output, counts), strict=True):
+        for call, mine in zip(calls, taken_apart(output, counts, by_sample(args, kwargs)), strict=True):
             call.output = mine
 
 

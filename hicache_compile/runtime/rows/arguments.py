@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -53,9 +54,13 @@ def of_rows(args: Sequence[Any], kwargs: Mapping[str, Any], mine: slice, rows: i
             return dataclasses.replace(value, **pytree.tree_map(one, held, is_leaf=is_leaf))
         return value[mine] if has_rows(value, rows) else value
 
-    # Where the sample is a list, lists have an entry for each sample; else they hold tensors that have rows.
-    is_leaf = _are_samples if isinstance(_first(args, kwargs), list) else None
+    is_leaf = _are_samples if by_sample(args, kwargs) else None  # else lists hold tensors that have rows
     return pytree.tree_map(one, (tuple(args), dict(kwargs)), is_leaf=is_leaf)
+
+
+def by_sample(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether the sample is a list of tensors, so that lists have an entry for each sample."""
+    return isinstance(_first(args, kwargs), list)
 
 
 def _first(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -70,41 +75,52 @@ def _are_samples(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(each, torch.Tensor) for each in value)
 
 
-def joined(outputs: Sequence[Any]) -> Any:
-    """What calls of some rows each returned, as one batch."""
-    first = outputs[0]
-    if isinstance(first, torch.Tensor):
-        return torch.cat(list(outputs)) if first.dim() else first
-    if isinstance(first, list):
-        return [value for output in outputs for value in output]
-    if isinstance(first, tuple):
-        return _rebuilt(first, [joined(values) for values in zip(*outputs, strict=True)])
-    if isinstance(first, Mapping):
-        made = {key: joined([output[key] for output in outputs]) for key in first}
-        return type(first)(**made)
-    return first
+def joined(outputs: Sequence[Any], by_sample: bool = False) -> Any:
+    """What calls of some rows each returned, as one batch. ``by_sample``: a list has an entry for each sample."""
+
+    def one(values: Sequence[Any]) -> Any:
+        first = values[0]
+        if isinstance(first, list):
+            return [entry for value in values for entry in value]
+        return torch.cat(list(values)) if isinstance(first, torch.Tensor) and first.dim() else first
+
+    return _rebuilt(one, outputs, by_sample)
 
 
-def taken_apart(output: Any, counts: Sequence[int]) -> list[Any]:
-    """``output`` of a batch in parts, of as many rows as ``counts`` say."""
+def taken_apart(output: Any, counts: Sequence[int], by_sample: bool = False) -> list[Any]:
+    """``output`` of a batch in parts, of as many rows as ``counts`` say. ``by_sample``: see ``joined``."""
     ends = list(itertools.accumulate(counts))
-    return [_part(output, end - count, end, ends[-1]) for count, end in zip(counts, ends, strict=True)]
+
+    def part(start: int, end: int) -> Any:
+        def one(values: Sequence[Any]) -> Any:
+            (value,) = values
+            return value[start:end] if isinstance(value, list) or has_rows(value, ends[-1]) else value
+
+        return _rebuilt(one, [output], by_sample)
+
+    return [part(end - count, end) for count, end in zip(counts, ends, strict=True)]
 
 
-def _part(output: Any, start: int, end: int, rows: int) -> Any:
-    if isinstance(output, torch.Tensor):
-        return output[start:end] if has_rows(output, rows) else output
-    if isinstance(output, list):
-        return output[start:end] if len(output) == rows else output
-    if isinstance(output, tuple):
-        return _rebuilt(output, [_part(value, start, end, rows) for value in output])
-    if isinstance(output, Mapping):
-        return type(output)(**{key: _part(value, start, end, rows) for key, value in output.items()})
-    return output
-
-
-def _rebuilt(like: tuple[Any, ...], values: Sequence[Any]) -> Any:
-    return type(like)(*values) if hasattr(like, "_fields") else tuple(values)
+def _rebuilt(make: Callable[[Sequence[Any]], Any], values: Sequence[Any], by_sample: bool) -> Any:
+    """One value built as each of ``values`` is, with what ``make`` makes of what they hold at each place."""
+    first = values[0]
+    if isinstance(first, torch.Tensor) or (isinstance(first, list) and by_sample):
+        return make(values)
+    if isinstance(first, list | tuple):
+        made = [_rebuilt(make, each, by_sample) for each in zip(*values, strict=True)]
+        return type(first)(*made) if hasattr(first, "_fields") else type(first)(made)
+    if dataclasses.is_dataclass(first) and not isinstance(first, type):
+        names = [field.name for field in dataclasses.fields(first) if field.init]
+        held = {name: _rebuilt(make, [getattr(value, name) for value in values], by_sample) for name in names}
+        return dataclasses.replace(first, **held)
+    if isinstance(first, Mapping):
+        return type(first)({key: _rebuilt(make, [value[key] for value in values], by_sample) for key in first})  # type: ignore[call-arg]  # as dicts are
+    if any(isinstance(held, torch.Tensor) for held in getattr(first, "__dict__", {}).values()):
+        whole = copy.copy(first)
+        for name in vars(first):
+            setattr(whole, name, _rebuilt(make, [getattr(value, name) for value in values], by_sample))
+        return whole
+    return make(values)
 
 
 def has_rows(value: Any, rows: int) -> bool:
