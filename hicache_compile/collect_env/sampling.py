@@ -13,9 +13,9 @@ from torch import nn
 
 from hicache_compile.frontend.compile import hicache_compile
 from hicache_compile.frontend.denoiser import CompiledDenoiser
-from hicache_compile.internals import pytree
 from hicache_compile.policy.run import DEFAULT_CONTEXT
 from hicache_compile.runtime.call_arguments import SAMPLE_NAMES, time_argument
+from hicache_compile.runtime.structure import flatten
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 SEED = 0  # of what the denoiser itself draws
@@ -51,7 +51,7 @@ def attempt(
 def _sample(compiled: CompiledDenoiser, calls: Mapping[str, Arguments], num_steps: int) -> None:
     signature = inspect.signature(compiled._orig_mod.forward)
     bound = {context: _Bound(signature, *call) for context, call in calls.items()}
-    leaves = pytree.tree_leaves(list(calls.values()))
+    leaves = flatten(list(calls.values()))[0]
     grad = any(isinstance(leaf, torch.Tensor) and leaf.requires_grad for leaf in leaves)  # refused, which is the case
     with torch.set_grad_enabled(grad), torch.random.fork_rng(), compiled.trajectory(num_steps, compiled.policy.times):
         torch.manual_seed(SEED)
@@ -98,7 +98,7 @@ class _Bound:
 
     def follow(self, output: Any, num_steps: int) -> None:
         """Move the sample along ``output``."""
-        velocity = next((leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)), None)
+        velocity = next((leaf for leaf in flatten(output)[0] if isinstance(leaf, torch.Tensor)), None)
         given = self._all()
         for name in (*SAMPLE_NAMES, *given):
             sample = given.get(name)

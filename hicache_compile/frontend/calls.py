@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from hicache_compile.errors import HiCacheError
-from hicache_compile.internals import ShortenTraceback, pytree
+from hicache_compile.internals import ShortenTraceback
 from hicache_compile.runtime.replay.dispatch_modes import set_aside
 from hicache_compile.runtime.replay.frames import ENTRIES
+from hicache_compile.runtime.structure import flatten
 
 
 class CompileError(HiCacheError, ShortenTraceback):
@@ -30,16 +31,17 @@ def refuse_gradients(arguments: Mapping[Any, Any]) -> None:
     if not torch.is_grad_enabled():
         return
     for name, value in arguments.items():
-        if any(isinstance(leaf, torch.Tensor) and leaf.requires_grad for leaf in pytree.tree_leaves(value)):
+        if any(isinstance(leaf, torch.Tensor) and leaf.requires_grad for leaf in flatten(value)[0]):
             raise HiCacheError(
                 f"argument {name!r} requires grad: must not, a cached denoiser samples without gradients; call the "
                 "module it wraps, compiled._orig_mod, to differentiate"
             )
 
 
-def on_its_own(output: torch.Tensor) -> torch.Tensor:
-    """A copy of an output that lives in the memory of a CUDA graph, which the next guidance branch writes over."""
-    return output.clone() if output.is_cuda else output
+def on_its_own(output: Any) -> Any:
+    """An output without tensors in the memory of a CUDA graph, which the next guidance branch writes over."""
+    leaves, build = flatten(output)
+    return build([leaf.clone() if isinstance(leaf, torch.Tensor) and leaf.is_cuda else leaf for leaf in leaves])
 
 
 def prepare_calls(context: Any) -> None:

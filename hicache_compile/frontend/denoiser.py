@@ -26,7 +26,7 @@ from hicache_compile.frontend.opaque_modules import OpaqueModules
 from hicache_compile.frontend.sharded_weights import gather_in_the_graph
 from hicache_compile.frontend.stand_in import StandIn
 from hicache_compile.frontend.traced import Traced
-from hicache_compile.internals import BackendCompilerFailed, list_mode_options, optimize, pytree
+from hicache_compile.internals import BackendCompilerFailed, list_mode_options, optimize
 from hicache_compile.operators.opaque import OutputChangedError
 from hicache_compile.passes.transforms.capture import capture
 from hicache_compile.runtime.call_arguments import DenoiserCall
@@ -115,7 +115,7 @@ class CompiledDenoiser(Handle, StandIn):
             raise
         self._check_compiled()
         self._dump_where_asked()
-        return pytree.tree_map_only(torch.Tensor, on_its_own, output) if self._inner.graphed else output
+        return on_its_own(output) if self._inner.graphed else output
 
     def _make(self, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not step.index:

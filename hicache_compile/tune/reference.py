@@ -13,13 +13,13 @@ import torch
 
 from hicache_compile.errors import HiCacheError
 from hicache_compile.frontend.denoiser import CompiledDenoiser
-from hicache_compile.internals import pytree
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.schedules.base import Interval
 from hicache_compile.runtime.call_arguments import as_number, time_argument
 from hicache_compile.runtime.session import Call
 from hicache_compile.runtime.step import Step
 from hicache_compile.runtime.storage.rings import Rings
+from hicache_compile.runtime.structure import flatten
 from hicache_compile.tune.sketch import Sketches
 
 BUCKETS = 4096  # of a sketch
@@ -99,7 +99,7 @@ def record(denoiser: CompiledDenoiser, runs: Runs, policy: Policy) -> tuple[list
 
 def output_of(value: Any) -> torch.Tensor:
     """The denoiser's output: the first floating tensor it returns."""
-    found = next((v for v in pytree.tree_leaves(value) if isinstance(v, torch.Tensor) and v.is_floating_point()), None)
+    found = next((v for v in flatten(value)[0] if isinstance(v, torch.Tensor) and v.is_floating_point()), None)
     if found is None:
         raise HiCacheError("runs: the denoiser must return a floating-point tensor")
     return found

@@ -13,7 +13,7 @@ import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
 
-from hicache_compile import FORA, hicache_compile
+from hicache_compile import FORA, HiCacheError, hicache_compile
 from hicache_compile.runtime.rows.arguments import joined, taken_apart
 from tests.support.models import ToyDiT
 
@@ -85,3 +85,29 @@ def test_a_list_of_samples_is_a_batch() -> None:
     parts = taken_apart((samples,), [2, 1], by_sample=True)
     assert [len(part[0]) for part in parts] == [2, 1]
     assert all(map(torch.equal, joined(parts, by_sample=True)[0], samples))
+
+
+def test_calls_that_return_a_dataclass_are_replayed() -> None:
+    torch.manual_seed(0)
+    model = Returning(FORMS["nested"][0], alone=False).eval()
+    compiled: Any = hicache_compile(model, FORA(interval=2, warmup=1), backend="eager")
+    with torch.no_grad(), compiled.trajectory(8):
+        for _ in range(6):
+            x, t = torch.randn(2, 16, 16), torch.rand(2)
+            made = compiled(x, t)
+            assert type(made["out"][0]) is Output
+    replays = compiled._session.contexts["default"].replays
+    assert len(replays._known) == 1
+    x, t = torch.randn(2, 16, 16), torch.rand(2)
+    with torch.no_grad(), compiled.trajectory(2):
+        assert torch.equal(FORMS["nested"][1](compiled(x, t)), FORMS["nested"][1](model(x, t)))
+
+
+def test_gradients_asked_for_in_a_dataclass_are_refused() -> None:
+    class Taking(ToyDiT):
+        def forward(self, given: Output, t: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(given.sample, t)
+
+    compiled: Any = hicache_compile(Taking(), FORA(), backend="eager")
+    with pytest.raises(HiCacheError, match="argument 0 requires grad"):
+        compiled(Output(torch.randn(1, 16, 16, requires_grad=True)), torch.ones(1))

@@ -25,9 +25,9 @@ import torch
 from torch.nn.modules import module as modules
 
 from hicache_compile import internals
-from hicache_compile.internals import pytree
 from hicache_compile.runtime.replay.call_signature import UnknownArgumentError, signature_of
 from hicache_compile.runtime.replay.parameters import Parameters
+from hicache_compile.runtime.structure import flatten
 
 KEPT = 8  # signatures of a call that one run may have; beyond, the oldest is forgotten
 
@@ -81,7 +81,7 @@ class Replay:
         self._inputs = [None if id(given) in place else given for given in call.inputs]
         self._given = [(index, place[id(given)]) for index, given in enumerate(call.inputs) if id(given) in place]
         made = {id(value): index for index, value in enumerate(call.outputs) if isinstance(value, torch.Tensor)}
-        returned, self._spec = pytree.tree_flatten(output)
+        returned, self._build = flatten(output)
         self._returned = [_origin(value, made, place) for value in returned]
         self._changes = changes
         self._global_state = internals.GlobalStateGuard()
@@ -102,7 +102,7 @@ class Replay:
             inputs[index] = tensors[place]
         outputs = self._call(inputs, self._parameters)
         values = [outputs[at] if made else tensors[at] if made is False else at for made, at in self._returned]
-        return pytree.tree_unflatten(values, self._spec)
+        return self._build(values)
 
 
 class Replays:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ import torch
 from hicache_compile.errors import HiCacheError
 from hicache_compile.internals import maybe_mark_dynamic, pytree
 from hicache_compile.runtime.replay.held import leaves_with_path
+from hicache_compile.runtime.structure import flatten
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -46,16 +45,10 @@ def mark_rows(args: Sequence[Any], kwargs: Mapping[str, Any], rows: int) -> None
 def of_rows(args: Sequence[Any], kwargs: Mapping[str, Any], mine: slice, rows: int) -> Arguments:
     """The arguments of the rows ``mine`` out of ``rows`` alone."""
 
-    def one(value: Any) -> Any:
-        if isinstance(value, list):
-            return value[mine] if len(value) == rows else value
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            held = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
-            return dataclasses.replace(value, **pytree.tree_map(one, held, is_leaf=is_leaf))
-        return value[mine] if has_rows(value, rows) else value
-
-    is_leaf = _are_samples if by_sample(args, kwargs) else None  # else lists hold tensors that have rows
-    return pytree.tree_map(one, (tuple(args), dict(kwargs)), is_leaf=is_leaf)
+    leaves, build = flatten((tuple(args), dict(kwargs)), _are_samples if by_sample(args, kwargs) else None)
+    of_each = [len(leaf) == rows if isinstance(leaf, list) else has_rows(leaf, rows) for leaf in leaves]
+    made: Arguments = build([leaf[mine] if has else leaf for leaf, has in zip(leaves, of_each, strict=True)])
+    return made
 
 
 def by_sample(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
@@ -77,6 +70,7 @@ def _are_samples(value: Any) -> bool:
 
 def joined(outputs: Sequence[Any], by_sample: bool = False) -> Any:
     """What calls of some rows each returned, as one batch. ``by_sample``: a list has an entry for each sample."""
+    flat = [flatten(output, _are_samples if by_sample else None) for output in outputs]
 
     def one(values: Sequence[Any]) -> Any:
         first = values[0]
@@ -84,43 +78,19 @@ def joined(outputs: Sequence[Any], by_sample: bool = False) -> Any:
             return [entry for value in values for entry in value]
         return torch.cat(list(values)) if isinstance(first, torch.Tensor) and first.dim() else first
 
-    return _rebuilt(one, outputs, by_sample)
+    _, build = flat[0]
+    return build([one(values) for values in zip(*(leaves for leaves, _ in flat), strict=True)])
 
 
 def taken_apart(output: Any, counts: Sequence[int], by_sample: bool = False) -> list[Any]:
     """``output`` of a batch in parts, of as many rows as ``counts`` say. ``by_sample``: see ``joined``."""
     ends = list(itertools.accumulate(counts))
-
-    def part(start: int, end: int) -> Any:
-        def one(values: Sequence[Any]) -> Any:
-            (value,) = values
-            return value[start:end] if isinstance(value, list) or has_rows(value, ends[-1]) else value
-
-        return _rebuilt(one, [output], by_sample)
-
-    return [part(end - count, end) for count, end in zip(counts, ends, strict=True)]
-
-
-def _rebuilt(make: Callable[[Sequence[Any]], Any], values: Sequence[Any], by_sample: bool) -> Any:
-    """One value built as each of ``values`` is, with what ``make`` makes of what they hold at each place."""
-    first = values[0]
-    if isinstance(first, torch.Tensor) or (isinstance(first, list) and by_sample):
-        return make(values)
-    if isinstance(first, list | tuple):
-        made = [_rebuilt(make, each, by_sample) for each in zip(*values, strict=True)]
-        return type(first)(*made) if hasattr(first, "_fields") else type(first)(made)
-    if dataclasses.is_dataclass(first) and not isinstance(first, type):
-        names = [field.name for field in dataclasses.fields(first) if field.init]
-        held = {name: _rebuilt(make, [getattr(value, name) for value in values], by_sample) for name in names}
-        return dataclasses.replace(first, **held)
-    if isinstance(first, Mapping):
-        return type(first)({key: _rebuilt(make, [value[key] for value in values], by_sample) for key in first})  # type: ignore[call-arg]  # as dicts are
-    if any(isinstance(held, torch.Tensor) for held in getattr(first, "__dict__", {}).values()):
-        whole = copy.copy(first)
-        for name in vars(first):
-            setattr(whole, name, _rebuilt(make, [getattr(value, name) for value in values], by_sample))
-        return whole
-    return make(values)
+    leaves, build = flatten(output, _are_samples if by_sample else None)
+    rows = [isinstance(leaf, list) or has_rows(leaf, ends[-1]) for leaf in leaves]
+    return [
+        build([leaf[end - count : end] if has else leaf for leaf, has in zip(leaves, rows, strict=True)])
+        for count, end in zip(counts, ends, strict=True)
+    ]
 
 
 def has_rows(value: Any, rows: int) -> bool:
