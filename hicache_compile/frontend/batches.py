@@ -11,6 +11,7 @@ from typing import Any
 from hicache_compile.errors import HiCacheError
 from hicache_compile.frontend.traced import Traced
 from hicache_compile.passes.analysis.batch import NotByRowError
+from hicache_compile.runtime.replay.dispatch_modes import aside
 from hicache_compile.runtime.replay.frames import UNTRACED, drop_compiled
 from hicache_compile.runtime.rows.arguments import by_sample, joined, mark_rows, of_rows, rows_in, samples_in
 from hicache_compile.runtime.rows.row import Row
@@ -98,6 +99,7 @@ class Batches:
         """Make the step of ``row``, and of others of its run, as a call of its run does."""
         with Inside(self._sessions, row.session):
             row.session.step = row.step
+            row.step.modes = aside()
             try:
                 return make(row.step, args, kwargs)
             finally:

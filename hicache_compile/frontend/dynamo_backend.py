@@ -75,7 +75,8 @@ class CompiledFunction(Handle):
         programs = captured.programs(captured.layout(self.policy)[0])
         if programs.stateless:
             self._say_why_nothing(programs.rewrite, module)
-            return self._plainly(dynamo_graph, example_inputs, programs)
+            if not captured.has_blocks:
+                return self._plainly(dynamo_graph, example_inputs, programs)
         if self._first_code is None:
             self._first_code = frame.f_code
         begins = frame.f_code is self._first_code

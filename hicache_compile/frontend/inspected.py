@@ -55,12 +55,12 @@ class Inspected:
         captured in several graphs has ``captured.1`` and so on for the later ones.
         """
         found: dict[str, fx.GraphModule] = {}
-        for number, graph in enumerate(self._graphs):
+        made = [graph.programs(self._layout(graph)[0]).rewrite for graph in self._graphs]
+        for number, rewritten in enumerate(made or self._plain):
             suffix = f".{number}" if number else ""
-            layout, _ = self._layout(graph)
-            for name, module in graph.programs(layout).rewrite.levels().items():
+            for name, module in rewritten.levels().items():
                 if name != str(Choice.PLAIN):  # the captured graph once more
-                    title = f"{name} graph of {self._name()}, scope {layout.scope}"
+                    title = f"{name} graph of {self._name()}, scope {rewritten.layout.scope}"
                     found[name + suffix] = printable(module, title)
         return found
 
@@ -72,7 +72,7 @@ class Inspected:
         return graph.layout(self.policy, step, live.bindings if live else {})
 
     def _layouts(self) -> list[Layout]:
-        return [self._layout(graph)[0] for graph in self._newest()]
+        return [self._layout(graph)[0] for graph in self._newest()] or [made.layout for made in self._plain]
 
     def explain(self, num_steps: int | None = None) -> Explanation:
         """What was found in the denoiser and what its policy makes of a run of ``num_steps``: ``print`` shows tables,
@@ -84,7 +84,7 @@ class Inspected:
         Raises:
             HiCacheError: the denoiser was not called yet, or ``num_steps`` is not a length the policy can serve.
         """
-        if not self._graphs:
+        if not self._graphs and not self._plain:
             raise HiCacheError("explain(): the denoiser must have been called once, or warmup(example_inputs)")
         memory = "; ".join(why for _, why in map(self._layout, self._newest()) if why)
         views, layouts, ran = self._views(), self._layouts(), self.report().ran()
@@ -93,7 +93,8 @@ class Inspected:
 
     def _views(self) -> list[View]:
         live = self._session.live
-        return [View(g.captured, live[g].bindings if g in live else {}) for g in self._newest()]
+        views = [View(graph.captured, live[graph].bindings if graph in live else {}) for graph in self._newest()]
+        return views or [View(made.captured, {}) for made in self._plain]
 
     def dump(self, path: str | Path, num_steps: int | None = None) -> None:
         """Write everything about the denoiser into the folder ``path``, and ``index.html``, a page to read it by.

@@ -102,6 +102,11 @@ class CompiledGraph:
         return outputs
 
     @cached_property
+    def has_blocks(self) -> bool:
+        """Whether some policy may cache something of it."""
+        return bool(rewrite(self.captured, Layout("module")).block_nodes)
+
+    @cached_property
     def batch(self) -> Batch:
         """Which inputs and outputs have rows.
 

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from hicache_compile import (
     FORA,
@@ -352,3 +353,28 @@ def test_policies_of_one_layout_share_programs(model: CompiledDenoiser) -> None:
     with model.rows(others):
         stepped(model, [noise(0), noise(1)], [1.0, 1.0], [5, 9])
     assert [len(graph.program_sets) for graph in model._graphs][: len(before)] == before
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("of_a_run", [False, True])
+def test_a_mode_around_a_batch_sees_what_runs(of_a_run: bool, alone: bool) -> None:
+    """Rows in one call and one by one; samples of a run that each decide for themselves."""
+    torch.manual_seed(0)
+    model = InALoop() if alone else ToyDiT(depth=3)
+    compiled = hicache_compile(model, FBCache(threshold=0.5), backend="eager")
+    x, t = torch.randn(2, 16, 16), torch.full((2,), 0.5)
+
+    def counted(call: Any) -> int:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            call(x, t)
+        return int(counter.get_total_flops())
+
+    runs = [compiled.run(3), compiled.run(3)]
+
+    def as_rows(*inputs: Tensor) -> None:
+        with compiled.rows(runs):
+            compiled(*inputs)
+
+    with compiled.trajectory(3):
+        found = [counted(compiled if of_a_run else as_rows) for _ in range(3)]
+    assert found[0] == counted(model) > found[1] == found[2] > 0

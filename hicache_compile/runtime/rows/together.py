@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from hicache_compile.passes.analysis.batch import NotByRowError
+from hicache_compile.runtime.replay.dispatch_modes import aside
 from hicache_compile.runtime.rows.row import Row
 from hicache_compile.runtime.rows.session import RowsSession
 from hicache_compile.runtime.rows.step import RowsStep
@@ -30,6 +31,7 @@ def together(
     with Inside(sessions, session):
         step = session.step_of(rows, in_one_call)
         session.step = step
+        step.modes = aside()
         try:
             return make(step)
         except NotByRowError:  # nothing was changed
