@@ -87,9 +87,18 @@ class Inspected:
         if not self._graphs and not self._plain:
             raise HiCacheError("explain(): the denoiser must have been called once, or warmup(example_inputs)")
         memory = "; ".join(why for _, why in map(self._layout, self._newest()) if why)
-        views, layouts, ran = self._views(), self._layouts(), self.report().ran()
+        views, layouts, report = self._views(), self._layouts(), self.report()
         steps = usual_length(self.policy) if num_steps is None else num_steps
-        return explain(self._name(), views, self.policy, steps, layouts=layouts, memory=memory, ran=ran)
+        return explain(
+            self._name(),
+            views,
+            self.policy,
+            steps,
+            layouts=layouts,
+            memory=memory,
+            ran=report.ran(),
+            by_sample=any(name.endswith("]") for name in report.rows),
+        )
 
     def _views(self) -> list[View]:
         live = self._session.live

@@ -70,6 +70,7 @@ def explain(
     layouts: Sequence[Layout] = (),
     memory: str = "",
     ran: Ran | None = None,
+    by_sample: bool = False,
 ) -> Explanation:
     """What ``policy`` makes of the graphs of one denoiser call over a run of ``num_steps``; and at which other scopes.
 
@@ -79,6 +80,7 @@ def explain(
         layouts: of each graph, what a memory budget made of the policy; by default the policy's own.
         memory: what the budget has to say about it.
         ran: the newest run, where there was one.
+        by_sample: whether each sample of a batch decided for itself.
 
     Raises:
         HiCacheError: ``num_steps`` is not a positive integer, or not the length the policy is made for.
@@ -131,6 +133,7 @@ def explain(
             _branch(name, views, layouts, policy.for_branch(name), num_steps, flops_full) for name in policy.branches
         ],
         ran=ran,
+        by_sample=by_sample,
         program_passes=pass_rows(views, layouts),
         parts=graph_rows(views, layouts),
         opaque=opaque_rows(views),
@@ -138,8 +141,10 @@ def explain(
 
 
 def _letters(views: Sequence[View], layouts: Sequence[Layout], policy: Policy, num_steps: int) -> str:
-    """One letter a step, as the newest graph that caches something decides."""
+    """One letter a step, as the newest graph that caches something decides; all are computed where none does."""
     pairs = list(zip(views, layouts, strict=True))
+    if all(view.programs(layout).stateless for view, layout in pairs):
+        return "F" * num_steps
     planned = [made for view, layout in pairs if (made := view.planned(layout, policy, num_steps))]
     if planned:
         return "".join(decision.letter for decision in planned[-1])

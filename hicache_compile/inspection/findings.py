@@ -119,7 +119,8 @@ def computed_in(decisions: str) -> int:
 class Findings:
     """``decisions``: one letter per step; ``state_bytes`` and the sites' bytes are for one guidance branch. Of a
     denoiser over several ranks, FLOPs, bytes and collectives (calls, and bytes put into them) are those of this rank.
-    Where ``branches`` have schedules of their own, ``decisions`` and ``flops_speedup`` are of every other branch.
+    Where the samples of a batch decide each for itself (``by_sample``), FLOPs and bytes are those of one sample. Where
+    ``branches`` have schedules of their own, ``decisions`` and ``flops_speedup`` are of every other branch.
     """
 
     model: str
@@ -148,6 +149,7 @@ class Findings:
     partitioned: list[str] = field(default_factory=list)
     tokenwise: list[str] = field(default_factory=list)
     branches: list[BranchRow] = field(default_factory=list)
+    by_sample: bool = False
     ran: Ran | None = None
     program_passes: list[PassRow] = field(default_factory=list)
     parts: list[GraphRow] = field(default_factory=list)

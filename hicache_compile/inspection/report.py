@@ -28,7 +28,8 @@ class Report:
     ``computed`` and ``forecast`` count the steps of the newest trajectory, over all its contexts; a step of which a
     part is forecast counts as forecast.
     ``flops_full`` and ``flops_forecast`` are those of one step, uncached and forecast, at the shape last seen (two for
-    each multiply-add, as FlopCounterMode counts); ``flops_speedup`` is uncached steps over what that trajectory cost.
+    each multiply-add, as FlopCounterMode counts); where the samples of a batch decide each for itself, steps and FLOPs
+    are those of a sample; ``flops_speedup`` is uncached steps over what that trajectory cost.
     ``collectives_full`` and ``collectives_forecast`` are the operators of one step that communicate with other ranks,
     ``bytes_sent_full`` and ``bytes_sent_forecast`` what this rank puts into them; FLOPs and bytes are of this rank too.
     ``state_bytes`` are the bytes of the live rings, ``programs`` the lowered programs, ``recompiles`` the

@@ -74,6 +74,8 @@ def _summary(found: Findings) -> Text:
         f"({percent(found.flops_forecast / max(1, found.flops_full))}); at most {found.flops_speedup:.2f}x faster; "
         f"anchors {size(found.state_bytes)} a guidance branch",
     ]
+    if found.by_sample:
+        lines.append("FLOPs and bytes are of one sample: each of a batch decides for itself")
     if found.collectives_full:
         lines.append(
             f"to other ranks: {found.collectives_full} collectives, {size(found.bytes_sent_full)} in a full step; "

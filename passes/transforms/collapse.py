@@ -111,6 +111,8 @@ def _merge(earlier: Site, later: Site, order: dict[fx.Node, int]) -> Site:
     for slot in later.slots:
         assert slot.carried is not None
         slots.append(Slot(slot.name, slot.node, _carry_back(graph, slot.carried, carried_by)))
+    for slot in later.slots:
+        _erase_built(graph, slot.carried)
     # A stream the later site does not touch leaves the merged site as the earlier one made it.
     inside = set(earlier.region) | set(later.region) | between
     slots += [s for s in earlier.slots if any(user not in inside for user in s.node.users)]
@@ -123,11 +125,21 @@ def _merge(earlier: Site, later: Site, order: dict[fx.Node, int]) -> Site:
     return Site(name, "blocks", named, region, later.group)
 
 
+def _erase_built(graph: fx.Graph, node: fx.Node | None) -> None:
+    """Drop the stream ``node`` where it was built for a site, and is read no more."""
+    if node is not None and node.meta.get("carried") and not node.users:
+        sources = node.all_input_nodes
+        graph.erase_node(node)
+        for source in sources:
+            _erase_built(graph, source)
+
+
 def _between(node: fx.Node | None, known: set[fx.Node]) -> set[fx.Node]:
-    """The joins and slices from ``node`` back to ``known``."""
+    """The joins and slices of the captured graph from ``node`` back to ``known``."""
     if node is None or node in known:
         return set()
-    return {node}.union(*(_between(carrier, known) for carrier in ops.carriers(node)))
+    mine = set() if node.meta.get("carried") else {node}
+    return mine.union(*(_between(carrier, known) for carrier in ops.carriers(node)))
 
 
 def _carry_back(graph: fx.Graph, node: fx.Node, carried_by: dict[fx.Node, fx.Node | None]) -> fx.Node:
@@ -136,7 +148,8 @@ def _carry_back(graph: fx.Graph, node: fx.Node, carried_by: dict[fx.Node, fx.Nod
         carried = carried_by[node]
         assert carried is not None
         return carried
-    sources = ops.carriers(node)
+    # `type_as` reads a dtype off the stream too.
+    sources = node.all_input_nodes if ops.op(node) in ops.CAST else ops.carriers(node)
     if ops.op(node) not in _LINEAR or not sources:
         return node
     replaced = {source: _carry_back(graph, source, carried_by) for source in sources}

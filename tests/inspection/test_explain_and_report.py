@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hicache_compile import HiCache, Interval, PerBranch, hicache_compile
+from hicache_compile import FBCache, HiCache, Interval, PerBranch, Uncached, hicache_compile, inspect
 from hicache_compile.policy.presets import PRESETS
 from tests.support.models import ToyDiT
 
@@ -60,3 +61,67 @@ def test_branches_with_schedules_of_their_own(tmp_path: Path) -> None:
     computed = {int(step) for step, decision, *_ in lines if decision == "full"}
     assert computed == {step for step, letter in enumerate(uncond.decisions) if letter == "F"}
     assert "The plan of guidance branch <code>uncond</code>" in (tmp_path / "index.html").read_text()
+
+
+def test_a_sample_of_a_batch_that_decides_for_itself() -> None:
+    torch.manual_seed(0)
+    model, x, t = ToyDiT(), torch.randn(3, 16, 16), torch.ones(3)
+    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+        model(x, t)
+    for policy, samples in ((FBCache(0.05), 3), (HiCache(interval=3), 1)):
+        compiled = hicache_compile(model, policy, backend="eager")
+        with torch.no_grad(), compiled.trajectory(STEPS):
+            for _ in range(3):
+                compiled(x, t)
+        report, found = compiled.report(), compiled.explain(STEPS)
+        assert found.flops_full * samples == report.flops_full * samples == counted.get_total_flops()
+        assert found.state_bytes * samples == report.state_bytes
+        assert found.by_sample == (samples > 1) == ("of one sample" in str(found))
+
+
+@pytest.mark.parametrize("route", ["hicache_compile", "torch.compile"])
+@pytest.mark.parametrize(("scope", "blocks"), [("none", 3), ("module", 0)])
+def test_where_nothing_is_cached_every_step_is_computed(route: str, scope: str, blocks: int, tmp_path: Path) -> None:
+    """By the policy, and by a denoiser without blocks: on both routes one sees why."""
+    policy = Uncached() if scope == "none" else HiCache(interval=3)
+    model = ToyDiT() if blocks else Plain()
+    if route == "torch.compile":
+        compiled: Any = torch.compile(model, backend="hicache", options={"policy": policy, "backend": "eager"})
+    else:
+        compiled = hicache_compile(model, policy, backend="eager")
+    handle = inspect(compiled)
+    with torch.no_grad(), handle.trajectory(STEPS):
+        for _ in range(2):
+            compiled(torch.randn(1, 16, 16), torch.ones(1))
+    found = handle.explain(STEPS)
+    assert (found.decisions, len(found.blocks), found.flops_speedup) == ("F" * STEPS, blocks, 1.0)
+    assert "captured" in handle.graphs
+    handle.dump(tmp_path)
+
+
+def test_a_policy_that_caches_after_one_that_does_not() -> None:
+    torch.manual_seed(0)
+    options = {"policy": "Uncached", "backend": "eager"}
+    compiled: Any = torch.compile(ToyDiT(), backend="hicache", options=options)
+    handle, x = inspect(compiled), torch.randn(1, 16, 16)
+
+    def sample() -> str:
+        with torch.no_grad(), handle.trajectory(6):
+            for step in range(6):
+                compiled(x, torch.full((1,), 1 - step / 6))
+        return handle.report().decisions()
+
+    assert sample() == "FFFFFF"
+    handle.policy = HiCache(interval=3)
+    assert sample() == "FFF..F"
+
+
+class Plain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range(2))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = torch.relu(layer(x)) * t
+        return x

@@ -17,8 +17,10 @@ from hicache_compile.passes.transforms.collapse import collapse, obstacle
 from hicache_compile.passes.work import Work
 from hicache_compile.policy.layout import Layout
 from hicache_compile.runtime import compiled_graph
+from tests.coverage import examine
 from tests.support.captured_graphs import captured, cut
 from tests.support.models import ToyBlock, ToyDiT, flux_inputs, random_flux, sample
+from tests.zoo import CASES
 
 TOY_INPUTS = (torch.zeros(2, 5, 16), torch.zeros(2))
 
@@ -111,3 +113,14 @@ def test_a_hundred_blocks_collapse_to_one_site() -> None:
     """Following everything a residual feeds would take as many frames of the interpreter as the graph is deep."""
     graph = captured(ToyDiT(depth=100), torch.zeros(2, 5, 16), torch.zeros(2))
     assert len(rewrite(graph, Layout("block", depth=2)).sites) == 1
+
+
+@pytest.mark.parametrize("layers", [2, 3])
+def test_casts_that_read_a_dtype_off_the_stream(layers: int) -> None:
+    """Wan sums in float32 and casts back with ``type_as``."""
+    case = next(case for case in CASES if case.name == "WanTransformer3DModel")
+    found = examine(case, ("block", "stack"), layers=layers, backend="eager")
+    assert found["block"].identical
+    assert found["block"].sites == 1
+    assert found["block"].flops_forecast == found["stack"].flops_forecast
+    assert found["block"].error == pytest.approx(found["stack"].error, rel=1e-3)
