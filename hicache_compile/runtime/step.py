@@ -116,6 +116,14 @@ class Step:
         """Whether nothing may be forecast in this step."""
         return self.uncached or self.doubtful or self.context.ambiguous
 
+    @property
+    def known_to_skip(self) -> bool:
+        """Whether it is forecast, as far as that is known before it is made."""
+        policy = self.context.policy
+        if policy.guards or policy.layout.groups or policy.layout.partitions or self.forced or not self.index:
+            return False
+        return not policy.schedule.computes(self.index, self.num_steps)
+
     def lower(self, graph: Any) -> None:
         """Lower what ``graph``, which was captured for it, needs first."""
         graph.lower(self)

@@ -43,7 +43,8 @@ class Batcher:
 
     Args:
         pipe: a diffusers pipeline, compiled by ``hicache_compile`` or not (then it is now, in place).
-        policy: in any form that ``hicache_compile`` takes, a pack too; ``None``: that of ``pipe``, or ``"HiCache"``.
+        policy: of its requests, in any form that ``hicache_compile`` takes, a pack too; ``None``: that of ``pipe``, or
+            ``"HiCache"``.
         max_error, max_seconds: the promise, with a pack, as of ``hicache_compile``.
         max_batch: rows in one call of the denoiser.
         max_wait: seconds.
@@ -52,7 +53,7 @@ class Batcher:
         memory_budget: of the anchors of all requests, bytes or like ``"8GiB"``; requests without room wait.
 
     Raises:
-        HiCacheError: ``pipe`` has no denoiser, or an argument is not what it may be.
+        HiCacheError: ``pipe`` is no pipeline or has no denoiser, or an argument is not what it may be.
     """
 
     def __init__(
@@ -71,20 +72,25 @@ class Batcher:
         whole_number("Batcher", "max_requests", max_requests, 1)
         if isinstance(max_wait, bool) or not isinstance(max_wait, int | float) or not 0 <= max_wait < float("inf"):
             raise HiCacheError(f"Batcher.max_wait = {max_wait!r}: must be a number of seconds >= 0")
-        budget = None if memory_budget is None else parse_bytes(memory_budget)
-        self._pipe = compiled(pipe, policy, {"max_error": max_error, "max_seconds": max_seconds})
+        budget = parse_bytes(memory_budget, "Batcher")
+        self._pipe, self._policy = compiled(pipe, policy, {"max_error": max_error, "max_seconds": max_seconds})
         self._denoisers = denoisers_of(self._pipe)
+        self._limits: list[tuple[Any, int | None]] = []  # of pools, before
         for denoiser in self._denoisers:
             pools = denoiser._session.shared.pools
-            pools.capacity, pools.limit = max(pools.capacity, 2 * max_requests), budget
+            pools.capacity = max(pools.capacity, 2 * max_requests)
+            if budget is not None:
+                self._limits.append((pools, pools.limit))
+                pools.limit = budget
         self._alone = changes_denoiser(self._pipe)
         self._max_requests = 1 if self._alone else max_requests
         self._waiting: deque[Request] = deque()
         self._running: set[Request] = set()
-        self._memory = Memory(budget, lambda: self._denoisers[0].policy)
+        self._memory = Memory(budget, lambda: self._policy or self._denoisers[0].policy)
         self._counts = Counts()
         self._closed = False
         self._threads = Workers("hicache-request")
+        self._of_thread = threading.local()  # ``request``: that runs in it
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
         self._components = OneAtATime()
@@ -106,7 +112,10 @@ class Batcher:
         Raises:
             HiCacheError: ``cache`` is no policy, cannot be used or kept here, or the batcher is closed.
         """
-        picked = chosen(self._denoisers[0], cache, length_of(self._pipe, (), call))
+        if on_step is not None and not callable(on_step):
+            raise HiCacheError(f"Batcher.on_step = {on_step!r}: must be a function that takes a Progress")
+        given = self._policy if cache is None else cache
+        picked = chosen(self._denoisers[0], given, length_of(self._pipe, (), call))
         request = Request(call, picked.policy, on_step, picked.entry)
         request.when_stopped(functools.partial(self._stopped, request))
         with self._lock:
@@ -135,16 +144,20 @@ class Batcher:
             )
 
     def close(self) -> None:
-        """Take no more requests, cancel those that are left, and wait until their threads have ended."""
+        """Take no more requests, cancel those that are left, and wait until their threads have ended; but for that of a
+        request which calls this itself, from ``on_step`` or a callback of its pipeline."""
         with self._lock:
             self._closed = True
             left = [*self._waiting, *self._running]
         for request in left:
             request.cancel()
         with self._idle:
-            self._idle.wait_for(lambda: not self._running)
+            own = {getattr(self._of_thread, "request", None)}
+            self._idle.wait_for(lambda: self._running <= own)
         self._meeting.close()
         self._threads.close()
+        for pools, limit in self._limits:
+            pools.limit = limit
 
     def __enter__(self) -> Batcher:
         return self
@@ -177,10 +190,12 @@ class Batcher:
     def _serve(self, request: Request) -> None:
         """Run the pipeline for ``request``, in a thread that it has for itself."""
         output, error = None, None
+        self._of_thread.request = request
         try:
             output = self._called(request)
         except BaseException as raised:
             error = raised
+        self._of_thread.request = None
         for denoiser in self._denoisers:
             denoiser._session.forget()
         self._ended(request)
@@ -208,7 +223,7 @@ class Batcher:
         """A call of the denoiser in the thread of ``request``."""
         session = denoiser._session
         rows = rows_of(session, step, rows_in(*call.given))
-        output = self._meeting.make(Call(request, denoiser, call.given, rows, _is_forecast(step)))
+        output = self._meeting.make(Call(request, denoiser, call.given, rows, step.known_to_skip))
         finish(rows)
         if self._memory.learn(request, self._denoisers):
             self._admit()
@@ -232,11 +247,3 @@ class Batcher:
             self._running.discard(request)
             self._idle.notify_all()
         self._meeting.look()
-
-
-def _is_forecast(step: Step) -> bool:
-    """Whether ``step`` is forecast, as far as that is known before it is made."""
-    policy = step.context.policy
-    if policy.guards or policy.layout.groups or policy.layout.partitions or step.forced or not step.index:
-        return False
-    return not policy.schedule.computes(step.index, step.num_steps)

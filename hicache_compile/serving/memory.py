@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Hashable, Iterable, Sequence
 
 from hicache_compile.frontend.denoiser import CompiledDenoiser
 from hicache_compile.policy.policy import Policy
 from hicache_compile.serving.request import Request
+
+log = logging.getLogger(__name__)
 
 # Arguments on which the shapes in the denoiser depend, and so the bytes of a request.
 _SIZES = ("height", "width", "num_frames", "num_images_per_prompt", "num_videos_per_prompt")
@@ -41,6 +44,12 @@ class Memory:
         if nbytes <= request.nbytes:
             return False
         with self._lock:
+            if self._budget is not None and nbytes > self._budget >= max(self._known.values(), default=0):
+                log.warning(
+                    "memory_budget = %s bytes: a request keeps %s, so requests are made one at a time",
+                    f"{self._budget:,}",
+                    f"{nbytes:,}",
+                )
             request.nbytes = nbytes
             kind = self._kind(request)
             self._known[kind] = max(self._known.get(kind, 0), nbytes)

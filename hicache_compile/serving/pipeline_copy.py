@@ -46,7 +46,9 @@ class OneAtATime:
             if inspect.isfunction(method) and not inspect.isgeneratorfunction(method)
             if name == "__call__" or not name.startswith("_")
         }
-        return types.new_class(kind.__name__, (kind,), {}, lambda space: space.update(methods, __module__=__name__))
+        # Libraries find a class by its name too: transformers what each records of its layers.
+        names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+        return types.new_class(kind.__name__, (kind,), {}, lambda space: space.update(methods, **names))
 
     def one_at_a_time(self, method: Callable[..., Any]) -> Callable[..., Any]:
         """``method``, while none of the others is called."""

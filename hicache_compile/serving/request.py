@@ -38,6 +38,7 @@ class Request(Future[Any]):
         self.call, self.policy, self.on_step = dict(call), policy, on_step
         self.nbytes = 0  # of its anchors so far
         self._steps: dict[str, list[str]] = {}
+        self._telling = False
         self._stopped = threading.Event()
         self._when_stopped: list[Callable[[], None]] = []
 
@@ -70,7 +71,13 @@ class Request(Future[Any]):
         self._when_stopped.append(tell)
 
     def made(self, progress: Progress) -> None:
-        """A step of it was made."""
+        """A step was made in its thread: of it, or of a run that ``on_step`` makes."""
+        if self._telling:
+            return
         self._steps.setdefault(progress.context, []).append(progress.decision)
         if self.on_step is not None:
-            self.on_step(progress)
+            self._telling = True
+            try:
+                self.on_step(progress)
+            finally:
+                self._telling = False

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hicache_compile.errors import HiCacheError
 from hicache_compile.frontend.compile import hicache_compile
 from hicache_compile.frontend.denoiser import CompiledDenoiser
-from hicache_compile.frontend.pipeline import denoisers_of
+from hicache_compile.frontend.pipeline import denoisers_of, is_pipeline
 from hicache_compile.policy.packs import is_pack
 from hicache_compile.policy.policy import Policy
 from hicache_compile.policy.presets import Uncached
@@ -25,19 +26,20 @@ class Chosen:
     entry: str
 
 
-def compiled(pipe: Any, policy: Any, promise: Mapping[str, float | None]) -> Any:
-    """``pipe``, compiled under ``policy``; one that is compiled already gets the policy, but for a pack's.
+def compiled(pipe: Any, policy: Any, promise: Mapping[str, float | None]) -> tuple[Any, Policy | None]:
+    """``pipe``, compiled under ``policy``; and for one that is compiled already, the policy that requests have instead
+    of its own.
 
     Raises:
-        HiCacheError: it has no denoiser, the policy does not fit, or it was compiled with another pack or promise.
+        HiCacheError: it is no pipeline or has no denoiser, the policy does not fit, or it was compiled with another
+            pack or promise.
     """
+    if not is_pipeline(pipe):
+        raise HiCacheError(f"Batcher.pipe = {type(pipe).__name__}: must be a pipeline of diffusers")
     promised = {name: value for name, value in promise.items() if value is not None}
     if not denoisers_of(pipe) or promised or is_pack(policy):
-        return hicache_compile(pipe, "HiCache" if policy is None else policy, **promised)
-    if policy is not None:
-        for denoiser in denoisers_of(pipe):
-            denoiser.policy = policy
-    return pipe
+        return hicache_compile(pipe, "HiCache" if policy is None else policy, **promised), None
+    return pipe, None if policy is None else denoisers_of(pipe)[0]._fitted(policy)
 
 
 def chosen(denoiser: CompiledDenoiser, cache: Any, steps: int | None) -> Chosen:

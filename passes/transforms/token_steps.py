@@ -53,11 +53,15 @@ def plan_tokens(work: Work) -> int:
         else:
             work.tokenwise[call.meta["site"]] = found
     if not work.tokenwise:
-        log.warning(
-            "no MLP can be computed for some of its tokens, so such steps are forecasts; %s",
-            work.refused[-1] if work.refused else "there is none",
-        )
+        _say_none(work)
     return len(work.tokenwise)
+
+
+def _say_none(work: Work) -> None:
+    log.warning(
+        "no MLP can be computed for some of its tokens, so such steps are forecasts; %s",
+        work.refused[-1] if work.refused else "there is none",
+    )
 
 
 class TokenSteps:
@@ -66,15 +70,19 @@ class TokenSteps:
     def __init__(self, work: Work, guarded: fx.GraphModule) -> None:
         self.wanted = work.layout.tokens
         self.sites: dict[str, TokenSite] = work.tokenwise
+        self._work = work
         self._calls = [call for call in guarded.graph.nodes if call.target is full_or_forecast]
         self._find()
 
     def leave_out_unread(self, read: set[int]) -> None:
         """Drop the sites of which no forecast reads a slot (of text, which only attention reads): nothing would come of
         their tokens."""
+        before = len(self.sites)
         for call in self._calls:
             if not read & {ring.meta["slot"] for ring in call.args[4]}:
                 self.sites.pop(call.meta["site"], None)
+        if before and not self.sites:
+            _say_none(self._work)
         self._find()
 
     def _find(self) -> None:

@@ -233,7 +233,7 @@ def test_requests_wait_for_memory(flux: Served) -> None:
         requests = [batcher.submit(on_step=on_step, **flux.call(order)) for _ in range(4)]
         for request in requests:
             torch.testing.assert_close(request.result(timeout=120)[0], expected, rtol=1e-5, atol=1e-5)
-    flux.pipe.transformer._session.shared.pools.limit = None
+    assert flux.pipe.transformer._session.shared.pools.limit is None
     assert set(together) == {1}
 
 
@@ -381,3 +381,80 @@ def test_one_thread_makes_the_calls_of_cuda_graphs(flux: Served, monkeypatch: py
             request.result(timeout=120)
     assert len(threads) == 1
     assert threads.pop().startswith("hicache-batcher")
+
+
+@pytest.mark.parametrize("name", ["StableDiffusionXLPipeline", "Flux2KleinKVPipeline"])
+def test_components_and_outputs_of_other_kinds(name: str) -> None:
+    """Encoders whose hidden states are read; keys and values in an object, which the first step returns."""
+    case = next(case for case in ALL if case.name == name)
+    pipe = hicache_compile(case.build(), HiCache(interval=2, order=1), backend="eager")
+    pipe.set_progress_bar_config(disable=True)
+
+    def call(steps: int) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(steps)
+        return {**case.arguments(), "num_inference_steps": steps, "generator": generator, "output_type": "latent"}
+
+    alone = [pipe(**call(steps))[0] for steps in (3, 5)]
+    with Batcher(pipe, max_wait=0.2) as batcher:
+        for order in ((0, 1), (1, 0)):
+            requests = {place: batcher.submit(**call((3, 5)[place])) for place in order}
+            for place, request in requests.items():
+                torch.testing.assert_close(request.result(timeout=120)[0], alone[place], rtol=1e-4, atol=1e-4)
+
+
+def test_closed_from_a_step(flux: Served) -> None:
+    batcher = Batcher(flux.pipe)
+    ended = threading.Event()
+
+    def on_step(progress: Progress) -> None:
+        batcher.close()
+        ended.set()
+
+    request = batcher.submit(on_step=on_step, **flux.call(Order(0, 4, 0, 0, False)))
+    assert ended.wait(60)
+    with pytest.raises(CancelledError):
+        request.result(timeout=60)
+
+
+def test_a_second_batcher_leaves_the_first_its_policy(flux: Served) -> None:
+    order, before = Order(0, 4, 0, 0, False), flux.pipe.transformer.policy
+    with Batcher(flux.pipe, HiCache(interval=3, warmup=1, order=0)) as first, Batcher(flux.pipe, Uncached()) as second:
+        requests = [batcher.submit(**flux.call(order)) for batcher in (first, second, first)]
+        for request in requests:
+            request.result(timeout=120)
+    assert [request.decisions for request in requests] == ["F..F", "FFFF", "F..F"]
+    assert flux.pipe.transformer.policy is before
+
+
+def test_a_run_that_a_step_is_told_of_makes(flux: Served) -> None:
+    """A preview of few steps in ``on_step``: it has a run of its own, and is no step of the request."""
+    order, told = Order(1, 5, 0, 0, False), list[int]()
+
+    def on_step(progress: Progress) -> None:
+        told.append(progress.step)
+        if progress.step == 2:
+            flux.pipe(**flux.call(Order(0, 3, 0, 0, False)))
+
+    with Batcher(flux.pipe) as batcher:
+        request = batcher.submit(on_step=on_step, cache=POLICIES[0], **flux.call(order))
+        flux.check(order, request)
+    assert told == [*range(5)]
+
+
+def test_what_is_no_pipeline(flux: Served) -> None:
+    for pipe in (None, torch.nn.Linear(1, 1), flux.pipe.transformer):
+        with pytest.raises(
+            HiCacheError, match=f"Batcher.pipe = {type(pipe).__name__}: must be a pipeline of diffusers"
+        ):
+            Batcher(pipe)
+    with pytest.raises(HiCacheError, match=r"Batcher\.on_step = 3: must be a function"):
+        flux.batcher.submit(on_step=3, prompt="x")  # type: ignore[arg-type]
+
+
+def test_a_budget_below_one_request_is_said(flux: Served, caplog: pytest.LogCaptureFixture) -> None:
+    with Batcher(flux.pipe, memory_budget=10) as batcher:
+        for _ in range(2):
+            batcher.submit(**flux.call(Order(0, 3, 0, 0, False))).result(timeout=120)
+    said = [record.message for record in caplog.records if "made one at a time" in record.message]
+    assert len(said) == 1
+    assert said[0].startswith("memory_budget = 10 bytes: a request keeps ")

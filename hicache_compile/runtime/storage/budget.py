@@ -31,7 +31,7 @@ def bytes_of(layout: Layout, slots: SlotShapes, rows: int | None = None) -> int:
     return row * (layout.depth if rows is None else rows)
 
 
-def parse_bytes(value: Any) -> int | None:
+def parse_bytes(value: Any, owner: str = "hicache_compile") -> int | None:
     """``"4GiB"``, ``"500 MB"`` or a number of bytes; ``None`` stays ``None``: no budget.
 
     Raises:
@@ -43,7 +43,7 @@ def parse_bytes(value: Any) -> int | None:
     unit = found.group(2) if found else None
     if found is None or unit not in _UNITS or isinstance(value, bool) or float(found.group(1)) <= 0:
         raise HiCacheError(
-            f'hicache_compile.memory_budget = {str(value)[:40]!r}: must be bytes as an integer or like "4GiB", "500MB"'
+            f'{owner}.memory_budget = {str(value)[:40]!r}: must be bytes as an integer or like "4GiB", "500MB"'
         )
     return int(float(found.group(1)) * _UNITS[unit])
 
