@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -106,7 +107,7 @@ def _print_case(case: Case, out: Path) -> None:
     console.print(shared.facts(_happened(case.failure, case.decisions)))
     for note in case.notes:
         console.print(one_line(note), style="yellow")
-    console.print(f"wrote {out}; run it again with: hicache {NAME} --rerun {out}", soft_wrap=True)
+    console.print(f"wrote {out}; run it again with: hicache {NAME} --rerun {shlex.quote(str(out))}", soft_wrap=True)
 
 
 def _print_outcome(outcome: Outcome) -> None:

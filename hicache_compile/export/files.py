@@ -112,7 +112,7 @@ def _settled(manifest: Manifest, program: ExportedProgram) -> Manifest:
 
     def settled(port: Port) -> Port:
         sizes = values[port.name].shape if port.name in values else port.shape
-        return replace(port, shape=tuple(size if isinstance(size, int) else str(size) for size in sizes))
+        return replace(port, shape=tuple(int(str(size)) if str(size).isdigit() else str(size) for size in sizes))
 
     arguments, state = (tuple(map(settled, ports)) for ports in (manifest.arguments, manifest.state))
     return replace(manifest, arguments=arguments, state=state)

@@ -88,6 +88,8 @@ def from_dict(data: dict[str, Any]) -> Policy:
     _check_sizes(data)
     if not isinstance(data, dict):
         raise HiCacheError(f"policy = {data!r}: must be an object with the fields of a Policy or a preset")
+    if "entries" in data:
+        raise HiCacheError("policy: is a pack of policies: must be one, or be picked from by max_error or max_seconds")
     version = data.get("version", VERSION)
     if type(version) is not int or version != VERSION:
         raise HiCacheError(

@@ -46,4 +46,8 @@ def checked_times(timesteps: Sequence[float], num_steps: int) -> tuple[float, ..
     times = numbers("trajectory", "timesteps", timesteps)
     if len(times) != num_steps:
         raise HiCacheError(f"trajectory.timesteps: {len(times)} of them, must be {num_steps}")
+    if num_steps > 1 and 0 < max(times) <= 1:
+        raise HiCacheError(
+            "trajectory.timesteps: all are in 0..1, must be in 0..1000, as schedulers have them: 1000 * t"
+        )
     return times

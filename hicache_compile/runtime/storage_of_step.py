@@ -54,7 +54,7 @@ def storage_of(graph: Graph, live: Live, step: Step, parameters: Parameters) -> 
         if state is not None and state.is_awaited(context.trajectory, step.index, epoch):
             raise HiCacheError(
                 f"resume(): the anchors of context {context.name!r} are of another graph: must be continued by the "
-                "denoiser, backend, shapes and offload that were suspended"
+                "denoiser, backend, shapes and options (anchors, memory_budget, offload, together) that were suspended"
             )
         check_shapes(state, kept, step)
         if state is not None and state.page is not None and state.trajectory == context.trajectory:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -540,3 +541,36 @@ def test_what_a_denoiser_returns_must_hold_tensors_that_torch_sees(tmp_path: Pat
     inputs = {"x": torch.randn(1, 16, 16), "t": torch.ones(1)}
     with pytest.raises(HiCacheError, match="returns Output, in which torch sees no tensor: must return tensors"):
         export_program(Wrapped().eval(), HiCache(), inputs, tmp_path / "toy.pt2")
+
+
+@pytest.mark.parametrize("dynamic", [False, "batch", True])
+def test_the_loop_of_the_documentation_runs_at_other_sizes(dynamic: bool | str, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
+    loop = next(
+        block for block in re.findall(r"```py\n(.*?)```", page, re.DOTALL) if "aoti" not in block and "zeros" in block
+    )
+    torch.manual_seed(0)
+    model, steps = ToyDiT().eval(), 8
+    policy, path = HiCache(interval=3), tmp_path / "toy.pt2"
+    example = {"x": torch.randn(2, 11, 16), "t": torch.ones(2)}
+    manifest = export_program(model, policy, example, path, num_steps=steps, dynamic=dynamic)
+    assert manifest.arguments[0].shape[-1] == 16
+    rows, tokens = (3, 11) if dynamic == "batch" else (3, 9) if dynamic else (2, 11)
+    arguments = [torch.randn(rows, tokens, 16), torch.rand(rows)]
+    graph = torch.export.load(path).module()
+    told = json.loads(manifest.to_json())
+    made: list[Tensor] = []
+
+    def kept(*given: Tensor) -> tuple[Tensor, ...]:
+        outputs: tuple[Tensor, ...] = graph(*given)
+        made.append(outputs[0])
+        return outputs
+
+    names = {"torch": torch, "manifest": told, "plan": told["plan"], "arguments": arguments, "graph": kept}
+    with torch.no_grad():
+        exec(loop, names)
+        compiled = hicache_compile(model, HiCache(interval=3), backend="eager")
+        with compiled.trajectory(steps):
+            for each in made:
+                torch.testing.assert_close(each, compiled(*arguments), rtol=1e-4, atol=1e-5)
+    assert len(made) == steps

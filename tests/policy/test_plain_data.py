@@ -22,7 +22,7 @@ from hicache_compile import (
     TeaCache,
     hicache_compile,
 )
-from hicache_compile.policy.json_codec import from_json, to_json
+from hicache_compile.policy.json_codec import as_policy, from_json, to_json
 from tests.support.models import ToyDiT
 
 ARRAYS = [np.array, torch.tensor]
@@ -70,3 +70,19 @@ def test_runs_take_a_schedulers_timesteps_as_they_are(array: Any) -> None:
 def test_arrays_that_are_no_such_number(value: Any) -> None:
     with pytest.raises(HiCacheError, match=r"Interval\.interval = .*: must be an integer >= 1"):
         Interval(value)
+
+
+def test_timesteps_of_another_scale_are_refused() -> None:
+    compiled: Any = hicache_compile(ToyDiT(), HiCache(), backend="eager")
+    with (
+        pytest.raises(HiCacheError, match=r"all are in 0\.\.1, must be in 0\.\.1000"),
+        compiled.trajectory(3, [1.0, 0.5, 0.0]),
+    ):
+        pass
+    with compiled.trajectory(3, [1000, 0.5, 0]), compiled.cache_context("ended"):
+        pass
+
+
+def test_a_pack_is_no_policy() -> None:
+    with pytest.raises(HiCacheError, match="policy: is a pack of policies: must be one"):
+        as_policy({"format": "hicache pack", "entries": []})

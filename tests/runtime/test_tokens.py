@@ -441,6 +441,17 @@ def test_tokens_that_mix_are_left_to_forecasts(caplog: pytest.LogCaptureFixture)
     assert any("its tokens mix in `mean`" in reason for _, reason in compiled.report().refused)
 
 
+def test_tokens_of_what_no_forecast_reads_do_not_count(caplog: pytest.LogCaptureFixture) -> None:
+    """Of a FLUX whose pictures have any number of tokens, only the MLPs of the text could be token-wise."""
+    with caplog.at_level(logging.WARNING, logger="hicache_compile"):
+        compiled = hicache_compile(random_flux(), ToCa(), backend="eager", dynamic=True)
+        with compiled.trajectory(6), torch.no_grad():
+            for _ in range(6):
+                compiled(**flux_inputs(), timestep=torch.ones(2), return_dict=False)
+    assert compiled.report().decisions() == "F...F."
+    assert caplog.text.count("no MLP can be computed for some of its tokens") == 1
+
+
 @pytest.mark.parametrize("kind", ["F", "t"])
 def test_one_bad_step_spoils_no_other(kind: str) -> None:
     """A sample that overflows in a full or in a token-wise step is what it was in later ones, and so is the other."""
