@@ -147,7 +147,8 @@ def _residual_draft(
     leaving = []
     for node in _leaving(zone, dependent):
         carried = carry(graph, node, streams, over)
-        leaving.append((node, carried if carried is not None else _entered_as(node, whole, over)))
+        begins = carried is None or carried is node  # a stream of its own, as after a convolution with a stride
+        leaving.append((node, _entered_as(node, whole, over) if begins else carried))
     return Draft(name, _named(name, leaving), zone)
 
 

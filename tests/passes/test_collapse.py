@@ -124,3 +124,11 @@ def test_casts_that_read_a_dtype_off_the_stream(layers: int) -> None:
     assert found["block"].sites == 1
     assert found["block"].flops_forecast == found["stack"].flops_forecast
     assert found["block"].error == pytest.approx(found["stack"].error, rel=1e-3)
+
+
+def test_a_stream_that_begins_within_a_block() -> None:
+    """A down block of a UNet makes its stream with a convolution, and hands that out too."""
+    case = next(case for case in CASES if case.name == "UNet2DModel")
+    found = examine(case, ("block",), layers=3, backend="eager")["block"]
+    assert found.identical
+    assert found.sites > 1
