@@ -67,8 +67,8 @@ def stepping(
             "export: must be the denoiser of one process, this one communicates with other ranks, and a file knows none"
         )
     if not made.sites:
-        nearest = made.refused[0] if made.refused else "no list of modules with a residual stream was found"
-        raise HiCacheError(f"export.policy: must cache something, scope {policy.scope!r} has no site; {nearest}")
+        why = made.why_nothing or "every step is computed"
+        raise HiCacheError(f"export.policy: must cache something, scope {policy.scope!r} has no site; {why}")
     return _Writer(call, policy, made, both_branches(made, policy.guards)).write(num_steps)
 
 
