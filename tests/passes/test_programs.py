@@ -221,7 +221,7 @@ def test_gradients_of_what_is_in_an_argument_are_refused() -> None:
     ("arguments", "message"),
     [
         ({"model": torch.jit.script(nn.Linear(2, 2))}, r"hicache_compile.model = .*: must not be TorchScript"),
-        ({"policy": {"preset": "FORA", "interval": np.int64(3)}}, r"Interval.interval = np.int64\(3\): must be an int"),
+        ({"policy": {"preset": "FORA", "interval": np.float32(2.5)}}, r"Interval.interval = 2.5: must be an integer"),
         ({"model": 3}, r"hicache_compile.model = int: must be a torch.nn.Module"),
         ({"policy": 3}, r"policy = 3: must be a Policy, a dict, a path"),
         ({"policy": "HiCash"}, r"policy = 'HiCash': must be .* one of HiCache, TaylorSeer"),
