@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -43,6 +44,7 @@ def demo(
 
     one_of("demo", "backend", backend, BACKENDS)
     check_picture("demo.out", out)
+    warnings.filterwarnings("ignore", message="Guards may run slower")  # of torch, on Python 3.13.0 alone
     captions = caption or CAPTIONS
     drawing = Drawing(captions, steps, seed)
     entered = contestants(drawing, backend, everything, sparse)
