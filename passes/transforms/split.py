@@ -9,7 +9,6 @@ after    probe:    m = f(x);  keep(measured_0, ...);  keep(before_0, m);  return
 Requires   programs of one guarded graph, with probes that are measured before a decision
 Ensures    a probe and the rest of a program together do what the program did, each op once; what goes from one to the
            other is a tensor, an output of the probe and an input ``value:N`` of the rest
-Raises     HiCacheError where something writes in place to what a probe reads
 """
 
 from __future__ import annotations
@@ -211,12 +210,36 @@ def _drop_probes(program: fx.GraphModule) -> None:
     drop_dead_code(program.graph)
 
 
+class _Writes:
+    """What writes in place to inputs of the denoiser, and what reads them before and after."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        given = {ops.storage(node) for node in graph.find_nodes(op="placeholder") if "input" in node.meta}
+        self._of: list[tuple[fx.Node, list[fx.Node], list[fx.Node]]] = []
+        readers: dict[object, list[fx.Node]] = {}
+        for node in graph.nodes:
+            for held in {ops.storage(target) for target in ops.mutated(node)} & given:
+                self._of.append((node, list(readers.get(held, [])), readers.setdefault(held, [])))
+            for held in {ops.storage(argument) for argument in node.all_input_nodes} & given:
+                readers.setdefault(held, []).append(node)
+
+    def wanted_by(self, closure: set[fx.Node]) -> list[fx.Node]:
+        """Writes that something in ``closure`` comes after, and what has to come before these writes."""
+        found: list[fx.Node] = []
+        for writer, before, readers in self._of:
+            if writer in closure or any(node in closure for node in readers[len(before) :] if node is not writer):
+                found += [node for node in (*before, writer) if node not in closure and node.op != "output"]
+        return found
+
+
 def _closure(program: fx.GraphModule, roots: Iterable[fx.Node]) -> set[fx.Node]:
     """What has to run for ``roots``: with it what writes to one of these values in place (rotary embeddings fill an
-    empty tensor), and all parts of a tuple of which one has to."""
+    empty tensor), what writes to an input of the denoiser before one of them reads it, with all that reads it before
+    that, and all parts of a tuple of which one has to."""
     closure: set[fx.Node] = set()
     queue = list(roots)
     written = [(node, target) for node in program.graph.nodes for target in ops.mutated(node)]
+    writes = _Writes(program.graph)
     while queue:
         while queue:
             node = queue.pop()
@@ -225,6 +248,7 @@ def _closure(program: fx.GraphModule, roots: Iterable[fx.Node]) -> set[fx.Node]:
                 queue += node.all_input_nodes
         held = {ops.storage(node) for node in closure if node.op != "placeholder"}
         queue = [node for node, target in written if node not in closure and ops.storage(target) in held]
+        queue += writes.wanted_by(closure)
     for node in program.graph.nodes:
         if ops.op(node) == "getitem" and node.args[0] in closure and not ops.is_tensor(node.args[0]):
             closure.add(node)

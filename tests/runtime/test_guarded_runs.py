@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -417,3 +418,45 @@ def test_a_guard_that_finds_no_signal_says_so() -> None:
     compiled = hicache_compile(Untimed(), TeaCache(0.2, "wan2.1-t2v-14b"), backend="eager")
     with pytest.raises(HiCacheError, match="a value that follows from the time"), compiled.trajectory(4):
         compiled(torch.randn(2, 6, 16), torch.ones(2))
+
+
+class Writing(ToyDiT):
+    """Writes to an argument or a buffer before its blocks, in ``way``."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.register_buffer("mean", torch.zeros(16))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        before = x + 1
+        if self.way == "scaled":
+            x.mul_(0.5)
+        elif self.way == "a view":
+            x[:, 0] = 0
+        elif self.way == "twice":
+            x[:, 0].add_(1)
+            x.mul_(0.5)
+        elif self.way == "time":
+            t.mul_(0.5)
+        else:
+            self.mean.mul_(0.9).add_(x.mean((0, 1)), alpha=0.1)
+            x = x - self.mean
+        return super().forward(x, t) + before
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "cond_eager"])
+@pytest.mark.parametrize("way", ["scaled", "a view", "twice", "time", "a buffer"])
+@pytest.mark.parametrize("policy", [TeaCache(0.0, coefficients=(1.0, 0.0)), FBCache(0.0), DiCache(0.0)])
+def test_what_is_written_in_place_before_a_probe_is_written_once(policy: Policy, way: str, backend: str) -> None:
+    torch.manual_seed(0)
+    model = Writing(way).eval()
+    plain = copy.deepcopy(model)
+    compiled = hicache_compile(model, policy, backend=backend)
+    with torch.no_grad(), compiled.trajectory(4):
+        for step in range(4):
+            mine = torch.randn(1, 8, 16), torch.full((1,), 1 - step / 4)
+            theirs = [value.clone() for value in mine]
+            torch.testing.assert_close(compiled(*mine), plain(*theirs), rtol=1e-5, atol=1e-6)
+            assert all(map(torch.equal, mine, theirs))
+    assert compiled.report().decisions() == "FFFF"
