@@ -22,6 +22,7 @@ from torch import fx
 from hicache_compile.passes.graph import ops
 from hicache_compile.passes.graph.choices import Choice
 from hicache_compile.passes.graph.graphs import copy_graph, copy_node, drop_dead_code, module_of, placeholders
+from hicache_compile.passes.graph.input_writes import InputWrites
 from hicache_compile.passes.graph.inputs import Role, StateInput, add_input, is_ring, role_of
 from hicache_compile.passes.graph.regions import Contexts
 from hicache_compile.passes.transforms.narrow_linears import narrow_linears
@@ -210,28 +211,6 @@ def _drop_probes(program: fx.GraphModule) -> None:
     drop_dead_code(program.graph)
 
 
-class _Writes:
-    """What writes in place to inputs of the denoiser, and what reads them before and after."""
-
-    def __init__(self, graph: fx.Graph) -> None:
-        given = {ops.storage(node) for node in graph.find_nodes(op="placeholder") if "input" in node.meta}
-        self._of: list[tuple[fx.Node, list[fx.Node], list[fx.Node]]] = []
-        readers: dict[object, list[fx.Node]] = {}
-        for node in graph.nodes:
-            for held in {ops.storage(target) for target in ops.mutated(node)} & given:
-                self._of.append((node, list(readers.get(held, [])), readers.setdefault(held, [])))
-            for held in {ops.storage(argument) for argument in node.all_input_nodes} & given:
-                readers.setdefault(held, []).append(node)
-
-    def wanted_by(self, closure: set[fx.Node]) -> list[fx.Node]:
-        """Writes that something in ``closure`` comes after, and what has to come before these writes."""
-        found: list[fx.Node] = []
-        for writer, before, readers in self._of:
-            if writer in closure or any(node in closure for node in readers[len(before) :] if node is not writer):
-                found += [node for node in (*before, writer) if node not in closure and node.op != "output"]
-        return found
-
-
 def _closure(program: fx.GraphModule, roots: Iterable[fx.Node]) -> set[fx.Node]:
     """What has to run for ``roots``: with it what writes to one of these values in place (rotary embeddings fill an
     empty tensor), what writes to an input of the denoiser before one of them reads it, with all that reads it before
@@ -239,7 +218,7 @@ def _closure(program: fx.GraphModule, roots: Iterable[fx.Node]) -> set[fx.Node]:
     closure: set[fx.Node] = set()
     queue = list(roots)
     written = [(node, target) for node in program.graph.nodes for target in ops.mutated(node)]
-    writes = _Writes(program.graph)
+    writes = InputWrites(program.graph)
     while queue:
         while queue:
             node = queue.pop()
