@@ -36,7 +36,7 @@ from hicache_compile.runtime.options import CompileOptions, Shared
 from hicache_compile.runtime.replay.call_signature import UnknownArgumentError
 from hicache_compile.runtime.replay.frames import MOST_ENTRIES, drop_compiled
 from hicache_compile.runtime.replay.replay import Replay, signature_of_call
-from hicache_compile.runtime.replay.side_effects import changes_python_state, compiled_within
+from hicache_compile.runtime.replay.side_effects import changes_python_state, compiled_within, is_whole_call
 from hicache_compile.runtime.rows.row import Row
 from hicache_compile.runtime.rows.step import RowsStep
 from hicache_compile.runtime.rows.together import together
@@ -96,7 +96,7 @@ class CompiledDenoiser(Handle, StandIn):
         self._inner.denoise.check(captured)
         self._inner.denoise.again.count(captured, self._session.step)
         graph = CompiledGraph(captured, self._sessions)
-        graph.replayable = not changes_python_state()
+        graph.replayable = is_whole_call() and not changes_python_state()
         graph.lower_now()  # may ask Dynamo to start over
         self._graphs.append(graph)
         return graph

@@ -443,3 +443,35 @@ def test_a_run_without_forecasts_says_why(caplog: pytest.LogCaptureFixture) -> N
         said = "0 forecasts: all 6 steps of context 'default' were computed, 4 of them because the anchors had started"
         assert (said in caplog.text) == casts
         assert compiled.report().decisions() == ("FFFFFF" if casts else "F..F..")
+
+
+@torch.compiler.disable
+def beside_the_graph(x: Tensor) -> Tensor:
+    return x * 2 + 1
+
+
+class BeforeTheGraph(ToyDiT):
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return super().forward(beside_the_graph(x), t)
+
+
+class AfterTheGraph(ToyDiT):
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return beside_the_graph(super().forward(x, t))
+
+
+class FrameThatIsSkipped(ToyDiT):
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return super().forward(x.to_sparse().to_dense(), t)
+
+
+@pytest.mark.parametrize("kind", [BeforeTheGraph, AfterTheGraph, FrameThatIsSkipped])
+def test_a_call_with_python_beside_its_only_graph_is_not_replayed(kind: type[ToyDiT]) -> None:
+    torch.manual_seed(0)
+    model = kind()
+    compiled = hicache_compile(model, HiCache(interval=1), backend="eager")
+    for _ in range(2):
+        with torch.no_grad(), compiled.trajectory(4):
+            for _ in range(4):
+                x, t = torch.randn(1, 5, 16), torch.rand(1)
+                assert torch.equal(compiled(x, t), model(x, t))

@@ -9,6 +9,7 @@ from torch import fx
 
 from hicache_compile import internals
 from hicache_compile.internals import InstructionTranslator
+from hicache_compile.runtime.replay import frames
 
 _OF_A_MODULE = ("_buffers", "_parameters")
 
@@ -24,6 +25,15 @@ def changes_python_state() -> bool:
     return any(not isinstance(var.mutation_type, new) for var in effects._get_modified_vars()) or bool(
         effects.tensor_hooks or output.random_calls
     )
+
+
+def is_whole_call() -> bool:
+    """Whether what Dynamo compiles now is a call from its first to its last line: else some of it runs beside the
+    graph. What begins a call is the code of ``frames``; what goes on after a break has another name."""
+    output = InstructionTranslator.current_tx().output
+    ended, code = output.compile_subgraph_reason, output.root_tx.f_code
+    begins = code.co_filename == frames.__file__ and not code.co_name.startswith("torch_dynamo_resume")
+    return begins and not (ended is not None and ended.graph_break)
 
 
 def compiled_within(model: torch.nn.Module) -> str:
