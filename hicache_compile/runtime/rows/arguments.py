@@ -46,8 +46,7 @@ def of_rows(args: Sequence[Any], kwargs: Mapping[str, Any], mine: slice, rows: i
     """The arguments of the rows ``mine`` out of ``rows`` alone."""
 
     leaves, build = flatten((tuple(args), dict(kwargs)), _are_samples if by_sample(args, kwargs) else None)
-    of_each = [len(leaf) == rows if isinstance(leaf, list) else has_rows(leaf, rows) for leaf in leaves]
-    made: Arguments = build([leaf[mine] if has else leaf for leaf, has in zip(leaves, of_each, strict=True)])
+    made: Arguments = build([_part(leaf, mine, rows) for leaf in leaves])
     return made
 
 
@@ -86,11 +85,14 @@ def taken_apart(output: Any, counts: Sequence[int], by_sample: bool = False) -> 
     """``output`` of a batch in parts, of as many rows as ``counts`` say. ``by_sample``: see ``joined``."""
     ends = list(itertools.accumulate(counts))
     leaves, build = flatten(output, _are_samples if by_sample else None)
-    rows = [isinstance(leaf, list) or has_rows(leaf, ends[-1]) for leaf in leaves]
-    return [
-        build([leaf[end - count : end] if has else leaf for leaf, has in zip(leaves, rows, strict=True)])
-        for count, end in zip(counts, ends, strict=True)
-    ]
+    parts = [slice(end - count, end) for count, end in zip(counts, ends, strict=True)]
+    return [build([_part(leaf, mine, ends[-1]) for leaf in leaves]) for mine in parts]
+
+
+def _part(leaf: Any, mine: slice, rows: int) -> Any:
+    """Of a leaf that has an entry for each of ``rows`` those of ``mine``, else the leaf."""
+    of_each = len(leaf) == rows if _are_samples(leaf) else has_rows(leaf, rows)
+    return leaf[mine] if of_each else leaf
 
 
 def has_rows(value: Any, rows: int) -> bool:
